@@ -1,0 +1,49 @@
+"""Bayesian active learning for JAX, as pure functions.
+
+fit → draws → predict → heuristic → select → label: each part is a function of arrays and keys, useful on its own, and
+``jit``, ``vmap``, ``scan`` and ``grad`` go through all of them.
+"""
+
+from baal_jax import data, heuristics, losses, metrics, pool, posteriors, selection, stopping
+from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
+from baal_jax.models import from_functions, from_linen, from_nnx
+from baal_jax.pool import PoolState
+from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
+from baal_jax.training import TrainState, trainer
+from baal_jax.typing import Acquisition, Dataset, Model, Posterior, Predictions, Selection, Variables
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Acquisition",
+    "ActiveLoop",
+    "Dataset",
+    "LoopState",
+    "Model",
+    "PoolState",
+    "Posterior",
+    "Predictions",
+    "Selection",
+    "StepInfo",
+    "TrainState",
+    "Variables",
+    "active_loop",
+    "data",
+    "evaluate",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "heuristics",
+    "losses",
+    "metrics",
+    "pool",
+    "posteriors",
+    "predict",
+    "predict_stream",
+    "run",
+    "score",
+    "score_stream",
+    "selection",
+    "stopping",
+    "trainer",
+]

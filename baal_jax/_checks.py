@@ -1,0 +1,85 @@
+"""Errors that name the argument, the value and the cure."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """Returns ``value`` as an int of at least ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+    return number
+
+
+def finite_float(name: str, value: Any, least: float) -> float:
+    """Returns ``value`` as a finite float of at least ``least``."""
+    if not isinstance(value, int | float | np.number) or not least <= float(value) < float("inf"):
+        raise ValueError(f"{name}={value!r} must be a finite number of at least {least}")
+    return float(value)
+
+
+def is_concrete(*trees: Any) -> bool:
+    """True outside of jit, vmap and grad, where values can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def typed_key(name: str, key: Any) -> None:
+    """Refuses anything but one typed key."""
+    if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{name}={key!r} must be a typed key: make one with jax.random.key(seed)")
+    if key.shape:
+        raise ValueError(f"{name} has shape {key.shape}, but one key is needed: vmap over several keys")
+
+
+def indices(name: str, values: Any, num_examples: int) -> None:
+    """Refuses repeated or out-of-range ids; −1 is padding. Traced values pass: their behaviour is defined instead."""
+    if not jax.numpy.issubdtype(jax.numpy.result_type(values), jax.numpy.integer) and np.size(values):
+        raise ValueError(f"{name} must be integer ids, not {jax.numpy.result_type(values)}: use jnp.flatnonzero(mask)")
+    if not is_concrete(values):
+        return
+    ids = np.asarray(values)
+    wrong = ids[(ids < -1) | (ids >= num_examples)]
+    if wrong.size:
+        raise ValueError(f"{name} holds {wrong[0]}, outside of the {num_examples} examples (−1 is padding)")
+    unique, counts = np.unique(ids[ids >= 0], return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{name} holds {unique[counts > 1][0]} more than once: pass each id once")
+
+
+def draws(name: str, logits: Any) -> None:
+    """Refuses what cannot be ``[S, N, …, C]``."""
+    if isinstance(logits, list | tuple | dict):
+        raise ValueError(f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine")
+    if logits.ndim < 3:
+        raise ValueError(
+            f"{name} has shape {logits.shape}, but draws, examples and classes [S, N, …, C] are needed: "
+            f"a single deterministic prediction [N, C] becomes one draw by {name}[None]"
+        )
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """The length that all leaves of ``tree`` share as first axis."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or lengths == {()}:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        raise ValueError(f"{name} needs one common leading axis of examples, but its shapes are {shapes}")
+    return lengths.pop()[0]
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Imports what an extra of the package brings, or says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here: pip install 'baal_jax[{extra}]'") from error

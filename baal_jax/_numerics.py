@@ -1,0 +1,71 @@
+"""Array functions in log space that the rest is written in. Scores are in nats, reductions in at least float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from baal_jax.typing import Array, Key
+
+# Ranking tiers below every finite score (float32 has room from ±1e37 to 3.4e38): weightless, then NaN, then unavailable.
+_LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
+
+
+def as_float(x: Array) -> Array:
+    """At least float32: half precision and integers are widened, float64 is kept."""
+    x = jnp.asarray(x)
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def log_probs(logits: Array) -> Array:
+    """``log_softmax`` over the last axis, in at least float32. Idempotent, so log-probabilities are logits too."""
+    return jax.nn.log_softmax(as_float(logits), axis=-1)
+
+
+def log_mean_exp(log_p: Array, axis: int = 0) -> Array:
+    """``log(mean(exp(log_p)))``, exact where all entries are equal, −inf where all are −inf."""
+    peak = jax.lax.stop_gradient(jnp.max(log_p, axis=axis, keepdims=True))
+    peak = jnp.where(jnp.isneginf(peak), 0.0, peak)
+    mean = jnp.mean(jnp.exp(log_p - peak), axis=axis)
+    positive = mean > 0  # NaN fails this, and must come through the other branch
+    return jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(positive | jnp.isnan(mean), mean, 1.0))) + peak.squeeze(axis)
+
+
+def entropy(log_p: Array) -> Array:
+    """``−Σ_c p_c log p_c`` over the last axis, with ``0 log 0 = 0`` in value and in gradient."""
+    possible = ~jnp.isneginf(log_p)
+    safe = jnp.where(possible, log_p, 0.0)
+    return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0.0), axis=-1)
+
+
+def rank_values(scores: Array, available: Array) -> Array:
+    """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
+    scores = scores.astype(jnp.float32)
+    values = jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST))
+    return jnp.where(available, values, -jnp.inf)
+
+
+def weightless_tier(key: Key, shape: tuple[int, ...]) -> Array:
+    """Random ranking keys below every ordinary score and above NaN."""
+    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape))
+
+
+def top_indices(values: Array, count: int) -> Array:
+    """``int32[count]`` positions of the largest ranking keys, best first, −1 for what is not available."""
+    best, indices = jax.lax.top_k(replicate(values), count)
+    return jnp.where(jnp.isneginf(best), -1, indices).astype(jnp.int32)
+
+
+def replicate(x: Array) -> Array:
+    """Gathers an array on an Explicit mesh, where ranking needs it; does nothing to any other."""
+    sharding = jax.typeof(x).sharding
+    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
+    if not explicit or all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+
+
+def take_or(values: Array, indices: Array, otherwise: float) -> Array:
+    """``values[indices]``, and ``otherwise`` where an index is −1."""
+    return jnp.where(indices >= 0, values[jnp.maximum(indices, 0)], otherwise)

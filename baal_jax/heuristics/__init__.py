@@ -1,0 +1,40 @@
+"""How informative would a label be? Array functions from logits ``[S, N, …, C]`` to scores ``[N, …]``.
+
+Contract: unnormalised log-probabilities in (log-probabilities are logits too), higher is more informative out, in nats
+where the score is information. Everything is jitted, vmaps, and is differentiable where the mathematics is.
+"""
+
+from baal_jax.heuristics._compose import combine, reduce_spatial
+from baal_jax.heuristics._convert import binary_logits, from_baal_layout
+from baal_jax.heuristics._information import bald, entropy, epig, expected_entropy
+from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
+from baal_jax.typing import ScoreFn
+
+REGISTRY: dict[str, ScoreFn] = {
+    "bald": bald,
+    "entropy": entropy,
+    "expected_entropy": expected_entropy,
+    "least_confidence": least_confidence,
+    "margin": margin,
+    "mean_std": mean_std,
+    "variance": variance,
+    "variation_ratio": variation_ratio,
+}
+"""Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
+
+__all__ = [
+    "REGISTRY",
+    "bald",
+    "binary_logits",
+    "combine",
+    "entropy",
+    "epig",
+    "expected_entropy",
+    "from_baal_layout",
+    "least_confidence",
+    "margin",
+    "mean_std",
+    "reduce_spatial",
+    "variance",
+    "variation_ratio",
+]

@@ -1,0 +1,108 @@
+"""From many scores to one: several outputs, several heuristics, maps and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.typing import Array, PyTree, ScoreFn
+
+_REDUCTIONS = ("mean", "sum", "max", "min")
+
+
+def combine(
+    score_fns: Sequence[ScoreFn],
+    weights: Sequence[float] | None = None,
+    *,
+    outputs: Sequence[Any] | None = None,
+) -> ScoreFn:
+    r"""A weighted mean of several scores, of one output or of several.
+
+    .. math:: s = \sum_j \frac{w_j}{\sum_i w_i} s_j
+
+    All heuristics here mean "higher is more informative", so any of them combine. Their units do not mix by
+    themselves: weights are how nats and variances are brought together.
+
+    Args:
+        score_fns: ``J`` heuristics.
+        weights: ``J`` non-negative weights, not all zero; equal ones by default.
+        outputs: which output each heuristic reads, as index or key into what the model returns. By default a list,
+            tuple or dict of ``J`` outputs is read in order, and a single array is given to every heuristic.
+
+    Returns:
+        A heuristic: ``logits`` (or a list, tuple or dict of them) ``-> [N, …]``.
+
+    Raises:
+        ValueError: the lengths differ or a weight is negative.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> half = heuristics.combine([heuristics.bald, heuristics.entropy], weights=[1, 1])
+        >>> print(half(jnp.zeros((4, 2, 2))))
+        [0.3465736 0.3465736]
+    """
+    score_fns = tuple(score_fns)
+    values = [1.0] * len(score_fns) if weights is None else [_checks.finite_float("weights", w, 0.0) for w in weights]
+    if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
+        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each")
+    if outputs is not None and len(outputs) != len(score_fns):
+        raise ValueError(f"outputs={outputs} do not fit {len(score_fns)} heuristics: pass one index or key for each")
+    shares = [value / sum(values) for value in values]
+
+    def score(logits: PyTree) -> Array:
+        return sum(share * fn(part) for share, fn, part in zip(shares, score_fns, pick(logits), strict=True))
+
+    def pick(logits: PyTree) -> list[Array]:
+        if outputs is not None:
+            return [logits[name] for name in outputs]
+        if not isinstance(logits, list | tuple | dict):
+            return [logits] * len(score_fns)
+        parts = list(logits.values()) if isinstance(logits, dict) else list(logits)
+        if len(parts) != len(score_fns):
+            raise ValueError(f"{len(parts)} outputs for {len(score_fns)} heuristics: name them with outputs=")
+        return parts
+
+    return jax.jit(score)
+
+
+@partial(jax.jit, static_argnames="reduction")
+def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None = None) -> Array:
+    r"""One score an example out of a map or a sequence of scores, so that segmentation and token outputs rank.
+
+    Compose it with any heuristic: ``lambda logits: reduce_spatial(bald(logits), "mean")``.
+
+    Args:
+        scores: ``[N, …]``.
+        reduction: "mean", "sum", "max" or "min", over all axes after the first.
+        where: ``bool[N, …]`` (or anything that broadcasts to ``scores``), True where a position counts and False where
+            it is padding. When padding depends on the example, let the model return its mask beside the logits:
+            ``lambda out: reduce_spatial(bald(out["logits"]), "mean", where=out["mask"][0])``.
+
+    Returns:
+        ``[N]`` scores. An example without any position that counts scores −inf, and so comes last.
+
+    Raises:
+        ValueError: an unknown ``reduction``.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> scores = jnp.array([[1.0, 3.0], [5.0, 100.0]])
+        >>> print(heuristics.reduce_spatial(scores, "mean", where=jnp.array([[True, True], [True, False]])))
+        [2. 5.]
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r} is unknown: choose one of {', '.join(_REDUCTIONS)}")
+    scores = _numerics.as_float(scores)
+    axes = tuple(range(1, scores.ndim))
+    counts = jnp.broadcast_to(True if where is None else where, scores.shape)
+    kept = jnp.where(counts, scores, {"max": -jnp.inf, "min": jnp.inf}.get(reduction, 0.0))
+    reduced = {"mean": jnp.sum, "sum": jnp.sum, "max": jnp.max, "min": jnp.min}[reduction](kept, axis=axes)
+    number = jnp.sum(counts, axis=axes)
+    if reduction == "mean":
+        reduced = reduced / jnp.maximum(number, 1).astype(scores.dtype)
+    return jnp.where(number == 0, -jnp.inf, reduced)

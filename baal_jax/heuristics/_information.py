@@ -1,0 +1,154 @@
+"""How the information in the draws splits: total, aleatoric, epistemic, and what it says about a target."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.typing import Array
+
+
+@jax.jit
+def entropy(logits: Array) -> Array:
+    r"""Entropy of the mean prediction: the total uncertainty.
+
+    .. math:: H[\bar p] = -\sum_c \bar p_c \log \bar p_c, \qquad \bar p = \tfrac1S \sum_s p_s
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+
+    Returns:
+        ``[N, …]`` scores in nats, between 0 and ``log C``.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+
+    References:
+        Shannon, `A mathematical theory of communication
+        <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.entropy(jnp.zeros((20, 3, 2))))
+        [0.6931472 0.6931472 0.6931472]
+    """
+    _checks.draws("logits", logits)
+    return _numerics.entropy(_numerics.log_mean_exp(_numerics.log_probs(logits)))
+
+
+@jax.jit
+def expected_entropy(logits: Array) -> Array:
+    r"""Mean entropy of the draws: the aleatoric part, which more labels do not remove.
+
+    .. math:: \mathbb E_s\, H[p_s] = -\tfrac1S \sum_s \sum_c p_{sc} \log p_{sc}
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+
+    Returns:
+        ``[N, …]`` scores in nats, between 0 and ``log C``.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+
+    References:
+        Depeweg et al., `Decomposition of uncertainty in Bayesian deep learning
+        <https://arxiv.org/abs/1710.07283>`_, 2018.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.expected_entropy(jnp.log(jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))))
+        [0.3465736]
+    """
+    _checks.draws("logits", logits)
+    return jnp.mean(_numerics.entropy(_numerics.log_probs(logits)), axis=0)
+
+
+@jax.jit
+def bald(logits: Array) -> Array:
+    r"""Bayesian active learning by disagreement: what a label would tell about the parameters.
+
+    .. math:: I(y; \theta) = H[\bar p] - \mathbb E_s\, H[p_s] = \tfrac1S \sum_s \mathrm{KL}(p_s \,\|\, \bar p)
+
+    The divergence is summed from terms that are never negative, so equal draws score exactly 0 and small scores keep
+    their digits, where the difference of the two entropies would be rounding noise.
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+
+    Returns:
+        ``[N, …]`` scores in nats, between 0 and ``min(log S, log C)``.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+
+    References:
+        Houlsby et al., `Bayesian active learning for classification and preference learning
+        <https://arxiv.org/abs/1112.5745>`_, 2011; Gal, Islam and Ghahramani, `Deep Bayesian active learning with image
+        data <https://arxiv.org/abs/1703.02910>`_, 2017.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))        # two draws, each sure of another class
+        >>> print(heuristics.bald(certain[:, None]))
+        [0.6931472]
+    """
+    _checks.draws("logits", logits)
+    log_p = _numerics.log_probs(logits)
+    log_mean = _numerics.log_mean_exp(log_p)[None]
+    possible = ~jnp.isneginf(log_p)
+    safe_log_p = jnp.where(possible, log_p, 0.0)
+    ratio = jnp.where(possible, log_mean - safe_log_p, 0.0)  # log(mean / p)
+    near = jnp.abs(ratio) < 0.1
+    small, large = jnp.where(near, ratio, 0.0), jnp.where(near, 0.0, ratio)
+    # p (e^r − 1 − r): by its series where the three terms would cancel, and as mean − p − p r elsewhere.
+    series = small**2 * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small / 720))))
+    p = jnp.where(possible, jnp.exp(safe_log_p), 0.0)
+    term = jnp.where(near & possible, p * series, jnp.exp(log_mean) - p - p * large)
+    return jnp.mean(jnp.sum(term, axis=-1), axis=0)
+
+
+@jax.jit
+def epig(logits: Array, target_logits: Array) -> Array:
+    r"""Expected predictive information gain: what a label would tell about predictions that matter.
+
+    .. math:: \mathbb E_{x_*} I(y; y_*) = \tfrac1M \sum_m \mathrm{KL}\bigl(p(y, y_m) \,\|\, p(y)\, p(y_m)\bigr),
+              \qquad p(y, y_m) = \tfrac1S \sum_s p_s(y)\, p_s(y_m)
+
+    Args:
+        logits: ``[S, N, C]`` predictions on the candidates.
+        target_logits: ``[S, M, C]`` predictions on the target inputs, under the same draws.
+
+    Returns:
+        ``[N]`` scores in nats, never above BALD.
+
+    Raises:
+        ValueError: either has not three axes, or they differ in draws.
+
+    References:
+        Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))[:, None]
+        >>> print(heuristics.epig(certain, certain))
+        [0.6931472]
+    """
+    for name, value in (("logits", logits), ("target_logits", target_logits)):
+        _checks.draws(name, value)
+        if value.ndim != 3:
+            raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
+    if logits.shape[0] != target_logits.shape[0]:
+        raise ValueError(f"{logits.shape[0]} draws of logits and {target_logits.shape[0]} of target_logits: use the same")
+    p, p_target = (jnp.exp(_numerics.log_probs(x)) for x in (logits, target_logits))
+    mean = jnp.mean(p, axis=0)
+
+    def information(target: Array) -> Array:  # [S, C] -> [N]
+        joint = jnp.einsum("snc,sd->ncd", p, target) / p.shape[0]
+        independent = mean[..., None] * jnp.mean(target, axis=0)[None, None]
+        possible = joint > 0
+        ratio = jnp.where(possible, joint, 1.0) / jnp.where(possible, independent, 1.0)
+        return jnp.sum(jnp.where(possible, joint * jnp.log(ratio), 0.0) - joint + independent, axis=(1, 2))
+
+    return jnp.mean(jax.lax.map(information, jnp.moveaxis(p_target, 1, 0)), axis=0)

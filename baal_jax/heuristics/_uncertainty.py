@@ -1,0 +1,175 @@
+"""Scores of one prediction: how unsure the mean is, and how much the draws spread."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.typing import Array
+
+
+@jax.jit
+def margin(logits: Array) -> Array:
+    r"""Minus the gap between the two most probable classes of the mean prediction.
+
+    .. math:: -(\bar p_{(1)} - \bar p_{(2)})
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, ``C >= 2``.
+
+    Returns:
+        ``[N, …]`` scores between −1 (sure) and 0 (a tie).
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
+
+    References:
+        Scheffer, Decomain and Wrobel, `Active hidden Markov models for information extraction
+        <https://doi.org/10.1007/3-540-44816-0_31>`_, 2001.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
+        [-0.25]
+    """
+    _need_classes(logits)
+    best = jax.lax.top_k(_mean_probs(logits), 2)[0]
+    return best[..., 1] - best[..., 0]
+
+
+@jax.jit
+def least_confidence(logits: Array) -> Array:
+    r"""One minus the probability of the most probable class of the mean prediction (Baal's Certainty, turned round).
+
+    .. math:: 1 - \max_c \bar p_c
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+
+    Returns:
+        ``[N, …]`` scores between 0 and ``1 − 1/C``.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
+
+    References:
+        Lewis and Gale, `A sequential algorithm for training text classifiers <https://arxiv.org/abs/cmp-lg/9407020>`_,
+        1994.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
+        [0.5]
+    """
+    _need_classes(logits)
+    return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
+
+
+@jax.jit
+def variation_ratio(logits: Array) -> Array:
+    r"""The share of draws that do not vote for the most frequent class.
+
+    .. math:: 1 - \tfrac1S \max_c \sum_s [\arg\max_k p_{sk} = c]
+
+    A piecewise constant score: its gradient is zero.
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities. A draw with ties votes for the first of them.
+
+    Returns:
+        ``[N, …]`` scores between 0 and ``1 − 1/C``; NaN where a draw holds NaN.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
+
+    References:
+        Freeman, *Elementary applied statistics*, 1965; Gal, Islam and Ghahramani, `Deep Bayesian active learning with
+        image data <https://arxiv.org/abs/1703.02910>`_, 2017.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> votes = jnp.array([0, 0, 0, 1])
+        >>> print(heuristics.variation_ratio(jax.nn.one_hot(votes, 3)[:, None]))
+        [0.25]
+    """
+    _need_classes(logits)
+    logits = _numerics.as_float(logits)
+    votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+    ratio = 1.0 - jnp.max(jnp.mean(votes, axis=0), axis=-1)
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=(0, -1)), jnp.nan, ratio)
+
+
+@jax.jit
+def mean_std(logits: Array) -> Array:
+    r"""Standard deviation of the class probabilities over the draws, averaged over classes.
+
+    .. math:: \tfrac1C \sum_c \sqrt{\tfrac1S \sum_s p_{sc}^2 - \bar p_c^2}
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+
+    Returns:
+        ``[N, …]`` scores between 0 and 1/2.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
+
+    References:
+        Kampffmeyer, Salberg and Jenssen, `Semantic segmentation of small objects and modeling of uncertainty
+        <https://doi.org/10.1109/CVPRW.2016.90>`_, 2016; Kendall, Badrinarayanan and Cipolla, `Bayesian SegNet
+        <https://arxiv.org/abs/1511.02680>`_, 2015.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+        >>> print(heuristics.mean_std(certain[:, None]))
+        [0.5]
+    """
+    _need_classes(logits)
+    p = jnp.exp(_numerics.log_probs(logits))
+    spread = jnp.var(p, axis=0)
+    level = spread == 0  # the square root has no gradient at 0
+    return jnp.mean(jnp.where(level, 0.0, jnp.sqrt(jnp.where(level, 1.0, spread))), axis=-1)
+
+
+@jax.jit
+def variance(outputs: Array) -> Array:
+    r"""Variance of regression outputs over the draws, averaged over output dimensions.
+
+    .. math:: \tfrac1C \sum_c \bigl(\tfrac1S \sum_s f_{sc}^2 - \bar f_c^2\bigr)
+
+    Args:
+        outputs: ``[S, N, …, C]`` regression outputs, used as they are (no softmax).
+
+    Returns:
+        ``[N, …]`` scores in squared units of the outputs.
+
+    Raises:
+        ValueError: ``outputs`` has fewer than three axes, or is a list of outputs.
+
+    References:
+        Seo et al., `Gaussian process regression: active data selection and test point rejection
+        <https://doi.org/10.1109/IJCNN.2000.861310>`_, 2000; Tsymbalov, Panov and Shapeev, `Dropout-based active
+        learning for regression <https://arxiv.org/abs/1806.09856>`_, 2018.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.variance(jnp.array([1.0, 3.0]).reshape(2, 1, 1)))
+        [1.]
+    """
+    _checks.draws("outputs", outputs)
+    return jnp.mean(jnp.var(_numerics.as_float(outputs), axis=0), axis=-1)
+
+
+def _need_classes(logits: Array) -> None:
+    _checks.draws("logits", logits)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
+            "heuristics.binary_logits"
+        )
+
+
+def _mean_probs(logits: Array) -> Array:
+    return jnp.exp(_numerics.log_mean_exp(_numerics.log_probs(logits)))

@@ -1,0 +1,75 @@
+"""Losses, one number an example: the trainer does the averaging. Any optax loss of that form works as well."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _numerics
+from baal_jax.typing import Array
+
+
+def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0) -> Array:
+    r"""Cross-entropy of integer classes, in nats.
+
+    .. math:: -\sum_c q_c \log p_c, \qquad q_c = (1 - \alpha)\,[c = y] + \alpha / C
+
+    Args:
+        logits: ``[B, …, C]``.
+        targets: ``int[B, …]`` classes; a negative one is unknown (or padding) and does not count.
+        label_smoothing: ``α``.
+
+    Returns:
+        ``[B]``: the loss of each example, averaged over its positions that count.
+
+    Raises:
+        ValueError: the shapes do not fit, or targets are not integers.
+
+    Example:
+        >>> from baal_jax import losses
+        >>> print(losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([3, -1])))
+        [1.3862944 0.       ]
+    """
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets {targets.dtype}{targets.shape} do not fit logits of shape {logits.shape}: "
+            "pass integer classes with the shape of logits without the last axis"
+        )
+    import optax  # heavy, and not needed to import the package
+
+    known = targets >= 0
+    logits = _numerics.as_float(logits)
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    losses = jnp.where(known, optax.safe_softmax_cross_entropy(logits, labels), 0.0)
+    axes = tuple(range(1, losses.ndim))
+    return jnp.sum(losses, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(losses.dtype)
+
+
+def squared_error(outputs: Array, targets: Array) -> Array:
+    r"""Half the squared error, as in a Gaussian likelihood of unit variance, averaged over output dimensions.
+
+    .. math:: \tfrac{1}{2C} \sum_c (f_c - y_c)^2
+
+    Args:
+        outputs: ``[B, …, C]``.
+        targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension.
+
+    Returns:
+        ``[B]``: the loss of each example, averaged over its positions.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> from baal_jax import losses
+        >>> print(losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros(2)))
+        [0.5 4.5]
+    """
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        targets = targets[..., None]
+    if outputs.shape != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    import optax
+
+    errors = optax.l2_loss(_numerics.as_float(outputs), _numerics.as_float(targets))
+    return jnp.mean(errors, axis=tuple(range(1, errors.ndim)))

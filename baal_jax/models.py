@@ -1,0 +1,360 @@
+"""Networks of any module system as three pure functions, :class:`~baal_jax.typing.Model`.
+
+The only file that knows flax. No network has to be edited: a stock module with one ``train: bool`` works, whether the
+flag is a constructor argument, a keyword or a position. In prediction dropout is on, batch normalisation uses its
+running statistics, and one key is one function.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+from baal_jax import _random
+from baal_jax.typing import Key, Model, PyTree, Variables
+
+# Values that the usual flags have in training.
+_TRAINING: dict[str, bool] = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "inference": False,
+    "use_running_average": False,
+}
+_INFERENCE = {name: not value for name, value in _TRAINING.items()}
+
+
+def from_functions(
+    init: Callable[[Key, PyTree], PyTree],
+    apply: Callable[[PyTree, PyTree, Key], PyTree],
+) -> Model:
+    """A network from the functions of any library (Haiku, Equinox, your own).
+
+    Args:
+        init: ``(key, inputs [B, …]) -> params``.
+        apply: ``(params, inputs [B, …], key) -> outputs [B, …, C]``, with dropout on. Training calls it with a batch;
+            prediction calls it with one example at a time under ``vmap``, so that one key is one function.
+
+    Returns:
+        A :class:`~baal_jax.typing.Model`.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> def init(key, inputs):
+        ...     return jax.random.normal(key, (inputs.shape[-1], 3))
+        >>> def apply(params, inputs, key):
+        ...     return (inputs * jax.random.bernoulli(key, 0.5, inputs.shape)) @ params
+        >>> model = baal.from_functions(init, apply)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
+        (2, 3)
+    """
+
+    def init_variables(key: Key, inputs: PyTree) -> Variables:
+        return Variables(init(key, inputs), {})
+
+    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        return apply(variables.params, inputs, key)
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        return apply(variables.params, inputs, _random.vectorised(key)), variables.collections
+
+    return Model(init_variables, _one_function(predict), train)
+
+
+def from_linen(
+    module: Any,
+    *,
+    stochastic: Sequence[type] = (),
+    frozen: Sequence[type] = (),
+    rng_collections: Sequence[str] = ("dropout",),
+    train_kwargs: Mapping[str, Any] | None = None,
+    predict_kwargs: Mapping[str, Any] | None = None,
+) -> Model:
+    """A network from a flax linen module, unedited.
+
+    The module is called in training mode: flags named ``train``, ``training``, ``is_training``, ``deterministic``,
+    ``inference`` or ``use_running_average`` are found in the constructor or in ``__call__`` and set. In prediction
+    ``nn.Dropout`` and ``nn.MultiHeadDotProductAttention`` are held on and ``nn.BatchNorm`` is held in inference mode,
+    whatever the module asks of them.
+
+    Args:
+        module: a linen module, called as ``module(inputs)`` or with one of the flags above.
+        stochastic: classes of your own to keep random in prediction (DropPath, noise layers), by the same flags.
+        frozen: classes of your own to keep in inference mode in prediction (normalisation with running statistics).
+        rng_collections: names of the random streams that the module reads.
+        train_kwargs: keywords of ``__call__`` in training, in place of the flags found.
+        predict_kwargs: keywords of ``__call__`` in prediction, by default those of training. Pass
+            ``{"train": False}`` for a module whose training mode changes what it returns.
+
+    Returns:
+        A :class:`~baal_jax.typing.Model`. Every collection except ``params`` and ``intermediates`` is carried through
+        training.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train: bool):
+        ...         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+        >>> model = baal.from_linen(Net())
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
+        (2, 3)
+    """
+    import flax.linen as nn
+
+    forced = [
+        ((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), _TRAINING),
+        ((nn.BatchNorm, *frozen), _INFERENCE),
+    ]
+    call = type(module).__call__
+    fields = {name: value for name, value in _TRAINING.items() if name in type(module).__dataclass_fields__}
+    module = module.clone(**fields) if fields else module
+    if train_kwargs is None:
+        train_kwargs = {name: value for name, value in _call_flags(call).items() if name not in fields}
+    predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
+
+    def intercept(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        layer, flags = context.module, _flags_for(context.module, forced)
+        if context.method_name != "__call__" or flags is None:
+            return next_call(*args, **kwargs)
+        args, kwargs, attributes = _force(type(layer).__call__, layer, args, kwargs, flags)
+        before = {name: getattr(layer, name) for name in attributes}
+        for name, value in attributes.items():
+            object.__setattr__(layer, name, value)  # a clone that flax bound for this call, not the user's object
+        try:
+            return next_call(*args, **kwargs)
+        finally:
+            for name, value in before.items():
+                object.__setattr__(layer, name, value)
+
+    def streams(key: Key) -> dict[str, Key]:
+        return {name: jax.random.fold_in(key, i) for i, name in enumerate(rng_collections)}
+
+    def run(variables: Variables, inputs: PyTree, key: Key, keywords: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
+        args, kwargs = _call_arguments(call, inputs, keywords)
+        arrays = {"params": variables.params, **variables.collections}
+        # Collections are mutable even in prediction: what a module writes there is dropped, not refused.
+        return module.apply(arrays, *args, rngs=streams(key), mutable=list(variables.collections), **kwargs)
+
+    def init(key: Key, inputs: PyTree) -> Variables:
+        key_params, key_streams = jax.random.split(key)
+        args, kwargs = _call_arguments(call, inputs, train_kwargs)
+        arrays = module.init({"params": key_params, **streams(key_streams)}, *args, **kwargs)
+        collections = {name: value for name, value in arrays.items() if name not in ("params", "intermediates")}
+        return Variables(arrays.get("params", {}), collections)
+
+    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        with nn.intercept_methods(intercept):
+            return run(variables, inputs, key, predict_kwargs)[0]
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        outputs, collections = run(variables, inputs, _random.vectorised(key), train_kwargs)
+        return outputs, dict(collections)
+
+    return Model(init, _one_function(predict), train)
+
+
+def from_nnx(
+    module: Any,
+    *,
+    stochastic: Sequence[type] = (),
+    frozen: Sequence[type] = (),
+    train_kwargs: Mapping[str, Any] | None = None,
+    predict_kwargs: Mapping[str, Any] | None = None,
+) -> Model:
+    """A network from a flax nnx module, unedited.
+
+    Training runs the module as after ``module.train()`` and with the flags of :func:`from_linen` set where ``__call__``
+    has them (``rngs`` too). In prediction ``nnx.Dropout`` and ``nnx.MultiHeadAttention`` are held on and
+    ``nnx.BatchNorm`` is held in inference mode, whatever the module asks of them. Your object is never changed.
+
+    Args:
+        module: a function ``rngs -> module`` (a class with only ``rngs`` to give is one), from which every ``init``
+            draws new weights; or a module, whose weights every ``init`` returns to, whatever the key.
+        stochastic: classes of your own to keep random in prediction, by the same flags.
+        frozen: classes of your own to keep in inference mode in prediction.
+        train_kwargs: keywords of ``__call__`` in training, in place of the flags found.
+        predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
+
+    Returns:
+        A :class:`~baal_jax.typing.Model`. ``nnx.Param`` is trained; every other variable is carried through training.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> from flax import nnx
+        >>> class Net(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.dropout, self.dense = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.dense(self.dropout(x))
+        >>> model = baal.from_nnx(Net)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
+        (2, 3)
+    """
+    from flax import nnx
+
+    forced = [
+        ((nnx.Dropout, nnx.MultiHeadAttention, *stochastic), _TRAINING),
+        ((nnx.BatchNorm, *frozen), _INFERENCE),
+    ]
+    given = isinstance(module, nnx.Module)
+    template = nnx.clone(module) if given else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+    # `train` is a method of every nnx module; the other flags may be attributes.
+    template.set_attributes(
+        **{name: value for name, value in _TRAINING.items() if name != "train"}, raise_if_not_found=False
+    )
+    graph, _, streams, _ = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    stream_leaves, stream_structure = jax.tree.flatten(nnx.to_pure_dict(streams))
+    call = type(template).__call__
+    train_kwargs = _call_flags(call) if train_kwargs is None else train_kwargs
+    predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
+    takes_rngs = "rngs" in inspect.signature(call).parameters
+
+    def build(variables: Variables, key: Key) -> Any:
+        leaves = []
+        for i, leaf in enumerate(stream_leaves):  # every stream gets a key of its own, and its count starts again
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                stream = jax.random.fold_in(key, i)
+                leaves.append(jax.random.split(stream, leaf.shape) if leaf.shape else stream)
+            else:
+                leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
+        streams = jax.tree.unflatten(stream_structure, leaves)
+        return nnx.merge(graph, nnx.State(_merged(_merged(variables.params, variables.collections), streams)))
+
+    def run(network: Any, inputs: PyTree, key: Key, keywords: Mapping[str, Any]) -> PyTree:
+        if takes_rngs:
+            keywords = {**keywords, "rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))}
+        args, kwargs = _call_arguments(call, inputs, keywords)
+        return network(*args, **kwargs)
+
+    def variables_of(network: Any) -> Variables:
+        _, params, _, rest = nnx.split(network, nnx.Param, nnx.RngState, ...)
+        return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+
+    initial = variables_of(template) if given else None
+
+    def init(key: Key, inputs: PyTree) -> Variables:
+        del inputs
+        return variables_of(module(nnx.Rngs(key))) if initial is None else initial
+
+    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        network = build(variables, key)
+        for _, layer in nnx.iter_modules(network):
+            flags = _flags_for(layer, forced)
+            if flags is not None:
+                object.__setattr__(layer, "__class__", _forced_class(type(layer), flags))
+        return run(network, inputs, key, predict_kwargs)
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        key = _random.vectorised(key)
+        network = build(variables, key)
+        outputs = run(network, inputs, key, train_kwargs)
+        return outputs, variables_of(network).collections
+
+    return Model(init, _one_function(predict), train)
+
+
+def require_stochastic(model: Model, variables: Variables, inputs: PyTree) -> None:
+    """Refuses a network whose output does not depend on the key, from its traced program, without running it.
+
+    Args:
+        model: the network.
+        variables: its arrays (values are not read).
+        inputs: ``[B, …]`` (values are not read).
+
+    Raises:
+        ValueError: all draws would be the same function.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
+    program = jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0)).jaxpr
+    used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
+    if not used[-1]:
+        raise ValueError(
+            "the model's output does not depend on the key, so every Monte-Carlo draw would be the same function and "
+            "MC-dropout would be deterministic: all disagreement scores would be 0. Add dropout with a rate above 0, or "
+            "name your own random layers in from_linen(…, stochastic=(MyLayer,)) or from_nnx(…, stochastic=(MyLayer,))"
+        )
+
+
+def _one_function(
+    apply: Callable[[Variables, PyTree, Key], PyTree],
+) -> Callable[[Variables, PyTree, Key], PyTree]:
+    """Maps a network over single examples with one key: every row meets the same sampled function.
+
+    The masks and whatever does not depend on the key stay unbatched, so the compiler sees plain batched layers.
+    """
+
+    def apply_rows(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        key = _random.vectorised(key)
+
+        def one(example: PyTree) -> PyTree:
+            outputs = apply(variables, jax.tree.map(lambda leaf: leaf[None], example), key)
+            return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+        return jax.vmap(one)(inputs)
+
+    return apply_rows
+
+
+def _call_flags(call: Callable) -> dict[str, bool]:
+    return {name: _TRAINING[name] for name in inspect.signature(call).parameters if name in _TRAINING}
+
+
+def _call_arguments(call: Callable, inputs: PyTree, keywords: Mapping[str, Any]) -> tuple[tuple, dict]:
+    """Arguments after ``self``, positional where the signature insists on it."""
+    parameters = inspect.signature(call).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY][2:]
+    args = (inputs, *(keywords[name] for name in names if name in keywords))
+    return args, {name: value for name, value in keywords.items() if name not in names}
+
+
+def _flags_for(layer: Any, forced: Sequence[tuple[tuple, dict[str, bool]]]) -> dict[str, bool] | None:
+    return next((flags for classes, flags in forced if isinstance(layer, classes)), None)
+
+
+def _force(
+    call: Callable, layer: Any, args: tuple, kwargs: dict, flags: Mapping[str, bool]
+) -> tuple[tuple, dict, dict[str, bool]]:
+    """Forces flags, wherever the caller put them.
+
+    Returns:
+        ``(args, kwargs, attributes)``: the call, and what to set on the layer meanwhile. A flag that is an attribute
+        leaves the call, because flax refuses one that is given twice.
+    """
+    bound = inspect.signature(call).bind_partial(layer, *args, **kwargs)
+    attributes = {}
+    for name, value in flags.items():
+        if hasattr(layer, name) and not callable(getattr(layer, name)):
+            attributes[name] = value
+            bound.arguments.pop(name, None)
+        elif name in bound.signature.parameters:
+            bound.arguments[name] = value
+    return bound.args[1:], bound.kwargs, attributes
+
+
+def _forced_class(cls: type, flags: Mapping[str, bool]) -> type:
+    """A subclass of an nnx layer that ignores how its caller sets the flags."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, attributes = _force(cls.__call__, self, args, kwargs, flags)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        return cls.__call__(self, *args, **kwargs)
+
+    return type(cls)(cls.__name__, (cls,), {"__call__": call})
+
+
+def _merged(left: Any, right: Any) -> Any:
+    """Two nested dicts as one."""
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        return right
+    return {**left, **{name: _merged(left[name], value) if name in left else value for name, value in right.items()}}

@@ -1,0 +1,219 @@
+"""Which examples are labelled: an immutable mask and the transitions between masks.
+
+Indices are always ids into the whole data set; there is no second, pool-relative numbering. Every transition takes a
+:class:`PoolState` and returns a new one, costs O(N) on the device, and goes through ``jit``, ``vmap`` and ``scan``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.typing import Array, Key
+
+
+class PoolState(NamedTuple):
+    """Which examples are labelled, and since when.
+
+    Attributes:
+        labelled_at: ``int32[N]``, the round in which an example was labelled, −1 while it is not.
+        round: ``int32[]``, the round that the next labels belong to.
+        targets: ``[N, …]`` labels collected so far, where people give them; None when the data set knows them already.
+    """
+
+    labelled_at: Array
+    round: Array
+    targets: Any = None
+
+
+def init(num_examples: int, targets: Array | None = None) -> PoolState:
+    """A pool of ``num_examples`` with nothing labelled.
+
+    Args:
+        num_examples: ``N``.
+        targets: ``[N, …]`` array to store labels in as they arrive (start from ``jnp.full(N, -1)``), or None when the
+            data set already holds them.
+
+    Returns:
+        The :class:`PoolState`.
+
+    Raises:
+        ValueError: ``num_examples`` is not a positive integer, or ``targets`` has another length.
+
+    Example:
+        >>> from baal_jax import pool
+        >>> state = pool.label(pool.init(5), [3, 1])
+        >>> state.labelled_at.tolist(), int(state.round), int(pool.num_labelled(state))
+        ([-1, 0, -1, 0, -1], 1, 2)
+    """
+    num_examples = _checks.positive_int("num_examples", num_examples)
+    if targets is not None:
+        targets = jnp.asarray(targets)
+        if targets.shape[:1] != (num_examples,):
+            raise ValueError(f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}")
+    return PoolState(jnp.full(num_examples, -1, jnp.int32), jnp.zeros((), jnp.int32), targets)
+
+
+def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool = True) -> PoolState:
+    """Labels examples in the current round.
+
+    An example that is labelled already keeps its round, and −1 is padding that labels nothing. Eager calls refuse
+    repeated and out-of-range ids; inside compiled code a repeated id counts once and an out-of-range one not at all.
+
+    Args:
+        state: the pool.
+        indices: ``int[Q]`` ids into the data set (or a single id).
+        targets: ``[Q, …]`` labels to store, when the pool was made with ``targets``.
+        advance: whether the round ends here. ``False`` adds to a round that stays open, for labels that arrive one by one.
+
+    Returns:
+        The new :class:`PoolState`.
+
+    Raises:
+        ValueError: repeated or out-of-range ids, or ``targets`` that do not fit.
+
+    Example:
+        >>> from baal_jax import pool
+        >>> state = pool.init(4, targets=jnp.full(4, -1))
+        >>> state = pool.label(state, [2, 0], targets=[7, 9])
+        >>> state.targets.tolist(), pool.labelled(state).tolist()
+        ([9, -1, 7, -1], [True, False, True, False])
+    """
+    indices = _as_ids(state, indices)
+    if targets is not None:
+        state = annotate(state, indices, targets)
+    return _label(state, indices, advance=advance)
+
+
+@partial(jax.jit, static_argnames="advance")
+def _label(state: PoolState, indices: Array, *, advance: bool) -> PoolState:
+    old = state.labelled_at.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    labelled_at = _set(state.labelled_at, indices, jnp.where(old >= 0, old, state.round))
+    return state._replace(labelled_at=labelled_at, round=state.round + int(advance))
+
+
+def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
+    """Stores (or corrects) labels without changing which examples count as labelled.
+
+    Args:
+        state: a pool made with ``targets``.
+        indices: ``int[Q]`` ids; −1 stores nothing.
+        targets: ``[Q, …]``.
+
+    Returns:
+        The new :class:`PoolState`.
+
+    Raises:
+        ValueError: the pool stores no targets, the lengths differ, or ids are repeated or out of range.
+    """
+    indices = _as_ids(state, indices)
+    if state.targets is None:
+        raise ValueError("targets were given to a pool that stores none: make it with pool.init(num_examples, targets=…)")
+    targets = jnp.asarray(targets, state.targets.dtype).reshape((-1, *state.targets.shape[1:]))
+    if targets.shape[0] != indices.shape[0]:
+        raise ValueError(f"targets holds {targets.shape[0]} labels for {indices.shape[0]} indices: pass one for each")
+    return state._replace(targets=_set(state.targets, indices, targets))
+
+
+def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
+    """Labels ``num`` examples drawn uniformly without replacement from those still available, as one round.
+
+    Args:
+        key: a typed key.
+        state: the pool.
+        num: how many; where fewer are left, all of them are labelled.
+
+    Returns:
+        The new :class:`PoolState`.
+
+    Raises:
+        ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is still unlabelled).
+    """
+    num = _checks.positive_int("num", num, least=0)
+    size = state.labelled_at.shape[0]
+    left = int(num_available(state)) if _checks.is_concrete(state) else size
+    if num > left:
+        raise ValueError(f"num={num} exceeds the {left} unlabelled examples: label fewer")
+    return _label_randomly(key, state, num)
+
+
+@partial(jax.jit, static_argnums=2)
+def _label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
+    values = _numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
+    return _label(state, _numerics.top_indices(values, num), advance=True)
+
+
+def unlabel(state: PoolState, indices: Any) -> PoolState:
+    """Takes labels back: the examples are available again. Stored targets stay where they are.
+
+    Args:
+        state: the pool.
+        indices: ``int[Q]`` ids; −1 and unlabelled examples are left alone.
+
+    Returns:
+        The new :class:`PoolState`, in the same round.
+
+    Raises:
+        ValueError: repeated or out-of-range ids.
+    """
+    return _unlabel(state, _as_ids(state, indices))
+
+
+@jax.jit
+def _unlabel(state: PoolState, indices: Array) -> PoolState:
+    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, -1, jnp.int32)))
+
+
+def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
+    """``bool[N]``: what is labelled.
+
+    Args:
+        state: the pool.
+        last_rounds: only what the latest ``last_rounds`` rounds that labelled anything added; None for all.
+
+    Returns:
+        ``bool[N]``.
+
+    Raises:
+        ValueError: ``last_rounds`` is not a positive integer.
+
+    Example:
+        >>> from baal_jax import pool
+        >>> state = pool.label(pool.label(pool.init(4), [0]), [2])
+        >>> pool.labelled(state, last_rounds=1).tolist()
+        [False, False, True, False]
+    """
+    if last_rounds is None:
+        return state.labelled_at >= 0
+    last_rounds = _checks.positive_int("last_rounds", last_rounds)
+    latest = jnp.max(state.labelled_at)
+    return (state.labelled_at >= 0) & (state.labelled_at > latest - last_rounds)
+
+
+def available(state: PoolState) -> Array:
+    """``bool[N]``: what can still be labelled."""
+    return state.labelled_at < 0
+
+
+def num_labelled(state: PoolState) -> Array:
+    """``int32[]``: how many examples are labelled."""
+    return jnp.sum(state.labelled_at >= 0, dtype=jnp.int32)
+
+
+def num_available(state: PoolState) -> Array:
+    """``int32[]``: how many examples can still be labelled."""
+    return jnp.sum(state.labelled_at < 0, dtype=jnp.int32)
+
+
+def _as_ids(state: PoolState, indices: Any) -> Array:
+    _checks.indices("indices", indices, state.labelled_at.shape[0])
+    return jnp.atleast_1d(jnp.asarray(indices, jnp.int32))
+
+
+def _set(array: Array, indices: Array, values: Array) -> Array:
+    # A negative index would wrap around to the last example, even under mode="drop".
+    return array.at[indices].set(values, mode="drop", wrap_negative_indices=False)

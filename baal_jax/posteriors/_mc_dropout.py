@@ -1,0 +1,57 @@
+"""MC-dropout: a network trained with dropout, and its dropout masks as draws from an approximate posterior."""
+
+from __future__ import annotations
+
+import jax
+
+from baal_jax.models import require_stochastic
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer
+
+
+def mc_dropout(model: Model, trainer: Trainer) -> Posterior:
+    """Monte-Carlo dropout.
+
+    A draw is a key, and so a set of dropout masks that the whole pool shares: one draw is one function. Layers before
+    the first dropout do not depend on the draw and are computed once for all of them.
+
+    Args:
+        model: from :func:`~baal_jax.from_linen`, :func:`~baal_jax.from_nnx` or :func:`~baal_jax.from_functions`.
+        trainer: from :func:`~baal_jax.trainer`.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+
+    Raises:
+        ValueError: when it is first used, if the output of ``model`` does not depend on the key.
+
+    References:
+        Gal and Ghahramani, `Dropout as a Bayesian approximation <https://arxiv.org/abs/1506.02142>`_, 2016.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> posterior = posteriors.mc_dropout(baal.from_linen(net), trainer)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 2)
+    """
+    train = trainer(model)
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
+        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
+        require_stochastic(model, jax.eval_shape(model.init, key, row), row)
+        return train(key, dataset, labelled, previous)
+
+    def sample(key: Key, state: TrainState, num_samples: int) -> Key:
+        del state
+        return jax.random.split(key, num_samples)
+
+    def apply(state: TrainState, draw: Key, inputs: PyTree) -> PyTree:
+        require_stochastic(model, state.variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
+        return model.apply(state.variables, inputs, draw)
+
+    return Posterior(jax.jit(fit), sample, apply)

@@ -1,0 +1,140 @@
+"""Stochastic batch acquisition: ranks of perturbed scores, as diverse as costly batch methods and as cheap as top-k.
+
+All three are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranking ``log w + Gumbel`` draws without replacement with
+probabilities proportional to the weights ``w``.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.heuristics import bald
+from baal_jax.selection._rank import ranking
+from baal_jax.typing import Acquisition, Array, Key, ScoreFn
+
+
+def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
+    r"""Samples without replacement in proportion to a power of the score; PowerBALD with ``bald``.
+
+    .. math:: p_i \propto s_i^\beta
+
+    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. A
+    heuristic without a positive score (:func:`~baal_jax.heuristics.margin`) is first shifted so that its smallest
+    available score is 0.
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``, the inverse of Baal's temperature; 0 is uniform and large values approach top-k.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
+
+    Raises:
+        ValueError: ``coldness`` is negative or not finite.
+
+    References:
+        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
+        <https://arxiv.org/abs/2106.12059>`_, 2021.
+
+    Example:
+        >>> from baal_jax import heuristics, selection
+        >>> acquisition = selection.power(heuristics.bald, coldness=4.0)
+        >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
+        [1]
+    """
+    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    return ranking(score_fn, _gumbel(lambda scores, available: power_log_weights(scores, available, coldness)))
+
+
+def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
+    r"""Samples without replacement from a Gibbs distribution over scores, which may have any sign.
+
+    .. math:: p_i \propto \exp(\beta s_i)
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``; 0 is uniform and large values approach top-k.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
+
+    Raises:
+        ValueError: ``coldness`` is negative or not finite.
+
+    References:
+        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
+        <https://arxiv.org/abs/2106.12059>`_, 2021.
+    """
+    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    return ranking(score_fn, _gumbel(lambda scores, available: softmax_log_weights(scores, available, coldness)))
+
+
+def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
+    r"""Samples without replacement in proportion to a power of the rank, whatever the scale of the scores.
+
+    .. math:: p_i \propto r_i^{-\beta}
+
+    Ranks run from 1 for the highest score of the available examples; equal scores share their average rank.
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``; 0 is uniform and large values approach top-k.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
+
+    Raises:
+        ValueError: ``coldness`` is negative or not finite.
+
+    References:
+        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
+        <https://arxiv.org/abs/2106.12059>`_, 2021.
+    """
+    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    return ranking(score_fn, _gumbel(lambda scores, available: softrank_log_weights(scores, available, coldness)))
+
+
+def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``β log s``, −inf where a score has no weight."""
+    known = available & ~jnp.isnan(scores)
+    never_positive = ~jnp.any(known & (scores > 0))
+    least = jnp.min(jnp.where(known, scores, jnp.inf))
+    scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
+    weighted = scores > 0
+    return jnp.where(weighted, coldness * jnp.log(jnp.where(weighted, scores, 1.0)), _no_weight(scores))
+
+
+def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``β s``."""
+    del available
+    return jnp.where(jnp.isneginf(scores), -jnp.inf, coldness * scores)
+
+
+def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``−β log rank``, where equal scores share their average rank among what is available."""
+    values = -_numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
+    ordered = jnp.sort(_numerics.replicate(values))
+    before = jnp.searchsorted(ordered, values, side="left")
+    through = jnp.searchsorted(ordered, values, side="right")
+    rank = (before + through + 1).astype(scores.dtype) / 2
+    return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))
+
+
+def _no_weight(scores: Array) -> Array:
+    return jnp.where(jnp.isnan(scores), jnp.nan, -jnp.inf)
+
+
+def _gumbel(log_weights):
+    """Ranks perturbed log-weights; the weightless follow in random order, then NaN."""
+
+    def rank(key: Key, scores: Array, available: Array) -> Array:
+        key_gumbel, key_rest = jax.random.split(key)
+        weights = log_weights(scores, available)
+        perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
+        values = _numerics.rank_values(perturbed, available)
+        rest = available & jnp.isneginf(weights)
+        return jnp.where(rest, _numerics.weightless_tier(key_rest, scores.shape), values)
+
+    return rank

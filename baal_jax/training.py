@@ -1,0 +1,190 @@
+"""Fitting a network to the labelled part of a data set, as one compiled function of fixed shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _random
+from baal_jax.typing import Array, Dataset, Fit, Key, Model, PyTree, Trainer, Variables
+
+if TYPE_CHECKING:
+    import optax
+
+
+class TrainState(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        variables: weights and batch statistics.
+        opt_state: state of the optimizer, in which methods such as SWAG keep their moments.
+        steps: ``int32[]``, updates since the weights were initialised.
+        loss: ``float32[]``, running mean of the training loss over about the last 50 steps.
+    """
+
+    variables: Variables
+    opt_state: PyTree
+    steps: Array
+    loss: Array
+
+
+def trainer(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[PyTree, Array], Array],
+    *,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    batch_size: int = 32,
+    augment: Callable[[Key, Dataset], Dataset] | None = None,
+    regularizer: Callable[[PyTree], Array] | None = None,
+    warm_start: bool = False,
+) -> Trainer:
+    r"""A training procedure: from a model to its pure, compiled ``fit``.
+
+    Batches are read from an endless stream of shuffled passes over the labelled examples, so every example is seen
+    equally often, whatever the batch size. Shapes do not depend on how many examples are labelled: a growing labelled
+    set never compiles again. Parameters, batch statistics and optimizer state start afresh in every fit, unless
+    ``warm_start``. With nothing labelled the loss is zero.
+
+    Args:
+        optimizer: any optax transformation; weight decay and schedules belong here.
+        loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, one number an example.
+        num_steps: number of updates, or
+        num_epochs: number of passes over the labelled examples (exactly one of the two). The last batch counts only
+            its share.
+        batch_size: ``B``.
+        augment: ``(key, batch) -> batch``, on a :class:`~baal_jax.Dataset` of ``B`` examples, compiled in.
+        regularizer: ``params -> float``, added to the mean loss.
+        warm_start: continue from the parameters and the optimizer state of the round before.
+
+    Returns:
+        ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
+        with ``num_steps`` it can be differentiated in reverse.
+
+    Raises:
+        ValueError: both or neither of ``num_steps`` and ``num_epochs``, or a value that is not positive.
+
+    Example:
+        >>> import baal_jax as baal, optax, flax.linen as nn
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> fit = baal.trainer(optax.adam(0.1), baal.losses.cross_entropy, num_steps=50)(baal.from_linen(nn.Dense(2)))
+        >>> state = fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
+        >>> int(state.steps), bool(state.loss < 0.1)
+        (50, True)
+    """
+    if (num_steps is None) == (num_epochs is None):
+        raise ValueError(f"num_steps={num_steps} and num_epochs={num_epochs}: give exactly one of the two")
+    batch_size = _checks.positive_int("batch_size", batch_size)
+    if num_steps is not None:
+        num_steps = _checks.positive_int("num_steps", num_steps)
+    else:
+        num_epochs = _checks.positive_int("num_epochs", num_epochs)
+
+    def bind(model: Model) -> Fit:
+        update = _update_step(model, optimizer, loss, batch_size, augment, regularizer)
+
+        def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
+            num_examples = _checks.leading_axis("dataset", dataset)
+            if labelled.shape != (num_examples,):
+                raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
+            key_init, key_order, key_steps = jax.random.split(key, 3)
+            state = _initial_state(key_init, model, optimizer, dataset)
+            if warm_start and previous is not None:
+                state = jax.tree.map(lambda old, new: jnp.where(previous.steps > 0, old, new), previous, state)
+            ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
+            stream = _Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+
+            def step(index: Array, state: TrainState) -> TrainState:
+                batch, weights = stream.batch(dataset, index, batch_size, num_epochs)
+                return update(jax.random.fold_in(key_steps, index), state, batch, weights)
+
+            if num_steps is not None:
+                steps = jnp.arange(num_steps)
+                return jax.lax.scan(lambda carry, index: (step(index, carry), None), state, steps, unroll=2)[0]
+            total = (stream.count * num_epochs + batch_size - 1) // batch_size
+            return jax.lax.fori_loop(0, total, step, state)
+
+        return jax.jit(fit)
+
+    return bind
+
+
+def _initial_state(
+    key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset
+) -> TrainState:
+    variables = model.init(key, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
+    state = TrainState(
+        variables, optimizer.init(variables.params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    )
+    return jax.tree.map(_strong, state)
+
+
+def _strong(leaf: Array) -> Array:
+    """Without weak types, which would change between the first round and the second."""
+    return jax.lax.convert_element_type(leaf, jnp.result_type(leaf)) if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+
+class _Stream(NamedTuple):
+    """Shuffled passes over the labelled ids, one after the other."""
+
+    key: Key
+    ids: Array  # labelled ids first
+    count: Array
+
+    def batch(self, dataset: Dataset, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Dataset, Array]:
+        """The ``index``-th batch, and weights that are zero beyond the last pass and where nothing is labelled."""
+        size = jnp.maximum(self.count, 1)
+        positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        passes = positions // size
+        keys = jax.vmap(lambda i: jax.random.fold_in(_random.vectorised(self.key), i))(passes)
+        order = jax.vmap(lambda key, i: _random.shuffled(key, i, size))(keys, positions - passes * size)
+        ids = self.ids[order]
+        weights = jnp.full(batch_size, self.count > 0)
+        if num_epochs is not None:
+            weights &= passes < num_epochs
+        return jax.tree.map(lambda leaf: leaf[ids], dataset), weights.astype(jnp.float32)
+
+
+def _update_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[PyTree, Array], Array],
+    batch_size: int,
+    augment: Callable[[Key, Dataset], Dataset] | None,
+    regularizer: Callable[[PyTree], Array] | None,
+) -> Callable[[Key, TrainState, Dataset, Array], TrainState]:
+    import optax
+
+    def objective(params: PyTree, collections: PyTree, batch: Dataset, weights: Array, key: Key) -> tuple[Array, PyTree]:
+        outputs, collections = model.train(Variables(params, collections), batch.inputs, key)
+        losses = loss(outputs, batch.targets)
+        if losses.shape[:1] != (batch_size,):
+            raise ValueError(
+                f"loss returned shape {losses.shape}, but one number for each of the {batch_size} examples is needed: "
+                "leave out the mean, the trainer takes it"
+            )
+        losses = jnp.mean(losses.astype(jnp.float32), axis=tuple(range(1, losses.ndim)))
+        mean = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+        return mean if regularizer is None else mean + regularizer(params), collections
+
+    def update(key: Key, state: TrainState, batch: Dataset, weights: Array) -> TrainState:
+        key_augment, key_model = jax.random.split(_random.vectorised(key))
+        if augment is not None:
+            batch = augment(key_augment, batch)
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        variables = state.variables
+        (value, collections), gradients = value_and_grad(
+            variables.params, variables.collections, batch, weights, key_model
+        )
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
+            updates, opt_state = optimizer.update(gradients, state.opt_state, variables.params)
+            params = optax.apply_updates(variables.params, updates)
+        steps = state.steps + 1
+        share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
+        new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
+        return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, state)
+
+    return update

@@ -1,0 +1,135 @@
+"""Axes, records and signatures shared by the whole package.
+
+One glossary, used in every docstring:
+
+``S`` posterior draws · ``N`` examples of the pool · ``M`` target examples · ``B`` examples of one batch ·
+``C`` classes (or output dimensions) · ``D`` features · ``Q`` query size · ``R`` rounds.
+
+Draws lead, classes trail and anything may stand between: ``[S, N, …, C]``. A classifier gives ``[S, N, C]``, a
+segmentation model ``[S, N, H, W, C]``, a token tagger ``[S, N, T, C]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, jax.random.key(seed)
+PyTree = Any
+
+
+class Dataset(NamedTuple):
+    """Inputs and targets of a whole data set, of fixed length ``N``.
+
+    Attributes:
+        inputs: array, or pytree of arrays, with leading axis ``N``.
+        targets: array ``[N, …]``, or None when no target is known yet. In integer targets −1 stands for unknown.
+    """
+
+    inputs: PyTree
+    targets: Any = None
+
+
+class Predictions(NamedTuple):
+    """What a summary may read about one batch of examples. What it does not read, the compiler drops.
+
+    Attributes:
+        logits: ``[S, B, …, C]``, unnormalised log-probabilities (or regression outputs), one slice a draw.
+        features: ``[B, D]``, from the ``features`` function given to the loop, else None.
+        target_logits: ``[S, M, C]``, predictions on the target inputs under the same draws, else None.
+    """
+
+    logits: PyTree
+    features: Any = None
+    target_logits: Any = None
+
+
+class Selection(NamedTuple):
+    """The examples that an acquisition picked.
+
+    Attributes:
+        indices: ``int32[Q]`` in order of picking, all distinct, −1 where fewer than ``Q`` were left.
+        scores: ``float32[Q]``, the informativeness of each pick (NaN beside −1).
+    """
+
+    indices: Array
+    scores: Array
+
+
+class Variables(NamedTuple):
+    """All arrays of a network.
+
+    Attributes:
+        params: pytree that the optimizer updates.
+        collections: pytree of everything else the network keeps (batch statistics, counters).
+    """
+
+    params: PyTree
+    collections: PyTree = {}
+
+
+class Model(NamedTuple):
+    """A network as three pure functions, whichever module system it was written in.
+
+    Attributes:
+        init: ``(key, inputs [B, …]) -> Variables``, fresh weights.
+        apply: ``(variables, inputs [B, …], key) -> outputs [B, …, C]``, one stochastic function, the same for every row.
+        train: ``(variables, inputs [B, …], key) -> (outputs, collections)``, training mode.
+    """
+
+    init: Callable[[Key, PyTree], Variables]
+    apply: Callable[[Variables, PyTree, Key], PyTree]
+    train: Callable[[Variables, PyTree, Key], tuple[PyTree, PyTree]]
+
+
+class Fit(Protocol):
+    """``fit(key, dataset, labelled, previous=None) -> state``."""
+
+    def __call__(self, key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> Any: ...
+
+
+Trainer = Callable[[Model], Fit]
+ScoreFn = Callable[..., Array]  # logits [S, B, …, C] -> scores [B]
+FeatureFn = Callable[[Any, PyTree], Array]  # (state, inputs [B, …]) -> features [B, D]
+
+
+class Posterior(NamedTuple):
+    """What to do with labels, what a draw is, and what one draw predicts.
+
+    Replace a part to keep your own: ``posterior._replace(fit=my_fit)``.
+
+    Attributes:
+        fit: ``(key, dataset, labelled bool[N], previous=None) -> state``. The loop passes the state of the round before
+            as ``previous``; before the first round that is a state of the same structure filled with zeros.
+        sample: ``(key, state, num_samples) -> draws``, a pytree with leading axis ``S``.
+        apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
+            meets the same one, so nothing depends on the size, the order or the padding of a batch.
+    """
+
+    fit: Fit
+    sample: Callable[[Key, Any, int], PyTree]
+    apply: Callable[[Any, PyTree, PyTree], PyTree]
+
+
+class SelectFn(Protocol):
+    """``select(key, summary, available, query_size, labelled=None) -> Selection``."""
+
+    def __call__(
+        self, key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
+    ) -> Selection: ...
+
+
+class Acquisition(NamedTuple):
+    """A map over batches and a reduce over the pool.
+
+    Attributes:
+        summarise: ``Predictions -> summary``, a pytree with leading axis ``B``; fused into prediction, so memory is the
+            size of the summary. None means that nothing is predicted.
+        select: ``(key, summary, available bool[N], query_size, labelled=None) -> Selection``; sees the whole pool.
+    """
+
+    summarise: Callable[[Predictions], PyTree] | None
+    select: SelectFn
