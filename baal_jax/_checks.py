@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:
@@ -31,7 +32,7 @@ def finite_float(name: str, value: Any, least: float) -> float:
 
 def is_concrete(*trees: Any) -> bool:
     """True outside of jit, vmap and grad, where values can be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def typed_key(name: str, key: Any) -> None:
@@ -44,11 +45,11 @@ def typed_key(name: str, key: Any) -> None:
 
 def indices(name: str, values: Any, num_examples: int) -> None:
     """Refuses repeated or out-of-range ids; −1 is padding. Traced values pass: their behaviour is defined instead."""
-    if not jax.numpy.issubdtype(jax.numpy.result_type(values), jax.numpy.integer) and np.size(values):
-        raise ValueError(f"{name} must be integer ids, not {jax.numpy.result_type(values)}: use jnp.flatnonzero(mask)")
-    if not is_concrete(values):
+    ids = np.asarray(values) if is_concrete(values) else values
+    if ids.size and not jax.numpy.issubdtype(ids.dtype, jax.numpy.integer):
+        raise ValueError(f"{name} must be integer ids, not {ids.dtype}: use jnp.flatnonzero(mask)")
+    if not isinstance(ids, np.ndarray):
         return
-    ids = np.asarray(values)
     wrong = ids[(ids < -1) | (ids >= num_examples)]
     if wrong.size:
         raise ValueError(f"{name} holds {wrong[0]}, outside of the {num_examples} examples (−1 is padding)")
@@ -60,7 +61,9 @@ def indices(name: str, values: Any, num_examples: int) -> None:
 def draws(name: str, logits: Any) -> None:
     """Refuses what cannot be ``[S, N, …, C]``."""
     if isinstance(logits, list | tuple | dict):
-        raise ValueError(f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine")
+        raise ValueError(
+            f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
+        )
     if logits.ndim < 3:
         raise ValueError(
             f"{name} has shape {logits.shape}, but draws, examples and classes [S, N, …, C] are needed: "

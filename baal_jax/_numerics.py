@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from baal_jax.typing import Array, Key
 
-# Ranking tiers below every finite score (float32 has room from ±1e37 to 3.4e38): weightless, then NaN, then unavailable.
+# Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
 
 
@@ -27,9 +27,13 @@ def log_mean_exp(log_p: Array, axis: int = 0) -> Array:
     """``log(mean(exp(log_p)))``, exact where all entries are equal, −inf where all are −inf."""
     peak = jax.lax.stop_gradient(jnp.max(log_p, axis=axis, keepdims=True))
     peak = jnp.where(jnp.isneginf(peak), 0.0, peak)
-    mean = jnp.mean(jnp.exp(log_p - peak), axis=axis)
-    positive = mean > 0  # NaN fails this, and must come through the other branch
-    return jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(positive | jnp.isnan(mean), mean, 1.0))) + peak.squeeze(axis)
+    total = jnp.sum(jnp.exp(log_p - peak), axis=axis)
+    count = log_p.shape[axis]
+    mean = total / count
+    # A compiler may divide by a constant as a product, and 41 · (1/41) is not 1; the gradient stays that of the mean.
+    mean += jax.lax.stop_gradient(jnp.where(total == count, 1.0 - mean, 0.0))
+    log_mean = jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(mean == 0, 1.0, mean)))  # the log has no gradient at 0
+    return log_mean + peak.squeeze(axis)
 
 
 def entropy(log_p: Array) -> Array:
@@ -42,6 +46,7 @@ def entropy(log_p: Array) -> Array:
 def rank_values(scores: Array, available: Array) -> Array:
     """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
     scores = scores.astype(jnp.float32)
+    scores = jnp.where(scores == 0, 0.0, scores)  # top_k would rank −0 below 0
     values = jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST))
     return jnp.where(available, values, -jnp.inf)
 

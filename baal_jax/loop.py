@@ -122,72 +122,47 @@ def active_loop(
     """
     query_size = _checks.positive_int("query_size", query_size)
     num_samples = _checks.positive_int("num_samples", num_samples)
-    if batch_size is not None:
-        batch_size = _checks.positive_int("batch_size", batch_size)
-    if max_sample is not None:
-        max_sample = _checks.positive_int("max_sample", max_sample)
-    if last_rounds is not None:
-        last_rounds = _checks.positive_int("last_rounds", last_rounds)
-    methods = ("auto", "sequential", "vectorized")
-    if vmap_method not in methods:
-        raise ValueError(f"vmap_method={vmap_method!r} is unknown: choose one of {', '.join(methods)}")
-    if vmap_method == "auto":
-        vmap_method = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+    for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
+        if value is not None:
+            _checks.positive_int(name, value)
+    if acquisition.summarise is None:
+        max_sample = None  # nothing is scored
 
     def init(key: Key, dataset: Dataset, num_initial: int = 0, pool: PoolState | None = None) -> LoopState:
         return _init(key, dataset, num_initial, pool, posterior, query_size)
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         dataset = _with_stored_targets(dataset, state.pool)
-        key_fit, key_draws, key_select, key_subset = _round_keys(state, state.pool.round)[:4]
-        fitted = posterior.fit(key_fit, dataset, pool.labelled(state.pool, last_rounds), state.posterior)
-        available = pool.available(state.pool)
-
-        def summary_of(inputs: PyTree) -> PyTree:
-            return summarise(
-                key_draws,
+        keys = _round_keys(state.key, state.pool.round)
+        fitted = posterior.fit(keys.fit, dataset, pool.labelled(state.pool, last_rounds), state.posterior)
+        ids, available = _candidates(keys.subset, state.pool, max_sample)
+        summary = None
+        if acquisition.summarise is not None:
+            summary = summarise(
+                keys.draws,
                 posterior,
                 fitted,
-                inputs,
+                jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs),
                 acquisition.summarise,
                 num_samples=num_samples,
                 batch_size=batch_size,
                 features=features,
                 target_inputs=target_inputs,
             )
-
-        if acquisition.summarise is None:
-            summary, candidates = None, available
-            picked = _select(acquisition, key_select, summary, available, query_size, pool.labelled(state.pool))
-        elif max_sample is None or max_sample >= available.shape[0]:
-            summary, candidates = summary_of(dataset.inputs), available
-            picked = _select(acquisition, key_select, summary, available, query_size, pool.labelled(state.pool))
-        else:
-            values = _numerics.rank_values(jax.random.uniform(key_subset, available.shape), available)
-            ids = _numerics.top_indices(values, max_sample)
-            summary = summary_of(jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], dataset.inputs))
-            candidates = ids >= 0
-            picked = _select(acquisition, key_select, summary, candidates, query_size, ~candidates)
+        labelled = _rows(pool.labelled(state.pool), ids)
+        picked = _select(acquisition, keys.select, summary, available, query_size, labelled)
+        if ids is not None:
             picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
-        mean_score, num_nan = _describe(summary, candidates)
-        info = StepInfo(
-            state.pool.round,
-            pool.num_labelled(state.pool),
-            picked.indices,
-            picked.scores,
-            jnp.sum(picked.indices >= 0, dtype=jnp.int32),
-            mean_score,
-            num_nan,
-        )
+        info = _describe(state.pool, picked, summary, available)
         return LoopState(state.key, pool.label(state.pool, picked.indices), fitted), info
 
     def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
-        key = _round_keys(state, state.pool.round - 1)[4]
+        key = _round_keys(state.key, state.pool.round - 1).evaluate
         return evaluate(
             key, posterior, state.posterior, dataset, metrics=metrics, num_samples=num_samples, batch_size=batch_size
         )
 
-    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), vmap_method)
+    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), _resolve(vmap_method))
 
 
 def run(
@@ -239,9 +214,7 @@ def run(
 
     if loop.vmap_method == "sequential":
         one_round = jax.custom_batching.sequential_vmap(one_round)
-    return jax.lax.scan(
-        lambda carry, _: one_round(carry, dataset, test, target_inputs), state, None, length=num_rounds
-    )
+    return jax.lax.scan(lambda carry, _: one_round(carry, dataset, test, target_inputs), state, None, length=num_rounds)
 
 
 def _init(
@@ -272,13 +245,43 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     return jnp.broadcast_to(jax.random.key(0, impl=str(leaf.dtype._impl.name)), leaf.shape)
 
 
-def _round_keys(state: LoopState, number: Array) -> Key:
-    """Keys for fit, draws, selection, subset and evaluation."""
-    return jax.random.split(jax.random.fold_in(state.key, number), 5)
+class _RoundKeys(NamedTuple):
+    fit: Key
+    draws: Key
+    select: Key
+    subset: Key
+    evaluate: Key
+
+
+def _round_keys(key: Key, number: Array) -> _RoundKeys:
+    return _RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(_RoundKeys._fields)))
+
+
+def _resolve(vmap_method: str) -> str:
+    methods = ("auto", "sequential", "vectorized")
+    if vmap_method not in methods:
+        raise ValueError(f"vmap_method={vmap_method!r} is unknown: choose one of {', '.join(methods)}")
+    if vmap_method != "auto":
+        return vmap_method
+    return "sequential" if jax.default_backend() == "cpu" else "vectorized"
 
 
 def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
+
+
+def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
+    """Ids of what is to be scored (None for the whole data set) and which of them can be picked."""
+    available = pool.available(state)
+    if max_sample is None or max_sample >= available.shape[0]:
+        return None, available
+    values = _numerics.rank_values(jax.random.uniform(key, available.shape), available)
+    ids = _numerics.top_indices(values, max_sample)
+    return ids, ids >= 0
+
+
+def _rows(leaf: Any, ids: Array | None) -> Any:
+    return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
 
 
 def _select(
@@ -294,14 +297,20 @@ def _select(
     )
 
 
-def _describe(summary: PyTree, candidates: Array) -> tuple[Array, Array]:
-    """Mean score, where the summary is one, and how many candidates hold NaN."""
+def _describe(state: PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
     leaves = [leaf for leaf in jax.tree.leaves(summary) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    broken = jnp.zeros(candidates.shape, bool)
+    broken = jnp.zeros(available.shape, bool)
     for leaf in leaves:
         broken |= jnp.any(jnp.isnan(leaf), axis=tuple(range(1, leaf.ndim)))
+    mean_score = jnp.full((), jnp.nan, jnp.float32)
     if len(leaves) == 1 and leaves[0].ndim == 1:
-        mean = jnp.mean(leaves[0].astype(jnp.float32), where=candidates & ~broken)
-    else:
-        mean = jnp.full((), jnp.nan, jnp.float32)
-    return mean, jnp.sum(broken & candidates, dtype=jnp.int32)
+        mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)
+    return StepInfo(
+        round=state.round,
+        num_labelled=pool.num_labelled(state),
+        indices=picked.indices,
+        scores=picked.scores,
+        num_picked=jnp.sum(picked.indices >= 0, dtype=jnp.int32),
+        mean_score=mean_score,
+        num_nan=jnp.sum(broken & available, dtype=jnp.int32),
+    )

@@ -50,6 +50,7 @@ def model_average(logits: Array) -> Array:
     return _numerics.log_mean_exp(_numerics.log_probs(logits))
 
 
+@functools.partial(jax.jit, static_argnames="k")
 def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     """Share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
 
@@ -76,6 +77,7 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     return _mean(jnp.any(best == targets[..., None], axis=-1), targets >= 0)
 
 
+@jax.jit
 def nll(log_probs: Array, targets: Array) -> Array:
     r"""Negative log-likelihood of the model average, in nats.
 
@@ -96,6 +98,7 @@ def nll(log_probs: Array, targets: Array) -> Array:
     return -_mean(chosen, targets >= 0)
 
 
+@jax.jit
 def brier(log_probs: Array, targets: Array) -> Array:
     r"""Brier score, the squared distance to the one-hot target.
 
@@ -121,6 +124,7 @@ def brier(log_probs: Array, targets: Array) -> Array:
     return _mean(jnp.sum((probs - one_hot) ** 2, axis=-1), targets >= 0)
 
 
+@functools.partial(jax.jit, static_argnames="num_bins")
 def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     r"""Expected calibration error over bins of equal width.
 
@@ -144,6 +148,7 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     return _binned_gap(log_probs, targets, targets >= 0, _checks.positive_int("num_bins", num_bins))
 
 
+@functools.partial(jax.jit, static_argnames="num_bins")
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     """:func:`ece` among the examples of each true class.
 
@@ -164,6 +169,7 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
     return jax.vmap(lambda c: _binned_gap(log_probs, targets, targets == c, num_bins))(classes)
 
 
+@jax.jit
 def confusion_matrix(log_probs: Array, targets: Array) -> Array:
     """Counts of (true class, predicted class).
 
@@ -183,6 +189,7 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
     return jnp.bincount(cells.ravel(), length=classes * classes + 1)[:-1].reshape(classes, classes).astype(jnp.int32)
 
 
+@jax.jit
 def average_precision(log_probs: Array, targets: Array) -> Array:
     r"""Area under the precision-recall curve of each class against the rest, as a step function.
 
@@ -212,7 +219,8 @@ def average_precision(log_probs: Array, targets: Array) -> Array:
         ends = jnp.where(last & known, hits, 0)
         before = jnp.concatenate([jnp.zeros(1, ends.dtype), jax.lax.cummax(ends)[:-1]])
         gained = jnp.where(last & known, hits - before, 0)
-        return jnp.sum(gained * hits / jnp.maximum(seen, 1)) / jnp.sum(positive)
+        precision = hits / jnp.maximum(seen, 1)
+        return jnp.sum(gained.astype(precision.dtype) * precision) / hits[-1].astype(precision.dtype)
 
     classes = jnp.arange(log_probs.shape[-1])
     return jax.vmap(lambda c: one_class(scores[:, c], truth == c, truth >= 0))(classes)
@@ -306,8 +314,7 @@ def _binned_gap(log_probs: Array, targets: Array, counts: Array, num_bins: int) 
 
 def _mean(values: Array, counts: Array) -> Array:
     values = values.astype(jnp.float32)
-    number = jnp.sum(counts)
-    return jnp.where(number > 0, jnp.sum(jnp.where(counts, values, 0.0)) / jnp.maximum(number, 1).astype(values.dtype), jnp.nan)
+    return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.sum(counts).astype(values.dtype)
 
 
 def _fit_classes(log_probs: Array, targets: Array) -> None:

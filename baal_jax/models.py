@@ -280,8 +280,8 @@ def require_stochastic(model: Model, variables: Variables, inputs: PyTree) -> No
     if not used[-1]:
         raise ValueError(
             "the model's output does not depend on the key, so every Monte-Carlo draw would be the same function and "
-            "MC-dropout would be deterministic: all disagreement scores would be 0. Add dropout with a rate above 0, or "
-            "name your own random layers in from_linen(…, stochastic=(MyLayer,)) or from_nnx(…, stochastic=(MyLayer,))"
+            "MC-dropout would be deterministic: all disagreement scores would be 0. Add dropout with a rate above 0, "
+            "or name your own random layers: from_linen(…, stochastic=(MyLayer,)), from_nnx(…, stochastic=(MyLayer,))"
         )
 
 

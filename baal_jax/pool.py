@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from baal_jax import _checks, _numerics
 from baal_jax.typing import Array, Key
@@ -54,7 +55,9 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
     if targets is not None:
         targets = jnp.asarray(targets)
         if targets.shape[:1] != (num_examples,):
-            raise ValueError(f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}")
+            raise ValueError(
+                f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}"
+            )
     return PoolState(jnp.full(num_examples, -1, jnp.int32), jnp.zeros((), jnp.int32), targets)
 
 
@@ -68,7 +71,7 @@ def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool 
         state: the pool.
         indices: ``int[Q]`` ids into the data set (or a single id).
         targets: ``[Q, …]`` labels to store, when the pool was made with ``targets``.
-        advance: whether the round ends here. ``False`` adds to a round that stays open, for labels that arrive one by one.
+        advance: whether the round ends here. ``False`` keeps it open, for labels that arrive one by one.
 
     Returns:
         The new :class:`PoolState`.
@@ -112,7 +115,9 @@ def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
     """
     indices = _as_ids(state, indices)
     if state.targets is None:
-        raise ValueError("targets were given to a pool that stores none: make it with pool.init(num_examples, targets=…)")
+        raise ValueError(
+            "targets were given to a pool that stores none: make it with pool.init(num_examples, targets=…)"
+        )
     targets = jnp.asarray(targets, state.targets.dtype).reshape((-1, *state.targets.shape[1:]))
     if targets.shape[0] != indices.shape[0]:
         raise ValueError(f"targets holds {targets.shape[0]} labels for {indices.shape[0]} indices: pass one for each")
@@ -134,8 +139,9 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
         ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is still unlabelled).
     """
     num = _checks.positive_int("num", num, least=0)
-    size = state.labelled_at.shape[0]
-    left = int(num_available(state)) if _checks.is_concrete(state) else size
+    left = state.labelled_at.shape[0]
+    if _checks.is_concrete(state.labelled_at):
+        left = np.count_nonzero(np.asarray(state.labelled_at) < 0)  # jax.numpy would trace it inside jit
     if num > left:
         raise ValueError(f"num={num} exceeds the {left} unlabelled examples: label fewer")
     return _label_randomly(key, state, num)

@@ -196,7 +196,9 @@ def summarise(
     if num_batches <= 1:
         return one_batch(inputs)
     rows = -(-num_examples // num_batches)  # even batches: at most num_batches - 1 rows of padding
-    strided = jax.tree.map(lambda leaf: _pad(leaf, rows * num_batches).reshape(rows, num_batches, *leaf.shape[1:]), inputs)
+    strided = jax.tree.map(
+        lambda leaf: _pad(leaf, rows * num_batches).reshape(rows, num_batches, *leaf.shape[1:]), inputs
+    )
     summaries = jax.lax.map(
         lambda j: one_batch(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
         jnp.arange(num_batches),
@@ -290,7 +292,7 @@ def _stream(
         raise ValueError("source is empty: there is nothing to predict")
 
     def results() -> Iterator[PyTree]:
-        waiting = None  # dispatched and not yet read back, so that the host loads while the device computes
+        waiting: tuple[PyTree, int] | None = None  # dispatched, not read back: the host loads while the device computes
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
             batch = _load(source, start, stop, inputs_of)
@@ -298,7 +300,8 @@ def _stream(
             if waiting is not None:
                 yield _read_back(*waiting, axis)
             waiting = dispatched
-        yield _read_back(*waiting, axis)
+        if waiting is not None:
+            yield _read_back(*waiting, axis)
 
     return results()
 
@@ -308,7 +311,8 @@ def _load(source: Source, start: int, stop: int, inputs_of: Callable[[Any], PyTr
         batch = np.asarray(source[start:stop])
         return batch if inputs_of is None else inputs_of(batch)
     ids = list(range(start, stop))
-    items = source.__getitems__(ids) if hasattr(source, "__getitems__") else [source[i] for i in ids]
+    whole_batches = getattr(source, "__getitems__", None)
+    items = whole_batches(ids) if whole_batches else [source[i] for i in ids]
     examples = [item if inputs_of is None else inputs_of(item) for item in items]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *examples)
 

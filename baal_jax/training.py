@@ -101,20 +101,18 @@ def trainer(
                 batch, weights = stream.batch(dataset, index, batch_size, num_epochs)
                 return update(jax.random.fold_in(key_steps, index), state, batch, weights)
 
-            if num_steps is not None:
-                steps = jnp.arange(num_steps)
-                return jax.lax.scan(lambda carry, index: (step(index, carry), None), state, steps, unroll=2)[0]
-            total = (stream.count * num_epochs + batch_size - 1) // batch_size
-            return jax.lax.fori_loop(0, total, step, state)
+            if num_epochs is not None:
+                total = (stream.size * num_epochs + batch_size - 1) // batch_size
+                return jax.lax.fori_loop(0, total, step, state)
+            steps = jnp.arange(num_steps)
+            return jax.lax.scan(lambda carry, index: (step(index, carry), None), state, steps, unroll=2)[0]
 
         return jax.jit(fit)
 
     return bind
 
 
-def _initial_state(
-    key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset
-) -> TrainState:
+def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset) -> TrainState:
     variables = model.init(key, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
     state = TrainState(
         variables, optimizer.init(variables.params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
@@ -132,17 +130,17 @@ class _Stream(NamedTuple):
 
     key: Key
     ids: Array  # labelled ids first
-    count: Array
+    size: Array
 
     def batch(self, dataset: Dataset, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Dataset, Array]:
         """The ``index``-th batch, and weights that are zero beyond the last pass and where nothing is labelled."""
-        size = jnp.maximum(self.count, 1)
+        size = jnp.maximum(self.size, 1)
         positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         passes = positions // size
         keys = jax.vmap(lambda i: jax.random.fold_in(_random.vectorised(self.key), i))(passes)
         order = jax.vmap(lambda key, i: _random.shuffled(key, i, size))(keys, positions - passes * size)
         ids = self.ids[order]
-        weights = jnp.full(batch_size, self.count > 0)
+        weights = jnp.full(batch_size, self.size > 0)
         if num_epochs is not None:
             weights &= passes < num_epochs
         return jax.tree.map(lambda leaf: leaf[ids], dataset), weights.astype(jnp.float32)
@@ -158,7 +156,9 @@ def _update_step(
 ) -> Callable[[Key, TrainState, Dataset, Array], TrainState]:
     import optax
 
-    def objective(params: PyTree, collections: PyTree, batch: Dataset, weights: Array, key: Key) -> tuple[Array, PyTree]:
+    def objective(
+        params: PyTree, collections: PyTree, batch: Dataset, weights: Array, key: Key
+    ) -> tuple[Array, PyTree]:
         outputs, collections = model.train(Variables(params, collections), batch.inputs, key)
         losses = loss(outputs, batch.targets)
         if losses.shape[:1] != (batch_size,):

@@ -68,7 +68,7 @@ class Variables(NamedTuple):
     """
 
     params: PyTree
-    collections: PyTree = {}
+    collections: PyTree
 
 
 class Model(NamedTuple):
@@ -76,7 +76,7 @@ class Model(NamedTuple):
 
     Attributes:
         init: ``(key, inputs [B, …]) -> Variables``, fresh weights.
-        apply: ``(variables, inputs [B, …], key) -> outputs [B, …, C]``, one stochastic function, the same for every row.
+        apply: ``(variables, inputs [B, …], key) -> outputs [B, …, C]``, one stochastic function for all rows.
         train: ``(variables, inputs [B, …], key) -> (outputs, collections)``, training mode.
     """
 

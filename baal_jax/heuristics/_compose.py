@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -49,13 +49,16 @@ def combine(
     score_fns = tuple(score_fns)
     values = [1.0] * len(score_fns) if weights is None else [_checks.finite_float("weights", w, 0.0) for w in weights]
     if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
-        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each")
+        raise ValueError(
+            f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each"
+        )
     if outputs is not None and len(outputs) != len(score_fns):
         raise ValueError(f"outputs={outputs} do not fit {len(score_fns)} heuristics: pass one index or key for each")
     shares = [value / sum(values) for value in values]
 
     def score(logits: PyTree) -> Array:
-        return sum(share * fn(part) for share, fn, part in zip(shares, score_fns, pick(logits), strict=True))
+        parts = zip(shares, score_fns, pick(logits), strict=True)
+        return functools.reduce(jnp.add, [share * fn(part) for share, fn, part in parts])
 
     def pick(logits: PyTree) -> list[Array]:
         if outputs is not None:
@@ -70,7 +73,7 @@ def combine(
     return jax.jit(score)
 
 
-@partial(jax.jit, static_argnames="reduction")
+@functools.partial(jax.jit, static_argnames="reduction")
 def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None = None) -> Array:
     r"""One score an example out of a map or a sequence of scores, so that segmentation and token outputs rank.
 

@@ -38,7 +38,7 @@ def binary_logits(logit: Array) -> Array:
 
 @jax.jit
 def from_baal_layout(predictions: Array) -> Array:
-    """Baal's ``[N, C, …, S]`` as ``[S, N, …, C]``. Values stay what they were: pass logits, or the log of probabilities.
+    """Baal's ``[N, C, …, S]`` as ``[S, N, …, C]``. Values stay as they are: pass logits, or log-probabilities.
 
     Args:
         predictions: ``[N, C, …, S]``.

@@ -140,15 +140,26 @@ def epig(logits: Array, target_logits: Array) -> Array:
         if value.ndim != 3:
             raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
     if logits.shape[0] != target_logits.shape[0]:
-        raise ValueError(f"{logits.shape[0]} draws of logits and {target_logits.shape[0]} of target_logits: use the same")
-    p, p_target = (jnp.exp(_numerics.log_probs(x)) for x in (logits, target_logits))
-    mean = jnp.mean(p, axis=0)
+        raise ValueError(
+            f"{logits.shape[0]} draws of logits and {target_logits.shape[0]} of target_logits: use the same"
+        )
+    mean, lift = _mean_and_lift(logits)
+    target_mean, target_lift = _mean_and_lift(target_logits)
 
-    def information(target: Array) -> Array:  # [S, C] -> [N]
-        joint = jnp.einsum("snc,sd->ncd", p, target) / p.shape[0]
-        independent = mean[..., None] * jnp.mean(target, axis=0)[None, None]
-        possible = joint > 0
-        ratio = jnp.where(possible, joint, 1.0) / jnp.where(possible, independent, 1.0)
-        return jnp.sum(jnp.where(possible, joint * jnp.log(ratio), 0.0) - joint + independent, axis=(1, 2))
+    def information(target: tuple[Array, Array]) -> Array:  # ([C], [S, C]) -> [N]
+        # p(y, y_m) / p(y) p(y_m), which cannot underflow where p(y, y_m) does
+        ratio = jnp.einsum("snc,sd->ncd", lift, target[1], precision="highest") / lift.shape[0]
+        possible = ratio != 0
+        divergence = jnp.where(possible, ratio * jnp.log(jnp.where(possible, ratio, 1.0)), 0.0) - (ratio - 1.0)
+        return jnp.sum(mean[..., None] * target[0][None, None] * divergence, axis=(1, 2))
 
-    return jnp.mean(jax.lax.map(information, jnp.moveaxis(p_target, 1, 0)), axis=0)
+    return jnp.mean(jax.lax.map(information, (target_mean, jnp.moveaxis(target_lift, 1, 0))), axis=0)
+
+
+def _mean_and_lift(logits: Array) -> tuple[Array, Array]:
+    """Mean probabilities ``[N, C]``, and what each draw has relative to them, ``p_s / mean``, ``[S, N, C]``."""
+    log_p = _numerics.log_probs(logits)
+    log_mean = _numerics.log_mean_exp(log_p)
+    possible = ~jnp.isneginf(log_p)
+    lift = jnp.exp(jnp.where(possible, log_p - log_mean[None], 0.0))
+    return jnp.exp(log_mean), jnp.where(possible, lift, 0.0)

@@ -1,4 +1,4 @@
-"""Which examples to label next? Builders of :class:`~baal_jax.Acquisition`, a map over batches and a reduce over the pool.
+"""Which examples to label next? Builders of :class:`~baal_jax.Acquisition`: a map and a reduce.
 
 Every selection gives distinct, available ids in order of picking, and −1 where fewer than ``query_size`` are left.
 Scores that are NaN come last.

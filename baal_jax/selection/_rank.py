@@ -54,9 +54,7 @@ def random(score_fn: ScoreFn | None = None) -> Acquisition:
     """
     del score_fn
 
-    def select(
-        key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
+    def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del summary, labelled
         scores = jax.random.uniform(key, available.shape)
         return _pick(scores, _numerics.rank_values(scores, available), query_size)
@@ -85,10 +83,9 @@ def precomputed(scores: Array) -> Acquisition:
     given = jnp.asarray(scores)
     _require_vector(given)
 
-    def select(
-        key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
+    def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del key, summary, labelled
+        _require_one_each(given, available)
         return _pick(given, _numerics.rank_values(given, available), query_size)
 
     return Acquisition(None, jax.jit(select, static_argnames="query_size"))
@@ -100,14 +97,10 @@ def ranking(score_fn: ScoreFn, rank: Any) -> Acquisition:
     def summarise(predictions: Predictions) -> Array:
         return score_fn(predictions.logits)
 
-    def select(
-        key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
+    def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del labelled
         scores = _numerics.as_float(summary)
-        _require_vector(scores)
-        if scores.shape != available.shape:
-            raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
+        _require_one_each(scores, available)
         return _pick(scores, rank(key, scores, available), query_size)
 
     return Acquisition(summarise, jax.jit(select, static_argnames="query_size"))
@@ -119,6 +112,12 @@ def _pick(scores: Array, values: Array, query_size: int) -> Selection:
         raise ValueError(f"query_size={query_size} exceeds the {values.shape[0]} examples: ask for fewer")
     indices = _numerics.top_indices(values, query_size)
     return Selection(indices, _numerics.take_or(scores.astype(jnp.float32), indices, jnp.nan))
+
+
+def _require_one_each(scores: Array, available: Array) -> None:
+    _require_vector(scores)
+    if scores.shape != available.shape:
+        raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
 
 
 def _require_vector(scores: Array) -> None:

@@ -98,9 +98,8 @@ def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
 def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``β log s``, −inf where a score has no weight."""
-    known = available & ~jnp.isnan(scores)
-    never_positive = ~jnp.any(known & (scores > 0))
-    least = jnp.min(jnp.where(known, scores, jnp.inf))
+    never_positive = ~jnp.any(available & (scores > 0))
+    least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
     scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
     weighted = scores > 0
     return jnp.where(weighted, coldness * jnp.log(jnp.where(weighted, scores, 1.0)), _no_weight(scores))

@@ -1,0 +1,185 @@
+"""What a person looks at: tables, learning curves and result files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from baal_jax import _checks
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class Curves(NamedTuple):
+    """The runs of one strategy.
+
+    Attributes:
+        num_labelled: ``int[R]``, labels that each round's fit has seen.
+        metrics: name → ``float[seeds, R]``.
+    """
+
+    num_labelled: np.ndarray
+    metrics: Mapping[str, np.ndarray]
+
+
+def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    r"""Standard error of the mean over seeds.
+
+    .. math:: \sqrt{\tfrac{1}{n (n - 1)} \sum_i (x_i - \bar x)^2}
+
+    Args:
+        values: any array.
+        axis: the axis of seeds.
+
+    Returns:
+        The array without that axis; NaN for a single seed, whose error nothing tells.
+    """
+    values = np.asarray(values, np.float64)
+    count = values.shape[axis]
+    if count < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)
+    return values.std(axis=axis, ddof=1) / np.sqrt(count)
+
+
+def labels_to_target(num_labelled: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:
+    """How many labels each seed needed until a metric first reached a target.
+
+    Args:
+        num_labelled: ``int[R]``.
+        values: ``float[seeds, R]``, higher is better.
+        target: the value to reach.
+
+    Returns:
+        ``float[seeds]``; inf for a seed that never reached it.
+
+    Example:
+        >>> from baal_jax import reporting
+        >>> reporting.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
+        [30.0, inf]
+    """
+    reached = np.asarray(values) >= target
+    first = np.asarray(num_labelled, np.float64)[reached.argmax(axis=1)]
+    return np.where(reached.any(axis=1), first, np.inf)
+
+
+def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> str:
+    """Accuracy ± standard error and NLL by number of labels, one column a strategy.
+
+    Args:
+        curves: name → :class:`Curves` with the metrics ``accuracy`` and ``nll``, all with the same ``num_labelled``.
+        target: accuracy for the last line, the median number of labels to reach it.
+
+    Returns:
+        The table as text.
+    """
+    names = list(curves)
+    width = max(24, *(len(name) + 3 for name in names))
+    lines = ["labels" + "".join(f"{name:>{width}}" for name in names)]
+    lines.append("      " + "".join(f"{'accuracy ± s.e.   NLL':>{width}}" for _ in names))
+    for r, count in enumerate(np.asarray(next(iter(curves.values())).num_labelled)):
+        cells = []
+        for name in names:
+            accuracy, nll = (np.asarray(curves[name].metrics[metric])[:, r] for metric in ("accuracy", "nll"))
+            cell = f"{accuracy.mean():.3f} ± {standard_error(accuracy):.3f}  {nll.mean():.3f}"
+            cells.append(f"{cell:>{width}}")
+        lines.append(f"{count:6d}" + "".join(cells))
+    lines.append(f"median labels to {target:.0%} accuracy:")
+    for name in names:
+        needed = labels_to_target(curves[name].num_labelled, np.asarray(curves[name].metrics["accuracy"]), target)
+        median = np.median(needed)
+        lines.append(f"  {name}: " + (f"{median:g}" if np.isfinite(median) else "not reached"))
+    return "\n".join(lines)
+
+
+def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy", ax: Any = None) -> Any:
+    """Mean over seeds with a band of one standard error on either side.
+
+    Args:
+        curves: name → :class:`Curves`.
+        metric: which metric.
+        ax: matplotlib axes to draw on; new ones by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if ax is None:
+        ax = _checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(5, 3.5), layout="constrained")[1]
+    for i, (name, curve) in enumerate(curves.items()):
+        values = np.asarray(curve.metrics[metric])
+        mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
+        colour = _COLOURS[i % len(_COLOURS)]
+        ax.plot(curve.num_labelled, mean, color=colour, label=name, marker="o", markersize=3)
+        ax.fill_between(curve.num_labelled, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    ax.set_xlabel("labels")
+    ax.set_ylabel({"nll": "NLL (nats)", "ece": "ECE", "brier": "Brier score"}.get(metric, metric))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a result was made with.
+
+    Returns:
+        Name → version, with ``python``, ``platform`` and ``device`` among them.
+    """
+    import jax
+
+    packages = ("baal_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    device = jax.devices()[0]
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
+    }
+
+
+def save_json(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Writes JSON under a temporary name and renames it, so that no half-written file is ever seen.
+
+    Args:
+        path: where to; folders are made.
+        content: nested mappings and lists; NumPy and JAX arrays become lists, and numbers that are not finite null.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(_plain(content), file, indent=1, allow_nan=False)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

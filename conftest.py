@@ -1,0 +1,10 @@
+"""What the examples in docstrings may use without importing it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace):
+    doctest_namespace.update(jax=jax, jnp=jnp)

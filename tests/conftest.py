@@ -1,0 +1,35 @@
+"""Strict settings for every test, made before jax is imported."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("strict")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def key_reuse():
+    """Raises where a key is consumed twice."""
+    with jax.debug_key_reuse(True):
+        yield
+
+
+@pytest.fixture
+def mesh():
+    """Four devices in a row, under automatic sharding."""
+    return jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Auto,))
