@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -61,7 +62,8 @@ class ActiveLoop(NamedTuple):
         init: ``(key, dataset, num_initial=0, pool=None) -> LoopState``: labels ``num_initial`` examples at random, or
             continues from a :class:`~baal_jax.PoolState`.
         step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, jitted.
-        evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted.
+        evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted. Before the first step
+            there is no fit to evaluate.
         vmap_method: how :func:`run` behaves under ``vmap``.
     """
 
@@ -176,7 +178,7 @@ def run(
     state: LoopState | None = None,
     target_inputs: PyTree = None,
 ) -> tuple[LoopState, StepInfo]:
-    """Several rounds as one ``lax.scan``, the same as calling ``loop.step`` that often.
+    """Several rounds as one ``lax.scan``, the same as calling ``loop.step`` that often; jitted.
 
     ``vmap`` over keys runs all seeds in one program. A pool that runs out stops being labelled: later rounds pick
     nothing. The labels of the last round are in the pool but not in a fit; ask for one round more to see what they
@@ -206,6 +208,13 @@ def run(
     elif num_initial:
         raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
 
+    return _rounds(loop, num_rounds, state, dataset, test, target_inputs)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _rounds(
+    loop: ActiveLoop, num_rounds: int, state: LoopState, dataset: Dataset, test: Dataset | None, target_inputs: PyTree
+) -> tuple[LoopState, StepInfo]:
     def one_round(
         state: LoopState, dataset: Dataset, test: Dataset | None, target_inputs: PyTree
     ) -> tuple[LoopState, StepInfo]:
@@ -226,6 +235,11 @@ def _init(
     state = pool.init(num_examples) if given is None else given
     if state.labelled_at.shape != (num_examples,):
         raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
+    if num_initial and state.targets is not None:
+        raise ValueError(
+            f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
+            "ask for their labels, store them with pool.annotate, and leave num_initial out"
+        )
     left = int(pool.num_available(state)) if _checks.is_concrete(state) else num_examples
     if num_initial > left:
         raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")

@@ -41,8 +41,7 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
     logits = _numerics.as_float(logits)
     labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype), label_smoothing)
     losses = jnp.where(known, optax.safe_softmax_cross_entropy(logits, labels), 0.0)
-    axes = tuple(range(1, losses.ndim))
-    return jnp.sum(losses, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(losses.dtype)
+    return _mean_over_positions(losses, known)
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:
@@ -52,10 +51,10 @@ def squared_error(outputs: Array, targets: Array) -> Array:
 
     Args:
         outputs: ``[B, …, C]``.
-        targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension.
+        targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension; NaN is unknown and does not count.
 
     Returns:
-        ``[B]``: the loss of each example, averaged over its positions.
+        ``[B]``: the loss of each example, averaged over its positions that count.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -71,5 +70,12 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
     import optax
 
-    errors = optax.l2_loss(_numerics.as_float(outputs), _numerics.as_float(targets))
-    return jnp.mean(errors, axis=tuple(range(1, errors.ndim)))
+    outputs, targets = _numerics.as_float(outputs), _numerics.as_float(targets)
+    known = ~jnp.isnan(targets)
+    errors = jnp.where(known, optax.l2_loss(outputs, jnp.where(known, targets, 0.0)), 0.0)
+    return _mean_over_positions(errors, known)
+
+
+def _mean_over_positions(losses: Array, known: Array) -> Array:
+    axes = tuple(range(1, losses.ndim))
+    return jnp.sum(losses, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(losses.dtype)

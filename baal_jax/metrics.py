@@ -1,8 +1,8 @@
 """How good are predictions? Pure functions of the Bayesian model average, every example weighted alike.
 
 ``log_probs`` is always the model average in probability space, ``log (1/S) Σ_s softmax(logits_s)``, as
-:func:`model_average` returns it. Examples with a negative target are unknown (or padding) and do not count; with
-nothing that counts, a metric is NaN.
+:func:`model_average` returns it. Examples with a negative class (in regression: a NaN target) are unknown or padding
+and do not count; with nothing that counts, a metric is NaN.
 """
 
 from __future__ import annotations
@@ -290,13 +290,15 @@ def _regression(noise_variance: float) -> MetricSet:
             mean, variance = mean[..., 0], variance[..., 0]
         if mean.shape != targets.shape:
             raise ValueError(f"targets have shape {targets.shape}, but the outputs {mean.shape}: make them equal")
-        errors = mean - targets.astype(mean.dtype)
+        targets = targets.astype(mean.dtype)
+        known = ~jnp.isnan(targets)
+        errors = jnp.where(known, mean - targets, 0.0)
         variance = jnp.maximum(variance + noise_variance, 1e-12)
         gaussian = 0.5 * (jnp.log(2 * jnp.pi * variance) + errors**2 / variance)
         return {
-            "rmse": jnp.sqrt(jnp.mean(errors**2)),
-            "mae": jnp.mean(jnp.abs(errors)),
-            "nll": jnp.mean(gaussian),
+            "rmse": jnp.sqrt(_mean(errors**2, known)),
+            "mae": _mean(jnp.abs(errors), known),
+            "nll": _mean(gaussian, known),
         }
 
     return MetricSet(summarise, compute)

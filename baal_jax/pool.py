@@ -53,7 +53,7 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
     """
     num_examples = _checks.positive_int("num_examples", num_examples)
     if targets is not None:
-        targets = jnp.asarray(targets)
+        targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
             raise ValueError(
                 f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}"

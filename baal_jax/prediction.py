@@ -38,7 +38,7 @@ def predict(
     inputs: PyTree,
     *,
     num_samples: int = 20,
-    batch_size: int | None = None,
+    batch_size: int | None = 256,
 ) -> PyTree:
     """Outputs of every draw on every example.
 

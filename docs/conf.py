@@ -1,12 +1,14 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-The notebooks are executed in every build, on the CPU, and an error in one of them fails the build. No network is needed.
+The notebooks are executed in every build, on the CPU, and an error in one of them fails the build. No network needed.
 """
 
 import os
 
 # Inherited by the notebook kernels: the same numbers on every machine, and no two kernels that share an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# The notebooks compile much and compute little.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import baal_jax
 

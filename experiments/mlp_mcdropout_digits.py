@@ -132,7 +132,9 @@ def acquisition(name: str, coldness: float) -> baal.Acquisition:
     if how in ("power", "softmax", "softrank") and what in heuristics.REGISTRY:
         return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
     known = ", ".join(heuristics.REGISTRY)
-    raise SystemExit(f"strategy {name!r} is unknown: use random, one of {known}, or power_, softmax_, softrank_ with one")
+    raise SystemExit(
+        f"strategy {name!r} is unknown: use random, one of {known}, or power_, softmax_, softrank_ with one"
+    )
 
 
 def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -> tuple[Path, Path]:

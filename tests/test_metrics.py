@@ -14,7 +14,7 @@ from baal_jax import metrics
 from tests.oracles import metrics as oracle
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "baal.json").read_text())
-SHAPES = {"flat": (60,), "map": (7, 3, 4), "tokens": (11, 5)}
+SHAPES = {"flat": (60,), "map": (7, 3, 4)}
 
 
 def random_case(shape, num_classes=4, num_draws=5, seed=0, unknown=0.2):

@@ -1,0 +1,24 @@
+"""Numbers that Baal 2.0 computes, and the inputs they belong to, in Baal's layout ``[N, C, …, S]``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "baal.json").read_text())
+
+
+def _softmax(x):
+    weights = np.exp(x - x.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+_n, _c, _k = np.ogrid[:5, :3, :4]
+LOGITS = np.sin(1 + _n + 2 * _c + 3 * _k) * (1 + 0.5 * _n)
+PROBS = _softmax(LOGITS)
+
+_n, _c, _k = np.ogrid[:3, :3, :4]
+TARGETS = _softmax(2 * np.sin(1 + _n + 2 * _c + 3 * _k)[::-1])
+
+_n, _c, _h, _w, _k = np.ogrid[:3, :3, :2, :2, :4]
+MAPS = _softmax(np.sin(1 + _n + 2 * _c + 3 * _h + 4 * _w + 5 * _k) * (1 + _n))

@@ -1,0 +1,192 @@
+"""Vectorised keys give jax's bits; shuffling without a table is a uniform permutation."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from baal_jax import _random
+
+KEYS = [jax.random.key(0), jax.random.key(2**32 - 1), jax.random.fold_in(jax.random.key(7), 123)]
+every_key = pytest.mark.parametrize("key", KEYS, ids=["zero", "ones", "folded"])
+
+
+def data(key):
+    return np.asarray(jax.random.key_data(key))
+
+
+def assert_same(function, key):
+    """Bit for bit, with the implementation really changed."""
+    fast = _random.vectorised(key)
+    assert jax.random.key_impl(fast) != jax.random.key_impl(key)
+    np.testing.assert_array_equal(function(fast), function(key))
+
+
+@every_key
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.uint32])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5, 2)])
+def test_bits_are_those_of_jax(key, dtype, shape):
+    bits = jax.random.bits(_random.vectorised(key), shape, dtype)
+    assert (bits.shape, bits.dtype) == (shape, dtype)
+    assert_same(lambda key: jax.random.bits(key, shape, dtype), key)
+
+
+def test_wide_bits_are_those_of_jax():
+    with jax.enable_x64(True):
+        assert_same(lambda key: jax.random.bits(key, (3, 5), jnp.uint64), jax.random.key(3))
+
+
+@every_key
+@pytest.mark.parametrize("shape", [2, 5, (2, 3)])
+def test_split_is_that_of_jax(key, shape):
+    assert_same(lambda key: data(jax.random.split(key, shape)), key)
+
+
+@every_key
+@pytest.mark.parametrize("number", [0, 1, 2**31 - 1, np.uint32(2**32 - 1)])
+def test_fold_in_is_that_of_jax(key, number):
+    assert_same(lambda key: data(jax.random.fold_in(key, number)), key)
+
+
+def test_fold_in_of_a_traced_number():
+    fold = jax.jit(lambda key, number: jax.random.key_data(jax.random.fold_in(key, number)))
+    for number in (0, 3, -1):
+        assert_same(lambda key, number=number: fold(key, jnp.int32(number)), KEYS[2])
+
+
+@every_key
+@pytest.mark.parametrize("shape", [(), (4, 3)])
+def test_distributions_are_those_of_jax(key, shape):
+    assert_same(lambda key: jax.random.uniform(key, shape), key)
+    assert_same(lambda key: jax.random.bernoulli(key, 0.3, shape), key)
+    assert_same(lambda key: jax.random.randint(jax.random.split(key)[1], shape, -5, 9), key)
+
+
+def test_normal_numbers_are_those_of_jax(key):
+    assert_same(lambda key: jax.random.normal(key, (50,)), key)
+
+
+def test_bits_do_not_depend_on_vmap_or_jit():
+    keys = jax.random.split(jax.random.key(4), 6).reshape(2, 3)
+    fast = _random.vectorised(keys)
+    assert fast.shape == (2, 3)
+    functions = [
+        lambda key: jax.random.bits(key, (3, 2)),
+        lambda key: jax.random.bits(key, (), jnp.uint8),
+        lambda key: jax.random.key_data(jax.random.split(key, 3)),
+        lambda key: jax.random.key_data(jax.random.fold_in(key, 9)),
+    ]
+    for function in functions:
+        truth = np.array([[function(key) for key in row] for row in keys])
+        np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(fast), truth)
+        inside = jax.jit(jax.vmap(jax.vmap(lambda key, function=function: function(_random.vectorised(key)))))
+        np.testing.assert_array_equal(inside(keys), truth)
+
+
+def test_one_key_for_a_whole_batch():
+    numbers = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(_random.vectorised(KEYS[0]), i)))(jnp.arange(5))
+    np.testing.assert_array_equal(numbers, [jax.random.bits(jax.random.fold_in(KEYS[0], i)) for i in range(5)])
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_other_keys_come_back_unchanged(impl):
+    key = jax.random.key(0, impl=impl)
+    assert _random.vectorised(key) is key
+
+
+def test_changing_twice_is_changing_once(key):
+    fast = _random.vectorised(key)
+    assert _random.vectorised(fast) is fast
+
+
+def test_too_many_words_are_an_error(key):
+    with pytest.raises(ValueError, match="split the key"):
+        jax.jit(lambda key: jax.random.bits(_random.vectorised(key), (2**16, 2**16))).lower(key)
+
+
+def test_no_key_is_used_twice(key, key_reuse):
+    jax.jit(lambda key: jax.random.bernoulli(_random.vectorised(key), 0.5, (3,)))(key)
+
+    def twice(key):
+        key = _random.vectorised(key)
+        return jax.random.bits(key) + jax.random.bits(key)
+
+    with pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(twice)(jax.random.key(1))
+
+
+# shuffled
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def places(key, size, length):
+    """Where positions ``0 … length − 1`` stand; ``size`` is traced, so one compilation serves many sizes."""
+    return jax.vmap(lambda position: _random.shuffled(key, position, size))(jnp.arange(length))
+
+
+def test_shuffled_is_a_bijection_of_every_small_size():
+    for size in range(1, 65):
+        for seed in range(3):
+            found = np.asarray(places(jax.random.key(seed), jnp.int32(size), 64))[:size]
+            assert sorted(found.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1_000, 65_536, 100_003])
+def test_shuffled_is_a_bijection_of_a_large_size(size):
+    found = np.asarray(places(jax.random.key(5), jnp.int32(size), 100_003))[:size]
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(found), np.arange(size))
+    # A random permutation is uncorrelated with the identity and has about one fixed point.
+    assert abs(np.corrcoef(found, np.arange(size))[0, 1]) < 4 / math.sqrt(size)
+    assert np.sum(found == np.arange(size)) < 8
+
+
+def test_shuffled_stays_in_the_largest_range(key):
+    size = 2**31 - 1
+    positions = jnp.array([0, 1, 2**30, size - 2, size - 1])
+    found = jax.vmap(lambda position: _random.shuffled(key, position, jnp.int32(size)))(positions)
+    assert len(set(found.tolist())) == 5
+    assert ((found >= 0) & (found < size)).all()
+
+
+@functools.cache
+def shuffles(size, num_keys=24_000):
+    keys = jax.random.split(jax.random.key(6), num_keys)
+    return np.asarray(jax.vmap(lambda key: places(key, jnp.int32(size), size))(keys))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_permutation_is_as_likely(size):
+    permutations, counts = np.unique(shuffles(size), axis=0, return_counts=True)
+    assert len(permutations) == math.factorial(size)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_every_place_is_as_likely():
+    found = shuffles(7)
+    for position in range(7):
+        assert stats.chisquare(np.bincount(found[:, position], minlength=7)).pvalue > 1e-3
+    pairs = np.bincount(found[:, 2] * 7 + found[:, 5], minlength=49)
+    assert (pairs[::8] == 0).all()
+    assert stats.chisquare(pairs[pairs > 0]).pvalue > 1e-3
+    assert np.sum(pairs > 0) == 42
+
+
+def test_keys_decide_the_shuffle():
+    one, same, other = (places(jax.random.key(seed), jnp.int32(64), 64) for seed in (8, 8, 9))
+    np.testing.assert_array_equal(one, same)
+    assert np.sum(np.asarray(one) == np.asarray(other)) < 10
+
+
+def test_shuffled_does_not_depend_on_jit_or_vmap(key):
+    alone = [int(_random.shuffled(key, jnp.int32(i), jnp.int32(11))) for i in (0, 4, 10)]
+    assert alone == np.asarray(places(key, jnp.int32(11), 64))[[0, 4, 10]].tolist()
+
+
+def test_shuffled_uses_its_key_once(key, key_reuse):
+    shuffle = jax.jit(lambda key, size: _random.shuffled(key, jnp.int32(0), size))
+    assert 0 <= int(shuffle(key, jnp.int32(3))) < 3
