@@ -96,7 +96,7 @@ def shuffled(key: Key, position: Array, size: Array) -> Array:
         ``int32[]``.
     """
     words = jax.random.bits(vectorised(key), (2, _SHUFFLE_ROUNDS), jnp.uint32)
-    size = size.astype(jnp.uint32)
+    size = jax.lax.optimization_barrier(size.astype(jnp.uint32))
     offsets = words[0] % size
     index = position.astype(jnp.uint32)
     for i in range(_SHUFFLE_ROUNDS):

@@ -33,9 +33,7 @@ class LinenVgg(nn.Module):
 class NnxVgg(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         widths = [3, *(width for width in CHANNELS for _ in range(2))]
-        self.convs = nnx.List(
-            [nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
         self.dense = nnx.List(
             [nnx.Linear(a, b, rngs=rngs) for a, b in ((CHANNELS[-1], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 10))]
         )

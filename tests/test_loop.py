@@ -18,7 +18,7 @@ ROUNDS, SIZE = 4, 100
 
 def network_posterior():
     net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(10)])
-    trainer = baal.trainer(optax.adam(3e-2), baal.losses.cross_entropy, num_steps=10, batch_size=8)
+    trainer = baal.trainer(optax.sgd(0.3), baal.losses.cross_entropy, num_steps=10, batch_size=8)
     return posteriors.mc_dropout(baal.from_linen(net), trainer)
 
 
@@ -48,7 +48,13 @@ def spy_loop(acquisition=None, **arguments):
 @pytest.fixture(scope="module")
 def data():
     train, test = baal.data.digits()
-    return baal.Dataset(train.inputs[:40], train.targets[:40]), baal.Dataset(test.inputs[:30], test.targets[:30])
+    return baal.Dataset(train.inputs[:40], train.targets[:40]), baal.Dataset(test.inputs[::12], test.targets[::12])
+
+
+ACCURACY = metrics.MetricSet(
+    lambda predictions: metrics.model_average(predictions.logits),
+    lambda log_probs, targets: {"accuracy": metrics.accuracy(log_probs, targets)},
+)
 
 
 def build(vmap_method):
@@ -58,6 +64,7 @@ def build(vmap_method):
         query_size=3,
         num_samples=4,
         batch_size=16,
+        metrics=ACCURACY,
         vmap_method=vmap_method,
     )
 
@@ -83,19 +90,18 @@ def digits(data):
     )
 
 
-def assert_same_run(found, digits, start=0):
-    state, infos = found
-    expected = jax.tree.map(lambda leaf: leaf[start:], digits.infos)
+def assert_same_run(found, digits, start=0, stop=ROUNDS):
+    (state, infos), last = found, digits.states[stop]
+    expected = jax.tree.map(lambda leaf: leaf[start:stop], digits.infos)
     np.testing.assert_array_equal(infos.indices, expected.indices)
     np.testing.assert_array_equal(infos.num_labelled, expected.num_labelled)
     np.testing.assert_array_equal(infos.round, expected.round)
     np.testing.assert_allclose(infos.scores, expected.scores, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(infos.mean_score, expected.mean_score, rtol=1e-4)
-    for name, value in expected.metrics.items():
-        np.testing.assert_allclose(infos.metrics[name], value, rtol=1e-4, err_msg=name)
-    np.testing.assert_array_equal(state.pool.labelled_at, digits.states[-1].pool.labelled_at)
-    leaves = (jax.tree.leaves(each.posterior) for each in (state, digits.states[-1]))
-    for a, b in zip(*leaves, strict=True):
+    if infos.metrics is not None:
+        np.testing.assert_array_equal(infos.metrics["accuracy"], expected.metrics["accuracy"])
+    np.testing.assert_array_equal(state.pool.labelled_at, last.pool.labelled_at)
+    for a, b in zip(jax.tree.leaves(state.posterior), jax.tree.leaves(last.posterior), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -107,6 +113,7 @@ def test_a_run_by_hand_is_sound(digits):
     assert np.all(np.diff(digits.infos.scores, axis=1) <= 0)
     assert np.all(digits.infos.scores[:, 0] > digits.infos.mean_score)
     assert digits.infos.num_nan.tolist() == [0] * ROUNDS
+    assert 0.1 < digits.infos.metrics["accuracy"].max() <= 1
     final = digits.states[-1].pool.labelled_at
     for number, indices in zip(digits.infos.round, digits.infos.indices, strict=True):
         assert set(np.flatnonzero(final == number)) == set(indices)
@@ -115,34 +122,36 @@ def test_a_run_by_hand_is_sound(digits):
 def test_a_whole_run_compiles_the_step_once(digits):
     assert digits.compiled == 1
     assert digits.loop.evaluate._cache_size() == 1
+
+
+def test_a_step_is_traced_once_until_the_pool_is_empty():
+    data, _ = known_scores()
+    loop = spy_loop()
     chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(lambda state, train: digits.loop.step(state, train), n=1))
-    state = digits.states[0]
-    for expected in digits.infos.indices[:2]:
-        state, info = step(state, digits.train)
-        np.testing.assert_array_equal(info.indices, expected)
+    step = jax.jit(chex.assert_max_traces(lambda state, data: loop.step(state, data), n=1))
+    state = loop.init(jax.random.key(0), data, num_initial=10)
+    for _ in range(10):
+        state, info = step(state, data)
+    assert int(info.num_picked) == 0
 
 
 def test_the_scan_is_the_python_loop(digits):
-    # Case 49: twice, so that nothing hidden can have moved on; the compiled run leaves no room for that either.
-    np.random.default_rng().random()
-    run = jax.jit(
-        lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=ROUNDS)
-    )
+    # Case 49: twice, with numpy's hidden generator in another state.
+    run = jax.jit(lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=ROUNDS))
     once = run(digits.key, digits.train, digits.test)
     assert_same_run(once, digits)
+    np.random.seed(3)  # noqa: NPY002
     twice = run(digits.key, digits.train, digits.test)
     jax.tree.map(np.testing.assert_array_equal, once[1], twice[1])
     np.testing.assert_array_equal(once[0].pool.labelled_at, twice[0].pool.labelled_at)
 
 
-@pytest.mark.parametrize("start", [0, 1, 3])
-def test_a_run_resumes_from_any_round(start, digits):
+def test_a_run_resumes_from_any_round(digits):
     # Case 49.
-    found = baal.run(
-        digits.loop, None, digits.train, digits.test, num_rounds=ROUNDS - start, state=digits.states[start]
-    )
-    assert_same_run(found, digits, start)
+    resume = jax.jit(lambda state, train: baal.run(digits.loop, None, train, num_rounds=2, state=state))
+    for start in range(ROUNDS - 1):
+        found = resume(digits.states[start], digits.train)
+        assert_same_run(found, digits, start, start + 2)
 
 
 @pytest.mark.parametrize("vmap_method", ["sequential", "vectorized"])
@@ -150,9 +159,7 @@ def test_one_seed_among_many_is_that_seed_alone(vmap_method, digits):
     # Case 49.
     loop = digits.loop if vmap_method == "sequential" else build(vmap_method)
     keys = jnp.stack([jax.random.key(1), digits.key])
-    many = jax.vmap(
-        lambda key: baal.run(loop, key, digits.train, digits.test, num_initial=5, num_rounds=ROUNDS)
-    )(keys)
+    many = jax.vmap(lambda key: baal.run(loop, key, digits.train, num_initial=5, num_rounds=ROUNDS))(keys)
     assert_same_run(jax.tree.map(lambda leaf: leaf[1], many), digits)
     other = many[1].indices[0]
     assert not np.array_equal(other, many[1].indices[1])
@@ -161,9 +168,9 @@ def test_one_seed_among_many_is_that_seed_alone(vmap_method, digits):
 
 def test_nothing_compiled_goes_back_to_the_host(digits):
     step = jax.make_jaxpr(digits.loop.step)(digits.states[0], digits.train)
-    run = jax.make_jaxpr(
-        lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=2)
-    )(digits.key, digits.train, digits.test)
+    run = jax.make_jaxpr(lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=2))(
+        digits.key, digits.train, digits.test
+    )
     assert "scan" in str(run)
     for program in (step, run):
         assert "callback" not in str(program)
@@ -179,7 +186,13 @@ def test_no_key_is_used_twice_in_a_run(data, key_reuse):
     trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=2, batch_size=4, augment=augment)
     posterior = posteriors.mc_dropout(baal.from_linen(net), trainer)
     loop = baal.active_loop(
-        posterior, selection.power(heuristics.bald), query_size=2, num_samples=2, batch_size=None, max_sample=6
+        posterior,
+        selection.power(heuristics.bald),
+        query_size=2,
+        num_samples=2,
+        batch_size=None,
+        max_sample=6,
+        vmap_method="vectorized",  # the checker does not look into the other and takes every key there for consumed
     )
     state, infos = baal.run(loop, jax.random.key(0), train, train, num_initial=2, num_rounds=2)
     assert int(pool.num_labelled(state.pool)) == 6
@@ -247,7 +260,6 @@ def test_every_round_samples_the_pool_anew():
     loop = spy_loop(max_sample=5, query_size=5)
     _, infos = baal.run(loop, jax.random.key(1), data, num_rounds=20)
     assert len(np.unique(infos.indices)) == SIZE
-    assert np.abs(np.mean(np.asarray(infos.indices[0])) - np.mean(np.asarray(infos.indices[1]))) > 0
     other = baal.run(loop, jax.random.key(2), data, num_rounds=1)[1]
     assert not np.array_equal(np.sort(other.indices[0]), np.sort(infos.indices[0]))
 
@@ -264,7 +276,9 @@ def test_random_acquisition_predicts_nothing():
     assert int(pool.num_labelled(state.pool)) == 40
     assert np.all(np.isnan(infos.mean_score))
     with pytest.raises(AssertionError, match="predicted"):
-        baal.active_loop(posterior, selection.top_k(first_output), query_size=1).step(loop.init(jax.random.key(0), data), data)
+        baal.active_loop(posterior, selection.top_k(first_output), query_size=1).step(
+            loop.init(jax.random.key(0), data), data
+        )
 
 
 def test_labels_stored_in_the_pool_are_what_a_fit_sees():
@@ -288,10 +302,10 @@ def test_a_fit_sees_only_the_last_rounds_while_labels_stay_labels():
     picked = [np.flatnonzero(pool.labelled(state.pool)).tolist()]
     for number in range(4):
         state, info = loop.step(state, data)
-        assert set(np.flatnonzero(state.posterior["labelled"])) == set(sum(picked[-2:], []))
+        assert set(np.flatnonzero(state.posterior["labelled"])) == {i for ids in picked[-2:] for i in ids}
         assert int(info.num_labelled) == 4 + 3 * number
         picked.append(info.indices.tolist())
-    assert len(set(sum(picked, []))) == 4 + 4 * 3
+    assert len({i for ids in picked for i in ids}) == 4 + 4 * 3
 
 
 def test_the_state_before_the_first_round_holds_zeros_and_fits_are_passed_on():
@@ -390,15 +404,13 @@ def test_evaluation_uses_the_metrics_asked_for():
     assert baal.run(spy_loop(), jax.random.key(0), data, num_rounds=1)[1].metrics is None
 
 
-def test_the_number_of_a_run_belongs_to_the_key_alone():
-    # Case 49: keys of a round do not depend on how the labels before it came about.
+def test_the_key_decides_the_initial_labels():
     data, _ = known_scores()
-    loop = baal.active_loop(SPY, selection.random(), query_size=4)
-    a, b = (loop.init(jax.random.key(3), data, num_initial=6) for _ in range(2))
-    np.random.seed(1)
-    np.testing.assert_array_equal(loop.step(a, data)[1].indices, loop.step(b, data)[1].indices)
-    other = loop.init(jax.random.key(4), data, num_initial=6)
-    assert not np.array_equal(a.pool.labelled_at, other.pool.labelled_at)
+    loop = spy_loop()
+    once, again, other = (loop.init(jax.random.key(seed), data, num_initial=6).pool for seed in (3, 3, 4))
+    assert int(pool.num_labelled(once)) == 6
+    np.testing.assert_array_equal(once.labelled_at, again.labelled_at)
+    assert not np.array_equal(once.labelled_at, other.labelled_at)
 
 
 @pytest.mark.parametrize(

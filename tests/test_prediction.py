@@ -14,7 +14,6 @@ from baal_jax.prediction import summarise
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-BATCHES = (1, 7, 64, None)
 STATE = jnp.asarray(np.random.default_rng(0).normal(size=(4, CLASSES)), jnp.float32)
 INPUTS = jnp.asarray(np.random.default_rng(1).normal(size=(SIZE, 4)), jnp.float32)
 
@@ -92,8 +91,10 @@ def test_more_draws_begin_with_the_same_ones(key, dropout):
     np.testing.assert_allclose(many[:3], few, **CLOSE)
 
 
-@pytest.mark.parametrize("batch_size", BATCHES)
-@pytest.mark.parametrize("name", ["linear", "dropout", "two heads"])
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [*(("linear", batch_size) for batch_size in (1, 7, 64, None)), ("dropout", 1), ("dropout", 64), ("two heads", 7)],
+)
 def test_batches_and_order_change_no_number(name, batch_size, key, request):
     # Case 38; 70 examples, so that no batch size but the largest divides them.
     posterior, state, inputs, score_fn = {
@@ -112,7 +113,7 @@ def test_batches_and_order_change_no_number(name, batch_size, key, request):
     assert scores.shape == (70,)
 
 
-@pytest.mark.parametrize("batch_size", [7, 64, None])
+@pytest.mark.parametrize("batch_size", [7, None])
 def test_four_devices_change_no_number(batch_size, key, mesh):
     spread = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("pool")))
     assert len(spread.sharding.device_set) == 4
@@ -134,7 +135,9 @@ def test_several_outputs_keep_their_structure(key):
 
 
 def test_spatial_outputs_score_by_position(key):
-    posterior = LINEAR._replace(apply=lambda state, draw, x: apply_linear(state, draw, x.reshape(-1, 4)).reshape(-1, 2, 3, 3))
+    posterior = LINEAR._replace(
+        apply=lambda state, draw, x: apply_linear(state, draw, x.reshape(-1, 4)).reshape(-1, 2, 3, 3)
+    )
     inputs = INPUTS.reshape(12, 2, 3, 4)
     assert baal.predict(key, posterior, STATE, inputs, num_samples=2, batch_size=5).shape == (2, 12, 2, 3, 3)
     scores = baal.score(key, posterior, STATE, inputs, heuristics.bald, num_samples=DRAWS, batch_size=5)
@@ -172,12 +175,10 @@ def test_scores_need_no_memory_for_all_predictions(key):
         memory = lowered.compile().memory_analysis()
         return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-    score = {"score_fn": heuristics.bald}
-    few, more_draws = bytes_of(baal.score, 2**14, 16, **score), bytes_of(baal.score, 2**14, 64, **score)
-    more_examples = bytes_of(baal.score, 2**16, 16, **score)
-    assert more_draws < bytes_of(baal.predict, 2**14, 64) / 20
-    assert more_draws - few < 48 * 256 * 10 * 4 * 8  # grows with the batch, not with the pool
-    assert more_examples - few < (2**16 - 2**14) * 4 * 10  # a few numbers an example
+    few = bytes_of(baal.score, 2**14, 64, score_fn=heuristics.bald)
+    many = bytes_of(baal.score, 2**16, 64, score_fn=heuristics.bald)
+    assert few < bytes_of(baal.predict, 2**14, 64) / 20
+    assert many - few < (2**16 - 2**14) * 4 * 10  # a few numbers an example, where predictions are 640
 
 
 class WholeBatches:
@@ -242,7 +243,7 @@ def test_a_stream_is_read_no_further_than_one_batch_ahead(key):
     next(stream)
     assert [len(ids) for ids in source.asked] == [16, 16]
     next(stream)
-    assert sum(source.asked, []) == list(range(48))
+    assert [i for ids in source.asked for i in ids] == list(range(48))
 
 
 def test_a_remainder_does_not_compile_again(key):

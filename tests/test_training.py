@@ -95,7 +95,9 @@ def test_only_labelled_examples_are_seen(length, request, key):
     state = fit(key, data, labelled)
     assert_same(fit(key, hidden, labelled), state)
     one_more = fit(key, data, labelled.at[0].set(True))
-    assert not np.array_equal(one_more.variables.params["Dense_0"]["kernel"], state.variables.params["Dense_0"]["kernel"])
+    assert not np.array_equal(
+        one_more.variables.params["Dense_0"]["kernel"], state.variables.params["Dense_0"]["kernel"]
+    )
     assert np.isfinite(state.loss)
 
 
@@ -257,9 +259,7 @@ def test_augmentation_may_change_targets(key):
     data = regression_data()
     trainer = baal.trainer(optax.sgd(0.1), baal.losses.squared_error, num_steps=10, batch_size=12, augment=negate)
     state = trainer(linear(0.5))(key, data, first(12))
-    np.testing.assert_allclose(
-        weights_of(state), gradient_descent(data.inputs, -data.targets, 10, 0.1, 0.5), rtol=1e-5
-    )
+    np.testing.assert_allclose(weights_of(state), gradient_descent(data.inputs, -data.targets, 10, 0.1, 0.5), rtol=1e-5)
 
 
 def test_batch_statistics_are_carried_from_step_to_step(fit_steps, key):
@@ -305,7 +305,9 @@ def test_a_fit_can_be_differentiated_by_learning_rate_and_by_data(key):
         return gradient_descent(inputs, data.targets, 4, learning_rate, 0.5).sum()
 
     inputs, step = np.asarray(data.inputs, np.float64), 1e-6
-    np.testing.assert_allclose(by_rate, (oracle(0.1 + step, inputs) - oracle(0.1 - step, inputs)) / (2 * step), rtol=1e-4)
+    np.testing.assert_allclose(
+        by_rate, (oracle(0.1 + step, inputs) - oracle(0.1 - step, inputs)) / (2 * step), rtol=1e-4
+    )
     for place in ((0, 0), (7, 2)):
         shift = np.zeros_like(inputs)
         shift[place] = step

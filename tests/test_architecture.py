@@ -1,0 +1,123 @@
+"""The floor plan holds: imports point down, the core does not know the edge, every public name is documented."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import baal_jax
+
+ROOT = Path(baal_jax.__file__).parent
+FLOORS = {
+    "typing": 0,
+    "_numerics": 0,
+    "_checks": 0,
+    "_random": 0,
+    "pool": 1,
+    "models": 1,
+    "losses": 1,
+    "metrics": 1,
+    "stopping": 2,
+    "training": 2,
+    "prediction": 2,
+    "heuristics": 2,
+    "posteriors": 3,
+    "selection": 3,
+    "loop": 4,
+}
+EDGE = {"data", "reporting"}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def _part(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "baal_jax":
+            below = node.module.split(".")[1:]
+            yield from below[:1] or [alias.name for alias in node.names]
+
+
+def test_every_module_has_a_place():
+    assert {_part(path) for path in FILES} == {*FLOORS, *EDGE}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_never_to_the_edge(path):
+    here = _part(path)
+    for other in _imported_parts(path):
+        if other == here:
+            continue
+        if here in EDGE:
+            assert FLOORS[other] == 0, f"{here} imports {other}"
+        else:
+            assert other not in EDGE, f"{here} imports {other}"
+            assert FLOORS[other] < FLOORS[here] or FLOORS[other] == 0 == FLOORS[here], f"{here} imports {other}"
+
+
+def test_no_file_is_longer_than_five_hundred_lines():
+    long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 500}
+    assert not long
+
+
+def test_importing_the_package_loads_jax_and_numpy_alone():
+    heavy = [
+        "flax",
+        "optax",
+        "orbax",
+        "tensorflow_datasets",
+        "matplotlib",
+        "sklearn",
+        "chex",
+        "tqdm",
+        "tyro",
+        "scipy.stats",
+    ]
+    code = f"import sys, baal_jax; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def _public():
+    modules = [baal_jax, *(getattr(baal_jax, name) for name in ("heuristics", "selection", "posteriors", "data"))]
+    found = {(module.__name__, name): getattr(module, name) for module in modules for name in module.__all__}
+    for name in ("pool", "losses", "metrics", "stopping", "reporting", "training", "models"):
+        module = importlib.import_module(f"baal_jax.{name}")
+        for item, value in vars(module).items():
+            if not item.startswith("_") and getattr(value, "__module__", None) == module.__name__:
+                found[module.__name__, item] = value
+    return found
+
+
+@pytest.mark.parametrize("name", _public(), ids=".".join)
+def test_every_public_name_is_documented(name):
+    value = _public()[name]
+    if name[1] == "REGISTRY":
+        return
+    assert inspect.getdoc(value)
+    if inspect.isfunction(inspect.unwrap(value)):
+        doc, parameters = inspect.getdoc(value), inspect.signature(value).parameters
+        undocumented = [p for p in parameters if f"\n    {p}: " not in doc and f"\n    {p}:" not in doc]
+        short = len(doc.splitlines()) == 1  # one-line accessors say it all
+        assert short or not undocumented
+
+
+@pytest.mark.parametrize("family", ["heuristics", "selection", "posteriors"])
+def test_registries_hold_public_names(family):
+    module = getattr(baal_jax, family)
+    assert set(module.REGISTRY) <= set(module.__all__)
+    assert all(getattr(module, name) is value for name, value in module.REGISTRY.items())
+
+
+def test_no_pickle_and_no_global_numpy_random_state():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert "pickle" not in names
+        assert "np.random.seed" not in path.read_text()

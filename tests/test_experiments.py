@@ -1,0 +1,125 @@
+"""The experiments run at a small size, and their networks compute what they should."""
+
+import json
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import baal_jax as baal
+from baal_jax import reporting
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import mlp_mcdropout_digits as digits
+import models
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_digits_experiment_writes_a_table_a_picture_and_results(model, tmp_path, capsys):
+    config = digits.Config(
+        strategies=("random", "bald", "softrank_margin"),
+        model=model,
+        seeds=2,
+        rounds=2,
+        num_samples=3,
+        num_steps=4,
+        out=tmp_path,
+    )
+    curves = digits.main(config)
+    assert curves["bald"].metrics["accuracy"].shape == (2, 2)
+    np.testing.assert_array_equal(curves["bald"].num_labelled, [20, 30])
+    # Paired seeds: before the first query all strategies are the same run.
+    for metric in ("accuracy", "nll"):
+        first = [curve.metrics[metric][:, 0] for curve in curves.values()]
+        np.testing.assert_array_equal(first[0], first[1])
+        np.testing.assert_array_equal(first[0], first[2])
+    assert "softrank_margin" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["config"]["num_steps"] == 4
+    assert results["environment"]["jax"] == jax.__version__
+    assert results["strategies"]["random"]["num_labelled"] == [20, 30]
+
+
+def test_an_unknown_strategy_is_refused_by_name():
+    with pytest.raises(SystemExit, match="power_blad"):
+        digits.acquisition("power_blad", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding"),
+    [
+        ((3, 8, 8, 2), (3, 3), (1, 1), "SAME"),
+        ((3, 9, 8, 2), (3, 2), (2, 2), "SAME"),
+        ((3, 9, 8, 2), (3, 2), (2, 3), "VALID"),
+        ((2, 8, 7, 1), (5, 5), (1, 1), ((2, 1), (0, 2))),
+    ],
+)
+def test_patch_convolution_is_the_convolution(shape, kernel, strides, padding, key):
+    x = jax.random.normal(key, shape)
+    w = jax.random.normal(jax.random.key(1), (*kernel, shape[-1], 4))
+    expected = jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(models.patch_conv(x, w, strides, padding), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_patch_convolution_refuses_what_it_does_not_know(key):
+    with pytest.raises(ValueError, match="groups nor dilation"):
+        nn.Conv(4, (3, 3), kernel_dilation=2, conv_general_dilated=models.patch_conv).init(key, jnp.ones((1, 8, 8, 2)))
+
+
+def test_max_pool_is_the_window_maximum(key):
+    x = jax.random.normal(key, (2, 9, 8, 3))
+    np.testing.assert_array_equal(models.max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
+
+
+def test_digits_are_split_evenly_and_without_overlap():
+    train, test = baal.data.digits(num_test=360)
+    assert train.inputs.shape == (1437, 64)
+    assert test.inputs.shape == (360, 64)
+    assert train.inputs.dtype == np.float32
+    assert train.targets.dtype == np.int32
+    assert train.inputs.min() == 0
+    assert train.inputs.max() == 1
+    counts = np.bincount(test.targets)
+    assert counts.max() - counts.min() <= 3
+    rows = {row.tobytes() for row in train.inputs}
+    assert sum(row.tobytes() in rows for row in test.inputs) == 0
+    other = baal.data.digits(seed=1)[1]
+    assert (other.inputs != test.inputs).any()
+    assert baal.data.digits(image=True)[0].inputs.shape == (1437, 8, 8, 1)
+    with pytest.raises(ValueError, match="num_test=1797"):
+        baal.data.digits(num_test=1797)
+
+
+def test_standard_error_and_labels_to_target():
+    values = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
+    np.testing.assert_allclose(reporting.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
+    assert np.isnan(reporting.standard_error(values[:1])).all()
+    needed = reporting.labels_to_target([10, 20, 30], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.4], [0.95, 0.1, 0.1]], 0.9)
+    np.testing.assert_array_equal(needed, [20, np.inf, 10])
+
+
+def test_table_says_when_a_target_is_not_reached():
+    curves = {"flat": reporting.Curves(np.array([20, 30]), {"accuracy": np.full((2, 2), 0.5), "nll": np.ones((2, 2))})}
+    table = reporting.learning_curve_table(curves)
+    assert "flat: not reached" in table
+    assert "0.500 ± 0.000  1.000" in table
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = reporting.save_json(
+        tmp_path / "a" / "b.json", {"x": np.arange(3), "y": float("nan"), "z": (jnp.ones(1), path_of())}
+    )
+    assert json.loads(path.read_text()) == {"x": [0, 1, 2], "y": None, "z": [[1.0], "c"]}
+    with pytest.raises(TypeError):
+        reporting.save_json(path, {"x": object()})
+    assert json.loads(path.read_text())["x"] == [0, 1, 2]  # the old file is untouched
+    assert list(path.parent.iterdir()) == [path]  # and nothing is left over
+
+
+def path_of():
+    return Path("c")
