@@ -96,6 +96,7 @@ def shuffled(key: Key, position: Array, size: Array) -> Array:
         ``int32[]``.
     """
     words = jax.random.bits(vectorised(key), (2, _SHUFFLE_ROUNDS), jnp.uint32)
+    # Known sizes must not reach the compiler's algebra: it loops on twenty-four nested choices between constants.
     size = jax.lax.optimization_barrier(size.astype(jnp.uint32))
     offsets = words[0] % size
     index = position.astype(jnp.uint32)

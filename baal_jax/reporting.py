@@ -164,6 +164,7 @@ def save_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(_plain(content), file, indent=1, allow_nan=False)
+        os.chmod(temporary, 0o644)  # a temporary file is private, a result is not
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -97,15 +97,19 @@ def trainer(
             ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
             stream = _Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
 
-            def step(index: Array, state: TrainState) -> TrainState:
-                batch, weights = stream.batch(dataset, index, batch_size, num_epochs)
-                return update(jax.random.fold_in(key_steps, index), state, batch, weights)
+            def plan(index: Array) -> tuple[Key, Array, Array]:
+                key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
+                return key_step, *stream.batch(index, batch_size, num_epochs)
+
+            def step(state: TrainState, planned: tuple[Key, Array, Array]) -> tuple[TrainState, None]:
+                key_step, ids, weights = planned
+                return update(key_step, state, jax.tree.map(lambda leaf: leaf[ids], dataset), weights), None
 
             if num_epochs is not None:
                 total = (stream.size * num_epochs + batch_size - 1) // batch_size
-                return jax.lax.fori_loop(0, total, step, state)
-            steps = jnp.arange(num_steps)
-            return jax.lax.scan(lambda carry, index: (step(index, carry), None), state, steps, unroll=2)[0]
+                return jax.lax.fori_loop(0, total, lambda index, state: step(state, plan(index))[0], state)
+            # Planning all steps at once keeps some forty small operations out of the loop.
+            return jax.lax.scan(step, state, jax.vmap(plan)(jnp.arange(num_steps)), unroll=2)[0]
 
         return jax.jit(fit)
 
@@ -122,7 +126,11 @@ def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformati
 
 def _strong(leaf: Array) -> Array:
     """Without weak types, which would change between the first round and the second."""
-    return jax.lax.convert_element_type(leaf, jnp.result_type(leaf)) if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return _as_dtype(leaf, jnp.asarray(leaf).dtype)
+
+
+def _as_dtype(leaf: Array, dtype: jnp.dtype) -> Array:
+    return leaf if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(leaf).astype(dtype)
 
 
 class _Stream(NamedTuple):
@@ -132,18 +140,17 @@ class _Stream(NamedTuple):
     ids: Array  # labelled ids first
     size: Array
 
-    def batch(self, dataset: Dataset, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Dataset, Array]:
-        """The ``index``-th batch, and weights that are zero beyond the last pass and where nothing is labelled."""
+    def batch(self, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Array, Array]:
+        """Ids of the ``index``-th batch, and weights: zero beyond the last pass and where nothing is labelled."""
         size = jnp.maximum(self.size, 1)
         positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         passes = positions // size
         keys = jax.vmap(lambda i: jax.random.fold_in(_random.vectorised(self.key), i))(passes)
         order = jax.vmap(lambda key, i: _random.shuffled(key, i, size))(keys, positions - passes * size)
-        ids = self.ids[order]
         weights = jnp.full(batch_size, self.size > 0)
         if num_epochs is not None:
             weights &= passes < num_epochs
-        return jax.tree.map(lambda leaf: leaf[ids], dataset), weights.astype(jnp.float32)
+        return self.ids[order], weights.astype(jnp.float32)
 
 
 def _update_step(
@@ -171,7 +178,7 @@ def _update_step(
         return mean if regularizer is None else mean + regularizer(params), collections
 
     def update(key: Key, state: TrainState, batch: Dataset, weights: Array) -> TrainState:
-        key_augment, key_model = jax.random.split(_random.vectorised(key))
+        key_augment, key_model = jax.random.split(key)
         if augment is not None:
             batch = augment(key_augment, batch)
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
@@ -185,6 +192,6 @@ def _update_step(
         steps = state.steps + 1
         share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
         new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
-        return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, state)
+        return jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), new, state)
 
     return update

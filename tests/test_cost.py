@@ -1,5 +1,7 @@
 """Deterministic cost: floating-point operations and memory, read from the compiled program."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ class LinenVgg(nn.Module):
 class NnxVgg(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         widths = [3, *(width for width in CHANNELS for _ in range(2))]
-        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.convs = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.dense = nnx.List(
             [nnx.Linear(a, b, rngs=rngs) for a, b in ((CHANNELS[-1], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 10))]
         )

@@ -145,9 +145,8 @@ def test_squared_error_does_not_broadcast(target_shape):
         squared_error(jnp.zeros((6, 3)), jnp.zeros(target_shape))
 
 
-@every_shape
-def test_losses_are_the_same_eager_and_mapped(shape):
-    logits, targets = make_case(shape)
+def test_losses_are_the_same_eager_and_mapped():
+    logits, targets = make_case(SHAPES["map"])
     found = cross_entropy(logits, targets)
     close(losses.cross_entropy(logits, targets), found, rtol=1e-6)
     alone = jax.vmap(lambda row, target: cross_entropy(row[None], target[None])[0])(logits, targets)

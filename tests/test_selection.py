@@ -214,9 +214,8 @@ def test_one_score_an_example(name, key, num):
 
 
 @every_ranking
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
-def test_scores_of_any_dtype(name, key, dtype):
-    scores = jnp.arange(NUM).astype(dtype)
+def test_scores_may_be_half_precision(name, key):
+    scores = jnp.arange(NUM).astype(jnp.bfloat16)
     picked = build(name).select(key, scores, jnp.ones(NUM, bool), 4)
     check(picked, np.ones(NUM), 4)
     np.testing.assert_array_equal(picked.scores, scores[picked.indices].astype(jnp.float32))

@@ -102,23 +102,22 @@ def test_only_labelled_examples_are_seen(length, request, key):
 
 
 @partial(jax.jit, static_argnames="num_epochs")
-def read_batch(stream, data, index, num_epochs):
-    return stream.batch(data, index, 8, num_epochs)
+def read_batch(stream, index, num_epochs):
+    return stream.batch(index, 8, num_epochs)
 
 
 def read_stream(ids, num_batches, num_epochs=3):
     """Batches of eight from forty examples, which are their own ids."""
-    data = baal.Dataset(jnp.arange(40), jnp.arange(40) * 10)
     padded = jnp.concatenate([jnp.asarray(ids, jnp.int32), jnp.zeros(40 - len(ids), jnp.int32)])
     stream = _Stream(jax.random.key(3), padded, jnp.int32(len(ids)))
-    return [read_batch(stream, data, jnp.int32(i), num_epochs) for i in range(num_batches)]
+    return [read_batch(stream, jnp.int32(i), num_epochs) for i in range(num_batches)]
 
 
 @pytest.mark.parametrize("num_labelled", [1, 3, 8, 10, 17, 40])
 def test_every_pass_shows_every_labelled_example_once(num_labelled):
     ids = np.random.default_rng(num_labelled).permutation(40)[:num_labelled]
     batches = read_stream(ids, -(-num_labelled * 3 // 8) + 1)
-    shown = np.concatenate([examples.inputs for examples, _ in batches])
+    shown = np.concatenate([shown for shown, _ in batches])
     weights = np.concatenate([weights for _, weights in batches])
     assert set(np.unique(weights)) <= {0.0, 1.0}
     assert Counter(shown[weights == 1].tolist()) == dict.fromkeys(ids.tolist(), 3)
@@ -126,8 +125,6 @@ def test_every_pass_shows_every_labelled_example_once(num_labelled):
     assert all(sorted(row) == sorted(ids) for row in passes)
     if num_labelled >= 8:
         assert passes[0] != passes[1] != passes[2]
-    for examples, _ in batches:
-        np.testing.assert_array_equal(examples.targets, examples.inputs * 10)
     assert not np.any(batches[-1][1])  # beyond the last pass nothing counts
 
 
@@ -135,7 +132,7 @@ def test_without_a_last_pass_the_stream_goes_on_and_stays_even():
     ids = np.array([2, 5, 7, 1, 39, 4])
     batches = read_stream(ids, 6, num_epochs=None)  # eight passes
     assert all(np.all(weights == 1) for _, weights in batches)
-    shown = np.concatenate([examples.inputs for examples, _ in batches])
+    shown = np.concatenate([shown for shown, _ in batches])
     assert Counter(shown.tolist()) == dict.fromkeys(ids.tolist(), 8)
 
 
