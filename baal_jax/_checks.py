@@ -73,6 +73,16 @@ def draws(name: str, logits: Any) -> None:
         )
 
 
+def classes(name: str, logits: Any) -> None:
+    """Refuses what cannot be ``[S, N, …, C]`` with at least two classes."""
+    draws(name, logits)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
+            "heuristics.binary_logits"
+        )
+
+
 def leading_axis(name: str, tree: Any) -> int:
     """The length that all leaves of ``tree`` share as first axis."""
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from baal_jax import _checks, _numerics, pool
 from baal_jax.metrics import MetricSet
@@ -240,7 +241,8 @@ def _init(
             f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
             "ask for their labels, store them with pool.annotate, and leave num_initial out"
         )
-    left = int(pool.num_available(state)) if _checks.is_concrete(state) else num_examples
+    known = _checks.is_concrete(state.labelled_at)
+    left = np.count_nonzero(np.asarray(state.labelled_at) < 0) if known else num_examples
     if num_initial > left:
         raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
     if query_size > left - num_initial:
@@ -256,7 +258,14 @@ def _init(
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(leaf.shape, leaf.dtype)
-    return jnp.broadcast_to(jax.random.key(0, impl=str(leaf.dtype._impl.name)), leaf.shape)
+    kind = []  # only a traced key tells its implementation
+
+    def data_of(key: Key) -> Array:
+        kind.append(jax.random.key_impl(key))
+        return jax.random.key_data(key)
+
+    data = jax.eval_shape(data_of, leaf)
+    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=kind[0])
 
 
 class _RoundKeys(NamedTuple):

@@ -16,7 +16,7 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
 
     Args:
         logits: ``[B, …, C]``.
-        targets: ``int[B, …]`` classes; a negative one is unknown (or padding) and does not count.
+        targets: ``int[B, …]`` classes below ``C``; a negative one is unknown (or padding) and does not count.
         label_smoothing: ``α``.
 
     Returns:

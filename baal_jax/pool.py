@@ -179,7 +179,7 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
 
     Args:
         state: the pool.
-        last_rounds: only what the latest ``last_rounds`` rounds that labelled anything added; None for all.
+        last_rounds: only what the ``last_rounds`` rounds up to the latest label added; None for all.
 
     Returns:
         ``bool[N]``.

@@ -44,13 +44,15 @@ def low_uncertainty(mean_score: Array, threshold: float) -> Array:
 
 
 def plateau(history: Array, patience: int = 10, atol: float = 1e-4, rtol: float = 1e-5) -> Array:
-    r"""True where the last ``patience`` values of a metric are all close to the latest one.
+    r"""True where the latest value of a metric and the ``patience`` before it are all close, as in Baal.
 
-    .. math:: |m_i - m_t| \le a + r\,|m_t| \quad \text{for } t - p < i \le t
+    .. math:: |m_i - m_t| \le a + r\,|m_t| \quad \text{for } t - p \le i \le t
+
+    A history of exactly ``patience`` values is enough when all of them agree.
 
     Args:
         history: ``float[R]``, the metric of every round so far (its length is static).
-        patience: ``p``, how many values must agree. Fewer values than that never stop.
+        patience: ``p``. Fewer values than that never stop.
         atol: ``a``.
         rtol: ``r``.
 
@@ -62,12 +64,12 @@ def plateau(history: Array, patience: int = 10, atol: float = 1e-4, rtol: float 
 
     Example:
         >>> from baal_jax import stopping
-        >>> bool(stopping.plateau(jnp.array([0.2, 0.9, 0.9, 0.9]), patience=3))
+        >>> bool(stopping.plateau(jnp.array([0.2, 0.9, 0.9, 0.9]), patience=2))
         True
     """
     patience = _checks.positive_int("patience", patience)
     history = jnp.asarray(history)
     if history.shape[0] < patience:
         return jnp.zeros((), bool)
-    recent = history[-patience:]
+    recent = history[-(patience + 1) :]
     return jnp.all(jnp.abs(recent - recent[-1]) <= atol + rtol * jnp.abs(recent[-1]))

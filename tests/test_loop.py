@@ -12,6 +12,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics, pool, posteriors, selection
+from baal_jax.loop import _zeros
 
 ROUNDS, SIZE = 4, 100
 
@@ -462,3 +463,12 @@ def test_runs_need_a_key_or_a_state_and_some_rounds():
         baal.run(loop, None, data, num_rounds=1, state=state, num_initial=4)
     with pytest.raises(ValueError, match="num_rounds=0"):
         baal.run(loop, key, data, num_rounds=0)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_state_may_hold_keys(impl):
+    shape = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=impl), 3))
+    zeros = _zeros(shape)
+    assert zeros.shape == (3,)
+    assert zeros.dtype == shape.dtype
+    assert not jax.random.key_data(zeros).any()

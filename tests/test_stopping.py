@@ -40,15 +40,16 @@ def test_low_uncertainty_is_strict(score, expected):
         ([1.0, 1.0, 1.0], True),  # as Baal: the third value of three stops
         ([1.0, 1.0, 1.0, 0.5], False),
         ([1.0, 1.0, 1.0, 0.5, 0.5], False),
-        ([1.0, 1.0, 1.0, 0.5, 0.5, 0.5], True),  # Baal asks for a fourth one here, though not above
+        ([1.0, 1.0, 1.0, 0.5, 0.5, 0.5], False),
+        ([1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5], True),  # and the fourth after a change
         ([0.5, 0.6, 0.7, 0.8], False),  # not a plateau, although it improves
-        ([0.9, 0.50005, 0.5, 0.49995], True),
+        ([0.9, 0.50005, 0.5, 0.5, 0.49995], True),
         ([0.9, 0.5002, 0.5, 0.5], False),
         ([0.5, np.nan, 0.5], False),
         ([0.5, 0.5, np.nan], False),
     ],
 )
-def test_a_plateau_is_patience_values_close_to_the_latest(history, expected):
+def test_a_plateau_is_the_latest_value_and_patience_before_it(history, expected):
     assert bool(stopping.plateau(jnp.array(history), patience=3)) == expected
 
 
@@ -71,7 +72,7 @@ def test_patience_has_the_documented_default():
 
 
 def test_the_rules_compile_and_map():
-    histories = jnp.array([[0.1, 0.5, 0.5], [0.5, 0.5, 0.5]])
+    histories = jnp.array([[0.1, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])
     assert jax.jit(jax.vmap(lambda h: stopping.plateau(h, patience=3)))(histories).tolist() == [False, True]
     states = jax.vmap(lambda i: pool.label(pool.init(4), i))(jnp.array([[0, -1], [1, 2]]))
     assert jax.jit(jax.vmap(lambda s: stopping.labelling_budget(s, 2)))(states).tolist() == [False, True]

@@ -22,7 +22,7 @@ def entropy(logits: Array) -> Array:
         ``[N, …]`` scores in nats, between 0 and ``log C``.
 
     Raises:
-        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Shannon, `A mathematical theory of communication
@@ -33,7 +33,7 @@ def entropy(logits: Array) -> Array:
         >>> print(heuristics.entropy(jnp.zeros((20, 3, 2))))
         [0.6931472 0.6931472 0.6931472]
     """
-    _checks.draws("logits", logits)
+    _checks.classes("logits", logits)
     return _numerics.entropy(_numerics.log_mean_exp(_numerics.log_probs(logits)))
 
 
@@ -50,7 +50,7 @@ def expected_entropy(logits: Array) -> Array:
         ``[N, …]`` scores in nats, between 0 and ``log C``.
 
     Raises:
-        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Depeweg et al., `Decomposition of uncertainty in Bayesian deep learning
@@ -61,7 +61,7 @@ def expected_entropy(logits: Array) -> Array:
         >>> print(heuristics.expected_entropy(jnp.log(jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))))
         [0.3465736]
     """
-    _checks.draws("logits", logits)
+    _checks.classes("logits", logits)
     return jnp.mean(_numerics.entropy(_numerics.log_probs(logits)), axis=0)
 
 
@@ -81,7 +81,7 @@ def bald(logits: Array) -> Array:
         ``[N, …]`` scores in nats, between 0 and ``min(log S, log C)``.
 
     Raises:
-        ValueError: ``logits`` has fewer than three axes, or is a list of outputs.
+        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Houlsby et al., `Bayesian active learning for classification and preference learning
@@ -94,7 +94,7 @@ def bald(logits: Array) -> Array:
         >>> print(heuristics.bald(certain[:, None]))
         [0.6931472]
     """
-    _checks.draws("logits", logits)
+    _checks.classes("logits", logits)
     log_p = _numerics.log_probs(logits)
     log_mean = _numerics.log_mean_exp(log_p)[None]
     possible = ~jnp.isneginf(log_p)

@@ -33,7 +33,7 @@ def margin(logits: Array) -> Array:
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
-    _need_classes(logits)
+    _checks.classes("logits", logits)
     best = jax.lax.top_k(_mean_probs(logits), 2)[0]
     return best[..., 1] - best[..., 0]
 
@@ -62,7 +62,7 @@ def least_confidence(logits: Array) -> Array:
         >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [0.5]
     """
-    _need_classes(logits)
+    _checks.classes("logits", logits)
     return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
 
 
@@ -93,7 +93,7 @@ def variation_ratio(logits: Array) -> Array:
         >>> print(heuristics.variation_ratio(jax.nn.one_hot(votes, 3)[:, None]))
         [0.25]
     """
-    _need_classes(logits)
+    _checks.classes("logits", logits)
     logits = _numerics.as_float(logits)
     votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
     ratio = 1.0 - jnp.max(jnp.mean(votes, axis=0), axis=-1)
@@ -126,7 +126,7 @@ def mean_std(logits: Array) -> Array:
         >>> print(heuristics.mean_std(certain[:, None]))
         [0.5]
     """
-    _need_classes(logits)
+    _checks.classes("logits", logits)
     p = jnp.exp(_numerics.log_probs(logits))
     spread = jnp.var(p, axis=0)
     level = spread == 0  # the square root has no gradient at 0
@@ -160,15 +160,6 @@ def variance(outputs: Array) -> Array:
     """
     _checks.draws("outputs", outputs)
     return jnp.mean(jnp.var(_numerics.as_float(outputs), axis=0), axis=-1)
-
-
-def _need_classes(logits: Array) -> None:
-    _checks.draws("logits", logits)
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
-            "heuristics.binary_logits"
-        )
 
 
 def _mean_probs(logits: Array) -> Array:

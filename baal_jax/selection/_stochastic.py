@@ -102,13 +102,13 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
     least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
     scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
     weighted = scores > 0
-    return jnp.where(weighted, coldness * jnp.log(jnp.where(weighted, scores, 1.0)), _no_weight(scores))
+    return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), _no_weight(scores))
 
 
 def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``β s``."""
     del available
-    return jnp.where(jnp.isneginf(scores), -jnp.inf, coldness * scores)
+    return jnp.where(jnp.isneginf(scores), -jnp.inf, _cooled(scores, coldness))
 
 
 def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
@@ -119,6 +119,12 @@ def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Ar
     through = jnp.searchsorted(ordered, values, side="right")
     rank = (before + through + 1).astype(scores.dtype) / 2
     return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))
+
+
+def _cooled(log_weights: Array, coldness: float) -> Array:
+    """``β log w``, where ``0 · inf`` is 0."""
+    indifferent = jnp.isinf(log_weights) & (coldness == 0)
+    return jnp.where(indifferent, 0.0, coldness * log_weights)
 
 
 def _no_weight(scores: Array) -> Array:
