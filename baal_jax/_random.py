@@ -95,16 +95,17 @@ def shuffled(key: Key, position: Array, size: Array) -> Array:
     Returns:
         ``int32[]``.
     """
-    words = jax.random.bits(vectorised(key), (2, _SHUFFLE_ROUNDS), jnp.uint32)
-    # Known sizes must not reach the compiler's algebra: it loops on twenty-four nested choices between constants.
-    size = jax.lax.optimization_barrier(size.astype(jnp.uint32))
-    offsets = words[0] % size
-    index = position.astype(jnp.uint32)
-    for i in range(_SHUFFLE_ROUNDS):
-        partner = jnp.where(offsets[i] >= index, offsets[i] - index, offsets[i] + (size - index))
-        coin = _mix(jnp.maximum(index, partner) ^ words[1, i]) >> np.uint32(31)
-        index = jnp.where(coin == 1, partner, index)
-    return index.astype(jnp.int32)
+    words = jax.random.bits(vectorised(key), (_SHUFFLE_ROUNDS, 2), jnp.uint32)
+    size = size.astype(jnp.uint32)
+
+    # A loop, because compilers take exponential time over this many nested choices written out.
+    def one_round(i: Array, index: Array) -> Array:
+        offset = words[i, 0] % size
+        partner = jnp.where(offset >= index, offset - index, offset + (size - index))
+        coin = _mix(jnp.maximum(index, partner) ^ words[i, 1]) >> np.uint32(31)
+        return jnp.where(coin == 1, partner, index)
+
+    return jax.lax.fori_loop(0, _SHUFFLE_ROUNDS, one_round, position.astype(jnp.uint32)).astype(jnp.int32)
 
 
 def _mix(x: Array) -> Array:

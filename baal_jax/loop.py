@@ -57,7 +57,7 @@ class StepInfo(NamedTuple):
 
 
 class ActiveLoop(NamedTuple):
-    """A loop as two pure functions.
+    """A loop as pure functions.
 
     Attributes:
         init: ``(key, dataset, num_initial=0, pool=None) -> LoopState``: labels ``num_initial`` examples at random, or
@@ -101,8 +101,8 @@ def active_loop(
         metrics: what ``evaluate`` computes; by default chosen by the type of the targets.
         vmap_method: what ``vmap`` over keys makes of a round. "sequential" runs the seeds one after the other inside
             the one program, which on a CPU is as fast for dense networks and several times faster for convolutions, and
-            bit-identical to a single run; "vectorized" batches them, for accelerators. "auto" chooses by the default
-            backend.
+            bit-identical to a single run; "vectorized" batches them, for accelerators, and is what reverse-mode
+            ``grad`` through :func:`run` needs. "auto" chooses by the default backend.
 
     Returns:
         An :class:`ActiveLoop`.

@@ -16,7 +16,8 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
 
     Args:
         logits: ``[B, …, C]``.
-        targets: ``int[B, …]`` classes below ``C``; a negative one is unknown (or padding) and does not count.
+        targets: ``int[B, …]`` classes; a negative one is unknown (or padding) and does not count, and one of ``C`` or
+            more is an error that makes the loss NaN.
         label_smoothing: ``α``.
 
     Returns:
@@ -30,6 +31,11 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
         >>> print(losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([3, -1])))
         [1.3862944 0.       ]
     """
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits has shape {logits.shape} with a single class, whose loss is always 0: let the model return "
+            "heuristics.binary_logits(logits)"
+        )
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"targets {targets.dtype}{targets.shape} do not fit logits of shape {logits.shape}: "
@@ -41,6 +47,7 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
     logits = _numerics.as_float(logits)
     labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype), label_smoothing)
     losses = jnp.where(known, optax.safe_softmax_cross_entropy(logits, labels), 0.0)
+    losses = jnp.where(targets < logits.shape[-1], losses, jnp.nan)
     return _mean_over_positions(losses, known)
 
 

@@ -46,7 +46,7 @@ def model_average(logits: Array) -> Array:
         >>> print(jnp.exp(metrics.model_average(jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]])))))
         [[0.7 0.3]]
     """
-    _checks.draws("logits", logits)
+    _checks.classes("logits", logits)
     return _numerics.log_mean_exp(_numerics.log_probs(logits))
 
 
@@ -70,7 +70,7 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
         >>> print(metrics.accuracy(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
         0.5
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     if _checks.positive_int("k", k) > log_probs.shape[-1]:
         raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
     best = jax.lax.top_k(log_probs, k)[1]
@@ -93,7 +93,7 @@ def nll(log_probs: Array, targets: Array) -> Array:
     Raises:
         ValueError: the shapes differ.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return -_mean(chosen, targets >= 0)
 
@@ -118,7 +118,7 @@ def brier(log_probs: Array, targets: Array) -> Array:
         Brier, `Verification of forecasts expressed in terms of probability
         <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_, 1950.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     probs = jnp.exp(log_probs)
     one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype)
     return _mean(jnp.sum((probs - one_hot) ** 2, axis=-1), targets >= 0)
@@ -144,7 +144,7 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     References:
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     return _binned_gap(log_probs, targets, targets >= 0, _checks.positive_int("num_bins", num_bins))
 
 
@@ -163,7 +163,7 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
     Raises:
         ValueError: the shapes differ, or ``num_bins`` is not positive.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     num_bins = _checks.positive_int("num_bins", num_bins)
     classes = jnp.arange(log_probs.shape[-1])
     return jax.vmap(lambda c: _binned_gap(log_probs, targets, targets == c, num_bins))(classes)
@@ -183,7 +183,7 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
     Raises:
         ValueError: the shapes differ.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     classes = log_probs.shape[-1]
     cells = jnp.where(targets >= 0, targets * classes + jnp.argmax(log_probs, axis=-1), classes * classes)
     return jnp.bincount(cells.ravel(), length=classes * classes + 1)[:-1].reshape(classes, classes).astype(jnp.int32)
@@ -207,7 +207,7 @@ def average_precision(log_probs: Array, targets: Array) -> Array:
     Raises:
         ValueError: the shapes differ.
     """
-    _fit_classes(log_probs, targets)
+    targets = _fit_classes(log_probs, targets)
     scores, truth = log_probs.reshape(-1, log_probs.shape[-1]), targets.ravel()
 
     def one_class(score: Array, positive: Array, known: Array) -> Array:
@@ -319,9 +319,10 @@ def _mean(values: Array, counts: Array) -> Array:
     return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.sum(counts).astype(values.dtype)
 
 
-def _fit_classes(log_probs: Array, targets: Array) -> None:
+def _fit_classes(log_probs: Array, targets: Array) -> Array:
     if not jnp.issubdtype(targets.dtype, jnp.integer) or log_probs.shape[:-1] != targets.shape:
         raise ValueError(
             f"targets {targets.dtype}{targets.shape} do not fit log_probs of shape {log_probs.shape}: "
             "pass integer classes with the shape of log_probs without the last axis"
         )
+    return targets.astype(jnp.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,7 +86,8 @@ def from_linen(
     whatever the module asks of them.
 
     Args:
-        module: a linen module, called as ``module(inputs)`` or with one of the flags above.
+        module: a linen module, called as ``module(inputs)`` or with one of the flags above. Several inputs are one
+            tuple or dict; wrap a module that takes them one by one.
         stochastic: classes of your own to keep random in prediction (DropPath, noise layers), by the same flags.
         frozen: classes of your own to keep in inference mode in prediction (normalisation with running statistics).
         rng_collections: names of the random streams that the module reads.
@@ -94,7 +96,7 @@ def from_linen(
             ``{"train": False}`` for a module whose training mode changes what it returns.
 
     Returns:
-        A :class:`~baal_jax.typing.Model`. Every collection except ``params`` and ``intermediates`` is carried through
+        A :class:`~baal_jax.typing.Model`. Every collection except ``params`` and what is sown is carried through
         training.
 
     Example:
@@ -110,10 +112,8 @@ def from_linen(
     """
     import flax.linen as nn
 
-    forced = [
-        ((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), _TRAINING),
-        ((nn.BatchNorm, *frozen), _INFERENCE),
-    ]
+    random_layers = ((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), _TRAINING)
+    frozen_layers = ((nn.BatchNorm, *frozen), _INFERENCE)
     call = type(module).__call__
     fields = {name: value for name, value in _TRAINING.items() if name in type(module).__dataclass_fields__}
     module = module.clone(**fields) if fields else module
@@ -121,7 +121,7 @@ def from_linen(
         train_kwargs = {name: value for name, value in _call_flags(call).items() if name not in fields}
     predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
 
-    def intercept(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def intercept(forced: Sequence, next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         layer, flags = context.module, _flags_for(context.module, forced)
         if context.method_name != "__call__" or flags is None:
             return next_call(*args, **kwargs)
@@ -148,15 +148,20 @@ def from_linen(
         key_params, key_streams = jax.random.split(key)
         args, kwargs = _call_arguments(call, inputs, train_kwargs)
         arrays = module.init({"params": key_params, **streams(key_streams)}, *args, **kwargs)
-        collections = {name: value for name, value in arrays.items() if name not in ("params", "intermediates")}
-        return Variables(arrays.get("params", {}), collections)
+        collections = {name: value for name, value in arrays.items() if name != "params"}
+        variables = Variables(arrays.get("params", {}), collections)
+        # What a call makes longer was sown: it is a record of calls, not state of the network.
+        after = jax.eval_shape(lambda: run(variables, inputs, key_streams, train_kwargs)[1])
+        state = {name: value for name, value in collections.items() if _same_shapes(value, after.get(name))}
+        return variables._replace(collections=state)
 
     def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        with nn.intercept_methods(intercept):
+        with nn.intercept_methods(partial(intercept, [random_layers, frozen_layers])):
             return run(variables, inputs, key, predict_kwargs)[0]
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        outputs, collections = run(variables, inputs, _random.vectorised(key), train_kwargs)
+        with nn.intercept_methods(partial(intercept, [random_layers])):  # also where a layer inside says otherwise
+            outputs, collections = run(variables, inputs, _random.vectorised(key), train_kwargs)
         return outputs, dict(collections)
 
     return Model(init, _one_function(predict), train)
@@ -177,8 +182,9 @@ def from_nnx(
     ``nnx.BatchNorm`` is held in inference mode, whatever the module asks of them. Your object is never changed.
 
     Args:
-        module: a function ``rngs -> module`` (a class with only ``rngs`` to give is one), from which every ``init``
-            draws new weights; or a module, whose weights every ``init`` returns to, whatever the key.
+        module: a function of ``rngs`` (by name or position) that makes the module, from which every ``init`` draws new
+            weights; a class with only ``rngs`` to give is one. Or a module, whose weights every ``init`` returns to,
+            whatever the key. Random streams must be attributes of the module.
         stochastic: classes of your own to keep random in prediction, by the same flags.
         frozen: classes of your own to keep in inference mode in prediction.
         train_kwargs: keywords of ``__call__`` in training, in place of the flags found.
@@ -207,12 +213,18 @@ def from_nnx(
         ((nnx.BatchNorm, *frozen), _INFERENCE),
     ]
     given = isinstance(module, nnx.Module)
-    template = nnx.clone(module) if given else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+    signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
+    by_keyword = "rngs" in signature.parameters
+
+    def make(rngs: Any) -> Any:
+        return module(rngs=rngs) if by_keyword else module(rngs)
+
+    template = nnx.clone(module) if given else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     # `train` is a method of every nnx module; the other flags may be attributes.
     template.set_attributes(
         **{name: value for name, value in _TRAINING.items() if name != "train"}, raise_if_not_found=False
     )
-    graph, _, streams, _ = nnx.split(template, nnx.Param, nnx.RngState, ...)
+    graph, _, streams, _, _ = nnx.split(template, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     stream_leaves, stream_structure = jax.tree.flatten(nnx.to_pure_dict(streams))
     call = type(template).__call__
     train_kwargs = _call_flags(call) if train_kwargs is None else train_kwargs
@@ -237,14 +249,14 @@ def from_nnx(
         return network(*args, **kwargs)
 
     def variables_of(network: Any) -> Variables:
-        _, params, _, rest = nnx.split(network, nnx.Param, nnx.RngState, ...)
+        _, params, _, _, rest = nnx.split(network, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
         return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
 
     initial = variables_of(template) if given else None
 
     def init(key: Key, inputs: PyTree) -> Variables:
         del inputs
-        return variables_of(module(nnx.Rngs(key))) if initial is None else initial
+        return variables_of(make(nnx.Rngs(key))) if initial is None else initial
 
     def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
         network = build(variables, key)
@@ -303,6 +315,11 @@ def _one_function(
         return jax.vmap(one)(inputs)
 
     return apply_rows
+
+
+def _same_shapes(left: PyTree, right: PyTree) -> bool:
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (left, right)]
+    return shapes[0] == shapes[1]
 
 
 def _call_flags(call: Callable) -> dict[str, bool]:

@@ -137,8 +137,10 @@ def environment() -> dict[str, str]:
     """
     import jax
 
-    packages = ("baal_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
+    import baal_jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"baal_jax": baal_jax.__version__, **{name: importlib.metadata.version(name) for name in packages}}
     device = jax.devices()[0]
     return {
         **versions,

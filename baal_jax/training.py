@@ -88,6 +88,7 @@ def trainer(
 
         def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
             num_examples = _checks.leading_axis("dataset", dataset)
+            labelled = jnp.asarray(labelled)
             if labelled.shape != (num_examples,):
                 raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
             key_init, key_order, key_steps = jax.random.split(key, 3)
@@ -107,9 +108,11 @@ def trainer(
 
             if num_epochs is not None:
                 total = (stream.size * num_epochs + batch_size - 1) // batch_size
-                return jax.lax.fori_loop(0, total, lambda index, state: step(state, plan(index))[0], state)
+                return jax.lax.fori_loop(
+                    0, total, lambda index, state: step(state, plan(index.astype(jnp.int32)))[0], state
+                )
             # Planning all steps at once keeps some forty small operations out of the loop.
-            return jax.lax.scan(step, state, jax.vmap(plan)(jnp.arange(num_steps)), unroll=2)[0]
+            return jax.lax.scan(step, state, jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32)), unroll=2)[0]
 
         return jax.jit(fit)
 
@@ -175,7 +178,9 @@ def _update_step(
             )
         losses = jnp.mean(losses.astype(jnp.float32), axis=tuple(range(1, losses.ndim)))
         mean = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
-        return mean if regularizer is None else mean + regularizer(params), collections
+        if regularizer is not None:
+            mean += jnp.asarray(regularizer(params)).astype(mean.dtype)
+        return mean, collections
 
     def update(key: Key, state: TrainState, batch: Dataset, weights: Array) -> TrainState:
         key_augment, key_model = jax.random.split(key)

@@ -83,8 +83,9 @@ def main(config: Config) -> dict[str, reporting.Curves]:
     train, test = baal.data.digits(image=config.model == "cnn")
     train, test = jax.tree.map(jnp.asarray, (train, test))
     total = len(config.strategies) * config.rounds
+    loops = {name: make_loop(name, config) for name in config.strategies}
     with tqdm(total=total, unit="round") as progress:
-        curves = {name: run_strategy(name, config, train, test, progress) for name in config.strategies}
+        curves = {name: run_strategy(name, loop, config, train, test, progress) for name, loop in loops.items()}
     print(reporting.learning_curve_table(curves, config.target))
     picture, results = write(config, curves, time.perf_counter() - start)
     print(f"{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {picture} and {results}")
@@ -92,17 +93,22 @@ def main(config: Config) -> dict[str, reporting.Curves]:
 
 
 def run_strategy(
-    name: str, config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
+    name: str, loop: baal.ActiveLoop, config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
 ) -> reporting.Curves:
     """All seeds of one strategy, a round at a time so that there is progress to show."""
     progress.set_description(f"{name} (compiling)")
-    loop = make_loop(name, config)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     states = jax.vmap(lambda key: loop.init(key, train, config.num_initial))(keys)
-    one_round = jax.jit(jax.vmap(lambda state: baal.run(loop, None, train, test, num_rounds=1, state=state)))
+
+    def one_round(
+        state: baal.LoopState, train: baal.Dataset, test: baal.Dataset
+    ) -> tuple[baal.LoopState, baal.StepInfo]:
+        return baal.run(loop, None, train, test, num_rounds=1, state=state)
+
+    all_seeds = jax.jit(jax.vmap(one_round, in_axes=(0, None, None)))
     infos = []
     for _ in range(config.rounds):
-        states, info = jax.block_until_ready(one_round(states))
+        states, info = jax.block_until_ready(all_seeds(states, train, test))
         infos.append(info)
         progress.set_description(name)
         progress.set_postfix(accuracy=f"{info.metrics['accuracy'].mean():.3f}")

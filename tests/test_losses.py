@@ -151,3 +151,9 @@ def test_losses_are_the_same_eager_and_mapped():
     close(losses.cross_entropy(logits, targets), found, rtol=1e-6)
     alone = jax.vmap(lambda row, target: cross_entropy(row[None], target[None])[0])(logits, targets)
     close(alone, found, rtol=1e-6)
+
+
+def test_a_single_class_and_labels_beyond_the_classes_are_not_silent():
+    with pytest.raises(ValueError, match="binary_logits"):
+        losses.cross_entropy(jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32))
+    assert np.isnan(losses.cross_entropy(jnp.zeros((2, 3)), jnp.array([2, 3]))).tolist() == [False, True]

@@ -279,3 +279,13 @@ def test_other_errors_name_the_argument():
     metric_set = metrics.regression()
     with pytest.raises(ValueError, match="make them equal"):
         metric_set.compute(metric_set.summarise(baal.Predictions(jnp.zeros((2, 4, 3)))), jnp.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32])
+def test_any_integer_type_labels_many_classes(dtype):
+    targets = np.array([0, 9, 20, 29], dtype)
+    log_probs = jnp.log(jnp.full((4, 30), 1 / 30))
+    confusion = np.asarray(metrics.confusion_matrix(log_probs, jnp.asarray(targets)))
+    assert confusion.sum(axis=1).nonzero()[0].tolist() == [0, 9, 20, 29]
+    np.testing.assert_allclose(metrics.nll(log_probs, jnp.asarray(targets)), np.log(30), rtol=1e-5)
+    assert float(metrics.ece(log_probs, jnp.asarray(targets))) < 1

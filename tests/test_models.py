@@ -236,3 +236,42 @@ def test_inputs_may_be_a_pytree(key):
     outputs = model.apply(model.init(key, inputs), inputs, key)
     chex.assert_shape(outputs["class"], (5, 2))
     chex.assert_shape(outputs["mask"], (5, 3))
+
+
+def test_a_layer_that_is_off_inside_is_on_in_training_too(key):
+    net = nn.Sequential([nn.Dense(8), nn.Dropout(0.5, deterministic=True), nn.Dense(3)])
+    model = baal.from_linen(net)
+    variables = model.init(key, jnp.ones((1, 4)))
+    one, two = (model.train(variables, jnp.ones((5, 4)), jax.random.key(seed))[0] for seed in (1, 2))
+    assert (one != two).any()
+    assert net.layers[1].deterministic is True
+
+
+def test_what_linen_modules_sow_is_not_state(key):
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool):
+            self.sow("losses", "activity", jnp.mean(x))
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    model = baal.from_linen(Sowing())
+    variables = model.init(key, jnp.ones((1, 4)))
+    assert variables.collections == {}
+    fit = baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=2, batch_size=2)(model)
+    fit(key, baal.Dataset(jnp.ones((6, 4)), jnp.zeros(6, jnp.int32)), jnp.ones(6, bool))
+
+
+class NnxSowing(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dense, self.dropout = nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        self.sow(nnx.Intermediate, "seen", x.mean())
+        return self.dense(self.dropout(x))
+
+
+def test_nnx_classes_with_keyword_rngs_that_sow(key):
+    model = baal.from_nnx(NnxSowing)
+    fit = baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=2, batch_size=2)(model)
+    state = fit(key, baal.Dataset(jnp.ones((6, 4)), jnp.zeros(6, jnp.int32)), jnp.ones(6, bool))
+    chex.assert_shape(model.apply(state.variables, jnp.ones((2, 4)), key), (2, 3))
