@@ -30,7 +30,8 @@ def _threefry(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
             y = x ^ ((y << np.uint32(turn)) | (y >> np.uint32(32 - turn)))
         x = x + schedule[(group + 1) % 3]
         y = y + schedule[(group + 2) % 3] + np.uint32(group + 1)
-    return x, y
+    # Fused into what uses them, twenty rounds can keep a compiler busy for minutes.
+    return jax.lax.optimization_barrier((x, y))
 
 
 def _counted(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
