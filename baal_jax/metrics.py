@@ -148,6 +148,47 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     return _binned_gap(log_probs, targets, targets >= 0, _checks.positive_int("num_bins", num_bins))
 
 
+class Reliability(NamedTuple):
+    """A reliability diagram, by bins of equal width of the confidence.
+
+    Attributes:
+        count: ``float32[num_bins]``, examples in each bin.
+        confidence: ``float32[num_bins]``, their mean confidence; NaN in an empty bin.
+        accuracy: ``float32[num_bins]``, the share of them that is right; NaN in an empty bin.
+    """
+
+    count: Array
+    confidence: Array
+    accuracy: Array
+
+
+@functools.partial(jax.jit, static_argnames="num_bins")
+def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reliability:
+    """What :func:`ece` sums up: how often predictions are right, against how sure they were.
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+        num_bins: number of bins of the confidence; a confidence of exactly 1 falls in the last one.
+
+    Returns:
+        A :class:`Reliability`.
+
+    Raises:
+        ValueError: the shapes differ, or ``num_bins`` is not positive.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]))
+        >>> bins = metrics.reliability(log_probs, jnp.array([0, 1, 1]), num_bins=2)
+        >>> print(bins.count, bins.confidence, bins.accuracy)
+        [0. 3.] [       nan 0.7666667] [       nan 0.6666667]
+    """
+    targets = _fit_classes(log_probs, targets)
+    count, confidence, correct = _bins(log_probs, targets, targets >= 0, _checks.positive_int("num_bins", num_bins))
+    return Reliability(count, confidence / count, correct / count)
+
+
 @functools.partial(jax.jit, static_argnames="num_bins")
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     """:func:`ece` among the examples of each true class.
@@ -304,14 +345,22 @@ def _regression(noise_variance: float) -> MetricSet:
     return MetricSet(summarise, compute)
 
 
-def _binned_gap(log_probs: Array, targets: Array, counts: Array, num_bins: int) -> Array:
+def _bins(
+    log_probs: Array, targets: Array, counts: Array, num_bins: int
+) -> tuple[Array, Array, Array]:
+    """Number of examples, sum of confidences and number of hits in each bin of the confidence."""
     confidence = jnp.exp(jnp.max(log_probs, axis=-1)).ravel()
     correct = (jnp.argmax(log_probs, axis=-1) == targets).ravel().astype(confidence.dtype)
     weights = counts.ravel().astype(confidence.dtype)
     bins = jnp.clip((confidence * num_bins).astype(jnp.int32), 0, num_bins - 1)
-    gaps = jnp.zeros(num_bins, confidence.dtype).at[bins].add(weights * (correct - confidence))
+    zeros = jnp.zeros(num_bins, confidence.dtype)
+    return zeros.at[bins].add(weights), zeros.at[bins].add(weights * confidence), zeros.at[bins].add(weights * correct)
+
+
+def _binned_gap(log_probs: Array, targets: Array, counts: Array, num_bins: int) -> Array:
+    weights, confidence, correct = _bins(log_probs, targets, counts, num_bins)
     total = jnp.sum(weights)
-    return jnp.where(total > 0, jnp.sum(jnp.abs(gaps)) / jnp.maximum(total, 1.0), jnp.nan)
+    return jnp.where(total > 0, jnp.sum(jnp.abs(correct - confidence)) / jnp.maximum(total, 1.0), jnp.nan)
 
 
 def _mean(values: Array, counts: Array) -> Array:

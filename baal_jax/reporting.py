@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +127,89 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
+
+
+def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
+    """Accuracy against confidence; on the diagonal a classifier knows how sure it may be.
+
+    Args:
+        bins: name → :class:`~baal_jax.metrics.Reliability`, or anything with its three arrays, averaged over seeds if
+            they have a leading axis.
+        ax: matplotlib axes to draw on; new ones by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if ax is None:
+        ax = _checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(4, 3.8), layout="constrained")[1]
+    ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    for i, (name, found) in enumerate(bins.items()):
+        count, confidence, accuracy = (np.atleast_2d(np.asarray(part, np.float64)) for part in found)
+        total = count.sum(axis=0)
+        kept = total > 0  # an empty bin has neither accuracy nor confidence
+        mean = [np.nansum(part * count, axis=0)[kept] / total[kept] for part in (confidence, accuracy)]
+        ax.plot(*mean, color=_COLOURS[i % len(_COLOURS)], label=name, marker="o", markersize=3)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_class_histogram(counts: Mapping[str, np.ndarray], class_names: Sequence[str], ax: Any = None) -> Any:
+    """How many labels of each class every strategy asked for.
+
+    Args:
+        counts: name → ``[C]``, or ``[seeds, C]`` to be averaged.
+        class_names: ``C`` names.
+        ax: matplotlib axes to draw on; new ones by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if ax is None:
+        ax = _checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(6, 3.2), layout="constrained")[1]
+    width = 0.8 / len(counts)
+    for i, (name, found) in enumerate(counts.items()):
+        mean = np.atleast_2d(np.asarray(found, np.float64)).mean(axis=0)
+        places = np.arange(len(class_names)) + (i - (len(counts) - 1) / 2) * width
+        ax.bar(places, mean, width, color=_COLOURS[i % len(_COLOURS)], label=name)
+    ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
+    ax.set_ylabel("labels asked for")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
+    """Rows of images with a caption under each.
+
+    Args:
+        rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    plt = _checks.optional_import("matplotlib.pyplot", "plot")
+    columns = max(len(images) for images, _ in rows.values())
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.1 * columns, 1.5 * len(rows)), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for line, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
+        line[0].set_title(title, loc="left", fontsize=9)
+        for ax, picture, caption in zip(line, images, captions, strict=False):
+            ax.imshow(np.squeeze(picture), cmap="gray")
+            ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6)
+    return figure
 
 
 def environment() -> dict[str, str]:

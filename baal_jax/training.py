@@ -40,6 +40,7 @@ def trainer(
     batch_size: int = 32,
     augment: Callable[[Key, Dataset], Dataset] | None = None,
     regularizer: Callable[[PyTree], Array] | None = None,
+    average_from: float | None = None,
     warm_start: bool = False,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
@@ -58,6 +59,9 @@ def trainer(
         batch_size: ``B``.
         augment: ``(key, batch) -> batch``, on a :class:`~baal_jax.Dataset` of ``B`` examples, compiled in.
         regularizer: ``params -> float``, added to the mean loss.
+        average_from: stochastic weight averaging from this share of the steps on: with 0.75 the fit returns the mean
+            of the weights over the last quarter, and batch statistics estimated anew for them on 100 batches. None
+            returns the last weights. The learning rate should stay high meanwhile.
         warm_start: continue from the parameters and the optimizer state of the round before.
 
     Returns:
@@ -65,7 +69,12 @@ def trainer(
         with ``num_steps`` it can be differentiated in reverse.
 
     Raises:
-        ValueError: both or neither of ``num_steps`` and ``num_epochs``, or a value that is not positive.
+        ValueError: both or neither of ``num_steps`` and ``num_epochs``, a value that is not positive, or an
+            ``average_from`` outside of [0, 1).
+
+    References:
+        Izmailov et al., `Averaging weights leads to wider optima and better generalization
+        <https://arxiv.org/abs/1803.05407>`_, 2018.
 
     Example:
         >>> import baal_jax as baal, optax, flax.linen as nn
@@ -83,6 +92,9 @@ def trainer(
     else:
         num_epochs = _checks.positive_int("num_epochs", num_epochs)
 
+    if average_from is not None and not 0.0 <= average_from < 1.0:
+        raise ValueError(f"average_from={average_from} must be at least 0 and less than 1: it is a share of the steps")
+
     def bind(model: Model) -> Fit:
         update = _update_step(model, optimizer, loss, batch_size, augment, regularizer)
 
@@ -98,25 +110,77 @@ def trainer(
             ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
             stream = _Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
 
-            def plan(index: Array) -> tuple[Key, Array, Array]:
+            def plan(index: Array) -> tuple[Array, Key, Array, Array]:
                 key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
-                return key_step, *stream.batch(index, batch_size, num_epochs)
+                return index, key_step, *stream.batch(index, batch_size, num_epochs)
 
-            def step(state: TrainState, planned: tuple[Key, Array, Array]) -> tuple[TrainState, None]:
-                key_step, ids, weights = planned
-                return update(key_step, state, jax.tree.map(lambda leaf: leaf[ids], dataset), weights), None
-
+            total = num_steps
             if num_epochs is not None:
                 total = (stream.size * num_epochs + batch_size - 1) // batch_size
-                return jax.lax.fori_loop(
-                    0, total, lambda index, state: step(state, plan(index.astype(jnp.int32)))[0], state
+
+            def step(carry: tuple[TrainState, PyTree], planned: tuple[Array, Key, Array, Array]) -> tuple:
+                (state, average), (index, key_step, ids, weights) = carry, planned
+                state = update(key_step, state, jax.tree.map(lambda leaf: leaf[ids], dataset), weights)
+                if average_from is not None:
+                    average = _running_mean(average, state.variables.params, index - _share(average_from, total))
+                return (state, average), None
+
+            carry = state, None if average_from is None else state.variables.params
+            if num_epochs is not None:
+                carry = jax.lax.fori_loop(
+                    0, total, lambda index, carry: step(carry, plan(index.astype(jnp.int32)))[0], carry
                 )
-            # Planning all steps at once keeps some forty small operations out of the loop.
-            return jax.lax.scan(step, state, jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32)), unroll=2)[0]
+            else:
+                # Planning all steps at once keeps some forty small operations out of the loop.
+                carry = jax.lax.scan(step, carry, jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32)), unroll=2)[0]
+            state, average = carry
+            if average is None:
+                return state
+            variables = Variables(average, state.variables.collections)
+
+            def inputs_of(index: Array) -> tuple[Key, PyTree]:
+                _, key_step, ids, _ = plan(index)
+                batch = jax.tree.map(lambda leaf: leaf[ids], dataset)
+                return key_step, (batch if augment is None else augment(key_step, batch)).inputs
+
+            return state._replace(variables=_with_new_statistics(model, variables, inputs_of))
 
         return jax.jit(fit)
 
     return bind
+
+
+def _share(average_from: float, total: Array | int) -> Array:
+    """The first step that counts."""
+    return jnp.floor(average_from * jnp.asarray(total, jnp.float32)).astype(jnp.int32)
+
+
+def _running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
+    """Mean of the weights, ``before`` steps of which it holds already; untouched while that is negative."""
+    import optax
+
+    def update() -> PyTree:
+        share = 1.0 / (before.astype(jnp.float32) + 1.0)
+        with jax.numpy_dtype_promotion("standard"):
+            mean = optax.incremental_update(params, average, share)
+        return jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), mean, average)
+
+    return jax.lax.cond(before >= 0, update, lambda: average)
+
+
+def _with_new_statistics(
+    model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]]
+) -> Variables:
+    """Batch statistics that belong to the averaged weights."""
+    if not jax.tree.leaves(variables.collections):
+        return variables
+
+    def step(index: Array, collections: PyTree) -> PyTree:
+        key, inputs = inputs_of(index.astype(jnp.int32))
+        new = model.train(Variables(variables.params, collections), inputs, key)[1]
+        return jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), new, collections)
+
+    return variables._replace(collections=jax.lax.fori_loop(0, 100, step, variables.collections))
 
 
 def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset) -> TrainState:

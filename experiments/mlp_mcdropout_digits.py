@@ -21,10 +21,11 @@ import numpy as np
 import optax
 import tyro
 from models import MLP, SmallCNN
+from strategies import acquisition
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, posteriors, reporting, selection
+from baal_jax import losses, posteriors, reporting
 
 matplotlib.use("agg")
 
@@ -125,21 +126,6 @@ def make_loop(name: str, config: Config) -> baal.ActiveLoop:
     posterior = posteriors.mc_dropout(baal.from_linen(network), trainer)
     return baal.active_loop(
         posterior, acquisition(name, config.coldness), query_size=config.query_size, num_samples=config.num_samples
-    )
-
-
-def acquisition(name: str, coldness: float) -> baal.Acquisition:
-    """A strategy by its name on the command line."""
-    if name == "random":
-        return selection.random()
-    if name in heuristics.REGISTRY:
-        return selection.top_k(heuristics.REGISTRY[name])
-    how, _, what = name.partition("_")
-    if how in ("power", "softmax", "softrank") and what in heuristics.REGISTRY:
-        return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
-    known = ", ".join(heuristics.REGISTRY)
-    raise SystemExit(
-        f"strategy {name!r} is unknown: use random, one of {known}, or power_, softmax_, softrank_ with one"
     )
 
 

@@ -1,13 +1,30 @@
-"""Networks of the experiments, plain flax linen."""
+"""Networks of the experiments, plain flax linen (and one of them in nnx). Nothing in them knows about active learning.
+
+Images come as stored: integers are scaled to [-1, 1] inside the network, so data sets stay bytes on the device. Every
+network with convolutions takes ``dtype=jnp.bfloat16`` for the arithmetic; parameters and outputs stay float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from layers import fast_conv, max_pool_2x2
+
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+HE = nn.initializers.he_normal()
+
+
+def scaled(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Integer pixels as floats in [-1, 1]; floats as they are."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.float32) / 127.5 - 1.0
+    return x if dtype is None else x.astype(dtype)
 
 
 class MLP(nn.Module):
@@ -20,91 +37,166 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, …] -> [B, num_classes]``."""
-        x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = nn.Dropout(self.rate, deterministic=not train)(nn.relu(nn.Dense(width)(x)))
-        return nn.Dense(self.num_classes)(x)
+        x = scaled(x).reshape(x.shape[0], -1)
+        return _head(x, self.hidden, self.num_classes, self.rate, train)
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions and a dense layer with dropout, for images of a few pixels; the draws share the convolutions."""
+    """Convolutions with 2×2 pooling and one dense layer with dropout: small enough for a CPU.
+
+    Its draws share everything up to the last layer. ``patch`` reads the image in patches of that size, which makes the
+    first layers of a 32×32 image affordable.
+    """
 
     num_classes: int = 10
     channels: Sequence[int] = (32, 64)
     hidden: int = 256
     rate: float = 0.5
+    patch: int = 1
+    batch_norm: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, H, W, C] -> [B, num_classes]``."""
+        x = patches(scaled(x, self.dtype), self.patch)
         for width in self.channels:
-            x = max_pool_2x2(nn.relu(nn.Conv(width, (3, 3), conv_general_dilated=fast_conv())(x)))
-        x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.num_classes)(nn.Dropout(self.rate, deterministic=not train)(x))
+            x = _conv(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            if self.batch_norm:
+                x = _norm(train, self.dtype)(x)
+            x = max_pool_2x2(nn.relu(x))
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def fast_conv() -> Any:
-    """The convolution for ``nn.Conv(conv_general_dilated=…)`` that suits this backend; either computes the same.
+class VGG16(nn.Module):
+    """VGG16, configuration D of `Simonyan and Zisserman <https://arxiv.org/abs/1409.1556>`_, with dropout in the head.
 
-    XLA on a CPU takes some fifty times longer for the kernel gradient of a convolution inside a loop than outside, and
-    a compiled fit is a loop. Patches and one matrix product are not affected.
+    ``hidden=(4096, 4096)`` is the original's head, ``hidden=(512,)`` the small one that is common for 32×32 images. The
+    head reads the last map as it is: 512 values of a 32×32 image. Networks that blow this 1×1 map up to 7×7 before the
+    head compute the same function, with the first dense kernel being the sum of its 49 blocks.
     """
-    return patch_conv if jax.default_backend() == "cpu" else jax.lax.conv_general_dilated
+
+    num_classes: int = 10
+    hidden: Sequence[int] = (4096, 4096)
+    rate: float = 0.5
+    batch_norm: bool = False
+    stages: Sequence[Sequence[int]] = VGG16_STAGES
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, H, W, C] -> [B, num_classes]``."""
+        x = scaled(x, self.dtype)
+        for stage in self.stages:
+            for width in stage:
+                x = _conv(width, kernel_init=HE, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+                if self.batch_norm:
+                    x = _norm(train, self.dtype)(x)
+                x = nn.relu(x)
+            x = max_pool_2x2(x)
+        return _head(x.reshape(x.shape[0], -1), self.hidden, self.num_classes, self.rate, train, self.dtype)
 
 
-def patch_conv(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    **unused: Any,
-) -> jax.Array:
-    """``lax.conv_general_dilated`` for ``[B, H, W, C]`` images as shifted views and one matrix product.
+class WideResNet(nn.Module):
+    """A wide residual network with dropout in its blocks, `Zagoruyko and Komodakis <https://arxiv.org/abs/1605.07146>`_.
 
-    Args:
-        inputs: ``[B, H, W, C]``.
-        kernel: ``[h, w, C, F]``.
-        window_strides: strides along ``H`` and ``W``.
-        padding: "SAME", "VALID" or ``((low, high), (low, high))``.
-        lhs_dilation: must be 1.
-        rhs_dilation: must be 1.
-        dimension_numbers: not used, the layout is the one above.
-        feature_group_count: must be 1.
-        unused: precision arguments that flax passes.
-
-    Returns:
-        ``[B, H', W', F]``.
-
-    Raises:
-        ValueError: dilated or grouped convolutions.
+    WRN-16-4 by default; ``depth=28, width=10`` is the large one. Dropout sits inside the blocks, so that nearly all of
+    the network is random: its draws share little, unlike those of a network with dropout in the head.
     """
-    del dimension_numbers, unused
-    if feature_group_count != 1 or {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}:
-        raise ValueError(
-            "patch_conv knows neither groups nor dilation: leave conv_general_dilated at its default there"
-        )
-    height, width, in_features, features = kernel.shape
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(inputs.shape[1:3], (height, width), window_strides, padding)
-    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    rows = (padded.shape[1] - height) // window_strides[0] + 1
-    columns = (padded.shape[2] - width) // window_strides[1] + 1
-    down, across = window_strides
-    views = [
-        padded[:, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * across + 1 : across]
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(views, axis=-1) @ kernel.reshape(height * width * in_features, features)
+
+    num_classes: int = 10
+    depth: int = 16
+    width: int = 4
+    rate: float = 0.3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, H, W, C] -> [B, num_classes]``."""
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth={self.depth} is not 6n + 4 with n of at least 1: take 16, 22 or 28")
+        conv, norm = partial(_conv, kernel_init=HE, use_bias=False, dtype=self.dtype), partial(_norm, train, self.dtype)
+        x = conv(16)(scaled(x, self.dtype))
+        for stage, width in enumerate((16 * self.width, 32 * self.width, 64 * self.width)):
+            for block in range((self.depth - 4) // 6):
+                strides = 2 if stage and not block else 1
+                before = nn.relu(norm()(x))
+                y = nn.relu(norm()(conv(width, strides=strides)(before)))
+                y = conv(width)(nn.Dropout(self.rate, deterministic=not train)(y))
+                if x.shape[-1] != width:
+                    x = conv(width, kernel=1, strides=strides)(before)
+                x = x + y
+        x = nn.relu(norm()(x)).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """2×2 max-pooling as a reshape: several times faster backwards on a CPU than a window reduction."""
+class SmallCNNnnx(nnx.Module):
+    """:class:`SmallCNN` as an nnx module: ``baal.from_nnx(lambda rngs: SmallCNNnnx((32, 32, 3), rngs=rngs))``."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        num_classes: int = 10,
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 256,
+        rate: float = 0.5,
+        patch: int = 1,
+        batch_norm: bool = False,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.dtype = patch, dtype
+        side, depth = [n // patch >> len(channels) for n in shape[:2]], shape[2] * patch**2
+        widths = [depth, *channels]
+        options = {"use_bias": not batch_norm, "dtype": dtype, "conv_general_dilated": fast_conv(), "rngs": rngs}
+        pairs = zip(widths, widths[1:], strict=False)
+        self.convs = nnx.List(nnx.Conv(inner, outer, (3, 3), **options) for inner, outer in pairs)
+        norms = widths[1:] if batch_norm else []
+        self.norms = nnx.List(nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in norms)
+        self.dense = nnx.Linear(side[0] * side[1] * widths[-1], hidden, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.out = nnx.Linear(hidden, num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, C] -> [B, num_classes]``."""
+        x = patches(scaled(x, self.dtype), self.patch)
+        for i, conv in enumerate(self.convs):
+            x = conv(x)
+            if len(self.norms):
+                x = self.norms[i](x.astype(jnp.float32)).astype(x.dtype)
+            x = max_pool_2x2(nnx.relu(x))
+        x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        return self.out(self.dropout(x)).astype(jnp.float32)
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """``[B, H, W, C] -> [B, H / size, W / size, C · size²]``."""
     batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    if height % size or width % size:
+        raise ValueError(f"patch={size} does not divide images of {height} × {width}: choose a divisor of both")
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, height // size, width // size, size**2 * channels)
+
+
+def _head(
+    x: jax.Array, hidden: Sequence[int], num_classes: int, rate: float, train: bool, dtype: Any = None
+) -> jax.Array:
+    for width in hidden:
+        x = nn.Dropout(rate, deterministic=not train)(nn.relu(nn.Dense(width, dtype=dtype)(x)))
+    return nn.Dense(num_classes, dtype=dtype)(x).astype(jnp.float32)
+
+
+def _conv(width: int, kernel: int = 3, strides: int = 1, **options: Any) -> nn.Conv:
+    return nn.Conv(width, (kernel, kernel), strides, conv_general_dilated=fast_conv(), **options)
+
+
+def _norm(train: bool, dtype: Any) -> Callable:
+    def apply(x: jax.Array) -> jax.Array:
+        # Statistics are taken in float32, whatever the arithmetic around them.
+        y = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x.astype(jnp.float32))
+        return y if dtype is None else y.astype(dtype)
+
+    return apply

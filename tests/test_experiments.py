@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,6 @@ from baal_jax import reporting
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mlp_mcdropout_digits as digits
-import models
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
@@ -48,32 +46,6 @@ def test_digits_experiment_writes_a_table_a_picture_and_results(model, tmp_path,
 def test_an_unknown_strategy_is_refused_by_name():
     with pytest.raises(SystemExit, match="power_blad"):
         digits.acquisition("power_blad", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "kernel", "strides", "padding"),
-    [
-        ((3, 8, 8, 2), (3, 3), (1, 1), "SAME"),
-        ((3, 9, 8, 2), (3, 2), (2, 2), "SAME"),
-        ((3, 9, 8, 2), (3, 2), (2, 3), "VALID"),
-        ((2, 8, 7, 1), (5, 5), (1, 1), ((2, 1), (0, 2))),
-    ],
-)
-def test_patch_convolution_is_the_convolution(shape, kernel, strides, padding, key):
-    x = jax.random.normal(key, shape)
-    w = jax.random.normal(jax.random.key(1), (*kernel, shape[-1], 4))
-    expected = jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(models.patch_conv(x, w, strides, padding), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_patch_convolution_refuses_what_it_does_not_know(key):
-    with pytest.raises(ValueError, match="groups nor dilation"):
-        nn.Conv(4, (3, 3), kernel_dilation=2, conv_general_dilated=models.patch_conv).init(key, jnp.ones((1, 8, 8, 2)))
-
-
-def test_max_pool_is_the_window_maximum(key):
-    x = jax.random.normal(key, (2, 9, 8, 3))
-    np.testing.assert_array_equal(models.max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
 
 
 def test_digits_are_split_evenly_and_without_overlap():
