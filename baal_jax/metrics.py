@@ -345,9 +345,7 @@ def _regression(noise_variance: float) -> MetricSet:
     return MetricSet(summarise, compute)
 
 
-def _bins(
-    log_probs: Array, targets: Array, counts: Array, num_bins: int
-) -> tuple[Array, Array, Array]:
+def _bins(log_probs: Array, targets: Array, counts: Array, num_bins: int) -> tuple[Array, Array, Array]:
     """Number of examples, sum of confidences and number of hits in each bin of the confidence."""
     confidence = jnp.exp(jnp.max(log_probs, axis=-1)).ravel()
     correct = (jnp.argmax(log_probs, axis=-1) == targets).ravel().astype(confidence.dtype)

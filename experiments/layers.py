@@ -92,9 +92,7 @@ def _conv_forward(inputs: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax
     return _conv(inputs, kernel, pads), (inputs, kernel)
 
 
-def _conv_backward(
-    pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _conv_backward(pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     outer: Pads = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel.shape[:2], pads, strict=True))  # type: ignore[assignment]

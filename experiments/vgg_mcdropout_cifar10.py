@@ -160,10 +160,17 @@ def preset(name: str, model: str) -> Config:
     return dataclasses.replace(base, model=model)
 
 
-CPU = dict(
-    num_initial=500, query_size=500, rounds=5, num_steps=600, batch_size=64, optimizer="adamw", learning_rate=2e-3,
-    weight_decay=1e-3, augment=(),
-)  # fmt: skip
+CPU: dict[str, Any] = {
+    "num_initial": 500,
+    "query_size": 500,
+    "rounds": 5,
+    "num_steps": 1500,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 1e-3,
+    "augment": ("flip",),
+}
 """A trainer that a CPU can afford."""
 
 
@@ -183,6 +190,7 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
     posterior: baal.Posterior
     loops: dict[str, baal.ActiveLoop]
+    programs: dict[str, Callable]
 
 
 def main(config: Config) -> dict:
@@ -218,7 +226,8 @@ def prepare(config: Config) -> Run:
         )
         for name in config.strategies
     }  # fmt: skip
-    return Run(config, train, test, class_names, posterior, loops)
+    programs = {name: program(loop) for name, loop in loops.items()}
+    return Run(config, train, test, class_names, posterior, loops, programs)
 
 
 def load(config: Config) -> tuple[baal.Dataset, baal.Dataset, tuple[str, ...]]:
@@ -278,7 +287,7 @@ def make_model(config: Config, shape: tuple[int, ...], num_classes: int) -> baal
     if config.model == "wide_resnet":
         return baal.from_linen(WideResNet(**common))
     common["batch_norm"] = config.batch_norm
-    small = {"channels": (64, 128), "patch": 2}
+    small: dict[str, Any] = {"channels": (32, 64), "patch": 2}
     if config.model == "small_nnx":
         return baal.from_nnx(lambda rngs: SmallCNNnnx(shape, **small, **common, rngs=rngs))
     if config.model == "small":
@@ -288,9 +297,8 @@ def make_model(config: Config, shape: tuple[int, ...], num_classes: int) -> baal
     return baal.from_linen(VGG16(hidden=(4096, 4096) if config.model == "vgg16" else (512,), **common))
 
 
-def program(run: Run, strategy: str) -> Callable:
+def program(loop: baal.ActiveLoop) -> Callable:
     """One round of several seeds, evaluation included."""
-    loop = run.loops[strategy]
 
     def one_round(
         state: baal.LoopState, train: baal.Dataset, test: baal.Dataset
@@ -315,7 +323,7 @@ def seeds_that_fit(run: Run) -> int:
     size, limit = run.config.seeds, limits.get("bytes_limit")
     while size > 1 and limit is not None:
         states = jax.eval_shape(lambda size=size: first_states(run, Job(run.config.strategies[-1], list(range(size)))))
-        compiled = program(run, run.config.strategies[-1]).lower(states, run.train, run.test).compile()
+        compiled = run.programs[run.config.strategies[-1]].lower(states, run.train, run.test).compile()
         memory = compiled.memory_analysis()
         if memory is None or memory.temp_size_in_bytes + memory.argument_size_in_bytes < 0.9 * limit:
             break
@@ -335,15 +343,12 @@ def run_job(
 ) -> None:
     """The rounds of a job that are still to come, each written and checkpointed, and its closing line."""
     config = run.config
-    compiled = program(run, job.strategy)
-    if finished:
-        state = saved.restore(jax.eval_shape(lambda: first_states(run, job)))
-    else:
-        state = first_states(run, job)
+    shapes = jax.eval_shape(lambda: first_states(run, job))
+    state = saved.restore(shapes) if finished else first_states(run, job)
     for number in range(finished, config.rounds):
         progress.set_description(f"{job.strategy}, seed {', '.join(map(str, job.seeds))}")
         start = time.perf_counter()
-        state, info = jax.block_until_ready(compiled(state, run.train, run.test))
+        state, info = jax.block_until_ready(run.programs[job.strategy](state, run.train, run.test))
         info = jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], info)
         record = {
             "kind": "round", "strategy": job.strategy, "seeds": job.seeds, "round": number,

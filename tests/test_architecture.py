@@ -17,9 +17,11 @@ FLOORS = {
     "_numerics": 0,
     "_checks": 0,
     "_random": 0,
+    "_files": 0,
     "pool": 1,
     "models": 1,
     "losses": 1,
+    "augmentation": 1,
     "metrics": 1,
     "stopping": 2,
     "training": 2,
@@ -29,7 +31,7 @@ FLOORS = {
     "selection": 3,
     "loop": 4,
 }
-EDGE = {"data", "reporting"}
+EDGE = {"data", "reporting", "checkpoint"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -87,7 +89,17 @@ def test_importing_the_package_loads_jax_and_numpy_alone():
 def _public():
     modules = [baal_jax, *(getattr(baal_jax, name) for name in ("heuristics", "selection", "posteriors", "data"))]
     found = {(module.__name__, name): getattr(module, name) for module in modules for name in module.__all__}
-    for name in ("pool", "losses", "metrics", "stopping", "reporting", "training", "models"):
+    for name in (
+        "pool",
+        "losses",
+        "metrics",
+        "stopping",
+        "reporting",
+        "training",
+        "models",
+        "augmentation",
+        "checkpoint",
+    ):
         module = importlib.import_module(f"baal_jax.{name}")
         for item, value in vars(module).items():
             if not item.startswith("_") and getattr(value, "__module__", None) == module.__name__:

@@ -1,5 +1,19 @@
 """Data sets as arrays. Nothing above imports this; whatever a loader needs is imported where it is used."""
 
+from baal_jax.data._adapters import from_arrays, from_huggingface
+from baal_jax.data._cifar10 import CIFAR10_CLASSES, cifar10
 from baal_jax.data._digits import digits
+from baal_jax.data._tfds import class_names, from_tfds
+from baal_jax.data._uci import Regression, uci
 
-__all__ = ["digits"]
+__all__ = [
+    "CIFAR10_CLASSES",
+    "Regression",
+    "cifar10",
+    "class_names",
+    "digits",
+    "from_arrays",
+    "from_huggingface",
+    "from_tfds",
+    "uci",
+]

@@ -1,0 +1,178 @@
+"""Records of TFDS directories without TensorFlow: the two file formats, ``tf.train.Example`` and encoded images."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baal_jax import _checks
+
+_CHUNK = 2048  # records in memory at a time
+
+
+def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
+    """The records of one file, some thousand at a time.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return _array_records(path) if file_format == "array_record" else _tf_records(path)
+
+
+def _array_records(path: Path) -> Iterator[list[bytes]]:
+    module = _checks.optional_import("array_record.python.array_record_module", "data")
+    position = 0
+    try:
+        reader = module.ArrayRecordReader(str(path))
+        total = reader.num_records()
+        while position < total:
+            stop = min(position + _CHUNK, total)
+            records = reader.read(list(range(position, stop)))
+            if len(records) != stop - position:
+                raise RuntimeError(f"{len(records)} records instead of {stop - position}")
+            yield records
+            position = stop
+        reader.close()
+    except (RuntimeError, OSError, IndexError) as error:
+        raise ValueError(f"{path}: cannot be read from record {position} on ({error}): {CURE}") from error
+
+
+def _tf_records(path: Path) -> Iterator[list[bytes]]:
+    position, found = 0, []
+    with path.open("rb") as file:
+        while header := file.read(12):
+            number = position + len(found)
+            length = int.from_bytes(header[:8], "little")
+            if len(header) < 12 or _masked_crc([header[:8]])[0] != int.from_bytes(header[8:], "little"):
+                raise ValueError(f"{path}: the header of record {number} is damaged: {CURE}")
+            payload = file.read(length + 4)
+            if len(payload) < length + 4:
+                raise ValueError(f"{path}: the file ends inside of record {number}: {CURE}")
+            found.append(payload)
+            if len(found) == _CHUNK:
+                yield _checked(path, position, found)
+                position, found = position + len(found), []
+    if found:
+        yield _checked(path, position, found)
+
+
+def _checked(path: Path, position: int, payloads: list[bytes]) -> list[bytes]:
+    records = [payload[:-4] for payload in payloads]
+    stored = np.frombuffer(b"".join(payload[-4:] for payload in payloads), "<u4")
+    wrong = np.flatnonzero(_masked_crc(records) != stored)
+    if wrong.size:
+        raise ValueError(f"{path}: the checksum of record {position + wrong[0]} is wrong: {CURE}")
+    return records
+
+
+def _masked_crc(records: list[bytes]) -> np.ndarray:
+    """CRC-32C of every record, masked as TFRecord files store it; byte by byte, but all records at once."""
+    lengths = np.array([len(record) for record in records])
+    order = np.argsort(-lengths, kind="stable")
+    width = lengths.max(initial=0)
+    rows = np.zeros((width, len(records)), np.uint8)
+    for column, i in enumerate(order):
+        rows[: lengths[i], column] = np.frombuffer(records[i], np.uint8)
+    active = np.searchsorted(-lengths[order], -np.arange(width), side="left")  # records longer than j come first
+    crc, table = np.full(len(records), 0xFFFFFFFF, np.uint32), _crc_table()
+    for j in range(width):
+        part = crc[: active[j]]
+        crc[: active[j]] = table[(part ^ rows[j, : active[j]]) & 0xFF] ^ (part >> 8)
+    crc ^= np.uint32(0xFFFFFFFF)
+    masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
+    result = np.empty_like(masked)
+    result[order] = masked
+    return result
+
+
+@cache
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
+    return table.astype(np.uint32)
+
+
+def parse_example(record: bytes) -> dict[str, bytes | int | float | None]:
+    """The first value of every feature of a ``tf.train.Example``.
+
+    Raises:
+        ValueError: the bytes are no such message.
+    """
+    found: dict[str, bytes | int | float | None] = {}
+    for features in _fields(record, 1):
+        for entry in _fields(features, 1):
+            name = next(_fields(entry, 1), b"").decode()
+            found[name] = _first_value(next(_fields(entry, 2), b""))
+    return found
+
+
+def _first_value(feature: bytes) -> bytes | int | float | None:
+    for number, value in _messages(feature):
+        if number == 1:
+            return next(_fields(value, 1), None)
+        if number == 2:
+            return struct.unpack("<f", next(_fields(value, 1))[:4])[0]
+        if number == 3:
+            first = next(_messages(value), (1, 0))[1]
+            unsigned = first if isinstance(first, int) else _varint(first, 0)[0]
+            return unsigned - (1 << 64) if unsigned >> 63 else unsigned
+    return None
+
+
+def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
+    return (value for number, value in _messages(message) if number == wanted)
+
+
+def _messages(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Field number and value of a protobuf message, of which TFDS uses three wire types."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        if tag & 7 == 0:
+            value, position = _varint(message, position)
+            yield tag >> 3, value
+            continue
+        if tag & 7 == 2:
+            length, position = _varint(message, position)
+        elif tag & 7 == 5:
+            length = 4
+        else:
+            raise ValueError(f"wire type {tag & 7} does not occur in a tf.train.Example")
+        if position + length > len(message):
+            raise ValueError("a field is longer than the message")
+        yield tag >> 3, message[position : position + length]
+        position += length
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    result = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            break
+        byte = message[position]
+        result, position = result | (byte & 0x7F) << shift, position + 1
+        if byte < 0x80:
+            return result, position
+    raise ValueError("a number has no end")
+
+
+def decode_image(encoded: bytes, size: tuple[int, int] | None) -> np.ndarray:
+    """``uint8[H, W, 1 or 3]`` from PNG or JPEG."""
+    image_module = _checks.optional_import("PIL.Image", "data")
+    with image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("RGB")
+        if size is not None:
+            image = image.resize((size[1], size[0]))
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+CURE = "copy or download the data set again"
