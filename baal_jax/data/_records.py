@@ -73,7 +73,7 @@ def _checked(path: Path, position: int, payloads: list[bytes]) -> list[bytes]:
 
 def _masked_crc(records: list[bytes]) -> np.ndarray:
     """CRC-32C of every record, masked as TFRecord files store it; byte by byte, but all records at once."""
-    lengths = np.array([len(record) for record in records])
+    lengths = np.array([len(record) for record in records], np.int64)
     order = np.argsort(-lengths, kind="stable")
     width = lengths.max(initial=0)
     rows = np.zeros((width, len(records)), np.uint8)

@@ -1,0 +1,140 @@
+"""Writers of tiny data sets in every format that is read, independent of the readers."""
+
+import io
+import json
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def pictures(count, seed=0, shape=(32, 32, 3)):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, *shape)).astype(np.uint8), rng.integers(0, 10, count)
+
+
+def crc32c(data):
+    """One bit after the other, as in the definition."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ 0x82F63B78 if crc & 1 else crc >> 1
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(data):
+    crc = crc32c(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def varint(number):
+    number &= (1 << 64) - 1
+    out = b""
+    while True:
+        out += bytes([number & 0x7F | (0x80 if number > 0x7F else 0)])
+        number >>= 7
+        if not number:
+            return out
+
+
+def field(number, payload):
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def example(features, packed=True):
+    """A tf.train.Example."""
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            feature = field(1, field(1, value))
+        elif isinstance(value, float):
+            feature = field(2, field(1, struct.pack("<f", value)))
+        else:
+            feature = field(3, field(1, varint(value)) if packed else varint(1 << 3) + varint(value))
+        entries += field(1, field(1, name.encode()) + field(2, feature))
+    return field(1, entries)
+
+
+def encoded(picture, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(np.squeeze(picture)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def records_of(images, labels):
+    return [
+        example({"id": f"train_{i}".encode(), "image": encoded(image), "label": int(label), "weight": 0.5})
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+
+
+def write_records(path, records, file_format):
+    if file_format == "array_record":
+        from array_record.python import array_record_module
+
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        return
+    with path.open("wb") as file:
+        for record in records:
+            length = struct.pack("<Q", len(record))
+            file.write(length + masked(length) + record + masked(record))
+
+
+def write_tfds(root, splits, file_format, name="cifar10", version="3.0.2", shards=1, classes=CLASSES):
+    """``splits``: name → (images, labels), or → list of records."""
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    described = []
+    for split, content in splits.items():
+        records = content if isinstance(content, list) else records_of(*content)
+        parts = [list(part) for part in np.array_split(np.array(records, object), shards)]
+        for i, part in enumerate(parts):
+            path = folder / f"{name}-{split}.{file_format}-{i:05d}-of-{shards:05d}"
+            write_records(path, part, file_format)
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        lengths = [str(len(part)) for part in parts]
+        described.append({"name": split, "shardLengths": lengths, "filepathTemplate": template, "numBytes": "1"})
+    info = {"name": name, "version": version, "fileFormat": file_format, "splits": described}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    features = {"featuresDict": {"features": {"label": {"classLabel": {"numClasses": str(len(classes))}}}}}
+    (folder / "features.json").write_text(json.dumps(features))
+    if classes:
+        (folder / "label.labels.txt").write_text("\n".join(classes) + "\n")
+    return folder
+
+
+def planes(images):
+    """``[N, 3072]``, as the original archives store them."""
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def write_archive(root, train, test, kind, packed=False):
+    """The original binary or python archive; ``train`` is spread over its five files."""
+    folder = root / ("cifar-10-batches-bin" if kind == "binary" else "cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    images, labels = train
+    parts = [(f"data_batch_{i + 1}", images[i::5], labels[i::5]) for i in range(5)] + [("test_batch", *test)]
+    for name, pixels, targets in parts:
+        if kind == "binary":
+            rows = np.concatenate([targets[:, None].astype(np.uint8), planes(pixels)], axis=1)
+            (folder / f"{name}.bin").write_bytes(rows.tobytes())
+        else:
+            content = {"data": planes(pixels), "labels": [int(target) for target in targets], "batch_label": name}
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    if not packed:
+        return folder
+    archive = root / ("cifar-10-binary.tar.gz" if kind == "binary" else "cifar-10-python.tar.gz")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    return archive

@@ -1,0 +1,441 @@
+"""Loaders: the same pixels from every format, and an error that names the file for everything that can be wrong."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baal_jax import data
+from baal_jax.data import _records
+from tests import data_files
+
+pytest.importorskip("PIL")
+TRAIN, TEST = data_files.pictures(12), data_files.pictures(7, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "not there"))
+
+
+def assert_is(found, expected):
+    assert found.inputs.dtype == np.uint8
+    assert found.targets.dtype == np.int32
+    np.testing.assert_array_equal(found.inputs, expected[0])
+    np.testing.assert_array_equal(found.targets, expected[1])
+
+
+def write(root, kind):
+    if kind in ("array_record", "tfrecord"):
+        if kind == "array_record":
+            pytest.importorskip("array_record")
+        data_files.write_tfds(root, {"train": TRAIN, "test": TEST}, kind)
+        return TRAIN
+    data_files.write_archive(root, TRAIN, TEST, kind.split()[0], packed="packed" in kind)
+    order = np.concatenate([np.arange(12)[i::5] for i in range(5)])
+    return TRAIN[0][order], TRAIN[1][order]
+
+
+KINDS = ["array_record", "tfrecord", "binary", "binary packed", "python", "python packed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cifar10_is_the_same_from_every_format(kind, tmp_path, monkeypatch):
+    expected = write(tmp_path, kind)
+    for found in (data.cifar10(tmp_path), data.cifar10(str(tmp_path))):
+        assert_is(found[0], expected)
+        assert_is(found[1], TEST)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert_is(data.cifar10()[1], TEST)
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("deeper", ["cifar10", "cifar10/3.0.2"])
+def test_any_folder_on_the_way_will_do(kind, deeper, tmp_path):
+    expected = write(tmp_path, kind)
+    assert_is(data.cifar10(tmp_path / deeper)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["binary", "python"])
+def test_the_folder_or_file_of_an_archive_will_do(kind, tmp_path):
+    expected = write(tmp_path, kind)
+    assert_is(data.cifar10(next(tmp_path.iterdir()))[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["binary packed", "python packed"])
+def test_the_packed_archive_itself_will_do(kind, tmp_path):
+    expected = write(tmp_path, kind)
+    assert_is(data.cifar10(next(tmp_path.glob("*.tar.gz")))[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+def test_several_shards_and_the_newest_version(kind, tmp_path):
+    if kind == "array_record":
+        pytest.importorskip("array_record")
+    data_files.write_tfds(tmp_path, {"train": TEST, "test": TEST}, kind, version="3.0.2")
+    data_files.write_tfds(tmp_path, {"train": TRAIN, "test": TEST}, kind, version="3.0.10", shards=3)
+    assert_is(data.cifar10(tmp_path)[0], TRAIN)
+
+
+def test_when_there_is_nothing_the_error_names_all_that_was_tried(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError) as caught:
+        data.cifar10(tmp_path)
+    message = str(caught.value)
+    for part in ("array_record", "tfrecord", "tfds.load", "binary archive", "python archive", str(tmp_path), "python -m"):
+        assert part in message
+    assert message.count("download_and_prepare") == 1
+
+
+def flip_byte(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def shard(tmp_path, kind, split="train"):
+    return next((tmp_path / "cifar10" / "3.0.2").glob(f"cifar10-{split}.{kind}*"))
+
+
+@pytest.mark.parametrize(
+    ("position", "message"), [(3, "header of record 0"), (40, "checksum of record 0"), (-1, "checksum of record 11")]
+)
+def test_a_flipped_byte_in_a_tfrecord_is_found(position, message, tmp_path):
+    write(tmp_path, "tfrecord")
+    flip_byte(shard(tmp_path, "tfrecord"), position)
+    with pytest.raises(ValueError, match=f"cifar10-train.tfrecord.*{message}"):
+        data.cifar10(tmp_path)
+
+
+def test_a_flipped_byte_in_an_array_record_is_found(tmp_path):
+    write(tmp_path, "array_record")
+    path = shard(tmp_path, "array_record")
+    flip_byte(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"cifar10-train.array_record"):
+        data.cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("left", [0.7, 0.999])
+def test_a_truncated_file_is_found(kind, left, tmp_path):
+    write(tmp_path, kind)
+    path = shard(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
+    with pytest.raises(ValueError, match=f"cifar10-train.{kind}"):
+        data.cifar10(tmp_path)
+
+
+def small_record(**changed):
+    features = {"image": data_files.encoded(TRAIN[0][0]), "label": 3, **changed}
+    return data_files.example({name: value for name, value in features.items() if value is not None})
+
+
+BROKEN = {
+    "not a message": (b"\xff\xff", "record 1.*not a tf.train.Example"),
+    "no image": (small_record(image=None), "record 1.*needs an encoded image"),
+    "no label": (small_record(label=None), "record 1.*integer label"),
+    "half an image": (small_record(image=data_files.encoded(TRAIN[0][0])[:200]), "record 1.*cannot be decoded"),
+    "no picture": (small_record(image=b"GIF89a"), "record 1.*cannot be decoded"),
+    "another shape": (small_record(image=data_files.encoded(TRAIN[0][0][:16])), r"record 1.*\(16, 32, 3\).*size="),
+    "label too large": (small_record(label=10), "record 1.*label 10.*10 classes"),
+    "label negative": (small_record(label=-2), "record 1.*label -2"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_bad_record_is_named(name, tmp_path):
+    record, message = BROKEN[name]
+    data_files.write_tfds(tmp_path, {"train": [small_record(), record], "test": TEST}, "tfrecord")
+    with pytest.raises(ValueError, match=message):
+        data.cifar10(tmp_path)
+
+
+def test_images_of_another_size_are_not_cifar10(tmp_path):
+    images = data_files.pictures(3, shape=(28, 28, 3))
+    data_files.write_tfds(tmp_path, {"train": images, "test": images}, "tfrecord")
+    with pytest.raises(ValueError, match=r"\(28, 28, 3\)"):
+        data.cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(("lengths", "message"), [(["11"], "declares 11"), (["13"], "holds 12"), (["12", "3"], "missing")])
+def test_what_dataset_info_declares_is_checked(lengths, message, tmp_path):
+    write(tmp_path, "tfrecord")
+    path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = lengths
+    path.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=message):
+        data.cifar10(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        data.cifar10(tmp_path)
+
+
+def test_damage_is_never_covered_up_by_another_format(tmp_path):
+    write(tmp_path, "tfrecord")
+    write(tmp_path, "binary")
+    flip_byte(shard(tmp_path, "tfrecord"), 40)
+    with pytest.raises(ValueError, match="checksum"):
+        data.cifar10(tmp_path)
+
+
+def test_a_truncated_binary_archive_and_a_label_out_of_range(tmp_path):
+    folder = data_files.write_archive(tmp_path, TRAIN, TEST, "binary")
+    path = folder / "data_batch_2.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"data_batch_2.bin: the file ends inside of record"):
+        data.cifar10(tmp_path)
+    path.write_bytes(b"\x0b" + whole[1:])
+    with pytest.raises(ValueError, match=r"data_batch_2.bin, record 0: label 11"):
+        data.cifar10(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"data_batch_2.bin is missing"):
+        data.cifar10(tmp_path)
+
+
+def test_a_damaged_tar_is_named(tmp_path):
+    archive = data_files.write_archive(tmp_path, TRAIN, TEST, "binary", packed=True)
+    archive.write_bytes(archive.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz is damaged"):
+        data.cifar10(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize("content", [Bomb(), {"data": TRAIN[0], "labels": Bomb()}, [1, 2]], ids=["code", "inside", "list"])
+def test_a_python_archive_runs_no_code(content, tmp_path, monkeypatch):
+    folder = data_files.write_archive(tmp_path, TRAIN, TEST, "python")
+    (folder / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail("code of the file was run"))
+    with pytest.raises(ValueError, match="data_batch_1: cannot be read"):
+        data.cifar10(tmp_path)
+
+
+def test_an_archive_written_by_python_2_is_read(tmp_path):
+    # Protocol 2 of the original: numpy.core, and strings of bytes.
+    folder = data_files.write_archive(tmp_path, TRAIN, TEST, "python")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert_is(data.cifar10(tmp_path)[1], TEST)
+
+
+def test_tensorflow_is_asked_where_it_is_installed(tmp_path, monkeypatch):
+    calls = []
+
+    def load(name, *, split, data_dir, download):
+        calls.append((name, split, data_dir, download))
+        images, labels = TRAIN if split == "train" else TEST
+        return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+    class NotFoundError(ValueError):
+        pass
+
+    registered = types.SimpleNamespace(DatasetNotFoundError=NotFoundError)
+    stand_in = types.SimpleNamespace(load=load, as_numpy=list, core=types.SimpleNamespace(registered=registered))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", stand_in)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert_is(data.cifar10(tmp_path)[0], TRAIN)
+    assert calls[0] == ("cifar10", "train", str(tmp_path), False)
+    small = data.from_tfds("other", data_dir=tmp_path, size=(4, 6))
+    assert small[0].inputs.shape == (12, 4, 6, 3)
+
+    def nothing(*args, **kwargs):
+        raise AssertionError("Dataset cifar10: could not find data")
+
+    stand_in.load = nothing
+    with pytest.raises(FileNotFoundError, match="tfds.load: AssertionError: Dataset cifar10"):
+        data.cifar10(tmp_path)
+
+
+def test_any_image_set_with_names_sizes_and_grey_pictures(tmp_path):
+    grey = data_files.pictures(5, shape=(9, 7, 1))
+    data_files.write_tfds(tmp_path, {"train": grey, "validation": grey}, "tfrecord", name="letters", classes=("a",) * 10)
+    (found,) = data.from_tfds("letters", data_dir=tmp_path, splits=("validation",))
+    assert_is(found, grey)
+    assert data.class_names("letters", data_dir=tmp_path) == ("a",) * 10
+    assert data.from_tfds("letters", data_dir=tmp_path, splits=("train",), size=(3, 4))[0].inputs.shape == (5, 3, 4, 1)
+    with pytest.raises(ValueError, match="no split 'test', only train, validation"):
+        data.from_tfds("letters", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="digits"):
+        data.from_tfds("digits", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="labels"):
+        data.class_names("digits", data_dir=tmp_path)
+
+
+def test_classes_without_names_are_counted_by_the_features(tmp_path):
+    data_files.write_tfds(tmp_path, {"train": [small_record(label=2)]}, "tfrecord", name="few", classes=())
+    path = tmp_path / "few" / "3.0.2" / "features.json"
+    features = {"featuresDict": {"features": {"label": {"classLabel": {"numClasses": "2"}}}}}
+    path.write_text(json.dumps(features))
+    with pytest.raises(ValueError, match="label 2 is none of the 2"):
+        data.from_tfds("few", data_dir=tmp_path, splits=("train",))
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8),
+        st.one_of(st.binary(max_size=300), st.integers(-(2**63), 2**63 - 1), st.floats(width=32, allow_nan=False)),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_every_example_comes_back(features, packed):
+    features = {name: value for name, value in features.items()}
+    assert _records.parse_example(data_files.example(features, packed)) == features
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6))
+def test_checksums_are_those_of_the_definition(records):
+    found = _records._masked_crc(records)
+    assert [int(value).to_bytes(4, "little") for value in found] == [data_files.masked(record) for record in records]
+
+
+def test_the_check_value_of_crc32c():
+    assert data_files.crc32c(b"123456789") == 0xE3069283
+
+
+def test_the_real_images():
+    root = os.environ.get("BAAL_JAX_CIFAR10")
+    if not root:
+        pytest.skip("the full CIFAR-10 is not here: set BAAL_JAX_CIFAR10 to its folder")
+    train, test = data.cifar10(root)
+    assert train.inputs.shape == (50_000, 32, 32, 3)
+    assert test.inputs.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(train.targets), np.full(10, 5000))
+    np.testing.assert_array_equal(np.bincount(test.targets), np.full(10, 1000))
+
+
+def test_uci_is_standardised_by_the_training_part(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3.0, 2.0, (50, 4))
+    rows[:, 1] = 7.0  # says nothing
+    path = tmp_path / "set.txt"
+    np.savetxt(path, rows)
+    found = data.uci(path, num_test=10, seed=1)
+    assert found.train.inputs.shape == (40, 3)
+    assert found.test.targets.shape == (10,)
+    assert found.train.inputs.dtype == found.train.targets.dtype == np.float32
+    np.testing.assert_allclose(found.train.inputs.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(found.train.inputs.std(axis=0), [1, 0, 1], atol=1e-6)
+    assert abs(found.test.inputs[:, 0].mean()) > 1e-3  # its own mean was not used
+    both = np.concatenate([found.train.targets, found.test.targets]) * found.target_std + found.target_mean
+    np.testing.assert_allclose(np.sort(both), np.sort(rows[:, 3]), rtol=1e-5)
+    assert data.uci(path).test.targets.shape == (5,)
+    assert (data.uci(path, seed=2).test.targets != data.uci(path, seed=3).test.targets).any()
+    path.write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows[:, :3]))
+    assert data.uci(path).train.inputs.shape == (45, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2\n3 4\n5 x\n6 7", "line 3, column 2: 'x'"),
+        ("1 2\n3 4 5\n6 7", "line 2: 3 columns, but 2"),
+        ("1 2\n\nnan 4\n5 6", "line 3, column 1: 'nan'"),
+        ("1\n2\n3", "one column"),
+        ("1 2\n3 4", "holds 2 examples"),
+        ("1 2\n3 4\n5 6\n", None),
+    ],
+)
+def test_bad_text_is_named_by_line(text, message, tmp_path):
+    path = tmp_path / "set.txt"
+    path.write_text(text)
+    if message is None:
+        with pytest.raises(ValueError, match="num_test=2"):
+            data.uci(path, num_test=2)
+        return
+    with pytest.raises(ValueError, match=message):
+        data.uci(path)
+
+
+def test_arrays_are_checked_and_cast():
+    found = data.from_arrays({"a": np.zeros((3, 2)), "b": np.ones((3, 4), np.uint8)}, np.array([0, -1, 2]))
+    assert found.inputs["a"].dtype == np.float32
+    assert found.inputs["b"].dtype == np.uint8
+    assert found.targets.dtype == np.int32
+    assert data.from_arrays(np.zeros((3, 2)), np.zeros(3)).targets.dtype == np.float32
+    assert data.from_arrays(np.array([[1.0], [2.0]])).targets is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((3, 2)), np.zeros(4)), "targets have shape"),
+        (((np.zeros(3), np.zeros(4)),), "inputs needs one common leading axis"),
+        ((np.zeros((0, 2)),), "no example"),
+        ((np.array(["a", "b"]),), "not numbers"),
+        ((np.array([1.0, np.inf]),), "not finite"),
+        ((np.zeros(2), np.array([0, -2])), r"targets\[1\] is -2"),
+        ((np.zeros(2), np.array([0, 2**40])), r"targets\[1\] is 1099511627776"),
+    ],
+)
+def test_bad_arrays_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.from_arrays(*arguments)
+
+
+def test_classes_are_held_to_their_number():
+    with pytest.raises(ValueError, match=r"targets\[0\] is 3, outside of the classes 0 to 2"):
+        data.from_arrays(np.zeros(1), np.array([3]), num_classes=3)
+
+
+class Split:
+    """What is used of a Hugging Face data set."""
+
+    def __init__(self, **columns):
+        self.columns, self.column_names = columns, list(columns)
+
+    def with_format(self, kind, columns):
+        assert kind == "numpy"
+        return Split(**{name: self.columns[name] for name in columns})
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, part):
+        return {name: values[part] for name, values in self.columns.items()}
+
+
+def test_hugging_face_splits_become_arrays(monkeypatch):
+    monkeypatch.setattr("baal_jax.data._adapters._ROWS", 5)
+    assert_is(data.from_huggingface(Split(image=TRAIN[0], label=TRAIN[1], other=[None] * 12)), TRAIN)
+    assert_is(data.from_huggingface(Split(image=list(TRAIN[0]), label=list(TRAIN[1]))), TRAIN)
+    grey = data.from_huggingface(Split(pixels=TRAIN[0][..., 0], y=TRAIN[1]), inputs="pixels", label="y")
+    assert grey.inputs.shape == (12, 32, 32, 1)
+    assert data.from_huggingface(Split(image=TRAIN[0]), label=None).targets is None
+    with pytest.raises(ValueError, match="'label' does not exist: choose among image, fine_label"):
+        data.from_huggingface(Split(image=TRAIN[0], fine_label=TRAIN[1]))
+    ragged = [TRAIN[0][0], TRAIN[0][1][:8]]
+    with pytest.raises(ValueError, match="row 1 of column 'image'"):
+        data.from_huggingface(Split(image=ragged, label=[0, 1]))
+    with pytest.raises(ValueError, match="differ in shape"):
+        data.from_huggingface(Split(image=[TRAIN[0][0]] * 5 + [TRAIN[0][0][:8]] * 5, label=[0] * 10))
+
+
+def test_the_real_hugging_face_library():
+    library = pytest.importorskip("datasets", reason="the Hugging Face library is not installed")
+    split = library.Dataset.from_dict({"image": TRAIN[0].tolist(), "label": TRAIN[1].tolist()})
+    found = data.from_huggingface(split)
+    np.testing.assert_array_equal(found.inputs, TRAIN[0])
+
+
+def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch):
+    write(tmp_path, "tfrecord")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(ImportError, match=r"pip install 'baal_jax\[data\]'"):
+        data.cifar10(tmp_path)
+    shutil.rmtree(tmp_path)
+    assert not Path(tmp_path).exists()
