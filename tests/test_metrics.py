@@ -289,3 +289,23 @@ def test_any_integer_type_labels_many_classes(dtype):
     assert confusion.sum(axis=1).nonzero()[0].tolist() == [0, 9, 20, 29]
     np.testing.assert_allclose(metrics.nll(log_probs, jnp.asarray(targets)), np.log(30), rtol=1e-5)
     assert float(metrics.ece(log_probs, jnp.asarray(targets))) < 1
+
+
+def test_reliability_is_what_the_ece_sums_up(key):
+    log_probs = jax.nn.log_softmax(3 * jax.random.normal(key, (200, 4)))
+    targets = jax.random.randint(jax.random.key(1), (200,), -1, 4)
+    found = metrics.reliability(log_probs, targets, num_bins=7)
+    probs, known = np.exp(np.asarray(log_probs, np.float64)), np.asarray(targets) >= 0
+    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == np.asarray(targets)
+    total = 0.0
+    for b in range(7):
+        inside = known & (confidence >= b / 7) & ((confidence < (b + 1) / 7) | (b == 6))
+        assert float(found.count[b]) == inside.sum()
+        if not inside.any():
+            assert np.isnan(found.accuracy[b])
+            assert np.isnan(found.confidence[b])
+            continue
+        np.testing.assert_allclose(found.accuracy[b], correct[inside].mean(), rtol=1e-5)
+        np.testing.assert_allclose(found.confidence[b], confidence[inside].mean(), rtol=1e-5)
+        total += inside.sum() / known.sum() * abs(correct[inside].mean() - confidence[inside].mean())
+    np.testing.assert_allclose(metrics.ece(log_probs, targets, num_bins=7), total, rtol=1e-4)
