@@ -124,7 +124,10 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
         pass
     with checkpoint.open(tmp_path, {"rate": 0.1, "inner": [1, 2], "place": "a"}):
         pass
-    with pytest.raises(ValueError) as caught, checkpoint.open(tmp_path, {"rate": 0.2, "inner": [1, 2], "new": {"x": 1}}):  # noqa: PT011
+    with (
+        pytest.raises(ValueError) as caught,
+        checkpoint.open(tmp_path, {"rate": 0.2, "inner": [1, 2], "new": {"x": 1}}),
+    ):  # noqa: PT011
         pass
     message = str(caught.value)
     assert "rate: saved 0.1, now 0.2" in message

@@ -91,7 +91,15 @@ def test_when_there_is_nothing_the_error_names_all_that_was_tried(tmp_path, monk
     with pytest.raises(FileNotFoundError) as caught:
         data.cifar10(tmp_path)
     message = str(caught.value)
-    for part in ("array_record", "tfrecord", "tfds.load", "binary archive", "python archive", str(tmp_path), "python -m"):
+    for part in (
+        "array_record",
+        "tfrecord",
+        "tfds.load",
+        "binary archive",
+        "python archive",
+        str(tmp_path),
+        "python -m",
+    ):
         assert part in message
     assert message.count("download_and_prepare") == 1
 
@@ -166,7 +174,9 @@ def test_images_of_another_size_are_not_cifar10(tmp_path):
         data.cifar10(tmp_path)
 
 
-@pytest.mark.parametrize(("lengths", "message"), [(["11"], "declares 11"), (["13"], "holds 12"), (["12", "3"], "missing")])
+@pytest.mark.parametrize(
+    ("lengths", "message"), [(["11"], "declares 11"), (["13"], "holds 12"), (["12", "3"], "missing")]
+)
 def test_what_dataset_info_declares_is_checked(lengths, message, tmp_path):
     write(tmp_path, "tfrecord")
     path = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
@@ -215,7 +225,9 @@ class Bomb:
         return os.system, ("exit 1",)
 
 
-@pytest.mark.parametrize("content", [Bomb(), {"data": TRAIN[0], "labels": Bomb()}, [1, 2]], ids=["code", "inside", "list"])
+@pytest.mark.parametrize(
+    "content", [Bomb(), {"data": TRAIN[0], "labels": Bomb()}, [1, 2]], ids=["code", "inside", "list"]
+)
 def test_a_python_archive_runs_no_code(content, tmp_path, monkeypatch):
     folder = data_files.write_archive(tmp_path, TRAIN, TEST, "python")
     (folder / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
@@ -262,7 +274,9 @@ def test_tensorflow_is_asked_where_it_is_installed(tmp_path, monkeypatch):
 
 def test_any_image_set_with_names_sizes_and_grey_pictures(tmp_path):
     grey = data_files.pictures(5, shape=(9, 7, 1))
-    data_files.write_tfds(tmp_path, {"train": grey, "validation": grey}, "tfrecord", name="letters", classes=("a",) * 10)
+    data_files.write_tfds(
+        tmp_path, {"train": grey, "validation": grey}, "tfrecord", name="letters", classes=("a",) * 10
+    )
     (found,) = data.from_tfds("letters", data_dir=tmp_path, splits=("validation",))
     assert_is(found, grey)
     assert data.class_names("letters", data_dir=tmp_path) == ("a",) * 10

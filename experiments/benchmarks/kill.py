@@ -1,0 +1,107 @@
+"""Kills short runs of the CIFAR-10 experiment at random moments, and compares what they end with.
+
+A run is started, killed (SIGKILL) after a random time, started again with the same command, and so on until it ends by
+itself. Its rounds, and the checksums of every array of its last state, must be those of a run that was never killed.
+
+    python experiments/benchmarks/kill.py --kills 25                                       # 8×8 digits
+    python experiments/benchmarks/kill.py --kills 25 --dataset cifar10                     # a subset of CIFAR-10
+
+Result, hardware and command: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from baal_jax import checkpoint
+
+EXPERIMENT = Path(__file__).parents[1] / "vgg_mcdropout_cifar10.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Kills at random moments."""
+
+    kills: int = 25
+    """How many."""
+
+    dataset: Literal["digits", "cifar10"] = "digits"
+    """What the short runs learn."""
+
+    rounds: int = 4
+    """Of each of the two strategies and seeds."""
+
+    seed: int = 0
+    """Of the moments."""
+
+
+def main(config: Config) -> None:
+    """One run in peace, then killed ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        run(config, home, home / "warm-up", None)  # compiles into the cache
+        begin = time.monotonic()
+        run(config, home, home / "peace", None)
+        length = time.monotonic() - begin
+        expected = outcome(home / "peace")
+        chance, kills, runs, in_rounds = random.Random(config.seed), 0, 0, 0
+        while kills < config.kills:
+            out = home / f"killed-{runs}"
+            before = -1
+            while not run(config, home, out, chance.uniform(0.0, length) if kills < config.kills else None):
+                kills += 1
+                reached = len(checkpoint.read_lines(out / "rounds.jsonl"))
+                in_rounds += reached > max(before, 0)
+                assert reached >= before - 1, "a round that was checkpointed is lost"
+                before = reached
+            assert outcome(out) == expected, f"{out} ended differently"
+            runs += 1
+        print(
+            f"{config.dataset}: {kills} kills over {runs} runs of {length:.1f} s ({in_rounds} of them after new rounds): "
+            "all ended with the same rounds and the same final states, bit for bit"
+        )
+
+
+def run(config: Config, home: Path, out: Path, seconds: float | None) -> bool:
+    """Starts or continues a run; False if it was killed."""
+    small = ["--subset", "400", "--num-test", "200", "--num-initial", "50", "--query-size", "20", "--num-steps", "40"]
+    command = [sys.executable, str(EXPERIMENT), "--model", "small", "--dataset", config.dataset, *small]
+    command += ["--seeds", "2", "--rounds", str(config.rounds), "--num-samples", "5", "--out", str(out)]
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return False
+    assert process.returncode == 0, errors[-3000:]
+    return True
+
+
+def outcome(out: Path) -> tuple[list[dict], str]:
+    """Rounds without their times, and the checksums of the last state."""
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in checkpoint.read_lines(out / "rounds.jsonl")]
+    newest = max((out / "checkpoints").glob("step_*"))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    return lines, json.dumps(manifest)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
