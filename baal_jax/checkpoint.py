@@ -348,7 +348,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
 
 
 def _crc(bits: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(bits))
+    return zlib.crc32(memoryview(np.ascontiguousarray(bits)))  # pyright: ignore[reportArgumentType]
 
 
 def _sync_file(path: Path) -> None:

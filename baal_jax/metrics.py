@@ -152,12 +152,12 @@ class Reliability(NamedTuple):
     """A reliability diagram, by bins of equal width of the confidence.
 
     Attributes:
-        count: ``float32[num_bins]``, examples in each bin.
+        num_examples: ``float32[num_bins]``, examples in each bin.
         confidence: ``float32[num_bins]``, their mean confidence; NaN in an empty bin.
         accuracy: ``float32[num_bins]``, the share of them that is right; NaN in an empty bin.
     """
 
-    count: Array
+    num_examples: Array
     confidence: Array
     accuracy: Array
 
@@ -181,7 +181,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
         >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]))
         >>> bins = metrics.reliability(log_probs, jnp.array([0, 1, 1]), num_bins=2)
-        >>> print(bins.count, bins.confidence, bins.accuracy)
+        >>> print(bins.num_examples, bins.confidence, bins.accuracy)
         [0. 3.] [       nan 0.7666667] [       nan 0.6666667]
     """
     targets = _fit_classes(log_probs, targets)

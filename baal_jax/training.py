@@ -114,7 +114,7 @@ def trainer(
                 key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
                 return index, key_step, *stream.batch(index, batch_size, num_epochs)
 
-            total = num_steps
+            total: Array | int = num_steps or 0
             if num_epochs is not None:
                 total = (stream.size * num_epochs + batch_size - 1) // batch_size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
@@ -33,7 +34,9 @@ def report(out: Path, config: dict, class_names: Sequence[str], targets: np.ndar
         rounds = [line for line in lines if line["kind"] == "round" and line["strategy"] == name]
         curves[name] = learning_curves(rounds)
         closing = [line["reliability"] for line in lines if line["kind"] == "close" and line["strategy"] == name]
-        bins[name] = Reliability(*(stacked([part[field] for part in closing]) for field in Reliability._fields))
+        bins[name] = Reliability(
+            *(jnp.asarray(stacked([part[field] for part in closing])) for field in Reliability._fields)
+        )
         asked[name] = labels_asked_for(rounds, targets, len(class_names), config["rounds"])
     print(reporting.learning_curve_table(curves, target=0.5))
     draw(out, curves, bins, asked, class_names)
@@ -96,11 +99,10 @@ def gallery(
     """The unlabelled images with the highest and the lowest scores."""
     ids = np.flatnonzero(available)
     order = ids[np.argsort(scores[ids], kind="stable")]
-    targets = np.asarray(pool.targets)
+    inputs, targets = np.asarray(pool.inputs), np.asarray(pool.targets)
 
     def row(chosen: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        images = np.stack([np.asarray(pool.inputs[i]) for i in chosen])
-        return images, [f"{class_names[targets[i]]}\n{scores[i]:.2f}" for i in chosen]
+        return inputs[chosen], [f"{class_names[int(targets[i])]}\n{scores[i]:.2f}" for i in chosen]
 
     if len(order):
         rows = {"most informative": row(order[::-1][:num]), "least informative": row(order[:num])}

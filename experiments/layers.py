@@ -67,6 +67,7 @@ def cpu_conv(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], (height, width), window_strides, padding)
     pads: Pads = ((padding[0][0], padding[0][1]), (padding[1][0], padding[1][1]))
+    outputs: Any
     if tuple(window_strides) != (1, 1):
         outputs = _patch_conv(inputs, kernel, window_strides, pads)
     elif inputs.shape[1:3] == (2, 2) and (height, width) == (3, 3) and pads == ((1, 1), (1, 1)):
@@ -95,7 +96,9 @@ def _conv_forward(inputs: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax
 def _conv_backward(pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    outer: Pads = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel.shape[:2], pads, strict=True))  # type: ignore[assignment]
+    (top, bottom), (left, right) = pads
+    rows, columns = kernel.shape[0] - 1, kernel.shape[1] - 1
+    outer = ((rows - top, rows - bottom), (columns - left, columns - right))
     input_gradient = lax.conv_general_dilated(cotangent, turned, (1, 1), outer, dimension_numbers=_LAYOUT)
     # Channels play the batch and images the channels: an ordinary forward convolution, once the transposes are done.
     channels, window = lax.optimization_barrier((inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
@@ -103,7 +106,7 @@ def _conv_backward(pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: ja
     return input_gradient, gradient.transpose(1, 2, 0, 3)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _dense_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:

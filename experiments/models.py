@@ -6,6 +6,7 @@ network with convolutions takes ``dtype=jnp.bfloat16`` for the arithmetic; param
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -152,7 +153,7 @@ class SmallCNNnnx(nnx.Module):
         side, depth = [n // patch >> len(channels) for n in shape[:2]], shape[2] * patch**2
         widths = [depth, *channels]
         options = {"use_bias": not batch_norm, "dtype": dtype, "conv_general_dilated": fast_conv(), "rngs": rngs}
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.convs = nnx.List(nnx.Conv(inner, outer, (3, 3), **options) for inner, outer in pairs)
         norms = widths[1:] if batch_norm else []
         self.norms = nnx.List(nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in norms)

@@ -9,7 +9,7 @@ Every round is checkpointed: killed at any moment and started again with the sam
 results, bit for bit.
 
     python experiments/vgg_mcdropout_cifar10.py --preset original        # the original's settings
-    python experiments/vgg_mcdropout_cifar10.py                          # a trainer that trains well, for an accelerator
+    python experiments/vgg_mcdropout_cifar10.py                       # a trainer that trains well, for accelerators
     python experiments/vgg_mcdropout_cifar10.py --model small --subset 10000               # for a CPU
 
 Result, hardware and command: see docs/benchmarks.md.
@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import tyro
 from cifar10_report import gallery, report
-from models import SmallCNN, SmallCNNnnx, VGG16, WideResNet
+from models import VGG16, SmallCNN, SmallCNNnnx, WideResNet
 from strategies import acquisition, heuristic
 from tqdm import tqdm
 
@@ -49,7 +49,8 @@ class Config:
     the model: small ones get a trainer for CPUs."""
 
     model: ModelName = "vgg16_small_head"
-    """VGG16 with the original's 4096-4096 head or with a small one, WRN-16-4, or a small network for CPUs (also nnx)."""
+    """VGG16 with the original's 4096-4096 head or with a small one, WRN-16-4, or a small network for CPUs (also
+    as nnx)."""
 
     strategies: tuple[str, ...] = ("random", "bald")
     """"random", a heuristic by name, or a stochastic selection and a heuristic, such as "power_bald"."""
@@ -190,7 +191,7 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
     posterior: baal.Posterior
     loops: dict[str, baal.ActiveLoop]
-    programs: dict[str, Callable]
+    programs: dict[str, Any]  # compiled for one round of several seeds
 
 
 def main(config: Config) -> dict:

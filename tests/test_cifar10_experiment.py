@@ -20,7 +20,7 @@ from tests import data_files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
-import vgg_mcdropout_cifar10 as experiment
+import vgg_mcdropout_cifar10 as experiment  # noqa: E402
 
 TINY = {
     "dataset": "digits", "subset": 100, "num_test": 40, "seeds": 2, "num_initial": 40, "query_size": 5, "rounds": 2,

@@ -300,7 +300,7 @@ def test_reliability_is_what_the_ece_sums_up(key):
     total = 0.0
     for b in range(7):
         inside = known & (confidence >= b / 7) & ((confidence < (b + 1) / 7) | (b == 6))
-        assert float(found.count[b]) == inside.sum()
+        assert float(found.num_examples[b]) == inside.sum()
         if not inside.any():
             assert np.isnan(found.accuracy[b])
             assert np.isnan(found.confidence[b])

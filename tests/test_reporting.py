@@ -16,7 +16,7 @@ def close_figures():
 
 def test_reliability_averages_seeds_by_their_counts():
     bins = metrics.Reliability(
-        count=np.array([[0.0, 1.0, 3.0], [0.0, 3.0, 0.0]]),
+        num_examples=np.array([[0.0, 1.0, 3.0], [0.0, 3.0, 0.0]]),
         confidence=np.array([[np.nan, 0.4, 0.9], [np.nan, 0.6, np.nan]]),
         accuracy=np.array([[np.nan, 1.0, 0.5], [np.nan, 0.2, np.nan]]),
     )

@@ -1,7 +1,7 @@
 """The python archive of CIFAR-10, a format of its makers that happens to be a pickle.
 
-Nothing in this package writes pickles, and this is the one place that reads one: with a reader that builds NumPy arrays,
-lists and numbers, and refuses to look up anything else, so that no code in a file is ever run.
+Nothing in this package writes pickles, and this is the one place that reads one: with a reader that builds NumPy
+arrays, lists and numbers, and refuses to look up anything else, so that no code in a file is ever run.
 """
 
 from __future__ import annotations

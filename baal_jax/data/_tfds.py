@@ -174,7 +174,8 @@ def check_shape(where: str | Path, number: int, pixels: np.ndarray, shape: tuple
     """Refuses an image unlike the others."""
     if pixels.shape != shape:
         raise ValueError(
-            f"{where}, record {number}: the image has shape {pixels.shape}, but those before it {shape}: pass size=(height, width)"
+            f"{where}, record {number}: the image has shape {pixels.shape}, but those before it {shape}: "
+            "pass size=(height, width)"
         )
 
 
@@ -183,7 +184,8 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None) -> No
     wrong = np.flatnonzero((targets < -1) | (targets >= (num_classes or np.iinfo(np.int32).max)))
     if wrong.size:
         raise ValueError(
-            f"{where}, record {wrong[0]}: label {targets[wrong[0]]} is none of the {num_classes} classes: {_records.CURE}"
+            f"{where}, record {wrong[0]}: label {targets[wrong[0]]} is none of the {num_classes} classes: "
+            f"{_records.CURE}"
         )
 
 
@@ -233,8 +235,8 @@ def _decode(
     encoded, target = features.get(image), features.get(label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
         raise ValueError(
-            f"{path}, record {number}: needs an encoded {image} and an integer {label}, but holds {sorted(features)}: name the features "
-            "with image=… and label=…"
+            f"{path}, record {number}: needs an encoded {image} and an integer {label}, but holds {sorted(features)}: "
+            "name the features with image=… and label=…"
         )
     try:
         return _records.decode_image(encoded, size), target

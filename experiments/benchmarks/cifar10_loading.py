@@ -46,7 +46,8 @@ def main(config: Config) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(
-        f"{images} images in {seconds:.2f} s ({seconds / images * 1e6:.0f} µs an image; import {imported - begin:.2f} s), "
+        f"{images} images in {seconds:.2f} s ({seconds / images * 1e6:.0f} µs an image; "
+        f"import {imported - begin:.2f} s)\n"
         f"peak memory of the process {peak / 1e6:.0f} MB = {peak / size:.2f} × the {size / 1e6:.0f} MB of the arrays"
     )
 

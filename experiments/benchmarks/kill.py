@@ -69,8 +69,8 @@ def main(config: Config) -> None:
             assert outcome(out) == expected, f"{out} ended differently"
             runs += 1
         print(
-            f"{config.dataset}: {kills} kills over {runs} runs of {length:.1f} s ({in_rounds} of them after new rounds): "
-            "all ended with the same rounds and the same final states, bit for bit"
+            f"{config.dataset}: {kills} kills over {runs} runs of {length:.1f} s ({in_rounds} of them after "
+            "new rounds): all ended with the same rounds and the same final states, bit for bit"
         )
 
 

@@ -1,9 +1,9 @@
 """VGG16 on 32×32 images: baal_jax against a naive JAX twin and against Baal (PyTorch), each in a process of its own.
 
-Three measurements: Monte-Carlo dropout prediction, training steps, and a whole round of active learning. The twin is what
-one writes first: stock flax layers, and a jitted forward pass for every draw. Baal runs as it comes (replicated inputs)
-and tuned (no replication, its caching module). Both get every batch size, and the best one counts. Prints medians,
-ratios, the share of the measured rate of matrix products, and checks that all sides compute the same logits.
+Three measurements: Monte-Carlo dropout prediction, training steps, and a whole round of active learning. The twin is
+what one writes first: stock flax layers, and a jitted forward pass for every draw. Baal runs as it comes (replicated
+inputs) and tuned (no replication, its caching module). Both get every batch size, and the best one counts. Prints
+medians, ratios, the share of the measured rate of matrix products, and checks that all sides compute the same logits.
 
     python experiments/benchmarks/vgg_cifar10.py                      # all, on this machine; needs torch and baal
     python experiments/benchmarks/vgg_cifar10.py --sides jax naive    # without them, on a GPU for example
@@ -14,6 +14,7 @@ Result, hardware and command: docs/benchmarks.md.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -91,8 +92,8 @@ def main(config: Config) -> None:
             ratio = value["seconds"] / ours[part]["seconds"] if part in ours else float("nan")
             share = value["operations"] / value["seconds"] / result["gemm"]
             print(
-                f"  {part:24s} {value['seconds'] * 1e3:10.2f} ms {value['unit']:10s} ratio {ratio:6.2f}   {share:5.0%} of "
-                f"the rate  (batch {value['batch']})"
+                f"  {part:24s} {value['seconds'] * 1e3:10.2f} ms {value['unit']:10s} ratio {ratio:6.2f}   {share:5.0%} "
+                f"of the rate  (batch {value['batch']})"
             )
         error = np.abs(np.array(result["logits"]) - np.array(ours["logits"])).max() / np.abs(ours["logits"]).max()
         print(f"  logits differ from ours by {error:.1e} of the largest")
@@ -136,7 +137,7 @@ def best(candidates: list[dict]) -> dict:
 def operations(config: Config, samples: int, shared: bool) -> float:
     """Operations an image; what comes before the first dropout layer once for all draws where they share it."""
     widths = [512, *HEADS[config.head], 10]
-    first, rest = 2 * widths[0] * widths[1], 2 * sum(a * b for a, b in zip(widths[1:], widths[2:], strict=False))
+    first, rest = 2 * widths[0] * widths[1], 2 * sum(a * b for a, b in itertools.pairwise(widths[1:]))
     return TRUNK + first + samples * rest if shared else samples * (TRUNK + first + rest)
 
 
@@ -334,8 +335,8 @@ def run_baal(config: Config) -> dict:
 
     def wrapper(module: nn.Module, batch: int) -> ModelWrapper:
         arguments = TrainingArgs(
-            optimizer=torch.optim.SGD(module.parameters(), 1e-3, 0.9), criterion=nn.CrossEntropyLoss(), batch_size=batch,
-            epoch=1, use_cuda=device == "cuda", workers=0, replicate_in_memory=not tuned,
+            optimizer=torch.optim.SGD(module.parameters(), 1e-3, 0.9), criterion=nn.CrossEntropyLoss(),
+            batch_size=batch, epoch=1, use_cuda=device == "cuda", workers=0, replicate_in_memory=not tuned,
         )  # fmt: skip
         return ModelWrapper(module, arguments)
 
