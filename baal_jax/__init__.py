@@ -4,7 +4,7 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 ``jit``, ``vmap``, ``scan`` and ``grad`` go through all of them.
 """
 
-from baal_jax import data, heuristics, losses, metrics, pool, posteriors, selection, stopping
+from baal_jax import augmentation, checkpoint, data, heuristics, losses, metrics, pool, posteriors, selection, stopping
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
@@ -28,6 +28,8 @@ __all__ = [
     "TrainState",
     "Variables",
     "active_loop",
+    "augmentation",
+    "checkpoint",
     "data",
     "evaluate",
     "from_functions",
