@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from layers import fast_conv, max_pool_2x2
+from layers import dropped_dot, fast_conv, max_pool_2x2
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 HE = nn.initializers.he_normal()
@@ -185,8 +185,19 @@ def patches(x: jax.Array, size: int) -> jax.Array:
 def _head(
     x: jax.Array, hidden: Sequence[int], num_classes: int, rate: float, train: bool, dtype: Any = None
 ) -> jax.Array:
+    before = None
     for width in hidden:
-        x = nn.Dropout(rate, deterministic=not train)(nn.relu(nn.Dense(width, dtype=dtype)(x)))
+        dropout = nn.Dropout(rate, deterministic=not train)
+        if x.shape[0] > 1:
+            x = dropout(nn.relu(nn.Dense(width, dtype=dtype)(x)))
+            continue
+        # One row, or one of many under vmap and one key: its mask can be known before the layer that it cuts.
+        ones = jnp.ones((1, width), x.dtype)
+        after = dropout(ones)
+        drops = before is not None and after is not ones  # a resting dropout layer hands back what it was given
+        dot = dropped_dot(before, after, rate) if drops else None
+        x = nn.relu(nn.Dense(width, dtype=dtype, dot_general=dot)(x)) * after
+        before = after
     return nn.Dense(num_classes, dtype=dtype)(x).astype(jnp.float32)
 
 

@@ -1,6 +1,8 @@
 """Deterministic cost: floating-point operations and memory, read from the compiled program."""
 
 import itertools
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,6 +13,9 @@ from flax import nnx
 
 import baal_jax as baal
 from baal_jax import heuristics, losses, posteriors
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import models
 
 IMAGES = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32)
 CHANNELS = (16, 32, 64, 64, 64)
@@ -96,6 +101,22 @@ def test_twenty_draws_cost_one_trunk_and_twenty_heads(model, key):
     assert heads[20] <= 1.05 * 20 * heads[1]
     # Sharing the trunk must come from the draws, not from a head that costs nothing.
     assert heads[20] > 19 * 16 * 2 * HIDDEN * HIDDEN
+
+
+def test_vgg16_computes_its_trunk_and_its_first_dense_layer_once(key):
+    batch, samples = 4, 20
+    trunk, first, rest = 2 * 313_196_544, 2 * 512 * 4096, 2 * (4096 * 4096 + 4096 * 10)
+    posterior = _posterior(baal.from_linen(models.VGG16()))
+    inputs = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.uint8)
+    state = _state(posterior, inputs)
+
+    def predict(state, x):
+        return baal.predict(key, posterior, state, x, num_samples=samples)
+
+    flops = _flops(_compiled(predict, state, inputs))
+    assert flops <= 1.05 * batch * (trunk + first + samples * rest)
+    # Of the kernel between two dropout layers, what is dropped is left out: 2304² of 4096² weights are multiplied.
+    assert flops == pytest.approx(batch * (trunk + first + samples * 2 * (2304**2 + 4096 * 10)), rel=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Loaders: the same pixels from every format, and an error that names the file for everything that can be wrong."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from baal_jax import data
 from baal_jax.data import _records
+from baal_jax.data._archive import read_python_batch
 from tests import data_files
 
 pytest.importorskip("PIL")
@@ -155,7 +157,7 @@ BROKEN = {
     "no picture": (small_record(image=b"GIF89a"), "record 1.*cannot be decoded"),
     "another shape": (small_record(image=data_files.encoded(TRAIN[0][0][:16])), r"record 1.*\(16, 32, 3\).*size="),
     "label too large": (small_record(label=10), "record 1.*label 10.*10 classes"),
-    "label negative": (small_record(label=-2), "record 1.*label -2"),
+    "label negative": (small_record(label=-1), "record 1.*label -1"),
 }
 
 
@@ -237,11 +239,43 @@ def test_a_python_archive_runs_no_code(content, tmp_path, monkeypatch):
 
 
 def test_an_archive_written_by_python_2_is_read(tmp_path):
-    # Protocol 2 of the original: numpy.core, and strings of bytes.
-    folder = data_files.write_archive(tmp_path, TRAIN, TEST, "python")
-    for path in folder.iterdir():
-        path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert_is(data.cifar10(tmp_path)[1], TEST)
+    # The golden batch was written by Python 2.7 and NumPy 1.16, as the original was: strings are bytes there.
+    batch = (Path(__file__).parent / "golden" / "cifar10_python2_batch").read_bytes()
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(batch)
+    train, test = data.cifar10(tmp_path)
+    expected = (np.arange(2 * 3072) * 7 % 251).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
+    assert train.inputs.shape == (10, 32, 32, 3)
+    np.testing.assert_array_equal(test.inputs, expected)
+    assert test.targets.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4])
+@pytest.mark.parametrize("labels", [[3, 8], np.array([3, 8], ">i4")], ids=["list", "big endian"])
+def test_a_python_archive_of_any_age_is_read(protocol, labels):
+    pixels = np.asfortranarray(np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8))
+    content = pickle.dumps({b"data": pixels, "labels": labels, "filenames": ["a.png", "b.png"], "x": None}, protocol)
+    found = read_python_batch("here", content)
+    np.testing.assert_array_equal(found[0], pixels)
+    assert found[1].tolist() == [3, 8]
+
+
+@pytest.mark.parametrize("content", [{"data": TRAIN[0], "labels": [0.5]}, {"data": TRAIN[0]}, {"labels": [1]}, 5])
+def test_a_python_archive_with_something_else_is_refused(content):
+    with pytest.raises(ValueError, match="here: cannot be read"):
+        read_python_batch("here", pickle.dumps(content, protocol=2))
+
+
+@given(st.integers(0, 6500), st.integers(0, 255))
+def test_a_damaged_python_archive_is_an_error_or_an_array(position, value):
+    content = bytearray((Path(__file__).parent / "golden" / "cifar10_python2_batch").read_bytes())
+    content[position % len(content)] = value
+    with contextlib.suppress(ValueError):
+        pixels, labels = read_python_batch("here", bytes(content))
+        assert isinstance(pixels, np.ndarray)
+        assert labels.dtype == np.int64
 
 
 def test_tensorflow_is_asked_where_it_is_installed(tmp_path, monkeypatch):

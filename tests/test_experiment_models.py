@@ -120,3 +120,41 @@ def test_two_by_two_maps_take_the_dense_path(monkeypatch):
     network = NETWORKS["vgg"]()
     network.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, images(1), train=False)
     assert called == [(1, 2, 2, 8)] * 3
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_a_wide_head_computes_what_the_stock_layers_do(dtype, monkeypatch):
+    network = models.MLP(hidden=(1024, 1024)) if dtype is None else models.VGG16(
+        stages=TINY_VGG, hidden=(1024, 1024), dtype=dtype
+    )  # fmt: skip
+    model = baal.from_linen(network)
+    variables = model.init(jax.random.key(0), images(1))
+    called, used = [], layers.dropped_dot
+    monkeypatch.setattr(models, "dropped_dot", lambda *a: called.append(used(*a)) or called[-1])
+    ours = model.apply(variables, images(), jax.random.key(1))
+    assert len(called) == 1
+    assert called[0] is not None
+    resting = network.apply({"params": variables.params}, images(1), train=False)
+    monkeypatch.setattr(models, "dropped_dot", lambda *a: None)
+    stock = model.apply(variables, images(), jax.random.key(1))
+    np.testing.assert_allclose(ours, stock, rtol=1e-5 if dtype is None else 0.05, atol=1e-5 if dtype is None else 0.05)
+    # One row at rest meets no mask, and the same layers as several.
+    several = network.apply({"params": variables.params}, images(), train=False)
+    np.testing.assert_allclose(resting[0], several[0], rtol=1e-5 if dtype is None else 0.05, atol=0.02)
+
+
+def test_a_training_batch_of_one_has_a_mask_like_any_other():
+    network = models.MLP(hidden=(8, 8))
+    variables = network.init(jax.random.key(0), images(1), train=False)
+    rngs = {"dropout": jax.random.key(3)}
+    before = [network.apply(variables, images(1), train=True, rngs=rngs)]
+
+    class Stock(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = models.scaled(x).reshape(x.shape[0], -1)
+            for width in (8, 8):
+                x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(width)(x)))
+            return nn.Dense(10)(x)
+
+    np.testing.assert_allclose(before[0], Stock().apply(variables, images(1), train=True, rngs=rngs), rtol=1e-5)

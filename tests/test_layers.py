@@ -1,4 +1,4 @@
-"""Convolution and pooling of the experiments are the stock ones in another form: values and gradients."""
+"""Layers of the experiments are the stock ones in another form: values and gradients."""
 
 import sys
 from pathlib import Path
@@ -82,3 +82,59 @@ def test_max_pool_is_the_window_maximum():
     np.testing.assert_array_equal(layers.max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
     stock = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 2))(x)
     np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(layers.max_pool_2x2(x) ** 2))(x), stock, rtol=1e-6)
+
+
+UNITS = (1024, 768)
+
+
+def masks(rate, key=0):
+    keys = jax.random.split(jax.random.key(key))
+    return [
+        jax.random.bernoulli(k, 1 - rate, (1, n)).astype(jnp.float32) / (1 - rate)
+        for k, n in zip(keys, UNITS, strict=True)
+    ]
+
+
+def dense_case():
+    keys = jax.random.split(jax.random.key(5), 2)
+    return jax.random.normal(keys[0], (6, UNITS[0])), jax.random.normal(keys[1], UNITS)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.9])
+def test_a_dense_layer_between_masks_is_the_stock_one(rate):
+    x, kernel = dense_case()
+
+    def ours(before, after, x, kernel):
+        dot = layers.dropped_dot(before, after, rate)
+        return dot(x * before, kernel, (((1,), (0,)), ((), ()))) * after
+
+    def stock(before, after, x, kernel):
+        return ((x * before) @ kernel) * after
+
+    draws = [masks(rate, key) for key in range(3)]
+    stacked = [jnp.stack(part) for part in zip(*draws, strict=True)]
+    for function in (ours, jax.jit(ours)):
+        found = jax.vmap(function, in_axes=(0, 0, None, None))(*stacked, x, kernel)
+        expected = jax.vmap(stock, in_axes=(0, 0, None, None))(*stacked, x, kernel)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * float(jnp.abs(expected).max()))
+    gradients = [
+        jax.grad(lambda x, w, f=f: jnp.sum(f(*draws[0], x, w) ** 2), (0, 1))(x, kernel) for f in (ours, stock)
+    ]
+    scale = [float(jnp.abs(leaf).max()) for leaf in gradients[1]]
+    for found, expected, largest in zip(*gradients, scale, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_a_mask_that_keeps_too_much_gives_nan_and_no_wrong_number():
+    x, kernel = dense_case()
+    before, after = masks(0.5)
+    for first, second in ((jnp.ones_like(before), after), (before, jnp.ones_like(after))):
+        found = layers.dropped_dot(first, second, 0.5)(x, kernel)
+        assert np.isnan(found).all()
+
+
+def test_little_to_leave_out_means_the_stock_layer(monkeypatch):
+    assert layers.dropped_dot(*masks(0.2), 0.2) is None
+    assert layers.dropped_dot(*masks(0.0), 0.0) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert layers.dropped_dot(*masks(0.5), 0.5) is None

@@ -179,9 +179,9 @@ def check_shape(where: str | Path, number: int, pixels: np.ndarray, shape: tuple
         )
 
 
-def check_labels(where: str, targets: np.ndarray, num_classes: int | None) -> None:
+def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least: int = -1) -> None:
     """Refuses labels that are no classes. −1 is what TFDS writes for unknown ones."""
-    wrong = np.flatnonzero((targets < -1) | (targets >= (num_classes or np.iinfo(np.int32).max)))
+    wrong = np.flatnonzero((targets < least) | (targets >= (num_classes or np.iinfo(np.int32).max)))
     if wrong.size:
         raise ValueError(
             f"{where}, record {wrong[0]}: label {targets[wrong[0]]} is none of the {num_classes} classes: "

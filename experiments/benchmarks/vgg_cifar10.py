@@ -265,6 +265,7 @@ def run_twin(config: Config) -> dict:
     if config.side == "naive":
         models.fast_conv = lambda: jax.lax.conv_general_dilated
         models.max_pool_2x2 = lambda x: nn.max_pool(x, (2, 2), (2, 2))
+        models.dropped_dot = lambda *unused: None
     module = models.VGG16(hidden=HEADS[config.head])
     model, variables, rate = prepare_jax(config, module)
     one_pass = jax.jit(model.apply)
