@@ -307,20 +307,21 @@ def _path(path: tuple) -> str:
 
 def _bits(leaf: Any) -> tuple[dict, np.ndarray]:
     """What a leaf is, and its bytes."""
-    kind = "python" if isinstance(leaf, bool | int | float) else "array"
+    kind = "python" if type(leaf) in (bool, int, float) else "array"
     implementation = None
     if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         implementation, leaf = str(jax.random.key_impl(leaf)), jax.random.key_data(leaf)
     array = np.asarray(leaf)
-    if array.dtype == object:
-        raise ValueError(f"a {type(leaf).__name__} cannot be saved: only arrays, typed keys, numbers and None")
+    if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool) or type(leaf) is complex:
+        raise ValueError(f"a {type(leaf).__name__} cannot be saved: only arrays, typed keys, real numbers and None")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     described = {"kind": kind, "dtype": array.dtype.name, "shape": list(array.shape), "key": implementation}
     bits = np.frombuffer(np.ascontiguousarray(array).reshape(-1).view(np.uint8), np.uint8)
     return {**described, "bytes": bits.size}, bits
 
 
 def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
-    if isinstance(like, bool | int | float):
+    if type(like) in (bool, int, float):
         wanted: tuple = ("number", type(like).__name__)
     elif jax.numpy.issubdtype(like.dtype, jax.dtypes.prng_key):
         wanted = ("key", tuple(like.shape))
@@ -344,7 +345,10 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
     if described["key"] is not None:
         keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=described["key"])
         return keys if sharding is None else jax.device_put(keys, sharding)
-    return jax.device_put(array, sharding)
+    placed = jax.device_put(array, sharding)
+    if placed.dtype != array.dtype:
+        raise ValueError(f"{name} is {array.dtype}, which this process turns into {placed.dtype}: set jax_enable_x64")
+    return placed
 
 
 def _crc(bits: np.ndarray) -> int:

@@ -56,14 +56,13 @@ def report(out: Path, config: dict, class_names: Sequence[str], targets: np.ndar
 
 def learning_curves(rounds: list[dict]) -> reporting.Curves:
     """All seeds of one strategy."""
-    counts = sorted({line["num_labelled"] for line in rounds})
-    by_count = [[line for line in rounds if line["num_labelled"] == count] for count in counts]
-    names = list(rounds[0]["metrics"])
+    numbers = sorted({line["round"] for line in rounds})
+    by_round = [[line for line in rounds if line["round"] == number] for number in numbers]
     values = {
-        name: np.stack([np.concatenate([line["metrics"][name] for line in part]) for part in by_count], axis=1)
-        for name in names
+        name: np.stack([stacked([line["metrics"][name] for line in part]) for part in by_round], axis=1)
+        for name in rounds[0]["metrics"]
     }
-    return reporting.Curves(np.array(counts), values)
+    return reporting.Curves(np.array([part[0]["num_labelled"] for part in by_round]), values)
 
 
 def labels_asked_for(rounds: list[dict], targets: np.ndarray, num_classes: int, last: int) -> np.ndarray:
@@ -77,7 +76,7 @@ def labels_asked_for(rounds: list[dict], targets: np.ndarray, num_classes: int, 
 
 
 def stacked(parts: list[list]) -> np.ndarray:
-    """``[seeds, bins]``; an empty bin is null in the journal."""
+    """Along the seeds; what is not finite is null in the journal."""
     return np.concatenate([np.array(part, dtype=np.float64) for part in parts])
 
 

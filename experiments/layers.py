@@ -52,7 +52,7 @@ def cpu_conv(
         rhs_dilation: must be 1.
         dimension_numbers: not used, the layout is the one above.
         feature_group_count: must be 1.
-        precision: as in lax, for the forward convolution.
+        precision: not used.
         preferred_element_type: dtype of the result.
         unused: other keywords that flax passes.
 
@@ -92,7 +92,8 @@ def dropped_dot(before: jax.Array, after: jax.Array, rate: float) -> Callable[..
     Where all rows share their masks, a dropped input contributes nothing and a dropped output is not read, so with a
     rate of a half a quarter of the kernel is left. The masks are random and shapes are not: as many units are taken
     as a mask keeps at most, up to eight standard deviations above the mean. A mask beyond that (less often than once
-    in 10¹⁵) gives NaN, never a wrong number.
+    in 10¹⁵) gives NaN, never a wrong number. Every draw has a kernel of its own, once for the whole pool: 21 MB each
+    for 4096 units and a rate of a half, and 38 MB more while they are made.
 
     Args:
         before: ``[1, I]``, the mask on the inputs, zero where they are dropped; the inputs have gone through it.
@@ -126,6 +127,7 @@ def _most_kept(units: int, rate: float) -> int:
 
 
 def _kept(mask: jax.Array, size: int) -> jax.Array:
+    """``[size]`` ids, beyond the end where a mask keeps fewer."""
     return jnp.flatnonzero(mask, size=size, fill_value=mask.size)
 
 

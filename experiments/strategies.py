@@ -14,15 +14,20 @@ def acquisition(name: str, coldness: float) -> baal.Acquisition:
         return selection.random()
     if name in heuristics.REGISTRY:
         return selection.top_k(heuristics.REGISTRY[name])
+    if name == "epig":
+        return baal.Acquisition(lambda p: heuristics.epig(p.logits, p.target_logits), selection.top_k().select)
+    if name.removeprefix("top_k_") in heuristics.REGISTRY:
+        return selection.top_k(heuristics.REGISTRY[name.removeprefix("top_k_")])
     how, _, what = name.partition("_")
     if how in ("power", "softmax", "softrank") and what in heuristics.REGISTRY:
         return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
-    known = ", ".join(heuristics.REGISTRY)
+    known = ", ".join([*heuristics.REGISTRY, "epig"])
     raise SystemExit(
-        f"strategy {name!r} is unknown: use random, one of {known}, or power_, softmax_, softrank_ with one"
+        f"strategy {name!r} is unknown: use random, one of {known}, or top_k_, power_, softmax_, softrank_ with one"
     )
 
 
 def heuristic(name: str) -> Callable | None:
     """The heuristic behind a strategy; None for random labelling."""
-    return heuristics.REGISTRY.get(name) or heuristics.REGISTRY.get(name.partition("_")[2])
+    what = name.removeprefix("top_k_")
+    return heuristics.REGISTRY.get(what) or heuristics.REGISTRY.get(what.partition("_")[2])

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -197,9 +199,10 @@ class Run(NamedTuple):
 def main(config: Config) -> dict:
     """Runs, or goes on with, all jobs, then reports."""
     run = prepare(config)
-    size = config.seeds_at_once or seeds_that_fit(run)
+    size = config.seeds_at_once or seeds_of_before(config.out) or seeds_that_fit(run)
     chunks = [list(range(i, min(i + size, config.seeds))) for i in range(0, config.seeds, size)]
     jobs = [Job(name, chunk) for name in config.strategies for chunk in chunks]
+    jax.eval_shape(lambda: first_states(run, jobs[0]))  # refuses numbers that do not fit, before anything is written
     config.out.mkdir(parents=True, exist_ok=True)
     with checkpoint.open(config.out / "checkpoints", identity(config, run, size)) as saved:
         done = saved.latest or 0
@@ -216,8 +219,25 @@ def main(config: Config) -> dict:
         return report(config.out, dataclasses.asdict(config), run.class_names, np.asarray(run.train.targets))
 
 
+def check(config: Config) -> None:
+    """Refuses settings that do not go together."""
+    for name in ("seeds", "rounds", "seeds_at_once"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if not config.strategies or len({*config.strategies}) < len(config.strategies):
+        raise SystemExit(f"--strategies {' '.join(config.strategies)}: name at least one, and each of them once")
+    if config.schedule != "constant" and config.num_steps is None:
+        raise SystemExit(f"--schedule {config.schedule} spans a fit of known length: give --num-steps, or constant")
+    if config.schedule != "constant" and config.warm_start:
+        raise SystemExit(
+            f"--warm-start goes on where --schedule {config.schedule} has ended, at hardly any rate: take constant"
+        )
+
+
 def prepare(config: Config) -> Run:
     """Data on the device, posterior and loops."""
+    check(config)
     train, test, class_names = load(config)
     posterior = make_posterior(config, train.inputs.shape[1:], len(class_names))
     loops = {
@@ -252,8 +272,6 @@ def load(config: Config) -> tuple[baal.Dataset, baal.Dataset, tuple[str, ...]]:
 
 def make_posterior(config: Config, shape: tuple[int, ...], num_classes: int) -> baal.Posterior:
     """MC-dropout over the network that was asked for."""
-    if config.schedule != "constant" and config.num_steps is None:
-        raise SystemExit(f"--schedule {config.schedule} spans a fit of known length: give --num-steps, or constant")
     rates: Any = config.learning_rate
     if config.schedule == "cosine":
         rates = optax.cosine_decay_schedule(config.learning_rate, config.num_steps or 1)
@@ -304,7 +322,8 @@ def program(loop: baal.ActiveLoop) -> Callable:
     def one_round(
         state: baal.LoopState, train: baal.Dataset, test: baal.Dataset
     ) -> tuple[baal.LoopState, baal.StepInfo]:
-        return baal.run(loop, None, train, test, num_rounds=1, state=state)
+        targets = train.inputs[:NUM_TARGETS]  # read by epig alone; for others the compiler drops them
+        return baal.run(loop, None, train, test, num_rounds=1, state=state, target_inputs=targets)
 
     return jax.jit(jax.vmap(one_round, in_axes=(0, None, None)), donate_argnums=0)
 
@@ -322,21 +341,32 @@ def seeds_that_fit(run: Run) -> int:
     if jax.default_backend() == "cpu":
         return 1
     size, limit = run.config.seeds, limits.get("bytes_limit")
-    while size > 1 and limit is not None:
-        states = jax.eval_shape(lambda size=size: first_states(run, Job(run.config.strategies[-1], list(range(size)))))
-        compiled = run.programs[run.config.strategies[-1]].lower(states, run.train, run.test).compile()
-        memory = compiled.memory_analysis()
-        if memory is None or memory.temp_size_in_bytes + memory.argument_size_in_bytes < 0.9 * limit:
-            break
+    while size > 1 and limit is not None and max(memory_of(run, name, size) for name in run.programs) > 0.9 * limit:
         size = -(-size // 2)
     return size
+
+
+def memory_of(run: Run, strategy: str, size: int) -> int:
+    """Bytes that the program of one round takes, as compiled; 0 where the backend does not tell."""
+    states = jax.eval_shape(lambda: first_states(run, Job(strategy, list(range(size)))))
+    memory = run.programs[strategy].lower(states, run.train, run.test).compile().memory_analysis()
+    return 0 if memory is None else memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+
+def seeds_of_before(out: Path) -> int | None:
+    """What a run that goes on has begun with, whatever else needs memory by now."""
+    path = out / "checkpoints" / "config.json"
+    return json.loads(path.read_text())["config"].get("seeds_at_once") if path.exists() else None
 
 
 def identity(config: Config, run: Run, seeds_at_once: int) -> dict:
     """What must be equal for a run to go on: all but where things lie."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "data_dir")}
-    checksum = int(np.asarray(run.train.inputs, np.float64).sum() + np.asarray(run.train.targets).sum())
-    return {**fields, "seeds_at_once": seeds_at_once, "pool": len(run.train.targets), "pool_checksum": checksum}
+    sums = {
+        f"{name}_crc32": zlib.crc32(np.asarray(part.targets).tobytes(), zlib.crc32(np.asarray(part.inputs).tobytes()))
+        for name, part in (("train", run.train), ("test", run.test))
+    }
+    return {**fields, "seeds_at_once": seeds_at_once, **sums}
 
 
 def run_job(
@@ -388,6 +418,7 @@ def close(run: Run, job: Job, state: baal.LoopState) -> dict:
     return {"kind": "close", "strategy": job.strategy, "seeds": job.seeds, "reliability": bins}
 
 
+NUM_TARGETS = 100  # images whose predictions epig wants to learn about
 LOG_PROBS = metrics.classification()._replace(compute=lambda summary, targets: {"log_probs": summary})
 
 

@@ -192,7 +192,27 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with checkpoint.open(tmp_path, CONFIG) as saved:
         with pytest.raises(ValueError, match="cannot be saved"):
             saved.save(1, {"f": object()})
+        for value in ("text", np.array(["text"]), 1j, np.array("2020-01-01", "datetime64[D]")):
+            with pytest.raises(ValueError, match="cannot be saved"):
+                saved.save(1, {"f": value})
         assert saved.latest is None
+
+
+def test_numpy_scalars_and_foreign_byte_orders_keep_their_value(tmp_path):
+    state = {
+        "scalar": np.float64(1.5),
+        "big endian": np.array([1, 2], ">i4"),
+        "complex": np.array([1 + 2j], np.complex64),
+    }
+    with checkpoint.open(tmp_path, CONFIG) as saved:
+        saved.save(1, state)
+        found = saved.restore(state)
+        assert found["scalar"] == 1.5
+        assert found["scalar"].dtype == np.float64
+        assert found["big endian"].tolist() == [1, 2]
+        assert found["complex"].tolist() == [1 + 2j]
+        with pytest.raises(ValueError, match=r"\['scalar'\] is float64, .* jax_enable_x64"):
+            saved.restore({**state, "scalar": jax.ShapeDtypeStruct((), np.float64)})
 
 
 def files_of(folder):

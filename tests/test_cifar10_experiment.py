@@ -20,6 +20,7 @@ from tests import data_files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
+import cifar10_report  # noqa: E402
 import vgg_mcdropout_cifar10 as experiment  # noqa: E402
 
 TINY = {
@@ -141,6 +142,44 @@ def test_another_configuration_does_not_continue(finished):
         experiment.main(tiny(finished, num_steps=4))
 
 
+def test_numbers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="num_initial=500"):
+        experiment.main(tiny(out, num_initial=500))
+    assert not out.exists()
+
+
+def test_the_same_images_in_another_order_are_another_run(finished):
+    config = tiny(finished)
+    run = experiment.prepare(config)
+    before = experiment.identity(config, run, 1)
+    turned = jax.tree.map(lambda leaf: leaf[::-1], run.train)
+    for other in (run._replace(train=turned), run._replace(test=turned)):
+        after = experiment.identity(config, other, 1)
+        assert sum(before[name] != after[name] for name in before) == 1
+    assert experiment.seeds_of_before(finished) == 1
+    assert experiment.seeds_of_before(finished / "nowhere") is None
+
+
+def test_a_pool_that_runs_out_and_a_seed_that_diverges_are_reported():
+    def line(number, labels, value):
+        return {"round": number, "num_labelled": labels, "seeds": [0], "metrics": {"nll": [value]}}
+
+    rounds = [line(0, 10, 1.0), line(1, 15, 0.5), line(2, 15, None)]
+    curves = cifar10_report.learning_curves(rounds)
+    assert curves.num_labelled.tolist() == [10, 15, 15]
+    np.testing.assert_array_equal(curves.metrics["nll"], [[1.0, 0.5, np.nan]])
+
+
+@pytest.mark.parametrize("name", ["epig", "top_k_margin", "power_mean_std", "softmax_bald"])
+def test_strategies_by_name(name, finished):
+    run = experiment.prepare(tiny(finished, strategies=(name,)))
+    states = jax.eval_shape(lambda: experiment.first_states(run, experiment.Job(name, [0])))
+    _, info = jax.eval_shape(run.programs[name], states, run.train, run.test)
+    assert info.indices.shape == (1, 1, 5)
+    assert (experiment.heuristic(name) is None) == (name == "epig")
+
+
 def test_cifar10_is_read_from_a_directory(tmp_path):
     pytest.importorskip("PIL")
     train, test = data_files.pictures(30), data_files.pictures(12, seed=1)
@@ -189,6 +228,10 @@ def test_every_model_can_be_fitted_under_a_preset(preset, model):
     ("changes", "message"),
     [
         ({"num_steps": None, "num_epochs": 2}, "--schedule onecycle"),
+        ({"warm_start": True}, "--warm-start goes on where --schedule onecycle has ended"),
+        ({"strategies": ("bald", "random", "bald")}, "each of them once"),
+        ({"rounds": 0}, "--rounds 0"),
+        ({"seeds": 0}, "--seeds 0"),
         ({"model": "vgg16"}, "at least 32 × 32"),
     ],
 )

@@ -104,6 +104,7 @@ def test_when_there_is_nothing_the_error_names_all_that_was_tried(tmp_path, monk
     ):
         assert part in message
     assert message.count("download_and_prepare") == 1
+    assert f"data_dir='{tmp_path}'" in message  # where the same call will look again
 
 
 def flip_byte(path, position):
@@ -157,6 +158,7 @@ BROKEN = {
     "no picture": (small_record(image=b"GIF89a"), "record 1.*cannot be decoded"),
     "another shape": (small_record(image=data_files.encoded(TRAIN[0][0][:16])), r"record 1.*\(16, 32, 3\).*size="),
     "label too large": (small_record(label=10), "record 1.*label 10.*10 classes"),
+    "another wire type": (b"\x08\x01", "record 1.*not a tf.train.Example"),
     "label negative": (small_record(label=-1), "record 1.*label -1"),
 }
 
@@ -222,6 +224,15 @@ def test_a_damaged_tar_is_named(tmp_path):
         data.cifar10(tmp_path)
 
 
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 0.9999])
+@pytest.mark.parametrize("kind", ["binary", "python"])
+def test_a_changed_byte_in_a_packed_archive_is_noticed(kind, place, tmp_path):
+    archive = data_files.write_archive(tmp_path, TRAIN, TEST, kind, packed=True)
+    flip_byte(archive, int(archive.stat().st_size * place))
+    with pytest.raises(ValueError, match=rf"cifar-10-{kind}.tar.gz is damaged"):
+        data.cifar10(tmp_path)
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("exit 1",)
@@ -252,8 +263,10 @@ def test_an_archive_written_by_python_2_is_read(tmp_path):
     assert test.targets.tolist() == [3, 8]
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 3, 4])
-@pytest.mark.parametrize("labels", [[3, 8], np.array([3, 8], ">i4")], ids=["list", "big endian"])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "labels", [[3, 8], np.array([3, 8], ">i4"), list(np.array([3, 8]))], ids=["list", "big endian", "scalars"]
+)
 def test_a_python_archive_of_any_age_is_read(protocol, labels):
     pixels = np.asfortranarray(np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8))
     content = pickle.dumps({b"data": pixels, "labels": labels, "filenames": ["a.png", "b.png"], "x": None}, protocol)
@@ -306,6 +319,57 @@ def test_tensorflow_is_asked_where_it_is_installed(tmp_path, monkeypatch):
         data.cifar10(tmp_path)
 
 
+def test_tensorflow_alone_does_not_hide_an_archive(tmp_path, monkeypatch):
+    data_files.write_archive(tmp_path, TRAIN, TEST, "binary")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "datasets" in name else object())
+    assert_is(data.cifar10(tmp_path)[1], TEST)
+
+
+def test_names_may_hold_spaces(tmp_path):
+    names = ("pink primrose", "canterbury bells", "sweet pea", "rose")
+    data_files.write_tfds(tmp_path, {"train": [small_record()]}, "tfrecord", name="flowers", classes=names)
+    assert data.class_names("flowers", data_dir=tmp_path) == names
+    path = tmp_path / "flowers" / "3.0.2" / "label.labels.txt"
+    path.write_text("pink primrose\nrose\n")
+    with pytest.raises(ValueError, match="label 3 is none of the 2"):
+        data.from_tfds("flowers", data_dir=tmp_path, splits=("train",))
+
+
+@pytest.mark.parametrize(("declared", "expected"), [(3, 3), (1, 1), (4, 4), (None, None)])
+def test_grey_and_coloured_files_become_what_the_features_declare(declared, expected, tmp_path):
+    grey, colour = (data_files.encoded(data_files.pictures(1, shape=(8, 8, c))[0][0], "JPEG") for c in (1, 3))
+    records = [small_record(image=grey), small_record(image=colour)]
+    data_files.write_tfds(tmp_path, {"train": records}, "tfrecord", name="mixed")
+    path = tmp_path / "mixed" / "3.0.2" / "features.json"
+    dimensions = [] if declared is None else ["-1", "-1", str(declared)]
+    image = {"image": {"shape": {"dimensions": dimensions}}}
+    path.write_text(json.dumps({"featuresDict": {"features": {"image": image}}}))
+    if expected is None:
+        with pytest.raises(ValueError, match="record 1: the image has shape"):
+            data.from_tfds("mixed", data_dir=tmp_path, splits=("train",))
+        return
+    (found,) = data.from_tfds("mixed", data_dir=tmp_path, splits=("train",))
+    assert found.inputs.shape == (2, 8, 8, expected)
+    if expected == 3:
+        np.testing.assert_array_equal(found.inputs[0, ..., 0], found.inputs[0, ..., 2])
+
+
+def test_pixels_of_more_than_a_byte_are_refused(tmp_path):
+    deep = data_files.encoded(np.full((8, 8), 40_000, np.uint16))
+    data_files.write_tfds(tmp_path, {"train": [small_record(image=deep)]}, "tfrecord", name="deep")
+    with pytest.raises(ValueError, match=r"record 0: the image cannot be decoded.*not bytes"):
+        data.from_tfds("deep", data_dir=tmp_path, splits=("train",))
+
+
+def test_long_records_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    write(tmp_path, "tfrecord")
+    monkeypatch.setattr(_records, "_CHUNK_BYTES", 10_000)
+    read = list(_records.read(shard(tmp_path, "tfrecord"), "tfrecord"))
+    assert max(len(chunk) for chunk in read) < 4
+    assert sum(len(chunk) for chunk in read) == 12
+    assert_is(data.cifar10(tmp_path)[0], TRAIN)
+
+
 def test_any_image_set_with_names_sizes_and_grey_pictures(tmp_path):
     grey = data_files.pictures(5, shape=(9, 7, 1))
     data_files.write_tfds(
@@ -355,8 +419,9 @@ def test_the_check_value_of_crc32c():
 
 
 def test_the_real_images():
-    root = os.environ.get("BAAL_JAX_CIFAR10")
-    if not root:
+    shared = Path(__file__).parents[2] / "shared" / "data" / "tensorflow_datasets"
+    root = os.environ.get("BAAL_JAX_CIFAR10") or (shared if shared.is_dir() else None)
+    if root is None:
         pytest.skip("the full CIFAR-10 is not here: set BAAL_JAX_CIFAR10 to its folder")
     train, test = data.cifar10(root)
     assert train.inputs.shape == (50_000, 32, 32, 3)
@@ -463,6 +528,12 @@ def test_hugging_face_splits_become_arrays(monkeypatch):
     grey = data.from_huggingface(Split(pixels=TRAIN[0][..., 0], y=TRAIN[1]), inputs="pixels", label="y")
     assert grey.inputs.shape == (12, 32, 32, 1)
     assert data.from_huggingface(Split(image=TRAIN[0]), label=None).targets is None
+    named = Split(image=TRAIN[0], label=TRAIN[1])
+    named.features = {"label": types.SimpleNamespace(num_classes=3)}
+    with pytest.raises(ValueError, match="outside of the classes 0 to 2"):
+        data.from_huggingface(named)
+    with pytest.raises(ValueError, match="no example"):
+        data.from_huggingface(Split(image=TRAIN[0][:0], label=TRAIN[1][:0]))
     with pytest.raises(ValueError, match="'label' does not exist: choose among image, fine_label"):
         data.from_huggingface(Split(image=TRAIN[0], fine_label=TRAIN[1]))
     ragged = [TRAIN[0][0], TRAIN[0][1][:8]]

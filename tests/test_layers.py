@@ -117,9 +117,7 @@ def test_a_dense_layer_between_masks_is_the_stock_one(rate):
         found = jax.vmap(function, in_axes=(0, 0, None, None))(*stacked, x, kernel)
         expected = jax.vmap(stock, in_axes=(0, 0, None, None))(*stacked, x, kernel)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * float(jnp.abs(expected).max()))
-    gradients = [
-        jax.grad(lambda x, w, f=f: jnp.sum(f(*draws[0], x, w) ** 2), (0, 1))(x, kernel) for f in (ours, stock)
-    ]
+    gradients = [jax.grad(lambda x, w, f=f: jnp.sum(f(*draws[0], x, w) ** 2), (0, 1))(x, kernel) for f in (ours, stock)]
     scale = [float(jnp.abs(leaf).max()) for leaf in gradients[1]]
     for found, expected, largest in zip(*gradients, scale, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)

@@ -14,10 +14,12 @@ from tests.test_training import classes_data, first, linear, regression_data
 class NormAfterDense(nn.Module):
     """The statistics depend on the weights before them."""
 
+    momentum: float = 0.9
+
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.relu(nn.Dense(8)(x))
-        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x))
 
 
 def trajectory(inputs, targets, num_steps, rate, start):
@@ -43,11 +45,12 @@ def test_the_fit_is_the_mean_over_the_last_steps(share, length, key):
     assert int(state.steps) == 10
 
 
-def test_batch_statistics_belong_to_the_averaged_weights(key):
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99, 0.999])  # 0.99¹⁰⁰ is 37 %
+def test_batch_statistics_belong_to_the_averaged_weights(momentum, key):
     data = classes_data()
     fit = baal.trainer(
         optax.sgd(1.0), baal.losses.cross_entropy, num_steps=40, batch_size=20, average_from=0.5
-    )(baal.from_linen(NormAfterDense()))  # fmt: skip
+    )(baal.from_linen(NormAfterDense(momentum)))  # fmt: skip
     variables = fit(key, data, first(20, 20)).variables
     kernel, bias = (np.asarray(variables.params["Dense_0"][name]) for name in ("kernel", "bias"))
     hidden = np.maximum(np.asarray(data.inputs) @ kernel + bias, 0)

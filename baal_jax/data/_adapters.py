@@ -39,7 +39,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
     if total == 0:
         raise ValueError("inputs hold no example")
     for leaf in jax.tree.leaves(inputs):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and not jax.numpy.isfinite(leaf).all():
             raise ValueError("inputs hold values that are not finite: impute or drop those rows")
     if targets is None:
         return Dataset(inputs, None)
@@ -74,6 +74,8 @@ def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None =
     for name in names:
         if name not in dataset.column_names:
             raise ValueError(f"column {name!r} does not exist: choose among {', '.join(dataset.column_names)}")
+    if len(dataset) == 0:
+        raise ValueError("the data set holds no example")
     view = dataset.with_format("numpy", columns=names)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, len(view), _ROWS):
@@ -85,7 +87,10 @@ def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None =
     found = np.concatenate(columns[inputs])
     if found.ndim == 3 and found.dtype == np.uint8:
         found = found[..., None]
-    return from_arrays(found, None if label is None else np.concatenate(columns[label]))
+    if label is None:
+        return from_arrays(found)
+    num_classes = getattr((getattr(dataset, "features", None) or {}).get(label), "num_classes", None)
+    return from_arrays(found, np.concatenate(columns[label]), num_classes=num_classes)
 
 
 def _stacked(name: str, start: int, rows: Any) -> np.ndarray:

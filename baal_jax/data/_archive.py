@@ -19,7 +19,7 @@ _CONSTANTS = {
 }  # fmt: skip
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
 
 
@@ -68,9 +68,20 @@ class _Array:
         return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
+def _from_buffer(content: bytes | str, kind: _DType, shape: tuple[int, ...], order: bytes | str) -> _Array:
+    found = _Array()
+    found.build((None, shape, kind, _text(order) == "F", content))
+    return found
+
+
+def _scalar(kind: _DType, content: bytes | str) -> Any:
+    return _from_buffer(content, kind, (1,), "C").array()[0]
+
+
 _CALLS: dict[str, Callable] = {
-    "numpy.core.multiarray _reconstruct": _Array,
-    "numpy._core.multiarray _reconstruct": _Array,
+    **{f"numpy.{core}.multiarray _reconstruct": _Array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric _frombuffer": _from_buffer for core in ("core", "_core")},
     "numpy ndarray": _Array,
     "numpy dtype": _DType,
     "_codecs encode": lambda text, encoding: text.encode("latin1"),

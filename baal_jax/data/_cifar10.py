@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     found = found or _tfds.load_with_tensorflow("cifar10", data_dir, splits, "image", "label", None, tried)
     found = found or _archives(_tfds.root_of(data_dir), tried)
     if found is None:
-        raise _tfds.not_found("cifar10", tried)
+        raise _tfds.not_found("cifar10", tried, data_dir)
     for dataset, split in zip(found, splits, strict=True):
         if dataset.inputs.shape[1:] != (32, 32, 3):
             raise ValueError(f"cifar10, {split}: images have shape {dataset.inputs.shape[1:]}, not (32, 32, 3)")
@@ -89,6 +91,9 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
             yield name, (place / name).read_bytes()
         return
     try:
+        with gzip.open(place) as stream:  # to its end, where the checksum of the whole is
+            while stream.read(2**20):
+                pass
         with tarfile.open(place) as archive:
             members = {Path(member.name).name: member for member in archive.getmembers()}
             for name in names:
@@ -96,7 +101,7 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
                 if file is None:
                     raise ValueError(f"{place} holds no {name}: download it again")
                 yield name, file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{place} is damaged ({error}): download it again") from error
 
 

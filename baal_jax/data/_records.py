@@ -14,6 +14,7 @@ import numpy as np
 from baal_jax import _checks
 
 _CHUNK = 2048  # records in memory at a time
+_CHUNK_BYTES = 2**26  # of that many rows as long as the longest
 
 
 def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
@@ -44,20 +45,21 @@ def _array_records(path: Path) -> Iterator[list[bytes]]:
 
 
 def _tf_records(path: Path) -> Iterator[list[bytes]]:
-    position, found = 0, []
+    position, found, longest = 0, [], 0
     with path.open("rb") as file:
         while header := file.read(12):
             number = position + len(found)
             length = int.from_bytes(header[:8], "little")
-            if len(header) < 12 or _masked_crc([header[:8]])[0] != int.from_bytes(header[8:], "little"):
+            if len(header) < 12 or _masked_crc_of_length(header[:8]) != int.from_bytes(header[8:], "little"):
                 raise ValueError(f"{path}: the header of record {number} is damaged: {CURE}")
             payload = file.read(length + 4)
             if len(payload) < length + 4:
                 raise ValueError(f"{path}: the file ends inside of record {number}: {CURE}")
-            found.append(payload)
-            if len(found) == _CHUNK:
+            if len(found) == _CHUNK or (len(found) + 1) * max(longest, length) > _CHUNK_BYTES:
                 yield _checked(path, position, found)
-                position, found = position + len(found), []
+                position, found, longest = position + len(found), [], 0
+            found.append(payload)
+            longest = max(longest, length)
     if found:
         yield _checked(path, position, found)
 
@@ -91,6 +93,20 @@ def _masked_crc(records: list[bytes]) -> np.ndarray:
     return result
 
 
+def _masked_crc_of_length(header: bytes) -> int:
+    """The same of one short string, for which arrays are not worth their start."""
+    crc, table = 0xFFFFFFFF, _crc_list()
+    for byte in header:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@cache
+def _crc_list() -> list[int]:
+    return _crc_table().tolist()
+
+
 @cache
 def _crc_table() -> np.ndarray:
     table = np.arange(256, dtype=np.uint32)
@@ -118,7 +134,8 @@ def _first_value(feature: bytes) -> bytes | int | float | None:
         if number == 1:
             return next(_fields(value, 1), None)
         if number == 2:
-            return struct.unpack("<f", next(_fields(value, 1))[:4])[0]
+            content = next(_fields(value, 1), b"")
+            return struct.unpack("<f", content[:4])[0] if content else None
         if number == 3:
             first = next(_messages(value), (1, 0))[1]
             unsigned = first if isinstance(first, int) else _varint(first, 0)[0]
@@ -163,12 +180,17 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     raise ValueError("a number has no end")
 
 
-def decode_image(encoded: bytes, size: tuple[int, int] | None) -> np.ndarray:
-    """``uint8[H, W, 1 or 3]`` from PNG or JPEG."""
+def decode_image(encoded: bytes, size: tuple[int, int] | None, channels: int | None = None) -> np.ndarray:
+    """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others."""
     image_module = _checks.optional_import("PIL.Image", "data")
     with image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
+        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+            raise ValueError(f"its pixels are {image.mode}, not bytes")
+        mode = {None: "L" if image.mode in ("1", "L") else "RGB", 1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+        if mode is None:
+            raise ValueError(f"features.json declares {channels} channels, but 1, 3 or 4 can be read")
+        if image.mode != mode:
+            image = image.convert(mode)
         if size is not None:
             image = image.resize((size[1], size[0]))
         pixels = np.asarray(image)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def from_tfds(
     found = read_directory(name, data_dir, splits, image, label, size, tried)
     found = found or load_with_tensorflow(name, data_dir, splits, image, label, size, tried)
     if found is None:
-        raise not_found(name, tried)
+        raise not_found(name, tried, data_dir)
     return found
 
 
@@ -74,8 +74,8 @@ def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "
     folder = find_version(name, root_of(data_dir))
     path = None if folder is None else folder / f"{label}.labels.txt"
     if path is None or not path.exists():
-        raise not_found(name, [f"{label}.labels.txt under {root_of(data_dir)}: not there"])
-    return tuple(path.read_text(encoding="utf-8").split())
+        raise not_found(name, [f"{label}.labels.txt under {root_of(data_dir)}: not there"], data_dir)
+    return _names(path)
 
 
 def root_of(data_dir: str | Path | None) -> Path:
@@ -84,11 +84,12 @@ def root_of(data_dir: str | Path | None) -> Path:
     return Path(given).expanduser()
 
 
-def not_found(name: str, tried: Sequence[str]) -> FileNotFoundError:
+def not_found(name: str, tried: Sequence[str], data_dir: str | Path | None) -> FileNotFoundError:
     """What was tried, and the one command that cures it."""
+    place = f", data_dir='{root_of(data_dir)}'"
     command = (
         f'python -m pip install tensorflow tensorflow-datasets && python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+        f"tfds.builder('{name}', file_format='array_record'{place}).download_and_prepare()\""
     )
     lines = "".join(f"\n  {line}" for line in tried)
     return FileNotFoundError(f"{name} was not found. Tried:{lines}\nThis command brings it:\n  {command}")
@@ -121,8 +122,8 @@ def read_directory(
         return None
     for file_format in FORMATS:
         if any(folder.glob(f"*.{file_format}*")):
-            num_classes = _num_classes(folder, label)
-            return tuple(_read_split(folder, split, file_format, image, label, size, num_classes) for split in splits)
+            reading = _Reading(image, label, size, _channels(folder, image), _num_classes(folder, label))
+            return tuple(_read_split(folder, split, file_format, reading) for split in splits)
     tried.append(f"TFDS directory {folder}: holds neither array_record nor tfrecord files")
     return None
 
@@ -140,18 +141,24 @@ def load_with_tensorflow(
     if importlib.util.find_spec("tensorflow") is None:
         tried.append("tfds.load: TensorFlow is not installed")
         return None
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        tried.append("tfds.load: tensorflow-datasets is not installed")
+        return None
     tfds = _checks.optional_import("tensorflow_datasets", "data")
     try:
         loaded = [
             tfds.as_numpy(tfds.load(name, split=split, data_dir=str(root_of(data_dir)), download=False))
             for split in splits
         ]
-    except (OSError, AssertionError, LookupError, tfds.core.registered.DatasetNotFoundError) as error:
+    except Exception as error:  # it raises all kinds where a set or its files are not there
         tried.append(f"tfds.load: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return None
     found = []
     for split, examples in zip(splits, loaded, strict=True):
-        pairs = [(_resized(np.asarray(item[image]), size), int(item[label])) for item in examples]
+        try:
+            pairs = [(_resized(np.asarray(item[image]), size), int(item[label])) for item in examples]
+        except Exception as error:
+            raise ValueError(f"{name}, {split}: tfds.load cannot read it ({error!r}): {_records.CURE}") from error
         found.append(assemble(f"{name}, {split}", [pair[0] for pair in pairs], [pair[1] for pair in pairs], None))
     return tuple(found)
 
@@ -189,15 +196,17 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
         )
 
 
-def _read_split(
-    folder: Path,
-    split: str,
-    file_format: str,
-    image: str,
-    label: str,
-    size: tuple[int, int] | None,
-    num_classes: int | None,
-) -> Dataset:
+class _Reading(NamedTuple):
+    """What to make of a record."""
+
+    image: str
+    label: str
+    size: tuple[int, int] | None
+    channels: int | None
+    num_classes: int | None
+
+
+def _read_split(folder: Path, split: str, file_format: str, reading: _Reading) -> Dataset:
     lengths = _shard_lengths(folder, split)
     paths = [_shard_path(folder, split, file_format, i, len(lengths)) for i in range(len(lengths))]
     total = sum(lengths)
@@ -211,7 +220,7 @@ def _read_split(
         for record in itertools.chain.from_iterable(_records.read(path, file_format)):
             if number == length:
                 raise _wrong_length(path, f"more than {length}", length)
-            pixels, target = _decode(path, number, record, image, label, size)
+            pixels, target = _decode(path, number, record, reading)
             if inputs is None:
                 inputs = np.empty((total, *pixels.shape), np.uint8)
             check_shape(path, number, pixels, inputs.shape[1:])
@@ -221,26 +230,26 @@ def _read_split(
             raise _wrong_length(path, str(number), length)
     if inputs is None:
         raise ValueError(f"{folder}, split {split}: there are no examples: {_records.CURE}")
-    check_labels(f"{folder}, split {split}", targets, num_classes)
+    check_labels(f"{folder}, split {split}", targets, reading.num_classes)
     return Dataset(inputs, targets.astype(np.int32))
 
 
-def _decode(
-    path: Path, number: int, record: bytes, image: str, label: str, size: tuple[int, int] | None
-) -> tuple[np.ndarray, int]:
+def _decode(path: Path, number: int, record: bytes, reading: _Reading) -> tuple[np.ndarray, int]:
     try:
         features = _records.parse_example(record)
-    except (ValueError, UnicodeDecodeError, StopIteration) as error:
+    except Exception as error:  # random bytes can go wrong in any way
         raise ValueError(f"{path}, record {number}: not a tf.train.Example ({error}): {_records.CURE}") from error
-    encoded, target = features.get(image), features.get(label)
+    encoded, target = features.get(reading.image), features.get(reading.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
         raise ValueError(
-            f"{path}, record {number}: needs an encoded {image} and an integer {label}, but holds {sorted(features)}: "
-            "name the features with image=… and label=…"
+            f"{path}, record {number}: needs an encoded {reading.image} and an integer {reading.label}, but holds "
+            f"{sorted(features)}: name the features with image=… and label=…"
         )
     try:
-        return _records.decode_image(encoded, size), target
-    except (OSError, SyntaxError, ValueError) as error:
+        return _records.decode_image(encoded, reading.size, reading.channels), target
+    except ImportError:
+        raise
+    except Exception as error:  # and so can the decoder
         raise ValueError(f"{path}, record {number}: the image cannot be decoded ({error}): {_records.CURE}") from error
 
 
@@ -249,7 +258,10 @@ def _wrong_length(path: Path, found: str, length: int) -> ValueError:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset_info.json"
+    return _json(folder / "dataset_info.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -264,7 +276,10 @@ def _split_info(folder: Path, split: str) -> dict[str, Any]:
 
 
 def _shard_lengths(folder: Path, split: str) -> list[int]:
-    return [int(length) for length in _split_info(folder, split)["shardLengths"]]
+    lengths = [int(length) for length in _split_info(folder, split).get("shardLengths", [])]
+    if not lengths:
+        raise ValueError(f"{folder / 'dataset_info.json'}: declares no files for split {split!r}: {_records.CURE}")
+    return lengths
 
 
 def _shard_path(folder: Path, split: str, file_format: str, index: int, total: int) -> Path:
@@ -283,13 +298,25 @@ def _shard_path(folder: Path, split: str, file_format: str, index: int, total: i
 def _num_classes(folder: Path, label: str) -> int | None:
     path = folder / f"{label}.labels.txt"
     if path.exists():
-        return len(path.read_text(encoding="utf-8").split())
-    path = folder / "features.json"
-    if not path.exists():
-        return None
-    features = json.loads(path.read_text(encoding="utf-8")).get("featuresDict", {}).get("features", {})
-    number = features.get(label, {}).get("classLabel", {}).get("numClasses")
+        return len(_names(path))
+    number = _feature(folder, label).get("classLabel", {}).get("numClasses")
     return None if number is None else int(number)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """One a line: a name may hold spaces."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _channels(folder: Path, image: str) -> int | None:
+    dimensions = _feature(folder, image).get("image", {}).get("shape", {}).get("dimensions", [])
+    return int(dimensions[2]) if len(dimensions) == 3 and int(dimensions[2]) > 0 else None
+
+
+def _feature(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / "features.json"
+    features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
+    return features.get(name, {})
 
 
 def _version(folder: Path) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 Three measurements: Monte-Carlo dropout prediction, training steps, and a whole round of active learning. The twin is
 what one writes first: stock flax layers, and a jitted forward pass for every draw. Baal runs as it comes (replicated
 inputs) and tuned (no replication, its caching module). Both get every batch size, and the best one counts. Prints
-medians, ratios, the share of the measured rate of matrix products, and checks that all sides compute the same logits.
+medians, ratios, the share of the measured rate of matrix products, and checks that all sides compute the same logits
+and the same gradients.
 
     python experiments/benchmarks/vgg_cifar10.py                      # all, on this machine; needs torch and baal
     python experiments/benchmarks/vgg_cifar10.py --sides jax naive    # without them, on a GPU for example
@@ -74,10 +75,12 @@ class Config:
 def main(config: Config) -> None:
     """Every side in its own process, then the table."""
     if config.side:
-        print(
-            "RESULT "
-            + json.dumps({"jax": run_jax, "naive": run_twin, "twin": run_twin}.get(config.side, run_baal)(config))
-        )
+        sides = {"jax": run_jax, "naive": run_twin, "twin": run_twin}
+        if config.side not in sides:
+            from vgg_cifar10_torch import run_baal as side
+        else:
+            side = sides[config.side]
+        print("RESULT " + json.dumps(side(config)))
         return
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, weights=Path(folder) / "weights.npz")
@@ -87,7 +90,7 @@ def main(config: Config) -> None:
     for side, result in found.items():
         print(f"\n{side}: matrix products at {result['gemm'] / 1e9:.0f} GFLOP/s")
         for part, value in result.items():
-            if part in ("gemm", "logits") or not isinstance(value, dict):
+            if not isinstance(value, dict):
                 continue
             ratio = value["seconds"] / ours[part]["seconds"] if part in ours else float("nan")
             share = value["operations"] / value["seconds"] / result["gemm"]
@@ -95,9 +98,11 @@ def main(config: Config) -> None:
                 f"  {part:24s} {value['seconds'] * 1e3:10.2f} ms {value['unit']:10s} ratio {ratio:6.2f}   {share:5.0%} "
                 f"of the rate  (batch {value['batch']})"
             )
-        error = np.abs(np.array(result["logits"]) - np.array(ours["logits"])).max() / np.abs(ours["logits"]).max()
-        print(f"  logits differ from ours by {error:.1e} of the largest")
-        assert error < 1e-5 if "naive" in side else error < 1e-4, error
+        for what, bound in (("logits", 1e-5), ("gradients", 1e-3)):
+            theirs, reference = np.array(result[what]), np.array(ours[what])
+            error = np.abs(theirs - reference).max() / np.abs(reference).max()
+            print(f"  {what} differ from ours by {error:.1e} of the largest")
+            assert error < bound, (side, what, error)
 
 
 def in_process(config: Config) -> dict:
@@ -183,6 +188,7 @@ def run_jax(config: Config) -> dict:
     wait = jax.block_until_ready
     few = x[: config.batch_sizes[0]]
     result["logits"] = np.asarray(baal.predict(jax.random.key(1), posterior, state, few, num_samples=2)).tolist()
+    result["gradients"] = gradient_norms(VGG16(hidden=HEADS[config.head], rate=0.0), variables.params, x[:32])
     if "predict" in config.parts:
         trunk = jax.jit(lambda v, x: trunk_of(VGG16(hidden=HEADS[config.head]), v, x))
         found = [
@@ -277,6 +283,7 @@ def run_twin(config: Config) -> dict:
     result: dict[str, Any] = {"gemm": rate}
     x = jnp.asarray(images(config.images))
     result["logits"] = np.asarray(predict(x[: config.batch_sizes[0]], 2)).tolist()
+    result["gradients"] = gradient_norms(module.clone(rate=0.0), variables.params, x[:32])
     if "predict" in config.parts:
         slow = config.batch_sizes[:-1] if config.side == "naive" else config.batch_sizes
         for samples in config.num_samples:
@@ -285,160 +292,53 @@ def run_twin(config: Config) -> dict:
                 call = lambda b=b, s=samples: wait(heuristics.bald(predict(x[:b], s)))  # noqa: E731
                 found.append(entry(median_seconds(call, 1) / b, operations(config, samples, False), "an image", b))
             result[f"predict, {samples} draws"] = best(found)
+    optimizer = optax.sgd(1e-3, 0.9)
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple:
+        def loss(params: Any) -> Any:
+            logits = module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
+            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    start = variables.params, optimizer.init(variables.params)
+    batch = x[: config.train_batch]
     if "train" in config.parts:
-        optimizer = optax.sgd(1e-3, 0.9)
-        batch, targets = x[: config.train_batch], jnp.zeros(config.train_batch, jnp.int32)
-
-        @jax.jit
-        def step(params: Any, state: Any, key: Any) -> tuple:
-            def loss(params: Any) -> Any:
-                logits = module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
-                return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-            return optax.apply_updates(params, updates), state
-
-        state = optimizer.init(variables.params)
-        seconds = median_seconds(lambda: wait(step(variables.params, state, jax.random.key(0))), config.repeats)
+        seconds = median_seconds(lambda: wait(step(*start, batch, jax.random.key(0))), config.repeats)
         result["training step"] = entry(seconds, step_operations(config), "a step", config.train_batch)
-    return result
-
-
-def run_baal(config: Config) -> dict:
-    """Baal 2 with the same network and weights."""
-    import logging
-
-    import structlog
-    import torch
-    from baal.active.active_loop import ActiveLearningLoop
-    from baal.active.dataset import ActiveLearningDataset
-    from baal.active.heuristics import BALD
-    from baal.bayesian.caching_utils import MCCachingModule
-    from baal.bayesian.dropout import patch_module
-    from baal.modelwrapper import ModelWrapper, TrainingArgs
-    from torch import nn
-    from torch.utils.data import TensorDataset
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    tuned = config.side == "baal_tuned"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.tensor(images(config.images).transpose(0, 3, 1, 2).copy())
-    y = torch.zeros(config.images, dtype=torch.long)
-    network = torch_vgg16(config).to(device)
-
-    def waited(value: Any = None) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    square = torch.ones(2048, 2048, device=device)
-    rate = 2 * 2048**3 / median_seconds(lambda: waited(square @ square), 15)
-    result: dict[str, Any] = {"gemm": rate}
-
-    def wrapper(module: nn.Module, batch: int) -> ModelWrapper:
-        arguments = TrainingArgs(
-            optimizer=torch.optim.SGD(module.parameters(), 1e-3, 0.9), criterion=nn.CrossEntropyLoss(),
-            batch_size=batch, epoch=1, use_cuda=device == "cuda", workers=0, replicate_in_memory=not tuned,
-        )  # fmt: skip
-        return ModelWrapper(module, arguments)
-
-    # The draws of the two libraries differ; with ours as masks both must compute the same.
-    network.eval()
-    result["logits"] = masked_logits(network, x[: config.batch_sizes[0]].to(device), config.weights)
-    stochastic = patch_module(network, inplace=False)
-    stochastic = MCCachingModule(stochastic) if tuned else stochastic
-    if "predict" in config.parts:
-        for samples in config.num_samples:
-            found = []
-            for b in config.batch_sizes:
-                if not tuned and b * samples > 6000:
-                    continue  # the replicated batch takes more memory than there is to spare
-                model = wrapper(stochastic, b)
-                part = x[:b].to(device)
-                call = lambda s=samples, m=model, p=part: waited(m.predict_on_batch(p, iterations=s))  # noqa: E731
-                with torch.no_grad():
-                    seconds = median_seconds(call, 1) / b
-                found.append(entry(seconds, operations(config, samples, False), "an image", b))
-            result[f"predict, {samples} draws"] = best(found)
-    if "train" in config.parts and not tuned:
-        for name, layout in (("training step", torch.contiguous_format), ("training step, NHWC", torch.channels_last)):
-            module = torch_vgg16(config).to(device, memory_format=layout).train()
-            optimizer = torch.optim.SGD(module.parameters(), 1e-3, 0.9)
-            batch = x[: config.train_batch].to(device, memory_format=layout)
-            targets = y[: config.train_batch].to(device)
-
-            def step(module=module, optimizer=optimizer, batch=batch, targets=targets) -> None:
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(module(batch), targets).backward()
-                optimizer.step()
-                waited()
-
-            seconds = median_seconds(step, 4 * config.repeats)
-            result[name] = entry(seconds, step_operations(config), "a step", config.train_batch)
     if "round" in config.parts:
-        mask = np.arange(config.images) < config.images // 4
-        active = ActiveLearningDataset(TensorDataset(x, y), labelled=mask)
-        model = wrapper(stochastic, config.train_batch)
-        samples = config.num_samples[0]
-        loop = ActiveLearningLoop(
-            active, model.predict_on_dataset, BALD(), query_size=10, iterations=samples, verbose=False
-        )
+        samples, chunk = config.num_samples[0], 128
+
+        def one_round() -> Any:
+            carry = start
+            for i in range(config.images // 4 // config.train_batch):
+                rows = x[i * config.train_batch : (i + 1) * config.train_batch]
+                carry = step(*carry, rows, jax.random.key(i))
+            scores = [heuristics.bald(predict(x[i : i + chunk], samples)) for i in range(0, config.images, chunk)]
+            return wait(jax.lax.top_k(jnp.concatenate(scores), 10))
+
+        one_round()
         begin = time.perf_counter()
-        model.train_on_dataset(active)
-        loop.step()
+        one_round()
         result["round"] = entry(time.perf_counter() - begin, round_operations(config), "a round", config.train_batch)
     return result
 
 
-def torch_vgg16(config: Config) -> Any:
-    """The same function with the same weights."""
-    import torch
-    from torch import nn
+def gradient_norms(module: Any, params: Any, batch: Any) -> list[float]:
+    """Of every kernel, with dropout at rest: what a training step follows."""
+    import jax
+    import jax.numpy as jnp
+    import optax
 
-    layers: list[nn.Module] = []
-    channels = 3
-    for stage in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
-        for width in stage:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    copies = config.map_size**2
-    layers += [nn.AdaptiveAvgPool2d(config.map_size)] if copies > 1 else []
-    layers.append(nn.Flatten())
-    channels *= copies
-    for width in HEADS[config.head]:
-        layers += [nn.Linear(channels, width), nn.ReLU(), nn.Dropout()]
-        channels = width
-    network = nn.Sequential(*layers, nn.Linear(channels, 10))
-    with np.load(config.weights) as arrays, torch.no_grad():
-        convs = [layer for layer in network if isinstance(layer, nn.Conv2d)]
-        dense = [layer for layer in network if isinstance(layer, nn.Linear)]
-        for kind, found in (("Conv", convs), ("Dense", dense)):
-            for i, layer in enumerate(found):
-                kernel = arrays[f"{kind}_{i}.kernel"]
-                if f"{kind}_{i}" == "Dense_0":
-                    kernel = np.repeat(kernel, copies, axis=0) / copies
-                layer.weight.copy_(torch.tensor(kernel.transpose(3, 2, 0, 1) if kind == "Conv" else kernel.T))
-                layer.bias.copy_(torch.tensor(arrays[f"{kind}_{i}.bias"]))
-    return network
+    def loss(params: Any) -> Any:
+        logits = module.apply({"params": params}, batch, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
 
-
-def masked_logits(network: Any, x: Any, weights: Path) -> list:
-    """Logits of the torch network under the dropout masks of baal_jax."""
-    import torch
-    from torch import nn
-
-    with np.load(weights) as arrays, torch.no_grad():
-        masks = torch.tensor(arrays["masks"], device=x.device)
-        outputs = []
-        for draw in masks:
-            hidden, position = x, 0
-            for layer in network:
-                if isinstance(layer, nn.Dropout):
-                    hidden, position = hidden * draw[position], position + 1
-                else:
-                    hidden = layer(hidden)
-            outputs.append(hidden.cpu().numpy())
-    return np.stack(outputs).tolist()
+    found = jax.jit(jax.grad(loss))(params)
+    kernels = [f"Conv_{i}" for i in range(13)] + [f"Dense_{i}" for i in range(len(found) - 13)]
+    return [float(jnp.linalg.norm(found[name]["kernel"])) for name in kernels]
 
 
 def save(config: Config, params: Any) -> None:
