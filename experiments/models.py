@@ -194,8 +194,8 @@ def _head(
         # One row, or one of many under vmap and one key: its mask can be known before the layer that it cuts.
         ones = jnp.ones((1, width), x.dtype)
         after = dropout(ones)
-        drops = before is not None and after is not ones  # a resting dropout layer hands back what it was given
-        dot = dropped_dot(before, after, rate) if drops else None
+        at_rest = after is ones  # such a dropout layer hands back what it was given
+        dot = None if before is None or at_rest else dropped_dot(before, after, rate)
         x = nn.relu(nn.Dense(width, dtype=dtype, dot_general=dot)(x)) * after
         before = after
     return nn.Dense(num_classes, dtype=dtype)(x).astype(jnp.float32)

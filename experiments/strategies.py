@@ -14,6 +14,8 @@ def acquisition(name: str, coldness: float) -> baal.Acquisition:
         return selection.random()
     if name in heuristics.REGISTRY:
         return selection.top_k(heuristics.REGISTRY[name])
+    if name == "batch_bald":
+        return selection.batch_bald()
     if name == "epig":
         return baal.Acquisition(lambda p: heuristics.epig(p.logits, p.target_logits), selection.top_k().select)
     if name.removeprefix("top_k_") in heuristics.REGISTRY:
@@ -23,7 +25,7 @@ def acquisition(name: str, coldness: float) -> baal.Acquisition:
         return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
     known = ", ".join([*heuristics.REGISTRY, "epig"])
     raise SystemExit(
-        f"strategy {name!r} is unknown: use random, one of {known}, or top_k_, power_, softmax_, softrank_ with one"
+        f"strategy {name!r} is unknown: use random, batch_bald, one of {known}, or top_k_, power_, softmax_, softrank_ with one"
     )
 
 

@@ -18,7 +18,7 @@ from tests.oracles import baal
 from tests.oracles import selection as oracle
 
 NUM, DRAWS, CLASSES, FEATURES = 7, 5, 3, 4
-DETERMINISTIC = {"top_k"}
+DETERMINISTIC = {"top_k", "batch_bald"}  # BatchBALD while it can enumerate
 SCORES = jnp.array(baal.GOLDEN["BALD(P)"]["scores"], jnp.float32)
 STOCHASTIC = {
     "power": (jax.jit(_stochastic.power_log_weights), "PowerSampling"),

@@ -63,7 +63,7 @@ class _Array:
     def array(self) -> np.ndarray:
         _, shape, kind, fortran, content = self.state
         dtype = np.dtype(kind.name)
-        dtype = dtype.newbyteorder(kind.order) if kind.order in "<>" else dtype
+        dtype = np.dtype(kind.order + dtype.str[1:]) if kind.order in ("<", ">") else dtype
         content = content.encode("latin1") if isinstance(content, str) else content
         return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -122,7 +122,7 @@ def _read(content: bytes) -> Any:
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else int(argument)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(argument or 0)])
         elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             stack.append(tuple(since_mark() if name == "TUPLE" else pop(int(name[-1]))))
         elif name in ("LIST", "DICT"):

@@ -6,17 +6,19 @@ Scores that are NaN come last.
 
 from collections.abc import Callable
 
+from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._rank import precomputed, random, top_k
 from baal_jax.selection._stochastic import power, softmax, softrank
 from baal_jax.typing import Acquisition
 
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
+    "batch_bald": batch_bald,
     "power": power,
     "random": random,
     "softmax": softmax,
     "softrank": softrank,
     "top_k": top_k,
 }
-"""Name → builder; each can be called without arguments, or with a heuristic."""
+"""Name → builder; each can be called without arguments."""
 
-__all__ = ["REGISTRY", "power", "precomputed", "random", "softmax", "softrank", "top_k"]
+__all__ = ["REGISTRY", "batch_bald", "power", "precomputed", "random", "softmax", "softrank", "top_k"]

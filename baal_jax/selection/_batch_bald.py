@@ -1,0 +1,223 @@
+"""BatchBALD: the information that a whole batch of labels shares with the parameters, picked greedily."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.heuristics import bald
+from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
+
+_BLOCK = 2**21  # numbers of the largest temporary array, 8 MiB
+_ROUNDING = 1e-5  # nats by which a bound may be exceeded
+
+
+def batch_bald(num_configurations: int = 10_000) -> Acquisition:
+    r"""Greedy picks by what the batch tells jointly, so that two examples that say the same are not both picked.
+
+    .. math:: I(y_1, \dots, y_b; \theta) = \sum_{t=1}^b \Bigl( H[y_t \mid y_1, \dots, y_{t-1}]
+              - \mathbb E_s\, H[p_s(y_t)] \Bigr)
+
+    The conditional entropy is an average over the label configurations of the picks before. While there are at most
+    ``num_configurations`` of them, all are enumerated and the value is exact for the ``S`` draws; information being
+    submodular, only examples whose gain in an earlier step is large enough are evaluated again (lazy greedy, with the
+    same picks). Beyond that the configurations are a stratified sample from their distribution, the same for every
+    example, and every example is evaluated in each step. The pool is worked through in blocks: besides the
+    probabilities ``[N, S, C]``, memory does not grow with ``N``.
+
+    ``S`` draws hold at most ``log S`` nats, which some ``log S / BALD`` picks use up; what is picked after that is
+    estimation noise. Take many draws for large batches.
+
+    Args:
+        num_configurations: ``M``, how many label configurations are kept at most.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`. Its scores are the gains in nats, which sum to the joint information. The
+        first is BALD. In the exact regime they do not increase.
+
+    Raises:
+        ValueError: ``num_configurations`` is not positive, or predictions are not ``[S, N, C]``.
+
+    References:
+        Kirsch, van Amersfoort and Gal, `BatchBALD: efficient and diverse batch acquisition for deep Bayesian active
+        learning <https://arxiv.org/abs/1906.08158>`_, 2019; Minoux, `Accelerated greedy algorithms for maximizing
+        submodular set functions <https://doi.org/10.1007/BFb0006528>`_, 1978.
+
+    Example:
+        >>> from baal_jax import selection
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))  # two draws, each sure of another class
+        >>> same = jnp.stack([certain, certain, certain.at[1].set(jnp.log(jnp.array([0.6, 0.4])))])  # [N, S, C]
+        >>> picked = selection.batch_bald().select(jax.random.key(0), same, jnp.ones(3, bool), 2)
+        >>> picked.indices.tolist(), picked.scores.round(3).tolist()
+        ([0, 1], [0.693, 0.0])
+    """
+    num_configurations = _checks.positive_int("num_configurations", num_configurations)
+
+    def summarise(predictions: Predictions) -> Array:
+        _require_one_prediction_each(predictions.logits)
+        return jnp.moveaxis(_numerics.log_probs(predictions.logits), 0, 1)
+
+    def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
+        del labelled
+        return greedy(key, summary, available, query_size, num_configurations)[0]
+
+    return Acquisition(summarise, jax.jit(select, static_argnames="query_size"))
+
+
+class _Joint(NamedTuple):
+    """What label configurations of the picks so far say about the draws.
+
+    Attributes:
+        log_weights: ``[M, S]``, log-posterior of the draws given each configuration.
+        share: ``[M]``, probabilities of the configurations.
+    """
+
+    log_weights: Array
+    share: Array
+
+
+def greedy(
+    key: Key, log_probs: Array, available: Array, query_size: int, num_configurations: int
+) -> tuple[Selection, Array]:
+    """BatchBALD on log-probabilities.
+
+    Args:
+        key: a typed key, for the sampled configurations.
+        log_probs: ``[N, S, C]``.
+        available: ``bool[N]``.
+        query_size: ``Q``.
+        num_configurations: ``M``.
+
+    Returns:
+        The selection, and ``int32[Q]``: how many examples were evaluated for each pick.
+    """
+    query_size = _checks.positive_int("query_size", query_size)
+    if log_probs.ndim != 3 or log_probs.shape[0] != available.shape[0]:
+        raise ValueError(
+            f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed, one row each"
+        )
+    if query_size > available.shape[0]:
+        raise ValueError(f"query_size={query_size} exceeds the {available.shape[0]} examples: ask for fewer")
+    num_draws, num_classes = log_probs.shape[1:]
+    log_probs = _numerics.replicate(_numerics.log_probs(log_probs))
+    broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
+    log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
+    noise = jnp.mean(_numerics.entropy(log_probs), axis=1)
+    first = bald(jnp.moveaxis(log_probs, 1, 0))
+    gains = jnp.where(broken, jnp.nan, first)
+    left = available
+
+    def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:
+        index = _numerics.top_indices(_numerics.rank_values(gains, left), 1)[0]
+        gain = jnp.where(index < 0, jnp.nan, gains[index])
+        return index, gain, left & (jnp.arange(left.shape[0]) != index)
+
+    index, gain, left = pick(gains, left)
+    picked = [(index, gain, jnp.sum(available, dtype=jnp.int32))]
+    joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws))), jnp.ones(1))
+    keys = jax.random.split(key, query_size)
+
+    # Enumerated: the number of configurations grows with every pick, and so do the shapes.
+    while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_configurations:
+        joint = _extend(joint, log_probs[index])
+        gains, evaluated = _evaluate(joint, log_probs, noise, gains, left & ~broken)
+        index, gain, left = pick(gains, left)
+        picked.append((index, gain, evaluated))
+
+    def step(carry: tuple, key: Key) -> tuple[tuple, tuple]:
+        joint, index, left = carry
+        joint = _resampled(key, joint, log_probs[index], num_configurations)
+        # Sampled entropies need not shrink: nothing is known of an example before it is evaluated.
+        unknown = jnp.where(broken, jnp.nan, jnp.inf)
+        gains, evaluated = _evaluate(joint, log_probs, noise, unknown, left & ~broken)
+        index, gain, left = pick(gains, left)
+        return (joint, index, left), (index, gain, evaluated)
+
+    found = [jnp.stack(part) for part in zip(*picked, strict=True)]
+    missing = query_size - len(picked)
+    if missing:
+        # The first of these steps changes the shape of the joint, the others keep it.
+        carry, one = step((joint, index, left), keys[len(picked)])
+        found = [jnp.append(part, value) for part, value in zip(found, one, strict=True)]
+        if missing > 1:
+            _, rest = jax.lax.scan(step, carry, keys[len(picked) + 1 :])
+            found = [jnp.concatenate(parts) for parts in zip(found, rest, strict=True)]
+    indices, scores, evaluated = found
+    return Selection(indices.astype(jnp.int32), scores.astype(jnp.float32)), evaluated
+
+
+def _extend(joint: _Joint, log_p: Array) -> _Joint:
+    """All configurations with one label more; ``log_p [S, C]``."""
+    log_weights = joint.log_weights[:, None] + log_p.T[None]  # [M, C, S]
+    total = jax.scipy.special.logsumexp(log_weights, axis=-1)
+    possible = ~jnp.isneginf(total)
+    log_weights = jnp.where(
+        possible[..., None], log_weights - jnp.where(possible, total, 0.0)[..., None], joint.log_weights[:, None]
+    )
+    share = joint.share[:, None] * jnp.exp(total)
+    return _Joint(log_weights.reshape(-1, log_p.shape[0]), share.reshape(-1))
+
+
+def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
+    """``count`` configurations with one label more, a stratified sample of all of them."""
+    chance = jnp.exp(_log_matmul(joint.log_weights, log_p))  # [M, C]
+    cumulative = jnp.cumsum((joint.share[:, None] * chance).reshape(-1))
+    position = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,))) / count * cumulative[-1]
+    pair = jnp.minimum(jnp.searchsorted(cumulative, position, side="right"), cumulative.size - 1)
+    row, label = pair // log_p.shape[1], pair % log_p.shape[1]
+    log_weights = joint.log_weights[row] + log_p.T[label]
+    log_weights -= jax.scipy.special.logsumexp(log_weights, axis=-1, keepdims=True)
+    return _Joint(log_weights, jnp.full(count, 1.0 / count))
+
+
+def _log_matmul(log_weights: Array, log_p: Array) -> Array:
+    """``log Σ_s exp(log_weights[m, s] + log_p[s, c])``."""
+    return jnp.log(jnp.matmul(jnp.exp(log_weights), jnp.exp(log_p), precision="highest"))
+
+
+def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left: Array) -> tuple[Array, Array]:
+    """Gains ``[N]``, exact wherever the largest may be, and old bounds elsewhere; how many examples were evaluated.
+
+    Blocks of examples are worked through from the highest bound down, until no bound reaches the best gain.
+    """
+    num_examples, _, num_classes = log_probs.shape
+    weights = jnp.exp(joint.log_weights)
+    size = max(1, min(num_examples, _BLOCK // (weights.shape[0] * num_classes)))
+    order = jnp.argsort(jnp.where(left, -bounds, jnp.inf))
+    padding = -num_examples % size
+    order = jnp.pad(order, (0, padding), constant_values=num_examples)
+    highest = jnp.where(left, bounds, -jnp.inf).at[order].get(mode="fill", fill_value=-jnp.inf)
+
+    def block(ids: Array) -> Array:
+        p = jnp.exp(log_probs.at[ids].get(mode="fill", fill_value=0.0))  # [b, S, C]
+        mean = jnp.einsum("ms,bsc->mbc", weights, p, precision="highest")
+        surprise = jnp.where(mean > 0, mean * jnp.log(jnp.where(mean > 0, mean, 1.0)), 0.0)
+        return -jnp.einsum("m,mbc->b", joint.share, surprise, precision="highest")
+
+    def promising(carry: tuple) -> Array:
+        start, _, best = carry
+        bound = highest[jnp.minimum(start, num_examples - 1)]
+        return (start < num_examples) & (bound >= best - _ROUNDING) & ~jnp.isneginf(bound)
+
+    def body(carry: tuple) -> tuple:
+        start, gains, best = carry
+        ids = jax.lax.dynamic_slice(order, (start,), (size,))
+        found = block(ids) - noise.at[ids].get(mode="fill", fill_value=0.0)
+        known = left.at[ids].get(mode="fill", fill_value=False)
+        gains = gains.at[jnp.where(known, ids, num_examples)].set(found, mode="drop")
+        return start + size, gains, jnp.maximum(best, jnp.max(jnp.where(known, found, -jnp.inf)))
+
+    start, gains, _ = jax.lax.while_loop(promising, body, (jnp.int32(0), bounds, jnp.float32(-jnp.inf)))
+    return gains, jnp.minimum(start, jnp.sum(left, dtype=jnp.int32))
+
+
+def _require_one_prediction_each(logits: Array) -> None:
+    _checks.classes("logits", logits)
+    if logits.ndim != 3:
+        raise ValueError(
+            f"logits have shape {logits.shape}, but BatchBALD needs one prediction an example, [S, N, C]: rank maps "
+            "with heuristics.reduce_spatial and selection.power"
+        )
