@@ -23,9 +23,9 @@ def acquisition(name: str, coldness: float) -> baal.Acquisition:
     how, _, what = name.partition("_")
     if how in ("power", "softmax", "softrank") and what in heuristics.REGISTRY:
         return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
-    known = ", ".join([*heuristics.REGISTRY, "epig"])
+    known = ", ".join(["random", "batch_bald", "epig", *heuristics.REGISTRY])
     raise SystemExit(
-        f"strategy {name!r} is unknown: use random, batch_bald, one of {known}, or top_k_, power_, softmax_, softrank_ with one"
+        f"strategy {name!r} is unknown: use {known}, or top_k_, power_, softmax_, softrank_ with a heuristic"
     )
 
 
