@@ -2,8 +2,8 @@
 
 A run is started, killed (SIGKILL) at a random moment, started again with the same command, and so on until it ends by
 itself. A third of the moments are spread over the whole time of a run; the others lie within a round after a random
-number of new ones, because most of a short run's time goes into its start. No checkpoint may be lost, and the rounds and
-the checksums of every array of the last state must be those of a run that was never killed.
+number of new ones, because most of a short run's time goes into its start. No checkpoint may be lost, and the rounds
+and the checksums of every array of the last state must be those of a run that was never killed.
 
     python experiments/benchmarks/kill.py --kills 25                                       # 8×8 digits
     python experiments/benchmarks/kill.py --kills 25 --dataset cifar10                     # a subset of CIFAR-10
