@@ -51,7 +51,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))  # two draws, each sure of another class
         >>> same = jnp.stack([certain, certain, certain.at[1].set(jnp.log(jnp.array([0.6, 0.4])))])  # [N, S, C]
         >>> picked = selection.batch_bald().select(jax.random.key(0), same, jnp.ones(3, bool), 2)
-        >>> picked.indices.tolist(), picked.scores.round(3).tolist()
+        >>> picked.indices.tolist(), [round(float(gain), 3) for gain in picked.scores]
         ([0, 1], [0.693, 0.0])
     """
     num_configurations = _checks.positive_int("num_configurations", num_configurations)
