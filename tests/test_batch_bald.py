@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import baal_jax
 from baal_jax import Predictions, heuristics, selection
 from baal_jax.selection import _batch_bald
 from tests.oracles import baal
@@ -180,3 +181,25 @@ def test_maps_are_refused():
         pick(random_probs(0, num=4), 5)
     with pytest.raises(ValueError, match="one row each"):
         selection.batch_bald().select(jax.random.key(0), jnp.zeros((4, 2, 3)), jnp.ones(5, bool), 1)
+
+
+def test_it_works_in_the_loop_and_on_several_devices(mesh):
+    posterior = baal_jax.Posterior(
+        fit=lambda key, dataset, labelled, previous=None: jax.random.normal(key, (6, 3)),
+        sample=lambda key, state, num_samples: jax.random.normal(key, (num_samples, 6, 3)),
+        apply=lambda state, draw, inputs: inputs @ (state + draw),
+    )
+    x = jax.random.normal(jax.random.key(0), (16, 6))
+    data = baal_jax.Dataset(x, jnp.zeros(16, jnp.int32))
+    loop = baal_jax.active_loop(posterior, build(), query_size=3, num_samples=7, batch_size=5)
+    state, infos = baal_jax.run(loop, jax.random.key(1), data, num_initial=2, num_rounds=5)
+    picked = infos.indices[infos.indices >= 0]
+    assert infos.num_picked.tolist() == [3, 3, 3, 3, 2]
+    assert len(set(picked.tolist())) == 14
+    assert int(baal_jax.pool.num_labelled(state.pool)) == 16
+
+    summary = build().summarise(Predictions(jax.random.normal(jax.random.key(2), (7, 16, 3))))
+    spread = jax.device_put(summary, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("pool")))
+    alone, together = (build().select(jax.random.key(0), s, jnp.ones(16, bool), 4) for s in (summary, spread))
+    assert alone.indices.tolist() == together.indices.tolist()
+    np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5, atol=1e-6)
