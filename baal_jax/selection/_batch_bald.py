@@ -11,7 +11,7 @@ from baal_jax import _checks, _numerics
 from baal_jax.heuristics import bald
 from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
 
-_BLOCK = 2**21  # numbers of the largest temporary array, 8 MiB
+_BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
 _ROUNDING = 1e-5  # nats by which a bound may be exceeded
 
 
