@@ -55,7 +55,7 @@ def _tf_records(path: Path) -> Iterator[list[bytes]]:
             payload = file.read(length + 4)
             if len(payload) < length + 4:
                 raise ValueError(f"{path}: the file ends inside of record {number}: {CURE}")
-            if len(found) == _CHUNK or (len(found) + 1) * max(longest, length) > _CHUNK_BYTES:
+            if len(found) == _CHUNK or (found and (len(found) + 1) * max(longest, length) > _CHUNK_BYTES):
                 yield _checked(path, position, found)
                 position, found, longest = position + len(found), [], 0
             found.append(payload)
