@@ -64,6 +64,8 @@ def draws(name: str, logits: Any) -> None:
         raise ValueError(
             f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
         )
+    if logits is None and name == "logits":
+        raise ValueError("logits is None: there is no fit to predict with, use a selection that reads embeddings alone")
     if logits is None:
         raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
     if logits.ndim < 3:

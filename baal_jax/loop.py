@@ -14,7 +14,7 @@ from baal_jax import _checks, _numerics, pool
 from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, summarise
-from baal_jax.typing import Acquisition, Array, Dataset, FeatureFn, Key, Posterior, PyTree, Selection
+from baal_jax.typing import Acquisition, Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, Selection
 
 
 class LoopState(NamedTuple):
@@ -60,8 +60,10 @@ class ActiveLoop(NamedTuple):
     """A loop as pure functions.
 
     Attributes:
-        init: ``(key, dataset, num_initial=0, pool=None) -> LoopState``: labels ``num_initial`` examples at random, or
-            continues from a :class:`~baal_jax.PoolState`.
+        init: ``(key, dataset, num_initial=0, pool=None, *, acquisition=None, embeddings=None) -> LoopState``: labels
+            ``num_initial`` examples, at random or by an acquisition that needs no fit (the cold start:
+            ``selection.typiclust()`` and others, from ``embeddings [N, D]``), or continues from a
+            :class:`~baal_jax.PoolState`.
         step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, jitted.
         evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted. Before the first step
             there is no fit to evaluate.
@@ -130,9 +132,22 @@ def active_loop(
             _checks.positive_int(name, value)
     if acquisition.summarise is None:
         max_sample = None  # nothing is scored
+    if acquisition.reads_labelled and max_sample is not None:
+        raise ValueError(
+            f"max_sample={max_sample} would hide the labelled examples that this acquisition reads: leave it out"
+        )
 
-    def init(key: Key, dataset: Dataset, num_initial: int = 0, pool: PoolState | None = None) -> LoopState:
-        return _init(key, dataset, num_initial, pool, posterior, query_size)
+    def init(
+        key: Key,
+        dataset: Dataset,
+        num_initial: int = 0,
+        pool: PoolState | None = None,
+        *,
+        acquisition: Acquisition | None = None,
+        embeddings: PyTree = None,
+    ) -> LoopState:
+        cold_start = None if acquisition is None else partial(_cold_start, acquisition, embeddings)
+        return _init(key, dataset, num_initial, pool, posterior, query_size, cold_start)
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         dataset = _with_stored_targets(dataset, state.pool)
@@ -228,7 +243,13 @@ def _rounds(
 
 
 def _init(
-    key: Key, dataset: Dataset, num_initial: int, given: PoolState | None, posterior: Posterior, query_size: int
+    key: Key,
+    dataset: Dataset,
+    num_initial: int,
+    given: PoolState | None,
+    posterior: Posterior,
+    query_size: int,
+    cold_start: Callable[[Key, PoolState, int], PoolState] | None,
 ) -> LoopState:
     _checks.typed_key("key", key)
     num_examples = _checks.leading_axis("dataset", dataset)
@@ -249,10 +270,27 @@ def _init(
         raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
     key_run, key_initial = jax.random.split(key)
     if num_initial:
-        state = pool.label_randomly(key_initial, state, num_initial)
+        state = (cold_start or pool.label_randomly)(key_initial, state, num_initial)
     labelled = jax.ShapeDtypeStruct((num_examples,), jnp.bool)
     fitted = jax.eval_shape(posterior.fit, key_run, _with_stored_targets(dataset, state), labelled)
     return LoopState(key_run, state, jax.tree.map(_zeros, fitted))
+
+
+def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: PoolState, num: int) -> PoolState:
+    """Labels ``num`` examples that an acquisition picks from embeddings, before there is a fit."""
+    available = pool.available(state)
+    summary = None
+    if acquisition.summarise is not None:
+        if embeddings is None:
+            raise ValueError("embeddings is None: an acquisition that reads features needs embeddings=[N, D] here")
+        if _checks.leading_axis("embeddings", embeddings) != available.shape[0]:
+            raise ValueError(
+                f"embeddings of {_checks.leading_axis('embeddings', embeddings)} examples for {available.shape[0]}: "
+                "one row for every example of the data set is needed"
+            )
+        summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
+    picked = acquisition.select(key, summary, available, num, pool.labelled(state))
+    return pool.label(state, picked.indices)
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:

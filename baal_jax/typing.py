@@ -129,7 +129,10 @@ class Acquisition(NamedTuple):
         summarise: ``Predictions -> summary``, a pytree with leading axis ``B``; fused into prediction, so memory is the
             size of the summary. None means that nothing is predicted.
         select: ``(key, summary, available bool[N], query_size, labelled=None) -> Selection``; sees the whole pool.
+        reads_labelled: whether ``select`` reads the rows of labelled examples, which a loop that scores a sample of
+            the pool (``max_sample``) does not have.
     """
 
     summarise: Callable[[Predictions], PyTree] | None
     select: SelectFn
+    reads_labelled: bool = False
