@@ -1,8 +1,8 @@
-"""Networks of any module system as three pure functions, :class:`~baal_jax.typing.Model`.
+"""Networks of any module system as four pure functions, :class:`~baal_jax.typing.Model`.
 
 The only file that knows flax. No network has to be edited: a stock module with one ``train: bool`` works, whether the
 flag is a constructor argument, a keyword or a position. In prediction dropout is on, batch normalisation uses its
-running statistics, and one key is one function.
+running statistics, and one key is one function. Without randomness, dropout is off and no key is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import partial_eval
 
 from baal_jax import _random
@@ -34,6 +35,7 @@ _INFERENCE = {name: not value for name, value in _TRAINING.items()}
 def from_functions(
     init: Callable[[Key, PyTree], PyTree],
     apply: Callable[[PyTree, PyTree, Key], PyTree],
+    deterministic: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Model:
     """A network from the functions of any library (Haiku, Equinox, your own).
 
@@ -41,9 +43,12 @@ def from_functions(
         init: ``(key, inputs [B, …]) -> params``.
         apply: ``(params, inputs [B, …], key) -> outputs [B, …, C]``, with dropout on. Training calls it with a batch;
             prediction calls it with one example at a time under ``vmap``, so that one key is one function.
+        deterministic: ``(params, inputs [B, …]) -> outputs [B, …, C]``, with dropout off, for what reads the network
+            without randomness (``features``). Not needed for an ``apply`` that does not use its key.
 
     Returns:
-        A :class:`~baal_jax.typing.Model`.
+        A :class:`~baal_jax.typing.Model`. Its ``deterministic`` raises ``ValueError`` where ``apply`` is random and
+        nothing else was given.
 
     Example:
         >>> import baal_jax as baal
@@ -66,7 +71,11 @@ def from_functions(
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         return apply(variables.params, inputs, _random.vectorised(key)), variables.collections
 
-    return Model(init_variables, _one_function(predict), train)
+    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        return predict(variables, inputs, key) if deterministic is None else deterministic(variables.params, inputs)
+
+    advice = "pass from_functions(…, deterministic=(params, inputs) -> outputs), the network with dropout off"
+    return Model(init_variables, _one_function(predict), train, _without_randomness(at_rest, advice))
 
 
 def from_linen(
@@ -83,7 +92,8 @@ def from_linen(
     The module is called in training mode: flags named ``train``, ``training``, ``is_training``, ``deterministic``,
     ``inference`` or ``use_running_average`` are found in the constructor or in ``__call__`` and set. In prediction
     ``nn.Dropout`` and ``nn.MultiHeadDotProductAttention`` are held on and ``nn.BatchNorm`` is held in inference mode,
-    whatever the module asks of them.
+    whatever the module asks of them. Without randomness all of them are in inference mode and the flags are those of
+    inference.
 
     Args:
         module: a linen module, called as ``module(inputs)`` or with one of the flags above. Several inputs are one
@@ -112,10 +122,12 @@ def from_linen(
     """
     import flax.linen as nn
 
-    random_layers = ((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), _TRAINING)
+    random_classes = (nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic)
+    random_layers, resting_layers = (random_classes, _TRAINING), (random_classes, _INFERENCE)
     frozen_layers = ((nn.BatchNorm, *frozen), _INFERENCE)
     call = type(module).__call__
     fields = {name: value for name, value in _TRAINING.items() if name in type(module).__dataclass_fields__}
+    module_at_rest = module.clone(**_at_rest(fields)) if fields else module
     module = module.clone(**fields) if fields else module
     if train_kwargs is None:
         train_kwargs = {name: value for name, value in _call_flags(call).items() if name not in fields}
@@ -138,7 +150,9 @@ def from_linen(
     def streams(key: Key) -> dict[str, Key]:
         return {name: jax.random.fold_in(key, i) for i, name in enumerate(rng_collections)}
 
-    def run(variables: Variables, inputs: PyTree, key: Key, keywords: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
+    def run(
+        variables: Variables, inputs: PyTree, key: Key, keywords: Mapping[str, Any], module: Any = module
+    ) -> tuple[PyTree, PyTree]:
         args, kwargs = _call_arguments(call, inputs, keywords)
         arrays = {"params": variables.params, **variables.collections}
         # Collections are mutable even in prediction: what a module writes there is dropped, not refused.
@@ -159,12 +173,17 @@ def from_linen(
         with nn.intercept_methods(partial(intercept, [random_layers, frozen_layers])):
             return run(variables, inputs, key, predict_kwargs)[0]
 
+    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        with nn.intercept_methods(partial(intercept, [resting_layers, frozen_layers])):
+            return run(variables, inputs, key, _at_rest(predict_kwargs), module_at_rest)[0]
+
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         with nn.intercept_methods(partial(intercept, [random_layers])):  # also where a layer inside says otherwise
             outputs, collections = run(variables, inputs, _random.vectorised(key), train_kwargs)
         return outputs, dict(collections)
 
-    return Model(init, _one_function(predict), train)
+    advice = "name your own random layers: from_linen(…, stochastic=(MyLayer,))"
+    return Model(init, _one_function(predict), train, _without_randomness(at_rest, advice))
 
 
 def from_nnx(
@@ -179,7 +198,8 @@ def from_nnx(
 
     Training runs the module as after ``module.train()`` and with the flags of :func:`from_linen` set where ``__call__``
     has them (``rngs`` too). In prediction ``nnx.Dropout`` and ``nnx.MultiHeadAttention`` are held on and
-    ``nnx.BatchNorm`` is held in inference mode, whatever the module asks of them. Your object is never changed.
+    ``nnx.BatchNorm`` is held in inference mode, whatever the module asks of them. Without randomness all of them are in
+    inference mode and the flags are those of inference. Your object is never changed.
 
     Args:
         module: a function of ``rngs`` (by name or position) that makes the module, from which every ``init`` draws new
@@ -208,10 +228,8 @@ def from_nnx(
     """
     from flax import nnx
 
-    forced = [
-        ((nnx.Dropout, nnx.MultiHeadAttention, *stochastic), _TRAINING),
-        ((nnx.BatchNorm, *frozen), _INFERENCE),
-    ]
+    random_classes = (nnx.Dropout, nnx.MultiHeadAttention, *stochastic)
+    frozen_layers = ((nnx.BatchNorm, *frozen), _INFERENCE)
     given = isinstance(module, nnx.Module)
     signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
     by_keyword = "rngs" in signature.parameters
@@ -221,9 +239,8 @@ def from_nnx(
 
     template = nnx.clone(module) if given else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     # `train` is a method of every nnx module; the other flags may be attributes.
-    template.set_attributes(
-        **{name: value for name, value in _TRAINING.items() if name != "train"}, raise_if_not_found=False
-    )
+    attributes = {name: value for name, value in _TRAINING.items() if name != "train"}
+    template.set_attributes(**attributes, raise_if_not_found=False)
     graph, _, streams, _, _ = nnx.split(template, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     stream_leaves, stream_structure = jax.tree.flatten(nnx.to_pure_dict(streams))
     call = type(template).__call__
@@ -258,13 +275,22 @@ def from_nnx(
         del inputs
         return variables_of(make(nnx.Rngs(key))) if initial is None else initial
 
-    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        network = build(variables, key)
+    def force(network: Any, flags_of_random: dict[str, bool]) -> None:
         for _, layer in nnx.iter_modules(network):
-            flags = _flags_for(layer, forced)
+            flags = _flags_for(layer, [(random_classes, flags_of_random), frozen_layers])
             if flags is not None:
                 object.__setattr__(layer, "__class__", _forced_class(type(layer), flags))
+
+    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        network = build(variables, key)
+        force(network, _TRAINING)
         return run(network, inputs, key, predict_kwargs)
+
+    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        network = build(variables, key)
+        network.set_attributes(**_at_rest(attributes), raise_if_not_found=False)
+        force(network, _INFERENCE)
+        return run(network, inputs, key, _at_rest(predict_kwargs))
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         key = _random.vectorised(key)
@@ -272,7 +298,8 @@ def from_nnx(
         outputs = run(network, inputs, key, train_kwargs)
         return outputs, variables_of(network).collections
 
-    return Model(init, _one_function(predict), train)
+    advice = "name your own random layers: from_nnx(…, stochastic=(MyLayer,))"
+    return Model(init, _one_function(predict), train, _without_randomness(at_rest, advice))
 
 
 def require_stochastic(model: Model, variables: Variables, inputs: PyTree) -> None:
@@ -287,9 +314,7 @@ def require_stochastic(model: Model, variables: Variables, inputs: PyTree) -> No
         ValueError: all draws would be the same function.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
-    program = jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0)).jaxpr
-    used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
-    if not used[-1]:
+    if not _reads_last_argument(jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0))):
         raise ValueError(
             "the model's output does not depend on the key, so every Monte-Carlo draw would be the same function and "
             "MC-dropout would be deterministic: all disagreement scores would be 0. Add dropout with a rate above 0, "
@@ -317,6 +342,34 @@ def _one_function(
     return apply_rows
 
 
+def _without_randomness(
+    apply: Callable[[Variables, PyTree, Key], PyTree], advice: str
+) -> Callable[[Variables, PyTree], PyTree]:
+    """Maps a network that leaves its key alone over single examples, and refuses one that does not."""
+
+    def apply_rows(variables: Variables, inputs: PyTree) -> PyTree:
+        def one(example: PyTree) -> PyTree:
+            batch = jax.tree.map(lambda leaf: leaf[None], example)
+            arguments = variables, batch, jax.random.key(0)
+            program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
+            if _reads_last_argument(program):
+                raise ValueError(
+                    "the model's output depends on the key with every known random layer off, so there is no network "
+                    f"without randomness: {advice}, or give the function yourself: model._replace(deterministic=…)"
+                )
+            outputs = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+            return jax.tree.unflatten(jax.tree.structure(shapes), [leaf[0] for leaf in outputs])
+
+        return jax.vmap(one)(inputs)
+
+    return apply_rows
+
+
+def _reads_last_argument(program: Any) -> bool:
+    used = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))[1]
+    return bool(used[-1])
+
+
 def _same_shapes(left: PyTree, right: PyTree) -> bool:
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (left, right)]
     return shapes[0] == shapes[1]
@@ -324,6 +377,11 @@ def _same_shapes(left: PyTree, right: PyTree) -> bool:
 
 def _call_flags(call: Callable) -> dict[str, bool]:
     return {name: _TRAINING[name] for name in inspect.signature(call).parameters if name in _TRAINING}
+
+
+def _at_rest(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keywords with the known flags as in inference."""
+    return {name: _INFERENCE.get(name, value) for name, value in keywords.items()}
 
 
 def _call_arguments(call: Callable, inputs: PyTree, keywords: Mapping[str, Any]) -> tuple[tuple, dict]:

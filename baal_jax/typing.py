@@ -72,17 +72,19 @@ class Variables(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network as three pure functions, whichever module system it was written in.
+    """A network as four pure functions, whichever module system it was written in.
 
     Attributes:
         init: ``(key, inputs [B, …]) -> Variables``, fresh weights.
         apply: ``(variables, inputs [B, …], key) -> outputs [B, …, C]``, one stochastic function for all rows.
         train: ``(variables, inputs [B, …], key) -> (outputs, collections)``, training mode.
+        deterministic: ``(variables, inputs [B, …]) -> outputs [B, …, C]``, without randomness, each row on its own.
     """
 
     init: Callable[[Key, PyTree], Variables]
     apply: Callable[[Variables, PyTree, Key], PyTree]
     train: Callable[[Variables, PyTree, Key], tuple[PyTree, PyTree]]
+    deterministic: Callable[[Variables, PyTree], PyTree]
 
 
 class Fit(Protocol):

@@ -274,3 +274,110 @@ def test_nnx_classes_may_take_rngs_by_keyword(key):
     fit = baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=2, batch_size=2)(model)
     state = fit(key, baal.Dataset(jnp.ones((6, 4)), jnp.zeros(6, jnp.int32)), jnp.ones(6, bool))
     chex.assert_shape(model.apply(state.variables, jnp.ones((2, 4)), key), (2, 3))
+
+
+STOCK = {  # what the module itself gives in inference, for networks of every way of passing flags
+    "LinenKeyword": {"train": False},
+    "LinenPosition": {"train": False},
+    "LinenConstructor": {},
+    "LinenDeterministic": {"deterministic": True},
+    "LinenInline": {"train": False},
+    "LinenConv": {"train": False},
+    "LinenAttention": {"train": False},
+    "LinenCounter": {"train": False},
+    "LinenDropPath": {},
+    "NnxMode": {},
+    "NnxKeyword": {"train": False},
+    "NnxRngs": {"rngs": None},
+    "NnxConv": {"train": False},
+    "NnxInstance": {"train": False},
+    "NnxAttention": {"deterministic": True},
+    "NnxOwnLayer": {},
+}
+
+
+def _stock(name, variables, inputs):
+    cls = getattr(networks, "NnxConv" if name == "NnxInstance" else name)
+    if name.startswith("Linen"):
+        arrays = {"params": variables.params, **variables.collections}
+        args = [False] if name == "LinenPosition" else []
+        return cls().apply(arrays, inputs, *args, **({} if args else STOCK[name]))
+    module = cls(nnx.Rngs(0))
+    nnx.update(module, variables.params)
+    if variables.collections:
+        nnx.update(module, variables.collections)
+    module.eval()
+    return module(inputs, **STOCK[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_randomness_a_model_is_the_stock_module_in_inference(name, key):
+    model = MODELS[name]()
+    variables = model.init(key, INPUTS[:1])
+    # Running statistics that differ from those at the start, and from those of the batch.
+    _, collections = model.train(variables, INPUTS, jax.random.key(1))
+    variables = variables._replace(collections=collections)
+    outputs = jax.jit(model.deterministic)(variables, INPUTS)
+    chex.assert_trees_all_close(outputs, _stock(name, variables, INPUTS), rtol=1e-5, atol=1e-6)
+    rows = [model.deterministic(variables, INPUTS[i : i + 1])[0] for i in (4, 0)]
+    chex.assert_trees_all_close(jnp.stack(rows), outputs[jnp.array([4, 0])], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_a_layer_inside_is_off_whatever_it_says(off, key):
+    net = nn.Sequential([nn.Dense(8), nn.Dropout(0.5, deterministic=off), nn.Dense(3)])
+    model = baal.from_linen(net)
+    variables = model.init(key, jnp.ones((1, 4)))
+    expected = net.clone(layers=[net.layers[0], nn.Dropout(0.5, deterministic=True), net.layers[2]])
+    inputs = INPUTS[:, 0, :4, 0]
+    chex.assert_trees_all_close(
+        model.deterministic(variables, inputs), expected.apply({"params": variables.params}, inputs), atol=1e-6
+    )
+
+
+def test_the_predict_flag_does_not_change_the_network_without_randomness(key):
+    models = [
+        baal.from_linen(networks.LinenAttention(), predict_kwargs={"train": train}) for train in (True, False)
+    ] + [baal.from_nnx(networks.NnxAttention, predict_kwargs={"deterministic": value}) for value in (True, False)]
+    variables = [model.init(key, INPUTS[:1]) for model in models]
+    outputs = [model.deterministic(v, INPUTS) for model, v in zip(models, variables, strict=True)]
+    chex.assert_trees_all_equal(outputs[0], outputs[1])
+    chex.assert_trees_all_equal(outputs[2], outputs[3])
+
+
+def test_functions_that_leave_the_key_alone_need_no_second_one(key):
+    def apply(params, inputs, key):
+        jax.random.normal(key)  # drawn, not used
+        return {"out": inputs @ params}
+
+    model = baal.from_functions(lambda key, x: jax.random.normal(key, (x.shape[-1], 2)), apply)
+    variables = model.init(key, jnp.ones((1, 4)))
+    inputs = INPUTS[:, 0, :4, 0]
+    chex.assert_trees_all_close(model.deterministic(variables, inputs)["out"], inputs @ variables.params, rtol=1e-6)
+
+
+def test_random_functions_name_their_network_without_randomness(key):
+    def apply(params, inputs, key):
+        return jnp.where(jax.random.bernoulli(key, 0.5, inputs.shape), inputs, 0.0) @ params
+
+    def init(key, inputs):
+        return jax.random.normal(key, (inputs.shape[-1], 2))
+
+    inputs = INPUTS[:, 0, :4, 0]
+    model = baal.from_functions(init, apply)
+    variables = model.init(key, inputs)
+    with pytest.raises(ValueError, match=r"depends on the key.*deterministic=\(params, inputs\) -> outputs"):
+        model.deterministic(variables, inputs)
+    model = baal.from_functions(init, apply, deterministic=lambda params, inputs: 0.5 * inputs @ params)
+    chex.assert_trees_all_close(model.deterministic(variables, inputs), 0.5 * inputs @ variables.params, rtol=1e-6)
+
+
+def test_an_unknown_random_layer_is_refused_where_no_randomness_is_allowed(key):
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(x + jax.random.normal(self.make_rng("dropout"), x.shape))
+
+    model = baal.from_linen(Noisy())
+    with pytest.raises(ValueError, match=r"depends on the key.*stochastic=\(MyLayer,\)"):
+        model.deterministic(model.init(key, jnp.ones((1, 4))), jnp.ones((2, 4)))
