@@ -4,7 +4,20 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 ``jit``, ``vmap``, ``scan`` and ``grad`` go through all of them.
 """
 
-from baal_jax import augmentation, checkpoint, data, heuristics, losses, metrics, pool, posteriors, selection, stopping
+from baal_jax import (
+    augmentation,
+    checkpoint,
+    data,
+    features,
+    heuristics,
+    losses,
+    metrics,
+    pool,
+    posteriors,
+    selection,
+    semi_supervised,
+    stopping,
+)
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
@@ -32,6 +45,7 @@ __all__ = [
     "checkpoint",
     "data",
     "evaluate",
+    "features",
     "from_functions",
     "from_linen",
     "from_nnx",
@@ -46,6 +60,7 @@ __all__ = [
     "score",
     "score_stream",
     "selection",
+    "semi_supervised",
     "stopping",
     "trainer",
 ]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import _checks, _random
+from baal_jax.models import require_stochastic
+from baal_jax.semi_supervised import Consistency
 from baal_jax.typing import Array, Dataset, Fit, Key, Model, PyTree, Trainer, Variables
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def trainer(
     regularizer: Callable[[PyTree], Array] | None = None,
     average_from: float | None = None,
     warm_start: bool = False,
+    unlabelled: Consistency | None = None,
+    unlabelled_batch_size: int | None = None,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
@@ -50,12 +54,18 @@ def trainer(
     set never compiles again. Parameters, batch statistics and optimizer state start afresh in every fit, unless
     ``warm_start``. With nothing labelled the loss is zero.
 
+    With ``unlabelled``, every step also reads ``U`` inputs from shuffled passes over all examples, whatever their
+    targets, which are never looked at. The first view of them is put behind the labelled batch for one pass through the
+    network, the second has a pass of its own. Batch statistics come from the first of these passes, so from labelled
+    and unlabelled inputs alike. With a consistency of weight zero, a network without batch statistics learns what it
+    would learn without ``unlabelled``, up to rounding.
+
     Args:
         optimizer: any optax transformation; weight decay and schedules belong here.
         loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, one number an example.
         num_steps: number of updates, or
         num_epochs: number of passes over the labelled examples (exactly one of the two). The last batch counts only
-            its share.
+            its share. Unlabelled inputs are read ``U`` a step meanwhile, however many passes that makes.
         batch_size: ``B``.
         augment: ``(key, batch) -> batch``, on a :class:`~baal_jax.Dataset` of ``B`` examples, compiled in.
         regularizer: ``params -> float``, added to the mean loss.
@@ -63,14 +73,17 @@ def trainer(
             of the weights over the last quarter, and batch statistics estimated anew for them on 100 batches. None
             returns the last weights. The learning rate should stay high meanwhile.
         warm_start: continue from the parameters and the optimizer state of the round before.
+        unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.semi_supervised`; its value is part
+            of the reported loss. None trains on the labelled examples alone.
+        unlabelled_batch_size: ``U``, by default ``batch_size``.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
         with ``num_steps`` it can be differentiated in reverse.
 
     Raises:
-        ValueError: both or neither of ``num_steps`` and ``num_epochs``, a value that is not positive, or an
-            ``average_from`` outside of [0, 1).
+        ValueError: both or neither of ``num_steps`` and ``num_epochs``, a value that is not positive, an
+            ``average_from`` outside of [0, 1), or ``unlabelled`` is no :class:`~baal_jax.semi_supervised.Consistency`.
 
     References:
         Izmailov et al., `Averaging weights leads to wider optima and better generalization
@@ -94,35 +107,50 @@ def trainer(
 
     if average_from is not None and not 0.0 <= average_from < 1.0:
         raise ValueError(f"average_from={average_from} must be at least 0 and less than 1: it is a share of the steps")
+    num_unlabelled = _unlabelled_batch_size(unlabelled, unlabelled_batch_size, batch_size)
 
     def bind(model: Model) -> Fit:
-        update = _update_step(model, optimizer, loss, batch_size, augment, regularizer)
+        update = _update_step(model, optimizer, loss, batch_size, augment, regularizer, unlabelled)
 
         def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
             num_examples = _checks.leading_axis("dataset", dataset)
             labelled = jnp.asarray(labelled)
             if labelled.shape != (num_examples,):
                 raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
-            key_init, key_order, key_steps = jax.random.split(key, 3)
+            # The first three are the same with and without a fourth.
+            key_init, key_order, key_steps, *key_unlabelled = jax.random.split(key, 3 if unlabelled is None else 4)
             state = _initial_state(key_init, model, optimizer, dataset)
+            views = None
+            if unlabelled is not None:
+                _require_two_views(unlabelled, augment, model, state.variables, dataset.inputs)
+                key_inputs, key_views = jax.random.split(*key_unlabelled)
+                views = _ViewStream(key_inputs, key_views, num_examples, num_unlabelled)
             if warm_start and previous is not None:
                 state = jax.tree.map(lambda old, new: jnp.where(previous.steps > 0, old, new), previous, state)
             ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
             stream = _Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
 
-            def plan(index: Array) -> tuple[Array, Key, Array, Array]:
+            def plan(index: Array) -> _Plan:
                 key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
-                return index, key_step, *stream.batch(index, batch_size, num_epochs)
+                inputs = None if views is None else views.plan(index)
+                return _Plan(index, key_step, *stream.batch(index, batch_size, num_epochs), inputs)
+
+            def views_in(planned: _Plan) -> _Views | None:
+                if unlabelled is None or planned.unlabelled is None:
+                    return None
+                return _two_views(unlabelled, augment, *planned.unlabelled, dataset.inputs)
 
             total: Array | int = num_steps or 0
             if num_epochs is not None:
                 total = (stream.size * num_epochs + batch_size - 1) // batch_size
 
-            def step(carry: tuple[TrainState, PyTree], planned: tuple[Array, Key, Array, Array]) -> tuple:
-                (state, average), (index, key_step, ids, weights) = carry, planned
-                state = update(key_step, state, jax.tree.map(lambda leaf: leaf[ids], dataset), weights)
+            def step(carry: tuple[TrainState, PyTree], planned: _Plan) -> tuple:
+                state, average = carry
+                batch = jax.tree.map(lambda leaf: leaf[planned.ids], dataset)
+                state = update(planned.key, state, batch, planned.weights, views_in(planned))
                 if average_from is not None:
-                    average = _running_mean(average, state.variables.params, index - _share(average_from, total))
+                    before = planned.number - _share(average_from, total)
+                    average = _running_mean(average, state.variables.params, before)
                 return (state, average), None
 
             carry = state, None if average_from is None else state.variables.params
@@ -139,10 +167,12 @@ def trainer(
             variables = Variables(average, state.variables.collections)
 
             def inputs_of(index: Array) -> tuple[Key, PyTree]:
-                _, key_step, ids, _ = plan(total + index)  # what would come next
-                key_augment, key_model = jax.random.split(key_step)
-                batch = jax.tree.map(lambda leaf: leaf[ids], dataset)
-                return key_model, (batch if augment is None else augment(key_augment, batch)).inputs
+                planned = plan(total + index)  # what would come next
+                key_augment, key_model = jax.random.split(planned.key)
+                batch = jax.tree.map(lambda leaf: leaf[planned.ids], dataset)
+                inputs = (batch if augment is None else augment(key_augment, batch)).inputs
+                seen = views_in(planned)
+                return key_model, inputs if seen is None else _joined(inputs, seen.first)
 
             return state._replace(variables=_with_new_statistics(model, variables, inputs_of))
 
@@ -244,6 +274,104 @@ class _Stream(NamedTuple):
         return self.ids[order], weights.astype(jnp.float32)
 
 
+class _Plan(NamedTuple):
+    """What a step reads."""
+
+    number: Array
+    key: Key
+    ids: Array  # int32[B]
+    weights: Array  # float32[B]
+    unlabelled: tuple[Key, Array] | None  # a key for the views, int32[U]
+
+
+class _Views(NamedTuple):
+    """Two views of the same inputs."""
+
+    first: PyTree
+    second: PyTree
+    key: Key  # of the pass of the second view
+
+
+class _ViewStream(NamedTuple):
+    """Shuffled passes over all examples, and keys for their views."""
+
+    key_inputs: Key
+    key_views: Key
+    num_examples: int
+    batch_size: int
+
+    def plan(self, index: Array) -> tuple[Key, Array]:
+        everything = jnp.arange(self.num_examples, dtype=jnp.int32)
+        stream = _Stream(self.key_inputs, everything, jnp.asarray(self.num_examples, jnp.int32))
+        key = jax.random.fold_in(_random.vectorised(self.key_views), index)
+        return key, stream.batch(index, self.batch_size, None)[0]
+
+
+def _two_views(
+    consistency: Consistency,
+    augment: Callable[[Key, Dataset], Dataset] | None,
+    key: Key,
+    ids: Array,
+    inputs: PyTree,
+) -> _Views:
+    key_first, key_second, key_model = jax.random.split(key, 3)
+    batch = Dataset(jax.tree.map(lambda leaf: leaf[ids], inputs))
+
+    def view(change: Callable[[Key, Dataset], Dataset] | None, key: Key) -> PyTree:
+        change = augment if change is None else change
+        return (batch if change is None else change(key, batch)).inputs
+
+    return _Views(view(consistency.first, key_first), view(consistency.second, key_second), key_model)
+
+
+def _joined(labelled: PyTree, unlabelled: PyTree) -> PyTree:
+    """One batch, the labelled examples first."""
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), tree) for tree in (labelled, unlabelled)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"augmentation makes (shape, dtype) {shapes[1]} of unlabelled inputs, but {shapes[0]} of labelled ones, "
+            "and they share a pass through the network: let both return the same"
+        )
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), labelled, unlabelled)
+
+
+def _unlabelled_batch_size(consistency: Consistency | None, value: int | None, batch_size: int) -> int:
+    if consistency is None and value is not None:
+        raise ValueError(f"unlabelled_batch_size={value} without unlabelled: pass semi_supervised.pi_model(…) there")
+    if consistency is not None and not isinstance(consistency, Consistency):
+        raise ValueError(f"unlabelled={consistency!r} must be made by semi_supervised.pi_model(…) or fix_match(…)")
+    return batch_size if value is None else _checks.positive_int("unlabelled_batch_size", value)
+
+
+def _require_two_views(
+    consistency: Consistency,
+    augment: Callable[[Key, Dataset], Dataset] | None,
+    model: Model,
+    variables: Variables,
+    inputs: PyTree,
+) -> None:
+    if consistency.first is None and consistency.second is None and augment is None:
+        try:
+            require_stochastic(model, variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
+        except ValueError as error:
+            if "does not depend on the key" not in str(error):
+                raise
+            raise ValueError(
+                "unlabelled compares two views of an input, but the model's output does not depend on the key and "
+                "nothing is augmented, so they would be the same: add dropout or an augmentation"
+            ) from error
+
+
+def _disagreement(consistency: Consistency, first: PyTree, second: PyTree, batch_size: int) -> Array:
+    values = consistency.loss(first, second)
+    if values.shape[:1] != (batch_size,):
+        raise ValueError(
+            f"the loss of unlabelled returned shape {values.shape}, but one number for each of the {batch_size} inputs "
+            "is needed: leave out the mean, the trainer takes it"
+        )
+    return jnp.mean(values.astype(jnp.float32))
+
+
 def _update_step(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -251,13 +379,17 @@ def _update_step(
     batch_size: int,
     augment: Callable[[Key, Dataset], Dataset] | None,
     regularizer: Callable[[PyTree], Array] | None,
-) -> Callable[[Key, TrainState, Dataset, Array], TrainState]:
+    consistency: Consistency | None,
+) -> Callable[[Key, TrainState, Dataset, Array, _Views | None], TrainState]:
     import optax
 
     def objective(
-        params: PyTree, collections: PyTree, batch: Dataset, weights: Array, key: Key
+        params: PyTree, state: TrainState, batch: Dataset, weights: Array, key: Key, views: _Views | None
     ) -> tuple[Array, PyTree]:
-        outputs, collections = model.train(Variables(params, collections), batch.inputs, key)
+        variables = Variables(params, state.variables.collections)
+        inputs = batch.inputs if views is None else _joined(batch.inputs, views.first)
+        all_outputs, collections = model.train(variables, inputs, key)
+        outputs = all_outputs if views is None else jax.tree.map(lambda leaf: leaf[:batch_size], all_outputs)
         losses = loss(outputs, batch.targets)
         if losses.shape[:1] != (batch_size,):
             raise ValueError(
@@ -266,19 +398,23 @@ def _update_step(
             )
         losses = jnp.mean(losses.astype(jnp.float32), axis=tuple(range(1, losses.ndim)))
         mean = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+        if consistency is not None and views is not None:
+            first = jax.tree.map(lambda leaf: leaf[batch_size:], all_outputs)
+            second, _ = model.train(variables, views.second, views.key)
+            disagreement = _disagreement(consistency, first, second, jax.tree.leaves(first)[0].shape[0])
+            weight = jnp.asarray(consistency.weight(state.steps)).astype(mean.dtype)
+            mean += weight * jnp.max(weights) * disagreement  # zero where nothing is labelled
         if regularizer is not None:
             mean += jnp.asarray(regularizer(params)).astype(mean.dtype)
         return mean, collections
 
-    def update(key: Key, state: TrainState, batch: Dataset, weights: Array) -> TrainState:
+    def update(key: Key, state: TrainState, batch: Dataset, weights: Array, views: _Views | None) -> TrainState:
         key_augment, key_model = jax.random.split(key)
         if augment is not None:
             batch = augment(key_augment, batch)
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
         variables = state.variables
-        (value, collections), gradients = value_and_grad(
-            variables.params, variables.collections, batch, weights, key_model
-        )
+        (value, collections), gradients = value_and_grad(variables.params, state, batch, weights, key_model, views)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
             updates, opt_state = optimizer.update(gradients, state.opt_state, variables.params)
             params = optax.apply_updates(variables.params, updates)
