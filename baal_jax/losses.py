@@ -83,6 +83,45 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     return _mean_over_positions(errors, known)
 
 
+def gaussian_nll(outputs: Array, targets: Array) -> Array:
+    r"""Negative log-likelihood of a Gaussian whose mean and log-variance the network predicts, in nats.
+
+    .. math:: \tfrac1C \sum_c \tfrac12 \Bigl( \log 2\pi + \log\sigma_c^2 + (y_c - \mu_c)^2 / \sigma_c^2 \Bigr)
+
+    Args:
+        outputs: ``[B, …, 2C]``: ``C`` means and then ``C`` log-variances.
+        targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension; NaN is unknown and does not count.
+
+    Returns:
+        ``[B]``: the loss of each example, averaged over its positions that count.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    References:
+        Nix and Weigend, `Estimating the mean and variance of the target probability distribution
+        <https://doi.org/10.1109/ICNN.1994.374138>`_, 1994.
+
+    Example:
+        >>> from baal_jax import losses
+        >>> print(losses.gaussian_nll(jnp.zeros((1, 2)), jnp.zeros(1)))
+        [0.9189385]
+    """
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 2:
+        targets = targets[..., None]
+    if outputs.shape != (*targets.shape[:-1], 2 * targets.shape[-1]):
+        raise ValueError(
+            f"outputs have shape {outputs.shape}, but a mean and a log-variance for each of the targets "
+            f"{targets.shape} are needed in the last axis"
+        )
+    mean, log_variance = jnp.split(_numerics.as_float(outputs), 2, axis=-1)
+    targets = _numerics.as_float(targets)
+    known = ~jnp.isnan(targets)
+    errors = jnp.where(known, targets, 0.0) - jnp.where(known, mean, 0.0)
+    losses = 0.5 * (jnp.log(2 * jnp.pi) + log_variance + errors**2 * jnp.exp(-log_variance))
+    return _mean_over_positions(jnp.where(known, losses, 0.0), known)
+
+
 def _mean_over_positions(losses: Array, known: Array) -> Array:
     axes = tuple(range(1, losses.ndim))
     return jnp.sum(losses, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(losses.dtype)

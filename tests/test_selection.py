@@ -1,7 +1,6 @@
-"""The contract of every selection, and exact distributions for the random ones."""
+"""Selections that rank scores, and exact distributions for the random ones."""
 
 import functools
-import inspect
 import itertools
 
 import jax
@@ -18,14 +17,13 @@ from tests.oracles import baal
 from tests.oracles import selection as oracle
 
 NUM, DRAWS, CLASSES, FEATURES = 7, 5, 3, 4
-DETERMINISTIC = {"top_k", "batch_bald"}  # BatchBALD while it can enumerate
 SCORES = jnp.array(baal.GOLDEN["BALD(P)"]["scores"], jnp.float32)
 STOCHASTIC = {
     "power": (jax.jit(_stochastic.power_log_weights), "PowerSampling"),
     "softmax": (jax.jit(_stochastic.softmax_log_weights), "GibbsSampling"),
     "softrank": (jax.jit(_stochastic.softrank_log_weights), "RankBasedSampling"),
 }
-every_selection = pytest.mark.parametrize("name", selection.REGISTRY)
+every_ranking = pytest.mark.parametrize("name", ["top_k", *STOCHASTIC])
 every_stochastic = pytest.mark.parametrize("name", STOCHASTIC)
 
 
@@ -44,19 +42,6 @@ def summary_of(acquisition, predictions):
     return None if acquisition.summarise is None else acquisition.summarise(predictions)
 
 
-def ranks_scores(name):
-    summary = summary_of(build(name), make_predictions())
-    return isinstance(summary, jax.Array) and summary.shape == (NUM,)
-
-
-every_ranking = pytest.mark.parametrize("name", [name for name in selection.REGISTRY if ranks_scores(name)])
-
-
-def select(name, key, available, query_size, seed=0):
-    acquisition = build(name)
-    return acquisition.select(key, summary_of(acquisition, make_predictions(seed)), available, query_size)
-
-
 def check(picked, available, query_size):
     indices, scores = np.asarray(picked.indices), np.asarray(picked.scores)
     assert (indices.dtype, scores.dtype) == (np.int32, np.float32)
@@ -67,96 +52,6 @@ def check(picked, available, query_size):
     assert np.isnan(scores[num:]).all()
     assert len(set(indices[:num].tolist())) == num
     assert np.asarray(available)[indices[:num]].all()
-
-
-# The contract of every member
-
-
-@every_selection
-@given(available=st.lists(st.booleans(), min_size=NUM, max_size=NUM), seed=st.integers(0, 2**32 - 1))
-def test_picks_are_distinct_and_available_and_padded(name, available, seed):
-    available = np.array(available)
-    check(select(name, jax.random.key(seed), available, 4, seed), available, 4)
-
-
-@every_selection
-def test_nothing_available(name, key):
-    picked = select(name, key, np.zeros(NUM, bool), 4)
-    assert picked.indices.tolist() == [-1] * 4
-    assert np.isnan(picked.scores).all()
-
-
-@every_selection
-def test_the_whole_pool_can_be_picked(name, key):
-    picked = select(name, key, np.ones(NUM, bool), NUM)
-    check(picked, np.ones(NUM, bool), NUM)
-
-
-@every_selection
-def test_more_than_the_pool_is_an_error(name, key):
-    # Case 25.
-    with pytest.raises(ValueError, match=f"query_size={NUM + 1} exceeds the {NUM} examples"):
-        select(name, key, np.ones(NUM, bool), NUM + 1)
-
-
-@every_selection
-@pytest.mark.parametrize("query_size", [0, -1, True])
-def test_a_query_is_a_positive_number(name, key, query_size):
-    with pytest.raises(ValueError, match=r"query_size=.* must be an integer of at least 1"):
-        select(name, key, np.ones(NUM, bool), query_size)
-
-
-@every_selection
-def test_same_key_same_picks_and_different_keys_differ(name):
-    # Case 20.
-    available = np.arange(NUM) != 3
-    keys = jax.random.split(jax.random.key(1), 20)
-    picked = [select(name, key, available, 4).indices.tolist() for key in keys]
-    assert picked == [select(name, key, available, 4).indices.tolist() for key in keys]
-    assert (len(set(map(tuple, picked))) == 1) == (name in DETERMINISTIC)
-
-
-@every_selection
-def test_compiled_equals_eager(name, key):
-    available = np.arange(NUM) != 3
-    acquisition, jitted = build(name), build(name).select
-    assert inspect.unwrap(jitted) is not jitted  # exported compiled
-    eager = inspect.unwrap(jitted)(key, summary_of(acquisition, make_predictions()), jnp.asarray(available), 4)
-    picked = select(name, key, available, 4)
-    np.testing.assert_array_equal(picked.indices, eager.indices)
-    np.testing.assert_allclose(picked.scores, eager.scores, rtol=1e-5, atol=1e-6)
-
-
-@every_selection
-def test_vmaps_over_keys(name):
-    acquisition, available = build(name), jnp.arange(NUM) != 3
-    summary, keys = summary_of(acquisition, make_predictions()), jax.random.split(jax.random.key(2), 6)
-    together = jax.vmap(lambda key: acquisition.select(key, summary, available, 4))(keys)
-    alone = [acquisition.select(key, summary, available, 4) for key in keys]
-    np.testing.assert_array_equal(together.indices, np.stack([picked.indices for picked in alone]))
-    np.testing.assert_allclose(together.scores, np.stack([picked.scores for picked in alone]), rtol=1e-6)
-
-
-@every_selection
-def test_no_key_is_used_twice(name, key, key_reuse):
-    with pytest.raises(jax.errors.KeyReuseError):  # the checker is awake
-        jax.jit(lambda key: jax.random.uniform(key) + jax.random.normal(key))(jax.random.key(1))
-    acquisition = selection.REGISTRY[name]()  # traced anew, under the checker
-    summary = summary_of(acquisition, make_predictions())
-    check(acquisition.select(key, summary, jnp.ones(NUM, bool), 4), np.ones(NUM, bool), 4)
-
-
-@every_selection
-def test_an_example_with_nan_comes_last(name):
-    # Case 13.
-    acquisition, predictions = build(name), make_predictions()
-    if acquisition.summarise is None:
-        return
-    broken = acquisition.summarise(predictions._replace(logits=predictions.logits.at[1, 2, 0].set(jnp.nan)))
-    for key in jax.random.split(jax.random.key(3), 10):
-        picked = acquisition.select(key, broken, jnp.arange(NUM) != 0, NUM)
-        check(picked, np.arange(NUM) != 0, NUM)
-        assert picked.indices[-2:].tolist() == [2, -1]
 
 
 # Selections that rank scores
@@ -221,7 +116,7 @@ def test_scores_may_be_half_precision(name, key):
     np.testing.assert_array_equal(picked.scores, scores[picked.indices].astype(jnp.float32))
 
 
-@pytest.mark.parametrize("name", [name for name in selection.REGISTRY if ranks_scores(name)])
+@every_ranking
 def test_scores_are_those_of_the_heuristic(name):
     predictions = make_predictions()
     np.testing.assert_array_equal(build(name).summarise(predictions), heuristics.bald(predictions.logits))

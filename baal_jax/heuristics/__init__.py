@@ -6,6 +6,7 @@ where the score is information. Everything is jitted, vmaps, and is differentiab
 
 from baal_jax.heuristics._compose import combine, reduce_spatial
 from baal_jax.heuristics._convert import binary_logits, from_baal_layout
+from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig
 from baal_jax.heuristics._information import bald, entropy, epig, expected_entropy
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
 from baal_jax.typing import ScoreFn
@@ -31,6 +32,8 @@ __all__ = [
     "epig",
     "expected_entropy",
     "from_baal_layout",
+    "gaussian_bald",
+    "gaussian_epig",
     "least_confidence",
     "margin",
     "mean_std",

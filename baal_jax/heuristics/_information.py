@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from baal_jax import _checks, _numerics
 from baal_jax.typing import Array
 
+_BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
+
 
 @jax.jit
 def entropy(logits: Array) -> Array:
@@ -145,15 +147,24 @@ def epig(logits: Array, target_logits: Array) -> Array:
         )
     mean, lift = _mean_and_lift(logits)
     target_mean, target_lift = _mean_and_lift(target_logits)
+    num_draws, num_examples, num_classes = lift.shape
+    rows = jnp.moveaxis(lift, 0, -1).reshape(-1, num_draws)
+    columns, weights = target_lift.reshape(num_draws, -1), target_mean.reshape(-1)
+    # Blocks of label pairs: one matrix product each, and memory that does not grow with the number of targets.
+    size = max(1, min(columns.shape[1], _BLOCK // rows.shape[0]))
+    padding = -columns.shape[1] % size
+    columns = jnp.pad(columns, ((0, 0), (0, padding))).reshape(num_draws, -1, size)
+    weights = jnp.pad(weights, (0, padding)).reshape(-1, size)
 
-    def information(target: tuple[Array, Array]) -> Array:  # ([C], [S, C]) -> [N]
+    def information(block: tuple[Array, Array]) -> Array:  # ([S, b], [b]) -> [N, C]
         # p(y, y_m) / p(y) p(y_m), which cannot underflow where p(y, y_m) does
-        ratio = jnp.einsum("snc,sd->ncd", lift, target[1], precision="highest") / lift.shape[0]
+        ratio = jnp.matmul(rows, block[0], precision="highest") / num_draws
         possible = ratio != 0
         divergence = jnp.where(possible, ratio * jnp.log(jnp.where(possible, ratio, 1.0)), 0.0) - (ratio - 1.0)
-        return jnp.sum(mean[..., None] * target[0][None, None] * divergence, axis=(1, 2))
+        return jnp.matmul(divergence, block[1], precision="highest").reshape(num_examples, num_classes)
 
-    return jnp.mean(jax.lax.map(information, (target_mean, jnp.moveaxis(target_lift, 1, 0))), axis=0)
+    total = jnp.sum(jax.lax.map(information, (jnp.moveaxis(columns, 1, 0), weights)), axis=0)
+    return jnp.sum(mean * total, axis=-1) / target_mean.shape[0]
 
 
 def _mean_and_lift(logits: Array) -> tuple[Array, Array]:

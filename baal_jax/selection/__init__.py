@@ -6,13 +6,39 @@ Scores that are NaN come last.
 
 from collections.abc import Callable
 
+from baal_jax.selection import feature_maps, selectors, transforms
 from baal_jax.selection._batch_bald import batch_bald
-from baal_jax.selection._rank import precomputed, random, top_k
+from baal_jax.selection._grid import (
+    badge,
+    bait,
+    batch_bald_gaussian,
+    core_set,
+    frank_wolfe,
+    grid,
+    k_center,
+    k_means_pp,
+    lcmd,
+    max_det,
+    max_diag,
+)
+from baal_jax.selection._rank import epig, precomputed, random, top_k
 from baal_jax.selection._stochastic import power, softmax, softrank
 from baal_jax.typing import Acquisition
 
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
+    "badge": badge,
+    "bait": bait,
     "batch_bald": batch_bald,
+    "batch_bald_gaussian": batch_bald_gaussian,
+    "core_set": core_set,
+    "epig": epig,
+    "frank_wolfe": frank_wolfe,
+    "grid": grid,
+    "k_center": k_center,
+    "k_means_pp": k_means_pp,
+    "lcmd": lcmd,
+    "max_det": max_det,
+    "max_diag": max_diag,
     "power": power,
     "random": random,
     "softmax": softmax,
@@ -21,4 +47,28 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 }
 """Name → builder; each can be called without arguments."""
 
-__all__ = ["REGISTRY", "batch_bald", "power", "precomputed", "random", "softmax", "softrank", "top_k"]
+__all__ = [
+    "REGISTRY",
+    "badge",
+    "bait",
+    "batch_bald",
+    "batch_bald_gaussian",
+    "core_set",
+    "epig",
+    "feature_maps",
+    "frank_wolfe",
+    "grid",
+    "k_center",
+    "k_means_pp",
+    "lcmd",
+    "max_det",
+    "max_diag",
+    "power",
+    "precomputed",
+    "random",
+    "selectors",
+    "softmax",
+    "softrank",
+    "top_k",
+    "transforms",
+]

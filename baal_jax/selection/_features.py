@@ -1,4 +1,4 @@
-"""What every selection from features shares: checks, NaN rows, and padding."""
+"""What every selection from features shares: checks, rows that are not finite, and padding."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Find(Protocol):
 def over_features(
     find: Find, summarise: Callable[[Predictions], PyTree] | None = None, *, reads_labelled: bool = False
 ) -> Acquisition:
-    """An acquisition from a search over features without NaN.
+    """An acquisition from a search over finite features.
 
-    Rows with NaN are hidden from ``find`` (their features are 0, they are neither available nor labelled) and picked
-    last, in order of their ids. ``find`` gives −1 where nothing is left.
+    Rows with NaN or infinite values are hidden from ``find`` (their features are 0, they are neither available nor
+    labelled) and picked last, in order of their ids. ``find`` gives −1 where nothing is left.
 
     Args:
         find: the search.
@@ -49,7 +49,7 @@ def over_features(
             raise ValueError(f"query_size={query_size} exceeds the {num_examples} examples: ask for fewer")
         labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled) & ~available
         features = jax.tree.map(lambda leaf: _numerics.replicate(jnp.asarray(leaf)), summary)
-        features = jax.tree.map(lambda leaf: _numerics.as_float(leaf) if _is_float(leaf) else leaf, features)
+        features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_float(leaf) else leaf, features)
         broken = broken_rows(features)
         features = jax.tree.map(lambda leaf: _without(leaf, broken), features)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
@@ -75,9 +75,9 @@ def read_features(predictions: Predictions) -> Array:
 
 
 def broken_rows(features: PyTree) -> Array:
-    """``bool[N]``: whether a row holds NaN."""
+    """``bool[N]``: whether a row holds a number that is not finite."""
     leaves = [leaf for leaf in jax.tree.leaves(features) if _is_float(leaf)]
-    broken = [jnp.any(jnp.isnan(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
+    broken = [jnp.any(~jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
     return jnp.any(jnp.stack(broken), axis=0)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax import _checks, _numerics, heuristics
 from baal_jax.heuristics import bald
 from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
 
@@ -35,6 +36,26 @@ def top_k(score_fn: ScoreFn = bald) -> Acquisition:
         return _numerics.rank_values(scores, available)
 
     return ranking(score_fn, rank)
+
+
+def epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> Acquisition:
+    """Picks what tells most about predictions that matter: those on ``target_inputs``, given to ``step`` or ``run``.
+
+    Args:
+        score_fn: ``(logits [S, B, C], target_logits [S, M, C]) -> scores [B]``; for regression
+            ``lambda *outputs: heuristics.gaussian_epig(*outputs, noise=0.1)``.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are nats.
+
+    References:
+        Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
+    """
+
+    def summarise(predictions: Predictions) -> Array:
+        return score_fn(predictions.logits, predictions.target_logits)
+
+    return top_k()._replace(summarise=summarise)
 
 
 def random(score_fn: ScoreFn | None = None) -> Acquisition:

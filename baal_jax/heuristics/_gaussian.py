@@ -1,0 +1,137 @@
+"""Scores for regression: networks whose outputs are the mean, or mean and log-variance, of a Gaussian."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics
+from baal_jax.typing import Array
+
+
+@partial(jax.jit, static_argnames="noise")
+def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
+    r"""BALD for regression: what a label would tell about the parameters, if the mean prediction were Gaussian.
+
+    .. math:: I(y; \theta) \approx \tfrac12 \sum_c \Bigl( \log\bigl(\operatorname{Var}_s \mu_{sc} +
+              \tfrac1S \sum_s \sigma_{sc}^2\bigr) - \tfrac1S \sum_s \log \sigma_{sc}^2 \Bigr)
+
+    The entropy of the mixture of draws is bounded from above by that of the Gaussian with its mean and variance, and
+    so is the score.
+
+    Args:
+        outputs: ``[S, N, …, 2C]``, ``C`` means and then ``C`` log-variances, as in
+            :func:`~baal_jax.losses.gaussian_nll`; with ``noise`` given, ``[S, N, …, C]`` means.
+        noise: ``σ``, standard deviation of the labels, where the network does not predict it.
+
+    Returns:
+        ``[N, …]`` scores in nats, at least 0.
+
+    Raises:
+        ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
+
+    References:
+        Houlsby et al., `Bayesian active learning for classification and preference learning
+        <https://arxiv.org/abs/1112.5745>`_, 2011; Depeweg et al., `Decomposition of uncertainty in Bayesian deep
+        learning <https://arxiv.org/abs/1710.07283>`_, 2018.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> means = jnp.array([[[-1.0]], [[1.0]]])                              # two draws, one example
+        >>> print(heuristics.gaussian_bald(means, noise=1.0))                   # ½ log(1 + 1)
+        [0.3465736]
+    """
+    mean, log_variance = _mean_and_log_variance("outputs", outputs, noise)
+    aleatoric = jnp.exp(log_variance)
+    epistemic = jnp.var(mean, axis=0)
+    # As logarithms of ratios to the mean variance, small scores keep their digits.
+    average = jnp.mean(aleatoric, axis=0)
+    spread = jnp.log(average) - jnp.mean(log_variance, axis=0)
+    return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(spread, 0.0), axis=-1)
+
+
+@partial(jax.jit, static_argnames="noise")
+def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = None) -> Array:
+    r"""EPIG for regression: what a label would tell about predictions that matter, if they were jointly Gaussian.
+
+    .. math:: \tfrac1M \sum_m -\tfrac12 \log\det\bigl(I - R_m R_m^\top\bigr), \qquad
+              R_m = L^{-1}\, \operatorname{Cov}_s(\mu, \mu_m)\, L_m^{-\top}
+
+    where :math:`L L^\top` is the predictive covariance of an example, noise included. With one output it is
+    :math:`-\tfrac12 \log(1 - \rho^2)` for the correlation :math:`\rho` of the two labels.
+
+    Args:
+        outputs: ``[S, N, 2C]``, or ``[S, N, C]`` with ``noise`` given, as in :func:`gaussian_bald`.
+        target_outputs: ``[S, M, …]``, the same for the target inputs, under the same draws.
+        noise: ``σ``, standard deviation of the labels, where the network does not predict it.
+
+    Returns:
+        ``[N]`` scores in nats, at least 0.
+
+    Raises:
+        ValueError: either has not three axes, they differ in draws, the last axis is odd, or ``noise`` is not positive.
+
+    References:
+        Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> means = jnp.array([[[-1.0]], [[1.0]]])
+        >>> print(heuristics.gaussian_epig(means, means, noise=1.0).round(5))   # ρ = ½
+        [0.14384]
+    """
+    for name, value in (("outputs", outputs), ("target_outputs", target_outputs)):
+        _checks.draws(name, value)
+        if value.ndim != 3:
+            raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
+    if outputs.shape[0] != target_outputs.shape[0]:
+        raise ValueError(
+            f"{outputs.shape[0]} draws of outputs and {target_outputs.shape[0]} of target_outputs: use the same"
+        )
+    white = _whitened(*_mean_and_log_variance("outputs", outputs, noise))
+    target_white = _whitened(*_mean_and_log_variance("target_outputs", target_outputs, noise))
+    num_draws, num_examples, size = white.shape
+
+    def information(target: Array) -> Array:  # [S, C] -> [N]
+        shared = jnp.einsum("snc,sd->ncd", white, target, precision="highest") / num_draws
+        if size == 1:
+            return -0.5 * jnp.log1p(-jnp.minimum(shared[:, 0, 0] ** 2, 1.0))
+        shared = jnp.matmul(shared, jnp.swapaxes(shared, 1, 2), precision="highest")
+        rest = jnp.broadcast_to(jnp.eye(size, dtype=shared.dtype), shared.shape) - shared
+        return -jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(rest), axis1=1, axis2=2)), axis=-1)
+
+    scores = jax.lax.map(information, jnp.moveaxis(target_white, 1, 0), batch_size=16)
+    return jnp.mean(scores, axis=0).reshape(num_examples)
+
+
+def _mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
+    """Both ``[S, N, …, C]``."""
+    _checks.draws(name, outputs)
+    outputs = _numerics.as_float(outputs)
+    if noise is not None:
+        noise = _checks.finite_float("noise", noise, 0.0)
+        if noise == 0.0:
+            raise ValueError(f"noise={noise!r} must be positive: labels without noise would tell everything")
+        return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
+    if outputs.shape[-1] % 2:
+        raise ValueError(
+            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed in the last axis: "
+            "pass noise= for a network that predicts means alone"
+        )
+    mean, log_variance = jnp.split(outputs, 2, axis=-1)
+    return mean, log_variance
+
+
+def _whitened(mean: Array, log_variance: Array) -> Array:
+    """Centred means ``[S, N, C]`` in units of the predictive covariance."""
+    centred = mean - jnp.mean(mean, axis=0, keepdims=True)
+    aleatoric = jnp.mean(jnp.exp(log_variance), axis=0)
+    if mean.shape[-1] == 1:
+        return centred / jnp.sqrt(jnp.mean(centred**2, axis=0) + aleatoric)[None]
+    covariance = jnp.einsum("snc,snd->ncd", centred, centred, precision="highest") / mean.shape[0]
+    covariance += jax.vmap(jnp.diag)(aleatoric)
+    root = jnp.linalg.cholesky(covariance)
+    solved = jax.scipy.linalg.solve_triangular(root, jnp.moveaxis(centred, 0, -1), lower=True)  # [N, C, S]
+    return jnp.moveaxis(solved, -1, 0)
