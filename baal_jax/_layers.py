@@ -126,8 +126,14 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
     """
     of_inputs = _depending(program, inputs)
     weights = _depending(program, params) - of_inputs
+    chosen = _chosen(program, weights)
     for equation in reversed(program.equations):
         operands = [atom for atom in equation.invars if _is_variable(atom)]
+        if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
+            raise ValueError(
+                "the last weight layer of the network sits inside of a branch (cond) that depends on the inputs: move "
+                "it out, or write the features as (state, inputs) -> [B, D] yourself"
+            )
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
@@ -242,6 +248,20 @@ def _depending(program: Program, sources: Sequence) -> set:
     found = set(sources)
     for equation in program.equations:
         if any(_is_variable(atom) and atom in found for atom in equation.invars):
+            found.update(equation.outvars)
+    return found
+
+
+def _chosen(program: Program, weights: set) -> set:
+    """Weights that the inputs choose, which is what becomes of a ``cond`` under ``vmap``."""
+    found = set()
+    for equation in program.equations:
+        cases = [atom for atom in equation.invars if _is_variable(atom)]
+        if equation.primitive is primitives.select_n_p:
+            is_chosen = cases[0] not in weights and len(cases) > 1 and weights.issuperset(cases[1:])
+        else:
+            is_chosen = _is_reshape(equation) and not found.isdisjoint(cases)
+        if is_chosen:
             found.update(equation.outvars)
     return found
 
