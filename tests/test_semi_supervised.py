@@ -1,6 +1,9 @@
 """Semi-supervised fits: the papers' equations, what is read and what is not, and the contract of a trainer."""
 
+import json
+import sys
 from functools import cache, partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,6 +17,9 @@ import baal_jax as baal
 from baal_jax import heuristics, posteriors, selection, semi_supervised
 from tests.oracles import semi_supervised as oracle
 from tests.test_training import assert_same, classes_data, first, regression_data
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import semi_supervised_digits as digits
 
 ALL = 20  # examples of classes_data
 
@@ -424,3 +430,37 @@ def test_what_cannot_work_is_refused_when_the_fit_is_traced(unlabelled, outputs,
     trainer = baal.trainer(optax.sgd(0.1), lambda outputs, targets: outputs[:, 0], num_steps=1, unlabelled=unlabelled)
     with pytest.raises(ValueError, match=message):
         trainer(linear(np.ones((4, outputs), np.float32)))(key, classes_data(), first(9, ALL))
+
+
+# The experiment
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["sizes", "active"])
+def test_the_experiment_writes_tables_a_picture_and_results(active, tmp_path, capsys):
+    methods = ("supervised", "pi_model") if active else ("supervised", "fix_match")
+    config = digits.Config(
+        methods, labels=(10, 20), active=active, model="mlp", seeds=2, num_steps=2, rounds=2, num_samples=2,
+        unlabelled_batch_size=8, out=tmp_path,
+    )  # fmt: skip
+    curves = digits.main(config)
+    assert len(curves) == (4 if active else 2)
+    for curve in curves.values():
+        assert curve.metrics["accuracy"].shape == (2, 2)
+        np.testing.assert_array_equal(curve.num_labelled, [20, 30] if active else [10, 20])
+    if not active:  # nothing is certain after two steps, so FixMatch is the supervised fit: the seeds are paired
+        accuracies = [curve.metrics["accuracy"] for curve in curves.values()]
+        np.testing.assert_allclose(*accuracies, atol=1 / 360 + 1e-6)
+    assert "points ± s.e. of the paired difference" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert len(json.loads((tmp_path / "results.json").read_text())["curves"]) == len(curves)
+
+
+def test_labels_of_the_experiment_are_nested_and_balanced():
+    targets = jnp.arange(200) % 10
+    order = digits.labelling_order(targets, digits.Config(), 0)
+    np.testing.assert_array_equal(np.sort(order), np.arange(200))
+    for count in (10, 50):
+        assert np.bincount(np.asarray(targets)[order < count]).tolist() == [count // 10] * 10
+    assert np.any(digits.labelling_order(targets, digits.Config(), 1) != order)
+    at_random = digits.labelling_order(targets, digits.Config(balanced=False), 0)
+    assert np.bincount(np.asarray(targets)[at_random < 50], minlength=10).tolist() != [5] * 10
