@@ -24,10 +24,11 @@ import numpy as np
 import optax
 import tyro
 from models import MLP, SmallCNN
+from strategies import acquisition
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import augmentation, heuristics, losses, posteriors, reporting, selection, semi_supervised
+from baal_jax import augmentation, losses, posteriors, reporting, semi_supervised
 
 matplotlib.use("agg")
 
@@ -46,7 +47,10 @@ class Config:
     """Equally many labels of each class, as in the papers; else drawn at random."""
 
     active: bool = False
-    """Active learning: random and BALD on top of each method, in place of the numbers of labels above."""
+    """Active learning on top of each method, in place of the numbers of labels above."""
+
+    strategies: tuple[str, ...] = ("random", "bald")
+    """With --active: "random", a heuristic, or a stochastic selection and a heuristic, such as "power_bald"."""
 
     num_initial: int = 20
     """With --active: labels drawn at random before the first round."""
@@ -95,7 +99,7 @@ def main(config: Config) -> dict[str, reporting.Curves]:
     """Runs everything, then reports."""
     start = time.perf_counter()
     train, test = jax.tree.map(jnp.asarray, baal.data.digits(image=True))
-    runs = len(config.methods) * (2 * config.rounds if config.active else len(config.labels))
+    runs = len(config.methods) * (len(config.strategies) * config.rounds if config.active else len(config.labels))
     with tqdm(total=runs, unit="round" if config.active else "size") as progress:
         curves = (active_curves if config.active else passive_curves)(config, train, test, progress)
     print(reporting.learning_curve_table(curves))
@@ -182,14 +186,14 @@ def labelling_order(targets: jax.Array, config: Config, seed: int) -> np.ndarray
 def active_curves(
     config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
 ) -> dict[str, reporting.Curves]:
-    """Random labelling and BALD on top of every method, a round at a time."""
+    """Every strategy on top of every method, a round at a time."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     curves = {}
     for method in config.methods:
-        for rule, acquisition in (("random", selection.random()), ("bald", selection.top_k(heuristics.bald))):
+        for rule in config.strategies:
             loop = baal.active_loop(
                 make_posterior(method, config),
-                acquisition,
+                acquisition(rule, 1.0),
                 query_size=config.query_size,
                 num_samples=config.num_samples,
             )
