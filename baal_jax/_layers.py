@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,13 @@ _CALLS = {  # primitives that only call a program, and the parameter that holds 
 _RULES = {primitives.custom_jvp_call_p: "call_jaxpr", primitives.custom_vjp_call_p: "call_jaxpr"}
 _PRODUCTS = (primitives.dot_general_p, primitives.conv_general_dilated_p)
 _RESHAPES = (primitives.reshape_p, primitives.transpose_p, primitives.squeeze_p, primitives.convert_element_type_p)
+_MOVES = (
+    primitives.broadcast_in_dim_p,
+    primitives.concatenate_p,
+    primitives.pad_p,
+    primitives.rev_p,
+    primitives.slice_p,
+)
 
 
 class Program(NamedTuple):
@@ -69,12 +76,12 @@ def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Prog
     Args:
         function: to be traced; what it returns may be any pytree of arrays.
         arguments: pytrees of arrays, whose values are not read.
-        keep_rules: whether functions with derivatives of their own stay whole, as differentiation needs.
+        keep_rules: whether functions with derivatives of their own stay whole, as differentiation needs. Those that are
+            products and moves of numbers alone are opened all the same: their derivative is no matter of choice.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    calls = _CALLS if keep_rules else {**_CALLS, **_RULES}
     leaves = jax.tree.leaves(arguments)
-    flat = jax.make_jaxpr(lambda *leaves: _run(closed, leaves, calls))(*leaves)
+    flat = jax.make_jaxpr(lambda *leaves: _run(closed, leaves, keep_rules))(*leaves)
     variables = iter(flat.jaxpr.invars)
     grouped = [list(itertools.islice(variables, len(jax.tree.leaves(argument)))) for argument in arguments]
     constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
@@ -110,7 +117,7 @@ def evaluate(
     """
     variables = itertools.chain.from_iterable(program.arguments)
     values = dict(zip(variables, jax.tree.leaves(arguments), strict=True))
-    return _interpret(program.equations, {**program.constants, **values}, program.outputs, {}, after)
+    return _interpret(program.equations, {**program.constants, **values}, program.outputs, after=after)
 
 
 def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
@@ -215,24 +222,55 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     return read, cotangent.reshape(rows, -1) if layer.on_left else cotangent.reshape(-1, rows).T
 
 
-def _run(closed: Any, arguments: Sequence, calls: Mapping[Any, str]) -> list:
+def _run(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
     jaxpr = getattr(closed, "jaxpr", closed)
     values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
-    return _interpret(jaxpr.eqns, values, jaxpr.outvars, calls, None)
+
+    def opened(equation: Any, operands: list) -> list | None:
+        inner = _callee(equation, keep_rules)
+        return None if inner is None else _run(inner, operands, keep_rules)
+
+    return _interpret(jaxpr.eqns, values, jaxpr.outvars, opened=opened)
+
+
+def _callee(equation: Any, keep_rules: bool) -> Any:
+    """The program that an equation calls and that is to be looked into."""
+    primitive = equation.primitive
+    if primitive in _CALLS:
+        return equation.params[_CALLS[primitive]]
+    if primitive in _RULES:
+        inner = equation.params[_RULES[primitive]]
+        return inner if not keep_rules or (_holds_product(equation) and _is_multilinear(inner)) else None
+    return None
+
+
+def _is_multilinear(closed: Any) -> bool:
+    """Whether a program only multiplies, reshapes and moves numbers."""
+
+    def is_simple(equation: Any) -> bool:
+        if equation.primitive in _CALLS:
+            return _is_multilinear(equation.params[_CALLS[equation.primitive]])
+        return equation.primitive in (*_PRODUCTS, *_MOVES) or _is_reshape(equation)
+
+    return all(is_simple(equation) for equation in closed.eqns)
 
 
 def _interpret(
-    equations: Sequence, values: dict, outputs: Sequence, calls: Mapping[Any, str], after: Callable | None
+    equations: Sequence,
+    values: dict,
+    outputs: Sequence,
+    *,
+    after: Callable | None = None,
+    opened: Callable | None = None,
 ) -> list:
     def read(atom: Any) -> Any:
         return values[atom] if _is_variable(atom) else atom.val
 
     for equation in equations:
         operands = [read(atom) for atom in equation.invars]
-        if equation.primitive in calls:
-            results = _run(equation.params[calls[equation.primitive]], operands, calls)
-        else:
+        results = None if opened is None else opened(equation, operands)
+        if results is None:
             with equation.ctx.manager:
                 results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
             results = results if equation.primitive.multiple_results else [results]

@@ -161,7 +161,7 @@ def gradient(
         variables: ``state -> Variables``, for a state that is not a :class:`~baal_jax.TrainState`.
 
     Returns:
-        ``(state, inputs [B, …]) -> float [B, sketch_size]``.
+        ``(state, inputs [B, …]) -> float32 [B, sketch_size]``.
 
     Raises:
         ValueError: ``sketch_size`` is not positive; and, when it is traced, for outputs that need ``scalar``, complex
@@ -297,7 +297,8 @@ def _gradient_parts(
 
 
 def _sketch(key: Key, pairs: dict[int, tuple[Array, Array]], rest: dict[int, Array], size: int) -> Array:
-    """The sum of the sketches of all leaves, ``[B, size]``, each with random words of its own."""
+    """The sum of the sketches of all leaves, ``float32[B, size]``, each with random words of its own."""
+    pairs, rest = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (pairs, rest))
     products, counted, small = [], [], []
     for position in sorted({*pairs, *rest}):
         if position in pairs:
@@ -357,7 +358,8 @@ def _count_sketch(signs: Array, turns: Array, values: Array, size: int) -> Array
     batch, length = values.shape
     blocks = len(turns)
     turns = (turns % jnp.uint32(size)).astype(jnp.int32)[:, None]
-    places = (jnp.arange(size)[None] + turns) % size + size * jnp.arange(blocks)[:, None]
+    within, block = jnp.arange(size, dtype=jnp.int32), jnp.arange(blocks, dtype=jnp.int32)
+    places = (within[None] + turns) % size + size * block[:, None]
     signed = jnp.pad(values, ((0, 0), (0, blocks * size - length))) * signs[None]
     return jnp.sum(jnp.take(signed, places.ravel(), axis=1, mode="clip").reshape(batch, blocks, size), axis=1)
 

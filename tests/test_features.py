@@ -379,6 +379,52 @@ def test_dense_and_convolution_kernels_are_found_and_shared_ones_are_not(key):
     assert found == expected
 
 
+@jax.custom_vjp
+def faster(inputs, kernel):
+    return jnp.pad(inputs, ((0, 0), (0, 1))) @ kernel
+
+
+def _faster_backward(saved, cotangent):
+    inputs, kernel = saved
+    return (cotangent @ kernel.T)[:, :-1], jnp.pad(inputs, ((0, 0), (0, 1))).T @ cotangent
+
+
+faster.defvjp(lambda inputs, kernel: (faster(inputs, kernel), (inputs, kernel)), _faster_backward)
+
+
+@jax.custom_jvp
+def rounded(inputs, kernel):
+    return inputs @ jnp.round(kernel)
+
+
+@rounded.defjvp
+def _straight_through(primals, tangents):
+    (inputs, kernel), (inputs_dot, kernel_dot) = primals, tangents
+    return rounded(inputs, kernel), inputs_dot @ jnp.round(kernel) + inputs @ kernel_dot
+
+
+def test_derivatives_of_a_users_own_are_kept_and_faster_products_are_seen():
+    def apply(params, inputs, key):
+        return jnp.tanh(rounded(jnp.tanh(faster(inputs, params["faster"])), params["rounded"])) @ params["last"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"faster": (5, 3), "last": (4, 1), "rounded": (3, 4)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    model = baal.from_functions(lambda key, x: params, apply)
+    expected = _gradients(model, Variables(params, {}), FLAT, lambda outputs: outputs[0])
+    sketch = features.gradient(model, 64, variables=lambda state: Variables(state, {}))
+    np.testing.assert_allclose(_kernel(sketch(params, FLAT)), _kernel(expected), rtol=1e-4, atol=1e-4)
+
+    def network(params, example):
+        return model.deterministic(Variables(params, {}), example[None])[0]
+
+    program = _layers.trace(network, params, FLAT[0], keep_rules=True)
+    assert set(_layers.dense_layers(program, program.arguments[0])) == {0, 1}  # not the rounded one
+    hidden = features.last_hidden(model, variables=lambda state: Variables(state, {}))(params, FLAT)
+    first = jnp.tanh(faster(FLAT, params["faster"]))
+    chex.assert_trees_all_close(hidden, jnp.tanh(rounded(first, params["rounded"])), rtol=1e-5, atol=1e-6)
+
+
 def test_one_key_is_one_projection_for_every_batch(key):
     model, variables, inputs, scalar = _setting("shared", key)
     sketch = features.gradient(model, 16, key=3, scalar=scalar, variables=itself)
