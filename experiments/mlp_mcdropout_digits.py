@@ -25,7 +25,7 @@ from strategies import acquisition
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import losses, posteriors, reporting
+from baal_jax import features, losses, posteriors, reporting
 
 matplotlib.use("agg")
 
@@ -35,8 +35,9 @@ class Config:
     """BALD against random labelling on scikit-learn's digits."""
 
     strategies: tuple[str, ...] = ("random", "bald", "power_bald", "margin")
-    """What to compare: "random", a heuristic by name (the top of its scores is labelled), or a stochastic selection and
-    a heuristic joined by an underscore, such as "power_bald" or "softrank_entropy"."""
+    """What to compare: a set selection by name ("random", "batch_bald", "badge", "lcmd", …), a heuristic by name (the
+    top of its scores is labelled), or a stochastic selection and a heuristic joined by an underscore, such as
+    "power_bald" or "softrank_entropy"."""
 
     model: Literal["mlp", "cnn"] = "mlp"
     """Dense 64-256-256-10, or a small convolutional network; dropout in both."""
@@ -123,9 +124,13 @@ def make_loop(name: str, config: Config) -> baal.ActiveLoop:
     network = SmallCNN() if config.model == "cnn" else MLP()
     optimizer = optax.adam(config.learning_rate)
     trainer = baal.trainer(optimizer, losses.cross_entropy, num_steps=config.num_steps, batch_size=config.batch_size)
-    posterior = posteriors.mc_dropout(baal.from_linen(network), trainer)
+    model = baal.from_linen(network)
     return baal.active_loop(
-        posterior, acquisition(name, config.coldness), query_size=config.query_size, num_samples=config.num_samples
+        posteriors.mc_dropout(model, trainer),
+        acquisition(name, config.coldness),
+        query_size=config.query_size,
+        num_samples=config.num_samples,
+        features=features.last_hidden(model),  # read by set selections such as badge, dropped by the compiler elsewhere
     )
 
 
