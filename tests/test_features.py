@@ -352,6 +352,16 @@ def test_a_sketch_in_pieces_is_the_whole_sketch(monkeypatch):
     chex.assert_trees_all_close(features._product_sketch(*arguments, 12), whole, rtol=1e-5)
 
 
+def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one():
+    size, blocks = 16, 32
+    values = np.zeros((1, size * blocks), np.float32)
+    values[:, ::size] = 1.0  # one entry of every block, all at the same place
+    words = np.random.default_rng(0).integers(0, 2**32, blocks, dtype=np.uint32)
+    found = features._count_sketch(jnp.ones(size * blocks), jnp.asarray(words), jnp.asarray(values), size)
+    assert float(jnp.sum(found)) == blocks
+    assert int((found > 0).sum()) > size / 2
+
+
 def test_signs_are_balanced_and_independent():
     words = jax.random.bits(jax.random.key(0), (1000,), jnp.uint32)
     signs = np.asarray(features._signs(words, 31_990)).reshape(-1, 10)
