@@ -34,7 +34,7 @@ matplotlib.use("agg")
 class Config:
     """Selections on a redundant pool."""
 
-    strategies: tuple[str, ...] = ("random", "bald", "batch_bald", "power_bald", "badge")
+    strategies: tuple[str, ...] = ("random", "bald", "batch_bald", "power_bald")
     """Names as in mlp_mcdropout_digits.py."""
 
     query_sizes: tuple[int, ...] = (10,)
@@ -52,7 +52,7 @@ class Config:
     num_initial: int = 20
     """Labels drawn at random before the first round."""
 
-    num_labels: int = 220
+    num_labels: int = 160
     """Labels of the last fit, at most."""
 
     num_samples: int = 50

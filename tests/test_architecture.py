@@ -102,6 +102,11 @@ def _public():
         "models",
         "augmentation",
         "checkpoint",
+        "features",
+        "semi_supervised",
+        "selection.feature_maps",
+        "selection.selectors",
+        "selection.transforms",
     ):
         module = importlib.import_module(f"baal_jax.{name}")
         for item, value in vars(module).items():
