@@ -1,6 +1,8 @@
 """Set selections over features against definitions written out in float64."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from tests.oracles import sets as oracle
 
 NUM, SIZE, QUERY, NOISE = 40, 6, 9, 0.3
 EVERY = np.ones(NUM, bool)
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "bmdal_reg.json").read_text())
 
 
 @functools.cache
@@ -363,3 +366,20 @@ def test_what_needs_plain_features_says_so():
         feature_maps.badge(Predictions(jnp.zeros((2, 3, 4, 2)), jnp.zeros((3, 2))))
     with pytest.raises(ValueError, match="one draw has no covariance"):
         feature_maps.draws(Predictions(jnp.zeros((1, 3, 2))))
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["problems"])))
+@pytest.mark.parametrize("name", GOLDEN["picks"])
+def test_picks_are_those_of_bmdal_reg(name, case):
+    """Picks of the benchmark's own library (in float64), with the labelled points told."""
+    given = GOLDEN["problems"][case]
+    features, labelled = np.array(given["features"], np.float32), np.array(given["labelled"])
+    arguments = {
+        "max_det": {"noise": 0.1},
+        "frank_wolfe": {"use_labelled": True},
+        "bait": {"features": feature_maps.embedding, "noise": 0.1, "oversampling": 1.0},
+        "bait_backward": {"features": feature_maps.embedding, "noise": 0.1, "oversampling": 2.0},
+    }
+    acquisition = build(name.removesuffix("_backward"), **arguments.get(name, {}))
+    found = pick(acquisition, features, ~labelled, labelled, 8)
+    assert found.indices.tolist() == GOLDEN["picks"][name][case]
