@@ -1,8 +1,8 @@
 """Which images to label first, before any network exists? Cold starts from embeddings that were made without labels.
 
-Every strategy picks its first labels of scikit-learn's digits from embeddings (the pixels themselves, or their principal
-components, found on the images to choose from alone), and the same network is trained on them. Every seed has its own
-split into 1,437 images to choose from and 360 held out; within a seed all strategies share split, first weights and
+Every strategy picks its first labels of scikit-learn's digits from embeddings, and the same network is trained on them.
+Embeddings are the pixels, or their principal components, found on the images to choose from alone. Every seed has its
+own split into 1,437 images to choose from and 360 held out; within a seed all strategies share split, first weights and
 order of examples, so differences to random labels are paired. Prints a table, and writes `cold_start.png` and
 `results.json`.
 

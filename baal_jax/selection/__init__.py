@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from baal_jax.selection import feature_maps, selectors, transforms
 from baal_jax.selection._batch_bald import batch_bald
+from baal_jax.selection._cluster_margin import cluster, cluster_margin
 from baal_jax.selection._grid import (
     badge,
     bait,
@@ -21,8 +22,11 @@ from baal_jax.selection._grid import (
     max_det,
     max_diag,
 )
+from baal_jax.selection._k_means import k_means
+from baal_jax.selection._prob_cover import prob_cover
 from baal_jax.selection._rank import epig, precomputed, random, top_k
 from baal_jax.selection._stochastic import power, softmax, softrank
+from baal_jax.selection._typiclust import typiclust
 from baal_jax.typing import Acquisition
 
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
@@ -30,20 +34,24 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
     "bait": bait,
     "batch_bald": batch_bald,
     "batch_bald_gaussian": batch_bald_gaussian,
+    "cluster_margin": cluster_margin,
     "core_set": core_set,
     "epig": epig,
     "frank_wolfe": frank_wolfe,
     "grid": grid,
     "k_center": k_center,
+    "k_means": k_means,
     "k_means_pp": k_means_pp,
     "lcmd": lcmd,
     "max_det": max_det,
     "max_diag": max_diag,
     "power": power,
+    "prob_cover": prob_cover,
     "random": random,
     "softmax": softmax,
     "softrank": softrank,
     "top_k": top_k,
+    "typiclust": typiclust,
 }
 """Name → builder; each can be called without arguments."""
 
@@ -53,22 +61,27 @@ __all__ = [
     "bait",
     "batch_bald",
     "batch_bald_gaussian",
+    "cluster",
+    "cluster_margin",
     "core_set",
     "epig",
     "feature_maps",
     "frank_wolfe",
     "grid",
     "k_center",
+    "k_means",
     "k_means_pp",
     "lcmd",
     "max_det",
     "max_diag",
     "power",
     "precomputed",
+    "prob_cover",
     "random",
     "selectors",
     "softmax",
     "softrank",
     "top_k",
     "transforms",
+    "typiclust",
 ]
