@@ -49,7 +49,7 @@ class Config:
     """How many principal components."""
 
     model: Literal["mlp", "linear"] = "mlp"
-    """Dense 64-256-256-10 with dropout, or a linear classifier."""
+    """Dense 64-256-256-10 with dropout, or a linear classifier of inputs with dropout."""
 
     seeds: int = 50
     """Splits of the data, each with its own first weights."""
@@ -74,14 +74,15 @@ class Config:
 
 
 class Linear(nn.Module):
-    """A linear classifier."""
+    """A linear classifier of inputs with dropout."""
 
     num_classes: int = 10
+    rate: float = 0.2
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, D] -> [B, num_classes]``."""
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes)(nn.Dropout(self.rate, deterministic=not train)(x))
 
 
 def main(config: Config) -> dict[str, reporting.Curves]:
@@ -92,14 +93,17 @@ def main(config: Config) -> dict[str, reporting.Curves]:
     embeddings = train.inputs
     if config.embeddings == "pca":
         embeddings = jax.jit(jax.vmap(lambda x: principal_components(x, config.components)))(train.inputs)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     loop = make_loop(config)
+    fit_all = jax.jit(lambda *given: jax.lax.map(lambda one: fit(loop, *one), given))
     curves = {}
     with tqdm(total=len(config.strategies) * len(config.num_labels), unit="query") as progress:
         for name in config.strategies:
             found = []
             for num in config.num_labels:
                 progress.set_description(f"{name}, {num} labels")
-                found.append(run_seeds(loop, cold_start(name), num, config, train, test, embeddings))
+                states = first_labels(loop, cold_start(name), num, keys, train, embeddings)
+                found.append(jax.tree.map(np.asarray, fit_all(states, train, test)))
                 progress.set_postfix(accuracy=f"{found[-1]['accuracy'].mean():.3f}")
                 progress.update()
             metrics = {metric: np.stack([one[metric] for one in found], axis=1) for metric in found[0]}
@@ -126,27 +130,29 @@ def make_loop(config: Config) -> baal.ActiveLoop:
     return baal.active_loop(posterior, selection.random(), query_size=1, num_samples=config.num_samples)
 
 
-def run_seeds(
+def first_labels(
     loop: baal.ActiveLoop,
     acquisition: baal.Acquisition,
     num_labels: int,
-    config: Config,
+    keys: jax.Array,
     train: baal.Dataset,
-    test: baal.Dataset,
     embeddings: jax.Array,
-) -> dict[str, np.ndarray]:
-    """Metrics of every seed, and how many classes its labels cover; one program, one seed after the other."""
+) -> baal.LoopState:
+    """The start of every seed, one after the other in one program."""
 
-    def one_seed(given: tuple[jax.Array, baal.Dataset, baal.Dataset, jax.Array]) -> dict[str, jax.Array]:
-        key, train, test, embeddings = given
-        state = loop.init(key, train, num_labels, acquisition=acquisition, embeddings=embeddings)
-        counts = jnp.bincount(train.targets, weights=baal.pool.labelled(state.pool).astype(jnp.float32), length=10)
-        _, info = baal.run(loop, None, train, test, num_rounds=1, state=state)
-        return {**jax.tree.map(lambda leaf: leaf[0], info.metrics), "classes": jnp.sum(counts > 0)}
+    def one_seed(given: tuple[jax.Array, baal.Dataset, jax.Array]) -> baal.LoopState:
+        key, train, embeddings = given
+        return loop.init(key, train, num_labels, acquisition=acquisition, embeddings=embeddings)
 
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    found = jax.jit(lambda *given: jax.lax.map(one_seed, given))(keys, train, test, embeddings)
-    return jax.tree.map(np.asarray, found)
+    return jax.jit(lambda *given: jax.lax.map(one_seed, given))(keys, train, embeddings)
+
+
+def fit(loop: baal.ActiveLoop, state: baal.LoopState, train: baal.Dataset, test: baal.Dataset) -> dict[str, jax.Array]:
+    """Metrics of a network that was trained on the first labels, and how many classes these cover."""
+    labelled = baal.pool.labelled(state.pool).astype(jnp.float32)
+    classes = jnp.sum(jnp.bincount(train.targets, weights=labelled, length=10) > 0)
+    _, info = baal.run(loop, None, train, test, num_rounds=1, state=state)
+    return {**jax.tree.map(lambda leaf: leaf[0], info.metrics), "classes": classes}
 
 
 def principal_components(x: jax.Array, num: int) -> jax.Array:

@@ -49,7 +49,7 @@ class Config:
     num_test: int = 2000
     """Examples held out."""
 
-    pool_size: int = 20_000
+    pool_size: int = 50_000
     """Examples to choose from, at most."""
 
     num_initial: int = 256
@@ -61,7 +61,7 @@ class Config:
     rounds: int = 9
     """Fits; the last one sees num_initial + (rounds - 1) * query_size labels."""
 
-    num_samples: int = 32
+    num_samples: int = 16
     """Monte-Carlo dropout draws."""
 
     sketch_size: int = 512
@@ -73,7 +73,7 @@ class Config:
     rate: float = 0.05
     """Of dropout."""
 
-    num_steps: int = 1000
+    num_steps: int = 600
     """Adam steps of every fit, with a cosine schedule."""
 
     batch_size: int = 128

@@ -19,6 +19,8 @@ NUM, SIZE, CLUSTERS = 48, 5, 7
 many = pytest.mark.parametrize("seed", range(24))
 k_means = jax.jit(_clustering.k_means, static_argnums=(3, 4))
 lloyd = jax.jit(_clustering.lloyd, static_argnums=3)
+k_means_without_key = jax.jit(_clustering.k_means_without_key, static_argnums=2)
+farthest_first = jax.jit(_clustering.farthest_first, static_argnums=2)
 variance_split = jax.jit(_clustering.variance_split, static_argnums=2)
 nearest_neighbours = jax.jit(_clustering.nearest_neighbours, static_argnums=2)
 average_linkage = jax.jit(_clustering.average_linkage, static_argnums=2)
@@ -105,7 +107,7 @@ def test_equal_points_and_empty_masks(key):
         assert ((np.asarray(ids) >= 0) == mask[:, None]).all()
         labels = np.asarray(average_linkage(points, mask, CLUSTERS))
         assert len(set(labels[mask].tolist())) == (CLUSTERS if mask.any() else 0)
-        assert np.isfinite(variance_split(points, mask, CLUSTERS)).all()
+        assert np.isfinite(k_means_without_key(points, mask, CLUSTERS).centres).all()
 
 
 def test_seeding_spreads_over_blobs():
@@ -120,12 +122,35 @@ def test_seeding_spreads_over_blobs():
 
 
 @many
-def test_seeds_by_variance(seed):
+@pytest.mark.parametrize("name", ["variance_split", "farthest_first"])
+def test_seeds_without_a_key(name, seed):
     points, mask = problem(seed)
-    found = variance_split(points, mask, CLUSTERS)
-    np.testing.assert_allclose(found, oracle.variance_split(points.astype(np.float64), mask, CLUSTERS), atol=1e-5)
+    found = globals()[name](points, mask, CLUSTERS)
+    np.testing.assert_allclose(found, getattr(oracle, name)(points.astype(np.float64), mask, CLUSTERS), atol=1e-5)
+
+
+@many
+def test_k_means_without_a_key(seed):
+    points, mask = problem(seed)
+    found = k_means_without_key(points, mask, CLUSTERS)
+    centres, assignment = oracle.k_means_without_key(points.astype(np.float64), mask, CLUSTERS)
+    np.testing.assert_array_equal(found.assignment, assignment)
+    np.testing.assert_allclose(found.centres, centres, atol=1e-4)
     order = np.random.default_rng(seed).permutation(NUM)
-    np.testing.assert_allclose(variance_split(points[order], mask[order], CLUSTERS), found, atol=1e-5)
+    moved = k_means_without_key(points[order], mask[order], CLUSTERS)
+    np.testing.assert_array_equal(moved.assignment, found.assignment[order])
+
+
+def test_both_starts_are_of_use():
+    starts = {"variance_split": 0, "farthest_first": 0}
+    for seed in range(24):
+        points, mask = problem(seed)
+        found = k_means_without_key(points, mask, CLUSTERS).assignment
+        for name in starts:
+            other = lloyd(points, mask, globals()[name](points, mask, CLUSTERS)).assignment
+            starts[name] += bool((other == found).all())
+    assert min(starts.values()) > 2
+    assert max(starts.values()) < 24
 
 
 # Neighbours

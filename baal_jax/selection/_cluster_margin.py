@@ -128,8 +128,8 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
         ImportError: scikit-learn is not installed.
 
     Example:
-        >>> from baal_jax.selection._cluster_margin import cluster
-        >>> found = cluster([[0.0], [9.0], [0.1], [9.1]], num_clusters=2)
+        >>> from baal_jax import selection
+        >>> found = selection.cluster([[0.0], [9.0], [0.1], [9.1]], num_clusters=2)
         >>> bool(found[0] == found[2] != found[1] == found[3])
         True
     """

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from baal_jax.typing import Array, Key
 
 _BLOCK = 64  # centres in work at a time
+_SLACK = 1e-5  # relative rounding of a sum of squares: two points that help nobody but each other tie as seeds
 _ROWS, _COLUMNS = 128, 512  # a block of pairs, when neighbours are searched
 
 
@@ -102,7 +103,8 @@ def k_means(
 
 
 def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: Array) -> Array:
-    """Greedy k-means++ seeding: of ``2 + ⌊ln K⌋`` draws in proportion to squared distances, the one that helps most.
+    """Greedy k-means++ seeding: of ``2 + ⌊ln K⌋`` draws in proportion to squared distances, the one that helps most,
+    and the first of those that help as much.
 
     Draw ``i`` of seed ``t`` inverts the cumulative distribution, in order of ids, at
     ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
@@ -117,7 +119,7 @@ def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: 
         ids = _draw(uniforms[turn], jnp.where(turn == 0, 1.0, nearest), mask)
         closer = jnp.minimum(nearest[:, None], squared_distances(points, ids))
         potential = jnp.sum(jnp.where(mask[:, None], closer, 0.0), axis=0)
-        best = jnp.where(turn == 0, 0, jnp.argmin(potential))
+        best = jnp.where(turn == 0, 0, jnp.argmax(potential <= jnp.min(potential) * (1.0 + _SLACK)))
         return closer[:, best], seeds.at[turn].set(ids[best])
 
     start = jnp.full(mask.shape, jnp.inf, points.dtype), jnp.zeros(num_clusters, jnp.int32)
@@ -181,15 +183,43 @@ def lloyd(
     return Clusters(centres[:num_clusters], assignment)
 
 
+def k_means_without_key(points: Array, mask: Array, num_clusters: int, num_iterations: int = 100) -> Clusters:
+    """k-means without randomness, which follows a permutation of the points.
+
+    From the seeds of :func:`variance_split`, which heed density, and from those of :func:`farthest_first`, which find
+    what lies apart: of the two results the one with the smaller sum of squares.
+    """
+
+    def inertia(found: Clusters) -> Array:
+        return jnp.sum(jnp.where(mask[:, None], (points - found.centres[jnp.maximum(found.assignment, 0)]) ** 2, 0.0))
+
+    one, other = (
+        lloyd(points, mask, seeds(points, mask, num_clusters), num_iterations)
+        for seeds in (variance_split, farthest_first)
+    )
+    better = inertia(one) <= inertia(other) * (1.0 + _SLACK)
+    return jax.tree.map(lambda *pair: jnp.where(better, *pair), one, other)
+
+
+def farthest_first(points: Array, mask: Array, num_clusters: int) -> Array:
+    """Seeds ``[K, D]``: the point farthest from the origin, then each time that farthest from all before."""
+
+    def seed(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        nearest, centres = carry
+        index = jnp.argmax(jnp.where(mask, nearest, -jnp.inf))
+        closer = jnp.sum((points - points[index][None]) ** 2, axis=1)
+        return jnp.where(turn == 0, closer, jnp.minimum(nearest, closer)), centres.at[turn].set(points[index])
+
+    start = jnp.sum(points * points, axis=1), jnp.zeros((num_clusters, points.shape[1]), points.dtype)
+    return jax.lax.fori_loop(0, num_clusters, seed, start)[1]
+
+
 def variance_split(points: Array, mask: Array, num_clusters: int) -> Array:
-    """Seeds without randomness, which follow a permutation of the points: means of a hierarchy of halves.
+    """Seeds ``[K, D]``: means of a hierarchy of halves.
 
     Again and again the cluster with the largest sum of squares is cut at its mean, across the feature that varies most
     (Su and Dy, `In search of deterministic methods for initializing k-means and Gaussian mixture clustering
     <https://doi.org/10.3233/IDA-2007-11402>`_, 2007).
-
-    Returns:
-        Centres ``[K, D]``.
     """
 
     def statistics(member: Array) -> tuple[Array, Array]:

@@ -51,8 +51,9 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         centres, assignment = _clustering.k_means(key, points, available, count, num_iterations)
         mine = jnp.maximum(assignment, 0)
         distances = jnp.sqrt(jnp.sum((points - centres[mine]) ** 2, axis=1))
-        turn = _clustering.rank_within(assignment, distances)
         size = _clustering.sizes_of(assignment, count)[mine]
+        # Two alone are as near to their mean as each other, whatever the rounding.
+        turn = _clustering.rank_within(assignment, jnp.where(size == 2, 0.0, distances))
         order = jnp.lexsort((-size, turn, ~available))[:query_size]
         indices = jnp.where(available[order], order, -1)
         return indices, -_numerics.take_or(distances, indices, jnp.nan)

@@ -80,8 +80,7 @@ def pure_radius(points: Array, known: Array, purity: float, num_classes: int) ->
     A ball is pure up to the distance of the nearest point of another cluster, so the radius is a quantile of these
     distances; infinite when there is one cluster only.
     """
-    seeds = _clustering.variance_split(points, known, min(num_classes, points.shape[0]))
-    assignment = _clustering.lloyd(points, known, seeds).assignment
+    assignment = _clustering.k_means_without_key(points, known, min(num_classes, points.shape[0])).assignment
 
     def column(nearest: Array, ids: Array, valid: Array) -> Array:
         other = valid[None] & (assignment[:, None] != assignment[ids][None])

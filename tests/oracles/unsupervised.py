@@ -13,7 +13,10 @@ def distances(a, b):
 
 
 def k_means_pp(points, mask, uniforms, active):
-    """Greedy k-means++: of several draws in proportion to squared distances, the one with the smallest potential."""
+    """Greedy k-means++: of several draws in proportion to squared distances, the one with the smallest potential.
+
+    The first of those whose potentials are equal but for rounding.
+    """
     seeds = []
     for t in range(active):
         squares = distances(points, points[seeds]).min(axis=1) ** 2 if seeds else np.ones(len(points))
@@ -21,7 +24,7 @@ def k_means_pp(points, mask, uniforms, active):
         cumulative = np.cumsum(weights if weights.any() else mask.astype(float))
         draws = [int(np.argmax(cumulative > u * cumulative[-1])) for u in uniforms[t]]
         potentials = [(distances(points, points[[*seeds, i]]).min(axis=1)[mask] ** 2).sum() for i in draws]
-        seeds.append(draws[int(np.argmin(potentials))] if seeds else draws[0])
+        seeds.append(draws[int(np.argmax(potentials <= min(potentials) * (1 + 1e-5)))] if seeds else draws[0])
     return seeds
 
 
@@ -50,6 +53,22 @@ def variance_split(points, mask, num_clusters):
     return np.stack([points[c].mean(axis=0) for c in clusters])
 
 
+def farthest_first(points, mask, num_clusters):
+    """From the point farthest from the origin."""
+    ids, seeds = np.flatnonzero(mask), []
+    for _ in range(num_clusters):
+        far = distances(points[ids], points[seeds] if seeds else np.zeros((1, points.shape[1]))).min(axis=1)
+        seeds.append(int(ids[far.argmax()]))
+    return points[seeds]
+
+
+def k_means_without_key(points, mask, num_clusters):
+    """The better of two starts."""
+    found = [lloyd(points, mask, seeds(points, mask, num_clusters)) for seeds in (variance_split, farthest_first)]
+    squares = [((points - centres[assignment])[mask] ** 2).sum() for centres, assignment in found]
+    return found[int(squares[1] < squares[0] * (1 - 1e-5))]
+
+
 def average_linkage(points, mask, num_clusters):
     """Merges the two clusters with the smallest mean of all their pairwise distances; numbered by lowest member."""
     between = distances(points, points)
@@ -76,7 +95,8 @@ def k_means(points, available, query_size, centres, assignment):
         for c in range(len(centres)):
             members = np.flatnonzero(left & (assignment == c))
             if len(members):
-                turn.append((-sizes[c], int(members[distances(points[members], centres[[c]])[:, 0].argmin()])))
+                far = distances(points[members], centres[[c]])[:, 0] * (sizes[c] != 2)  # two alone are as near
+                turn.append((-sizes[c], int(members[far.argmin()])))
         for _, pick in sorted(turn):
             picks.append(pick)
             left[pick] = False
