@@ -149,7 +149,7 @@ def acquisition(name: str, noise: float) -> baal.Acquisition:
 
 def run(name: str, loop: baal.ActiveLoop, path: Path, config: Config, progress: tqdm) -> reporting.Curves:
     """One strategy on every split; equal shapes, so that it compiles once."""
-    metrics = []
+    metrics, num_labelled = [], np.zeros(0)
     for split in range(config.splits):
         progress.set_description(f"{path.stem}, {name}, split {split}")
         train, test, *_ = baal.data.uci(path, num_test=config.num_test, seed=config.seed + split)

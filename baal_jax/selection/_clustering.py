@@ -103,8 +103,9 @@ def k_means(
 
 
 def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: Array) -> Array:
-    """Greedy k-means++ seeding: of ``2 + ⌊ln K⌋`` draws in proportion to squared distances, the one that helps most,
-    and the first of those that help as much.
+    """Greedy k-means++ seeding: of ``2 + ⌊ln K⌋`` draws in proportion to squared distances, the one that helps most.
+
+    Of those that help as much it is the first.
 
     Draw ``i`` of seed ``t`` inverts the cumulative distribution, in order of ids, at
     ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.

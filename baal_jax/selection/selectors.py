@@ -260,9 +260,10 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
 
 def _moved(features: Features, counted: Array) -> Features:
     """Distances do not change when plain features are centred, and rounding errors shrink."""
-    if len(features.factors) > 1 or features.factors[0].ndim != 2:
+    first, *others = features.factors
+    if others or first.ndim != 2:
         return features
-    return features._replace(factors=(centred(features.factors[0], counted),))
+    return features._replace(factors=(centred(first, counted),))
 
 
 def _inverse(uniform: Array, weights: Array, left: Array) -> Array:
