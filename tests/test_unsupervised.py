@@ -402,10 +402,9 @@ def test_what_reads_labels_refuses_a_sample_of_the_pool(name):
 # The experiment
 
 
-@pytest.mark.parametrize("model", ["mlp", "linear"])
-def test_cold_start_experiment_writes_a_table_a_picture_and_results(model, tmp_path, capsys):
+def test_cold_start_experiment_writes_a_table_a_picture_and_results(tmp_path, capsys):
     config = cold_start_digits.Config(
-        strategies=("random", "k_center"), num_labels=(4,), model=model, seeds=2, num_steps=3, out=tmp_path
+        strategies=("random", "k_center"), num_labels=(4,), model="linear", seeds=2, num_steps=3, out=tmp_path
     )
     curves = cold_start_digits.main(config)
     assert curves["k_center"].metrics["accuracy"].shape == (2, 1)
