@@ -46,10 +46,10 @@ def cluster_margin(
 
     Example:
         >>> from baal_jax import selection
-        >>> acquisition = selection.cluster_margin(clusters=jnp.array([0, 0, 0, 1, 1, 2]), candidates_per_pick=2)
+        >>> acquisition = selection.cluster_margin(clusters=jnp.array([0, 0, 0, 1, 2, 2]), candidates_per_pick=2)
         >>> margins = jnp.array([-0.9, -0.1, -0.2, -0.3, -0.8, -0.9])
         >>> acquisition.select(jax.random.key(0), margins, jnp.ones(6, bool), 2).indices.tolist()
-        [4, 1]
+        [3, 4]
     """
     candidates_per_pick = _checks.positive_int("candidates_per_pick", candidates_per_pick)
     if num_clusters is not None:

@@ -56,7 +56,7 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
         >>> embeddings = jnp.array([[0.0], [1.0], [2.0], [3.0], [8.0], [9.0]])
         >>> picked = selection.prob_cover(radius=1.2).select(jax.random.key(0), embeddings, jnp.ones(6, bool), 3)
         >>> picked.indices.tolist(), picked.scores.tolist()
-        ([2, 4, 0], [3.0, 2.0, 1.0])
+        ([2, 5, 0], [3.0, 2.0, 1.0])
     """
     if radius is not None:
         radius = positive_float("radius", radius)
