@@ -161,14 +161,21 @@ def test_the_radius_is_the_largest_that_is_pure_enough(seed, purity):
     assert found.indices.tolist() == oracle.prob_cover(exact, available, labelled, QUERY, radius)[0]
 
 
-def test_exactly_a_share_of_balls_may_be_impure():
-    """Nine of ten balls is nine tenths, although 10 · (1 − 0.9) is below 1 in floating point."""
+def test_the_radius_of_a_line_of_points():
     points = np.array([0, 1, 2, 3, 4, 14, 15, 16, 17, 11.0], np.float32)[:, None]
-    assignment = np.array([0] * 5 + [1] * 5)
-    radius = float(pure_radius(points - points.mean(), np.ones(10, bool), 0.9, 2))
-    assert radius == pytest.approx(7.0, rel=2e-4)
-    assert oracle.pure_share(points, np.ones(10, bool), assignment, radius) == 1.0
-    assert float(pure_radius(points - points.mean(), np.ones(10, bool), 0.8, 2)) == pytest.approx(8.0, rel=2e-4)
+    everything = np.ones(10, bool)  # distances to the other cluster: 11, 10, 9, 8, 7 and 10, 11, 12, 13, 7
+    found = [float(pure_radius(points - points.mean(), everything, purity, 2)) for purity in (0.9, 0.8, 0.7)]
+    np.testing.assert_allclose(found, [7, 8, 9], rtol=2e-4)
+
+
+@pytest.mark.parametrize(("num", "pure"), [(22, 9), (29, 14), (38, 11)])
+def test_exactly_a_share_of_balls_is_pure(num, pure):
+    """In floating point ``num · (1 − pure / num)`` is below the whole number that it is."""
+    points = np.concatenate([np.arange(num // 2) ** 1.1, 90 + np.arange(num - num // 2)])[:, None].astype(np.float32)
+    assignment = np.repeat([0, 1], [num // 2, num - num // 2])
+    radius = float(pure_radius(points - points.mean(), np.ones(num, bool), pure / num, 2))
+    other = np.where(assignment[:, None] != assignment[None], oracle.distances(points, points), np.inf).min(axis=1)
+    assert radius == pytest.approx(np.sort(other)[num - pure], rel=2e-4)
 
 
 def test_one_class_alone_is_covered_at_once():
