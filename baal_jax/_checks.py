@@ -25,7 +25,11 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
 
 def finite_float(name: str, value: Any, least: float) -> float:
     """Returns ``value`` as a finite float of at least ``least``."""
-    if not isinstance(value, int | float | np.number) or not least <= float(value) < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or not least <= float(value) < float("inf")
+    ):
         raise ValueError(f"{name}={value!r} must be a finite number of at least {least}")
     return float(value)
 
@@ -64,8 +68,10 @@ def draws(name: str, logits: Any) -> None:
         raise ValueError(
             f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
         )
-    if logits is None and name == "logits":
-        raise ValueError("logits is None: there is no fit to predict with, use a selection that reads embeddings alone")
+    if logits is None and not name.startswith("target_"):
+        raise ValueError(
+            f"{name} is None: there is no fit to predict with, use a selection that reads embeddings alone"
+        )
     if logits is None:
         raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
     if logits.ndim < 3:

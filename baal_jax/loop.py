@@ -146,6 +146,10 @@ def active_loop(
         acquisition: Acquisition | None = None,
         embeddings: PyTree = None,
     ) -> LoopState:
+        if acquisition is None and embeddings is not None:
+            raise ValueError("embeddings are given but no acquisition that reads them: pass selection.typiclust()")
+        if acquisition is not None and not num_initial:
+            raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
         cold_start = None if acquisition is None else partial(_cold_start, acquisition, embeddings)
         return _init(key, dataset, num_initial, pool, posterior, query_size, cold_start)
 

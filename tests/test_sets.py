@@ -383,3 +383,57 @@ def test_picks_are_those_of_bmdal_reg(name, case):
     acquisition = build(name.removesuffix("_backward"), **arguments.get(name, {}))
     found = pick(acquisition, features, ~labelled, labelled, 8)
     assert found.indices.tolist() == GOLDEN["picks"][name][case]
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("name", ["max_det", "bait"])
+def test_large_features_and_few_labels_keep_their_digits(name, scale):
+    """The squares of such features would drown the prior in float32."""
+    rng = np.random.default_rng(0)
+    features = (np.abs(rng.normal(size=(NUM, 24))) * scale).astype(np.float32)
+    labelled = np.arange(NUM) < 10
+    if name == "max_det":
+        found = pick(build("max_det", noise=0.1), features, ~labelled, labelled, 8)
+        expected = oracle.max_det(oracle.kernel(features), ~labelled, 8, labelled, 0.1)
+    else:
+        acquisition = build("bait", feature_maps.embedding, noise=1.0, oversampling=1.0)
+        found = pick(acquisition, features, ~labelled, labelled, 8)
+        expected = oracle.bait(features[:, None], ~labelled, 8, labelled, 1.0)
+    assert found.indices.tolist() == expected
+    assert np.isfinite(found.scores).all()
+
+
+@pytest.mark.parametrize("name", ["k_center", "typiclust", "prob_cover", "k_means", "bait", "max_det", "lcmd"])
+def test_bytes_are_features_too(name):
+    pixels = np.random.default_rng(0).integers(0, 255, (NUM, 12)).astype(np.uint8)
+    same = [
+        pick(build(name), given, EVERY, ~EVERY, 5).indices.tolist() for given in (pixels, pixels.astype(np.float32))
+    ]
+    assert same[0] == same[1]
+
+
+def test_ranks_of_features():
+    acquisition, key = build("k_center"), jax.random.key(0)
+    line = acquisition.select(key, jnp.array([0.0, 3.0, 1.0]), jnp.ones(3, bool), 2)
+    assert line.indices.tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"one row an example, \[N, D\], is needed here"):
+        acquisition.select(key, jnp.ones((3, 2, 2)), jnp.ones(3, bool), 2)
+    with pytest.raises(ValueError, match="flatten what comes after the examples"):
+        acquisition.select(key, jnp.ones((3, 2, 2, 2)), jnp.ones(3, bool), 2)
+    with pytest.raises(ValueError, match=r"labelled has shape \(4,\), but available \(3,\)"):
+        acquisition.select(key, jnp.ones((3, 2)), jnp.ones(3, bool), 2, jnp.ones(4, bool))
+
+
+def test_features_too_large_to_square_come_last():
+    features = jnp.asarray(problem(1)[0]).at[3].set(1e30)
+    picked = build("k_center").select(jax.random.key(0), features, jnp.ones(NUM, bool), NUM)
+    assert int(picked.indices[-1]) == 3
+    assert np.isnan(picked.scores[-1])
+
+
+def test_what_reads_no_labels_can_be_given_a_sample():
+    for name in ("badge", "batch_bald_gaussian", "frank_wolfe", "max_diag"):
+        assert not build(name).reads_labelled
+    assert selection.max_diag(transforms=[transforms.posterior()]).reads_labelled
+    assert selection.frank_wolfe(use_labelled=True).reads_labelled
+    assert build("lcmd").reads_labelled

@@ -11,7 +11,6 @@ from baal_jax import _checks, _numerics
 from baal_jax.typing import Array
 
 
-@partial(jax.jit, static_argnames="noise")
 def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
     r"""BALD for regression: what a label would tell about the parameters, if the mean prediction were Gaussian.
 
@@ -43,6 +42,11 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
         >>> print(heuristics.gaussian_bald(means, noise=1.0))                   # ½ log(1 + 1)
         [0.3465736]
     """
+    return _bald(outputs, _positive(noise))
+
+
+@partial(jax.jit, static_argnames="noise")
+def _bald(outputs: Array, noise: float | None) -> Array:
     mean, log_variance = _mean_and_log_variance("outputs", outputs, noise)
     aleatoric = jnp.exp(log_variance)
     epistemic = jnp.var(mean, axis=0)
@@ -52,7 +56,6 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
     return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(spread, 0.0), axis=-1)
 
 
-@partial(jax.jit, static_argnames="noise")
 def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = None) -> Array:
     r"""EPIG for regression: what a label would tell about predictions that matter, if they were jointly Gaussian.
 
@@ -90,6 +93,11 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
         raise ValueError(
             f"{outputs.shape[0]} draws of outputs and {target_outputs.shape[0]} of target_outputs: use the same"
         )
+    return _epig(outputs, target_outputs, _positive(noise))
+
+
+@partial(jax.jit, static_argnames="noise")
+def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
     white = _whitened(*_mean_and_log_variance("outputs", outputs, noise))
     target_white = _whitened(*_mean_and_log_variance("target_outputs", target_outputs, noise))
     num_draws, num_examples, size = white.shape
@@ -106,14 +114,20 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
     return jnp.mean(scores, axis=0).reshape(num_examples)
 
 
+def _positive(noise: float | None) -> float | None:
+    if noise is None:
+        return None
+    noise = _checks.finite_float("noise", noise, 0.0)
+    if noise == 0.0:
+        raise ValueError(f"noise={noise!r} must be positive: labels without noise would tell everything")
+    return noise
+
+
 def _mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
     """Both ``[S, N, …, C]``."""
     _checks.draws(name, outputs)
     outputs = _numerics.as_float(outputs)
     if noise is not None:
-        noise = _checks.finite_float("noise", noise, 0.0)
-        if noise == 0.0:
-            raise ValueError(f"noise={noise!r} must be positive: labels without noise would tell everything")
         return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
     if outputs.shape[-1] % 2:
         raise ValueError(

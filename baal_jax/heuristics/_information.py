@@ -151,19 +151,20 @@ def epig(logits: Array, target_logits: Array) -> Array:
     rows = jnp.moveaxis(lift, 0, -1).reshape(-1, num_draws)
     columns, weights = target_lift.reshape(num_draws, -1), target_mean.reshape(-1)
     # Blocks of label pairs: one matrix product each, and memory that does not grow with the number of targets.
-    size = max(1, min(columns.shape[1], _BLOCK // rows.shape[0]))
+    size = max(1, min(columns.shape[1], _BLOCK // max(rows.shape[0], 1)))
     padding = -columns.shape[1] % size
     columns = jnp.pad(columns, ((0, 0), (0, padding))).reshape(num_draws, -1, size)
     weights = jnp.pad(weights, (0, padding)).reshape(-1, size)
 
-    def information(block: tuple[Array, Array]) -> Array:  # ([S, b], [b]) -> [N, C]
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:  # blocks of ([S, b], [b]) to [N, C]
         # p(y, y_m) / p(y) p(y_m), which cannot underflow where p(y, y_m) does
         ratio = jnp.matmul(rows, block[0], precision="highest") / num_draws
         possible = ratio != 0
         divergence = jnp.where(possible, ratio * jnp.log(jnp.where(possible, ratio, 1.0)), 0.0) - (ratio - 1.0)
-        return jnp.matmul(divergence, block[1], precision="highest").reshape(num_examples, num_classes)
+        return total + jnp.matmul(divergence, block[1], precision="highest").reshape(total.shape), None
 
-    total = jnp.sum(jax.lax.map(information, (jnp.moveaxis(columns, 1, 0), weights)), axis=0)
+    start = jnp.zeros((num_examples, num_classes), rows.dtype)
+    total = jax.lax.scan(add, start, (jnp.moveaxis(columns, 1, 0), weights))[0]
     return jnp.sum(mean * total, axis=-1) / target_mean.shape[0]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from baal_jax import _checks
 from baal_jax.selection._greedy import Selector, best_of
-from baal_jax.selection._kernel import Features, dense
+from baal_jax.selection._kernel import Features, dense, posterior_root
 from baal_jax.selection.transforms import positive_float
 from baal_jax.typing import Array, Key
 
@@ -21,14 +21,12 @@ class _Posterior(NamedTuple):
     """What the picks so far have left of the uncertainty.
 
     Attributes:
-        precision: ``P⁻¹ [D, D]``.
         covariance: ``P [D, D]``.
         variances: ``V P Vᵀ [N, r, r]``.
         spreads: ``V P F P Vᵀ [N, r, r]``.
-        level: ``[]``, mean size of the spreads when all this was last computed from the precision.
+        level: ``[]``, mean size of the spreads when all this was last computed anew.
     """
 
-    precision: Array
     covariance: Array
     variances: Array
     spreads: Array
@@ -73,14 +71,13 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
             rows = dense(features, "selectors.bait")[:, None]
         fisher = _gram(rows, available | labelled)
         rows = rows / noise  # observations of unit noise from here on
-        precision = jnp.eye(rows.shape[-1], dtype=rows.dtype)
-        if use_labelled:
-            precision += _gram(rows, labelled)
+        known = jnp.repeat(labelled & use_labelled, rows.shape[1])
+        root = posterior_root(rows.reshape(-1, rows.shape[-1]), known)
         first = min(max(query_size, round(oversampling * query_size)), rows.shape[0])
-        indices, scores = _forward(precision, fisher, rows, available, first)
+        indices, scores = _forward(root, fisher, rows, available, first)
         if first == query_size:
             return indices, scores
-        kept = _backward(precision, fisher, rows, indices, query_size)
+        kept = _backward(root, fisher, rows, indices, query_size)
         # The order of picking stays that of the forward pass.
         order = jnp.argsort(~kept, stable=True)[:query_size]
         return indices[order], scores[order]
@@ -88,7 +85,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
     return select
 
 
-def _forward(precision: Array, fisher: Array, rows: Array, available: Array, query_size: int) -> tuple[Array, Array]:
+def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_size: int) -> tuple[Array, Array]:
     def pick(state: _Posterior, carry: tuple, turn: Array) -> tuple[_Posterior, tuple]:
         left, indices, scores = carry
         gains = _traces(_plus_one(state.variances), state.spreads)
@@ -102,10 +99,15 @@ def _forward(precision: Array, fisher: Array, rows: Array, available: Array, que
 
     carry = available, jnp.full(query_size, -1, jnp.int32), jnp.full(query_size, jnp.nan, rows.dtype)
     total = jnp.minimum(jnp.sum(available, dtype=jnp.int32), query_size)
-    return _in_turns(pick, precision, fisher, rows, carry, total)[1:]
+
+    def root_of(carry: tuple) -> Array:
+        picked = jnp.where((carry[1] >= 0)[:, None, None], rows[jnp.maximum(carry[1], 0)], 0.0)
+        return _root_with(root, picked)
+
+    return _in_turns(pick, root_of, fisher, rows, carry, total)[1:]
 
 
-def _backward(precision: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
+def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
     """Which of the picks stay, ``bool[P]``, when the dearest ``query_size`` are kept."""
     valid = indices >= 0
     picked = jnp.where(valid[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
@@ -117,12 +119,16 @@ def _backward(precision: Array, fisher: Array, rows: Array, indices: Array, quer
         return _told(state, fisher, picked, picked[index], -1.0), kept & (jnp.arange(kept.shape[0]) != index)
 
     surplus = jnp.maximum(jnp.sum(valid, dtype=jnp.int32) - query_size, 0)
-    return _in_turns(drop, precision + _gram(picked, valid), fisher, picked, valid, surplus)
+
+    def root_of(kept: Array) -> Array:
+        return _root_with(root, jnp.where(kept[:, None, None], picked, 0.0))
+
+    return _in_turns(drop, root_of, fisher, picked, valid, surplus)
 
 
 def _in_turns(
     step: Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]],
-    precision: Array,
+    root_of: Callable[[Any], Array],
     fisher: Array,
     rows: Array,
     carry: Any,
@@ -131,7 +137,7 @@ def _in_turns(
     """Takes ``total`` steps and gives the last ``carry``.
 
     Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
-    from, all is computed from the precision again.
+    from, all is computed anew from ``root_of(carry)``, a root of the precision.
     """
 
     def steady(carry: tuple[Array, _Posterior, Any]) -> Array:
@@ -144,23 +150,30 @@ def _in_turns(
         state, rest = step(state, rest, turn)
         return turn + 1, state, rest
 
-    def several(carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        turn, precision, rest = carry
-        turn, state, rest = jax.lax.while_loop(steady, one, (turn, _posterior(precision, fisher, rows), rest))
-        return turn, state.precision, rest
+    def several(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        turn, rest = carry
+        state = _posterior(root_of(rest), fisher, rows)
+        turn, _, rest = jax.lax.while_loop(steady, one, (turn, state, rest))
+        return turn, rest
 
-    start = jnp.zeros((), jnp.int32), precision, carry
-    return jax.lax.while_loop(lambda carry: carry[0] < total, several, start)[2]
+    start = jnp.zeros((), jnp.int32), carry
+    return jax.lax.while_loop(lambda carry: carry[0] < total, several, start)[1]
 
 
-def _posterior(precision: Array, fisher: Array, rows: Array) -> _Posterior:
-    root = jax.scipy.linalg.cho_factor(precision)
-    covariance = jax.scipy.linalg.cho_solve(root, jnp.eye(precision.shape[0], dtype=precision.dtype))
-    projected = jnp.matmul(rows, covariance, precision="highest")
-    variances = jnp.einsum("nrd,nqd->nrq", projected, rows, precision="highest")
-    weighted = jnp.matmul(projected, fisher, precision="highest")
-    spreads = jnp.einsum("nrd,nqd->nrq", weighted, projected, precision="highest")
-    return _Posterior(precision, covariance, variances, spreads, _level(spreads))
+def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
+    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(root.shape[0], dtype=root.dtype))
+    white = jnp.matmul(rows, inverse, precision="highest")  # P = R⁻¹ R⁻ᵀ
+    variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
+    inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
+    spread = jnp.matmul(white, inner, precision="highest")
+    spreads = jnp.einsum("nrd,nqd->nrq", spread, white, precision="highest")
+    covariance = jnp.matmul(inverse, inverse.T, precision="highest")
+    return _Posterior(covariance, variances, spreads, _level(spreads))
+
+
+def _root_with(root: Array, rows: Array) -> Array:
+    """The root of a precision with the information of ``rows [P, r, D]`` more."""
+    return jnp.linalg.qr(jnp.concatenate([root, rows.reshape(-1, rows.shape[-1])]), mode="r")
 
 
 def _level(spreads: Array) -> Array:
@@ -184,12 +197,9 @@ def _told(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: flo
     cross = jnp.einsum("nrp,nsp->nrs", gain, far, precision="highest")
     inner = jnp.matmul(wide.T, spread, precision="highest")
     square = jnp.einsum("nrp,pq,nsq->nrs", gain, inner, gain, precision="highest")
-    precision = state.precision + sign * jnp.matmul(label.T, label, precision="highest")
     update = jnp.matmul(wide, jnp.matmul(inverse, wide.T, precision="highest"), precision="highest")
     spreads = state.spreads - sign * (cross + jnp.swapaxes(cross, -1, -2)) + square
-    return _Posterior(
-        precision, state.covariance - sign * update, state.variances - sign * shrunk, spreads, state.level
-    )
+    return _Posterior(state.covariance - sign * update, state.variances - sign * shrunk, spreads, state.level)
 
 
 def _gram(rows: Array, counted: Array) -> Array:

@@ -102,7 +102,8 @@ def greedy(
     if query_size > available.shape[0]:
         raise ValueError(f"query_size={query_size} exceeds the {available.shape[0]} examples: ask for fewer")
     num_draws, num_classes = log_probs.shape[1:]
-    log_probs = _numerics.replicate(_numerics.log_probs(log_probs))
+    log_probs = _numerics.replicate(_numerics.log_probs(log_probs.astype(jnp.float32)))
+    available = _numerics.replicate(available)
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
     noise = jnp.mean(_numerics.entropy(log_probs), axis=1)

@@ -25,8 +25,8 @@ def over_features(
 ) -> Acquisition:
     """An acquisition from a search over finite features.
 
-    Rows with NaN or infinite values are hidden from ``find`` (their features are 0, they are neither available nor
-    labelled) and picked last, in order of their ids. ``find`` gives −1 where nothing is left.
+    Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
+    neither available nor labelled) and picked last, in order of their ids. ``find`` gives −1 where nothing is left.
 
     Args:
         find: the search.
@@ -47,9 +47,12 @@ def over_features(
             raise ValueError(f"features of {num_examples} examples for {available.shape[0]}: one row each is needed")
         if query_size > num_examples:
             raise ValueError(f"query_size={query_size} exceeds the {num_examples} examples: ask for fewer")
-        labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled) & ~available
-        features = jax.tree.map(lambda leaf: _numerics.replicate(jnp.asarray(leaf)), summary)
-        features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_float(leaf) else leaf, features)
+        labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled)
+        if labelled.shape != available.shape:
+            raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
+        available = _numerics.replicate(available.astype(bool))
+        labelled = _numerics.replicate(labelled.astype(bool)) & ~available
+        features = jax.tree.map(lambda leaf: _numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32), summary)
         broken = broken_rows(features)
         features = jax.tree.map(lambda leaf: _without(leaf, broken), features)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
@@ -75,14 +78,9 @@ def read_features(predictions: Predictions) -> Array:
 
 
 def broken_rows(features: PyTree) -> Array:
-    """``bool[N]``: whether a row holds a number that is not finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(features) if _is_float(leaf)]
-    broken = [jnp.any(~jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
-    return jnp.any(jnp.stack(broken), axis=0)
-
-
-def _is_float(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    """``bool[N]``: whether a row has no finite length in float32."""
+    lengths = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(features)]
+    return jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
 
 
 def _without(leaf: Array, broken: Array) -> Array:

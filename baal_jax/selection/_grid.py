@@ -20,6 +20,8 @@ def grid(
     features: FeatureMap = feature_maps.embedding,
     transforms: Sequence[Transform] = (),
     selector: Selector | None = None,
+    *,
+    reads_labelled: bool = True,
 ) -> Acquisition:
     r"""A set acquisition from its three parts.
 
@@ -31,10 +33,12 @@ def grid(
             :mod:`~baal_jax.selection.feature_maps` or your own.
         transforms: from :mod:`~baal_jax.selection.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.selectors`; by default ``selectors.lcmd()``.
+        reads_labelled: whether a transform or the selector reads what is labelled; if none does, False allows
+            ``max_sample`` in the loop.
 
     Returns:
         An :class:`~baal_jax.Acquisition`; its scores mean what those of the selector do. Examples whose features are
-        not finite are picked last. It reads the rows of labelled examples.
+        not finite are picked last.
 
     References:
         Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
@@ -56,12 +60,18 @@ def grid(
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         key_select, *keys = jax.random.split(key, 1 + len(transforms))
-        found = Features(tuple(jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
+        found = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
         for key_transform, transform in zip(keys, transforms, strict=True):
             found = transform(key_transform, found, labelled, available | labelled)
         return selector(key_select, found, available, query_size, labelled)
 
-    return over_features(find, features, reads_labelled=True)
+    return over_features(find, features, reads_labelled=reads_labelled)
+
+
+def _rows(leaf: Array) -> Array:
+    if leaf.ndim > 3:
+        raise ValueError(f"features of shape {leaf.shape}, but [N, D] is needed: flatten what comes after the examples")
+    return leaf[:, None] if leaf.ndim == 1 else leaf
 
 
 def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = ()) -> Acquisition:
@@ -74,7 +84,7 @@ def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence
     Returns:
         An :class:`~baal_jax.Acquisition`.
     """
-    return grid(features, transforms, selectors.max_diag())
+    return grid(features, transforms, selectors.max_diag(), reads_labelled=bool(transforms))
 
 
 def max_det(
@@ -187,7 +197,8 @@ def frank_wolfe(
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are inner products with what is still missing.
     """
-    return grid(features, transforms, selectors.frank_wolfe(use_labelled=use_labelled))
+    selector = selectors.frank_wolfe(use_labelled=use_labelled)
+    return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
 
 def bait(
@@ -237,7 +248,8 @@ def badge(transforms: Sequence[Transform] = ()) -> Acquisition:
         Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
         <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
-    return grid(feature_maps.badge, transforms, selectors.k_means_pp(use_labelled=False, largest_first=True))
+    selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
+    return grid(feature_maps.badge, transforms, selector, reads_labelled=bool(transforms))
 
 
 def batch_bald_gaussian(
@@ -247,8 +259,9 @@ def batch_bald_gaussian(
 
     .. math:: I(y_P; f) = \tfrac12 \log\det\bigl(I + \sigma^{-2} K_{PP}\bigr)
 
-    With the covariance of Monte-Carlo draws as kernel this is for regression what BatchBALD is for classification; for
-    features of a network it is the Bayesian linear model on them.
+    With the covariance of Monte-Carlo draws as kernel this is for regression with one output what BatchBALD is for
+    classification; for features of a network it is the Bayesian linear model on them. Covariances of several outputs
+    are added up, as if one label told their sum: a stand-in, not the information of a vector.
 
     Args:
         features: a feature map: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` for
@@ -257,7 +270,8 @@ def batch_bald_gaussian(
         use_labelled: condition on what is labelled; posterior draws know of it already.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, and do not increase.
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, and do not increase until rounding errors are
+        all that is left (a millionth of the largest variance).
 
     References:
         Kirsch, van Amersfoort and Gal, `BatchBALD <https://arxiv.org/abs/1906.08158>`_, 2019; Holzmüller et al., `A
@@ -265,12 +279,13 @@ def batch_bald_gaussian(
         2022.
     """
     noise = positive_float("noise", noise)
-    acquisition = grid(features, (), selectors.max_det(noise, use_labelled=use_labelled))
+    selector = selectors.max_det(noise, use_labelled=use_labelled)
+    acquisition = grid(features, (), selector, reads_labelled=use_labelled)
 
     def select(
         key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
     ) -> Selection:
         picked = acquisition.select(key, summary, available, query_size, labelled)
-        return picked._replace(scores=0.5 * jnp.log(picked.scores / noise**2))
+        return picked._replace(scores=0.5 * jnp.log(jnp.maximum(picked.scores / noise**2, 1.0)))
 
     return acquisition._replace(select=jax.jit(select, static_argnames="query_size"))

@@ -46,8 +46,38 @@ def dense(features: Features, who: str) -> Array:
 
 def diagonal(features: Features) -> Array:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
+    _require_one_row(features)
     squares = [jnp.sum(factor * factor, axis=-1) for factor in features.factors]
     return functools.reduce(operator.mul, squares) + features.noise
+
+
+def _require_one_row(features: Features) -> None:
+    for factor in features.factors:
+        if factor.ndim != 2:
+            raise ValueError(
+                f"features of shape {factor.shape}, but one row an example, [N, D], is needed here: several rows, as "
+                "of feature_maps.fisher, are for selectors.bait"
+            )
+
+
+def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
+    """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask.
+
+    By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
+    """
+    num, size = phi.shape
+    count = jnp.sum(known, dtype=jnp.int32)
+    block = min(size, num)
+    ids = jnp.pad(jnp.flatnonzero(known, size=num, fill_value=0), (0, -num % block))
+
+    def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        start, root = carry
+        some = phi[jax.lax.dynamic_slice(ids, (start,), (block,))] / noise
+        some = jnp.where((start + jnp.arange(block, dtype=jnp.int32) < count)[:, None], some, 0.0)
+        return start + block, jnp.linalg.qr(jnp.concatenate([root, some]), mode="r")
+
+    start = jnp.zeros((), jnp.int32), jnp.eye(size, dtype=phi.dtype)
+    return jax.lax.while_loop(lambda carry: carry[0] < count, more, start)[1]
 
 
 def column(features: Features, index: Array) -> Array:
@@ -58,6 +88,7 @@ def column(features: Features, index: Array) -> Array:
 
 def _product(features: Features, index: Array) -> Array:
     """Inner products with one example, ``[N]``, or with several, ``[N, I]``."""
+    _require_one_row(features)
     products = [jnp.matmul(factor, factor[index].T, precision="highest") for factor in features.factors]
     return functools.reduce(operator.mul, products)
 

@@ -131,6 +131,7 @@ def _pick(scores: Array, values: Array, query_size: int) -> Selection:
     query_size = _checks.positive_int("query_size", query_size)
     if query_size > values.shape[0]:
         raise ValueError(f"query_size={query_size} exceeds the {values.shape[0]} examples: ask for fewer")
+    scores = _numerics.replicate(scores)
     indices = _numerics.top_indices(values, query_size)
     return Selection(indices, _numerics.take_or(scores.astype(jnp.float32), indices, jnp.nan))
 

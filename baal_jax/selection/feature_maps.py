@@ -41,7 +41,8 @@ def draws(predictions: Predictions) -> Array:
     .. math:: k(x, x') = \tfrac1{S-1} \sum_s \sum_c (f_{sc}(x) - \bar f_c(x)) (f_{sc}(x') - \bar f_c(x'))
 
     Args:
-        predictions: with ``logits [S, B, C]``.
+        predictions: with ``logits [S, B, C]``, all of them means: of a network that gives log-variances too, hand over
+            ``predictions._replace(logits=predictions.logits[..., :C])``.
 
     Returns:
         ``[B, S·C]``.
@@ -105,7 +106,8 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
     Args:
         predictions: with ``logits [S, B, C]``, of which the mean prediction is taken, and ``features [B, D]``, the last
             hidden layer.
-        sketch_size: project the ``C·D`` numbers of a row to this many, at random, if they are more; None keeps them.
+        sketch_size: project the ``C·D`` numbers of a row to this many, at random but alike in every round, if they are
+            more; None keeps them. ``N·C·sketch_size`` numbers are kept, and some three times that while picking.
 
     Returns:
         ``[B, C, K]``, one row a class; ``[B, D]`` for a single output.
@@ -117,6 +119,8 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
         Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
         2021.
     """
+    if sketch_size is not None:
+        sketch_size = _checks.positive_int("sketch_size", sketch_size)
     logits = _three_axes(predictions)
     hidden = _one_array(read_features(predictions))
     if logits.shape[-1] == 1:

@@ -46,7 +46,8 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
     .. math:: \arg\max_x\; k(x, x) + \sigma^2 - k(x, P)\,(K_{PP} + \sigma^2 I)^{-1} k(P, x)
 
     The same as repeatedly taking the most uncertain point of a Gaussian process that is told of every pick. Once the
-    picks span the features, what remains is picked at random.
+    picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
+    what remains is picked at random.
 
     Args:
         noise: ``σ``, standard deviation of observation noise.

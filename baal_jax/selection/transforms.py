@@ -10,13 +10,15 @@ References:
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from baal_jax import _checks
-from baal_jax.selection._kernel import Features, dense, diagonal
+from baal_jax.selection._kernel import Features, dense, posterior_root
 from baal_jax.selection.feature_maps import projections, sketched
 from baal_jax.typing import Array, Key
 
@@ -34,7 +36,8 @@ def scale() -> Transform:
 
     def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
         del key
-        diag = diagonal(features)
+        squares = [jnp.sum(factor**2, axis=tuple(range(1, factor.ndim))) for factor in features.factors]
+        diag = functools.reduce(operator.mul, squares) + features.noise
         rows = jnp.where(jnp.any(labelled), labelled, counted)
         mean = jnp.sum(jnp.where(rows, diag, 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
         factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
@@ -59,7 +62,7 @@ def centre() -> Transform:
 
 
 def normalise() -> Transform:
-    """Divides every row by its length, so that inner products are cosines.
+    """Divides the features of every example by their length, so that inner products are cosines.
 
     Returns:
         A transform.
@@ -67,7 +70,9 @@ def normalise() -> Transform:
 
     def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
         del key, labelled, counted
-        lengths = [jnp.linalg.norm(factor, axis=-1, keepdims=True) for factor in features.factors]
+        axes = [tuple(range(1, factor.ndim)) for factor in features.factors]
+        pairs = zip(features.factors, axes, strict=True)
+        lengths = [jnp.sqrt(jnp.sum(factor**2, axis=axis, keepdims=True)) for factor, axis in pairs]
         pairs = zip(features.factors, lengths, strict=True)
         return features._replace(factors=tuple(factor / jnp.where(n > 0, n, 1.0) for factor, n in pairs))
 
@@ -80,7 +85,7 @@ def sketch(size: int = 512) -> Transform:
     .. math:: \phi'(x) = \tfrac1{\sqrt K}\, (U_1^\top \phi_1(x)) \odot \dots \odot (U_F^\top \phi_F(x)),
               \qquad U \sim \mathcal N(0, 1)
 
-    A product of factors becomes plain features without being formed.
+    A product of factors becomes plain features without being formed. The projection is a new one in every round.
 
     Args:
         size: ``K``.
@@ -107,7 +112,7 @@ def posterior(noise: float = 1.0) -> Transform:
     .. math:: k(x, x' \mid L) = \phi(x)^\top A^{-1} \phi(x'), \qquad
               A = I + \sigma^{-2} \sum_{i \in L} \phi_i \phi_i^\top
 
-    Features become ``C⁻¹ φ`` with ``A = C Cᵀ``.
+    Features become ``R⁻ᵀ φ`` with ``A = RᵀR``.
 
     Args:
         noise: ``σ``, the standard deviation of observation noise.
@@ -123,8 +128,8 @@ def posterior(noise: float = 1.0) -> Transform:
     def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
         del key, counted
         phi = dense(features, "transforms.posterior")
-        root = jnp.linalg.cholesky(precision_matrix(phi, labelled, noise))
-        return features._replace(factors=(jax.scipy.linalg.solve_triangular(root, phi.T, lower=True).T,))
+        root = posterior_root(phi, labelled, noise)
+        return features._replace(factors=(jax.scipy.linalg.solve_triangular(root, phi.T, trans="T").T,))
 
     return transform
 
@@ -148,12 +153,6 @@ def predictive(noise: float = 1.0) -> Transform:
         return features._replace(noise=features.noise + jnp.float32(noise) ** 2)
 
     return transform
-
-
-def precision_matrix(phi: Array, labelled: Array, noise: float) -> Array:
-    """``I + σ⁻² Σ φ φᵀ`` over what is labelled, ``[D, D]``."""
-    rows = jnp.where(labelled[:, None], phi, 0.0) / noise
-    return jnp.eye(phi.shape[1], dtype=phi.dtype) + jnp.matmul(rows.T, rows, precision="highest")
 
 
 def centred(phi: Array, counted: Array) -> Array:
