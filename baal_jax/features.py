@@ -89,7 +89,8 @@ def last_layer_gradient(
 
     The second is returned as its two factors. Inner products of outer products are products of inner products,
     :math:`\langle a \otimes h, a' \otimes h' \rangle = \langle a, a' \rangle \langle h, h' \rangle`, so an array
-    ``[B, C · D]`` is not needed.
+    ``[B, C · D]`` is not needed. Exact where the outputs are what that layer gives, met once; after a temperature, a
+    sum over positions or another function it is a stand-in: use :func:`gradient`.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``), logits where ``C > 1``.
@@ -307,7 +308,7 @@ def _sketch(key: Key, pairs: dict[int, tuple[Array, Array]], rest: dict[int, Arr
             if not _is_cheaper_formed(positions, inner, outer, size):
                 products.append((left, right))
                 continue
-            formed = jnp.einsum("bti,bto->bio", left, right).reshape(left.shape[0], -1)
+            formed = jnp.einsum("bti,bto->bio", left, right, precision="highest").reshape(left.shape[0], -1)
         else:
             formed = rest[position]
         (small if formed.shape[1] < size else counted).append(formed)
@@ -338,7 +339,8 @@ def _product_sketch(signs_left: Array, signs_right: Array, left: Array, right: A
     signs = signs_left.reshape(size, -1), signs_right.reshape(size, -1)
 
     def project(signs: tuple[Array, Array]) -> Array:
-        return jnp.sum((left @ signs[0].T) * (right @ signs[1].T), axis=1)
+        both = [jnp.matmul(x, r.T, precision="highest") for x, r in zip((left, right), signs, strict=True)]
+        return jnp.sum(both[0] * both[1], axis=1)
 
     least = batch * positions * size / _CHUNK
     chunks = next(n for n in range(1, size + 1) if size % n == 0 and (n >= least or n == size))

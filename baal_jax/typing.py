@@ -71,6 +71,13 @@ class Variables(NamedTuple):
     collections: PyTree
 
 
+def _no_deterministic(variables: Variables, inputs: PyTree) -> PyTree:
+    del variables, inputs
+    raise ValueError(
+        "this model does not say how to run without randomness: make it with from_functions(init, apply, deterministic)"
+    )
+
+
 class Model(NamedTuple):
     """A network as four pure functions, whichever module system it was written in.
 
@@ -84,7 +91,7 @@ class Model(NamedTuple):
     init: Callable[[Key, PyTree], Variables]
     apply: Callable[[Variables, PyTree, Key], PyTree]
     train: Callable[[Variables, PyTree, Key], tuple[PyTree, PyTree]]
-    deterministic: Callable[[Variables, PyTree], PyTree]
+    deterministic: Callable[[Variables, PyTree], PyTree] = _no_deterministic
 
 
 class Fit(Protocol):

@@ -11,8 +11,11 @@ from baal_jax import _checks, _numerics
 from baal_jax.heuristics import bald
 from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
 
-_BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
+_BLOCK = 2**22  # numbers of the largest temporary array, 16 MiB
 _ROUNDING = 1e-5  # nats by which a bound may be exceeded
+_GROUP = 10  # configurations that share a bound
+_PARTS = 64  # of a long sum
+_TINY = 1e-37  # what the logarithm of 0 is taken of
 
 
 def batch_bald(num_configurations: int = 10_000) -> Acquisition:
@@ -25,8 +28,9 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
     ``num_configurations`` of them, all are enumerated and the value is exact for the ``S`` draws; information being
     submodular, only examples whose gain in an earlier step is large enough are evaluated again (lazy greedy, with the
     same picks). Beyond that the configurations are a stratified sample from their distribution, the same for every
-    example, and every example is evaluated in each step. The pool is worked through in blocks: besides the
-    probabilities ``[N, S, C]``, memory does not grow with ``N``.
+    example. With many configurations, groups of them bound the gains from above (entropy is concave), and only examples
+    whose bound reaches the best gain are evaluated, in either regime and with the same picks. The pool is worked
+    through in blocks: besides the probabilities ``[N, S, C]``, memory does not grow with ``N``.
 
     ``S`` draws hold at most ``log S`` nats, which some ``log S / BALD`` picks use up; what is picked after that is
     estimation noise. Take many draws for large batches.
@@ -179,24 +183,56 @@ def _log_matmul(log_weights: Array, log_p: Array) -> Array:
     return jnp.log(jnp.matmul(jnp.exp(log_weights), jnp.exp(log_p), precision="highest"))
 
 
-def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left: Array) -> tuple[Array, Array]:
-    """Gains ``[N]``, exact wherever the largest may be, and old bounds elsewhere; how many examples were evaluated.
+def _coarse(joint: _Joint, num_groups: int) -> _Joint:
+    """Groups of similar configurations, each with its mean posterior.
 
-    Blocks of examples are worked through from the highest bound down, until no bound reaches the best gain.
+    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above. Configurations
+    that point to the same draw, and as clearly, are grouped.
+    """
+    num, num_draws = joint.log_weights.shape
+    order = jnp.lexsort((jnp.max(joint.log_weights, axis=1), jnp.argmax(joint.log_weights, axis=1)))
+    padding = -num % num_groups
+    share = jnp.pad(joint.share[order], (0, padding)).reshape(num_groups, -1)
+    weights = jnp.pad(jnp.exp(joint.log_weights[order]), ((0, padding), (0, 0))).reshape(num_groups, -1, num_draws)
+    total = jnp.sum(share, axis=1)
+    mean = jnp.einsum("gk,gks->gs", share, weights, precision="highest") / jnp.where(total > 0, total, 1.0)[:, None]
+    return _Joint(jnp.log(mean), total)
+
+
+def _entropies(joint: _Joint, p: Array) -> Array:
+    """Mean entropy of the label given a configuration, ``[b]``, for probabilities ``[b, S, C]``."""
+    num_examples, num_draws, num_classes = p.shape
+    columns = jnp.transpose(p, (1, 2, 0)).reshape(num_draws, -1)  # examples last: sums over classes are vectorised
+    mean = jnp.matmul(jnp.exp(joint.log_weights), columns, precision="highest")
+    terms = mean * jnp.log(jnp.maximum(mean, _TINY))  # 0 where the mean is
+    surprise = jnp.sum(terms.reshape(-1, num_classes, num_examples), axis=1)
+    weighted = joint.share[:, None] * surprise
+    # Ten thousand terms one after the other would be rounded off to four digits.
+    parts = jnp.pad(weighted, ((0, -weighted.shape[0] % _PARTS), (0, 0))).reshape(_PARTS, -1, weighted.shape[1])
+    return -jnp.sum(jnp.sum(parts, axis=0), axis=0)
+
+
+def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left: Array) -> tuple[Array, Array]:
+    """Gains ``[N]``, exact wherever the largest may be, and bounds elsewhere; how many examples were evaluated.
+
+    Bounds are the old ones and, with many configurations, those of a tenth as many groups of them. Blocks of examples
+    are worked through from the highest bound down, until no bound reaches the best gain.
     """
     num_examples, _, num_classes = log_probs.shape
-    weights = jnp.exp(joint.log_weights)
-    size = max(1, min(num_examples, _BLOCK // (weights.shape[0] * num_classes)))
+    num_groups = joint.share.shape[0] // _GROUP
+    if num_groups >= num_classes:
+        groups = _coarse(joint, num_groups)
+        rows = max(1, min(num_examples, _BLOCK // (num_groups * num_classes)))
+        coarse = jax.lax.map(lambda p: _entropies(groups, jnp.exp(p)[None])[0], log_probs, batch_size=rows)
+        bounds = jnp.minimum(bounds, coarse - noise + _ROUNDING)
+    size = max(1, min(num_examples, _BLOCK // (joint.share.shape[0] * num_classes)))
     order = jnp.argsort(jnp.where(left, -bounds, jnp.inf))
     padding = -num_examples % size
     order = jnp.pad(order, (0, padding), constant_values=num_examples)
     highest = jnp.where(left, bounds, -jnp.inf).at[order].get(mode="fill", fill_value=-jnp.inf)
 
     def block(ids: Array) -> Array:
-        p = jnp.exp(log_probs.at[ids].get(mode="fill", fill_value=0.0))  # [b, S, C]
-        mean = jnp.einsum("ms,bsc->mbc", weights, p, precision="highest")
-        surprise = jnp.where(mean > 0, mean * jnp.log(jnp.where(mean > 0, mean, 1.0)), 0.0)
-        return -jnp.einsum("m,mbc->b", joint.share, surprise, precision="highest")
+        return _entropies(joint, jnp.exp(log_probs.at[ids].get(mode="fill", fill_value=0.0)))
 
     def promising(carry: tuple) -> Array:
         start, _, best = carry
