@@ -7,7 +7,7 @@ of RepeatedMNIST. Ranking by BALD labels the same image again and again; sets th
     python experiments/repeated_digits.py
     python experiments/repeated_digits.py --strategies badge power_bald --query-sizes 5 40
 
-Prints a table, and writes `curves.png` and `results.json`. Result, hardware and command: docs/choosing_a_heuristic.md.
+Prints a table, and writes `curves.png` and `results.json`. Result, hardware and command: see docs/benchmarks.md.
 """
 
 from __future__ import annotations

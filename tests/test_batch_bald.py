@@ -203,3 +203,30 @@ def test_it_works_in_the_loop_and_on_several_devices(mesh):
     alone, together = (build().select(jax.random.key(0), s, jnp.ones(16, bool), 4) for s in (summary, spread))
     assert alone.indices.tolist() == together.indices.tolist()
     np.testing.assert_allclose(alone.scores, together.scores, rtol=1e-5, atol=1e-6)
+
+
+def test_bounds_of_groups_save_work_and_change_no_pick(monkeypatch):
+    rng = np.random.default_rng(0)  # some examples are certain, as in a pool
+    logits = 2 * rng.normal(size=(400, 1, 3)) + rng.gamma(1.0, 1.0, (400, 1, 1)) * rng.normal(size=(400, 50, 3))
+    p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    monkeypatch.setattr(_batch_bald, "_BLOCK", 2**14)  # blocks of a few examples
+    everything, key = jnp.ones(400, bool), jax.random.key(0)
+    found, evaluated = _batch_bald.greedy(key, p, everything, 9, 2187)
+    monkeypatch.setattr(_batch_bald, "_GROUP", 10**9)
+    alone, without = _batch_bald.greedy(key, p, everything, 9, 2187)
+    np.testing.assert_array_equal(found.indices, alone.indices)
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
+    assert (evaluated <= without).all()
+    assert int(evaluated.sum()) < 0.95 * int(without.sum())
+
+
+def test_a_group_bounds_its_configurations():
+    p = jnp.asarray(random_probs(5, draws=8, num=30), jnp.float32)
+    joint = _batch_bald._Joint(jnp.full((1, 8), -jnp.log(8.0)), jnp.ones(1))
+    for i in range(4):
+        joint = _batch_bald._extend(joint, jnp.log(p[:, i]))
+    rows = jnp.moveaxis(p, 0, 1)
+    exact, bound = (_batch_bald._entropies(j, rows) for j in (joint, _batch_bald._coarse(joint, 9)))
+    assert (bound >= exact - 1e-6).all()
+    one = _batch_bald._entropies(_batch_bald._coarse(joint, 81), rows)
+    np.testing.assert_allclose(one, exact, atol=1e-5)
