@@ -1,5 +1,6 @@
 """Strict settings for every test, made before jax is imported."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
@@ -15,6 +16,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs():
+    """Drops what a module has compiled: thousands of programs in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
