@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _random
+from baal_jax import _averaging, _checks, _random
+from baal_jax._batches import Stream, ViewStream
 from baal_jax.models import require_stochastic
 from baal_jax.semi_supervised import Consistency
-from baal_jax.typing import Array, Dataset, Fit, Key, Model, PyTree, Trainer, Variables
+from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, Variables
 
 if TYPE_CHECKING:
     import optax
@@ -44,6 +46,8 @@ def trainer(
     regularizer: Callable[[PyTree], Array] | None = None,
     average_from: float | None = None,
     warm_start: bool = False,
+    validation: Dataset | None = None,
+    validate_every: int = 50,
     unlabelled: Consistency | None = None,
     unlabelled_batch_size: int | None = None,
 ) -> Trainer:
@@ -73,17 +77,23 @@ def trainer(
             of the weights over the last quarter, and batch statistics estimated anew for them on 100 batches. None
             returns the last weights. The learning rate should stay high meanwhile.
         warm_start: continue from the parameters and the optimizer state of the round before.
+        validation: labelled examples beside the pool that decide which weights are returned: those with the smallest
+            mean loss, without randomness, among the weights of every ``validate_every``-th step and the last. They are
+            part of the compiled program. None returns the last weights.
+        validate_every: steps between two looks at ``validation``.
         unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.semi_supervised`; its value is part
             of the reported loss. None trains on the labelled examples alone.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
-        with ``num_steps`` it can be differentiated in reverse.
+        with ``num_steps`` it can be differentiated in reverse. What a posterior needs of training it adds there:
+        see :class:`~baal_jax.typing.Trainer`.
 
     Raises:
         ValueError: both or neither of ``num_steps`` and ``num_epochs``, a value that is not positive, an
-            ``average_from`` outside of [0, 1), or ``unlabelled`` is no :class:`~baal_jax.semi_supervised.Consistency`.
+            ``average_from`` outside of [0, 1) or beside ``validation``, or ``unlabelled`` is no
+            :class:`~baal_jax.semi_supervised.Consistency`.
 
     References:
         Izmailov et al., `Averaging weights leads to wider optima and better generalization
@@ -107,134 +117,193 @@ def trainer(
 
     if average_from is not None and not 0.0 <= average_from < 1.0:
         raise ValueError(f"average_from={average_from} must be at least 0 and less than 1: it is a share of the steps")
-    num_unlabelled = _unlabelled_batch_size(unlabelled, unlabelled_batch_size, batch_size)
+    if validation is not None and average_from is not None:
+        raise ValueError(
+            f"average_from={average_from} beside validation: give one, both decide which weights to return"
+        )
+    if validation is not None:
+        _checks.leading_axis("validation", validation)
+    recipe = _Recipe(
+        optimizer=optimizer,
+        loss=loss,
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        augment=augment,
+        regularizer=regularizer,
+        average_from=average_from,
+        warm_start=warm_start,
+        validation=validation,
+        validate_every=_checks.positive_int("validate_every", validate_every),
+        consistency=unlabelled,
+        num_unlabelled=_unlabelled_batch_size(unlabelled, unlabelled_batch_size, batch_size),
+    )
 
-    def bind(model: Model) -> Fit:
-        update = _update_step(model, optimizer, loss, batch_size, augment, regularizer, unlabelled)
-
-        def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
-            num_examples = _checks.leading_axis("dataset", dataset)
-            labelled = jnp.asarray(labelled)
-            if labelled.shape != (num_examples,):
-                raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
-            # The first three are the same with and without a fourth.
-            key_init, key_order, key_steps, *key_unlabelled = jax.random.split(key, 3 if unlabelled is None else 4)
-            state = _initial_state(key_init, model, optimizer, dataset)
-            views = None
-            if unlabelled is not None:
-                _require_two_views(unlabelled, augment, model, state.variables, dataset.inputs)
-                key_inputs, key_views = jax.random.split(*key_unlabelled)
-                views = _ViewStream(key_inputs, key_views, num_examples, num_unlabelled)
-            if warm_start and previous is not None:
-                state = jax.tree.map(lambda old, new: jnp.where(previous.steps > 0, old, new), previous, state)
-            ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
-            stream = _Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
-
-            def plan(index: Array) -> _Plan:
-                key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
-                inputs = None if views is None else views.plan(index)
-                return _Plan(index, key_step, *stream.batch(index, batch_size, num_epochs), inputs)
-
-            def views_in(planned: _Plan) -> _Views | None:
-                if unlabelled is None or planned.unlabelled is None:
-                    return None
-                return _two_views(unlabelled, augment, *planned.unlabelled, dataset.inputs)
-
-            total: Array | int = num_steps or 0
-            if num_epochs is not None:
-                total = (stream.size * num_epochs + batch_size - 1) // batch_size
-
-            def step(carry: tuple[TrainState, PyTree], planned: _Plan) -> tuple:
-                state, average = carry
-                batch = jax.tree.map(lambda leaf: leaf[planned.ids], dataset)
-                state = update(planned.key, state, batch, planned.weights, views_in(planned))
-                if average_from is not None:
-                    before = planned.number - _share(average_from, total)
-                    average = _running_mean(average, state.variables.params, before)
-                return (state, average), None
-
-            carry = state, None if average_from is None else state.variables.params
-            if num_epochs is not None:
-                carry = jax.lax.fori_loop(
-                    0, total, lambda index, carry: step(carry, plan(index.astype(jnp.int32)))[0], carry
-                )
-            else:
-                # Planning all steps at once keeps some forty small operations out of the loop.
-                carry = jax.lax.scan(step, carry, jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32)), unroll=2)[0]
-            state, average = carry
-            if average is None:
-                return state
-            variables = Variables(average, state.variables.collections)
-
-            def inputs_of(index: Array) -> tuple[Key, PyTree]:
-                planned = plan(total + index)  # what would come next
-                key_augment, key_model = jax.random.split(planned.key)
-                batch = jax.tree.map(lambda leaf: leaf[planned.ids], dataset)
-                inputs = (batch if augment is None else augment(key_augment, batch)).inputs
-                seen = views_in(planned)
-                return key_model, inputs if seen is None else _joined(inputs, seen.first)
-
-            return state._replace(variables=_with_new_statistics(model, variables, inputs_of))
-
-        return jax.jit(fit)
+    def bind(model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
+        return jax.jit(_make_fit(recipe, model, penalty, transform))
 
     return bind
 
 
-def _share(average_from: float, total: Array | int) -> Array:
-    """The first step that counts."""
-    first = jnp.floor(average_from * jnp.asarray(total, jnp.float32)).astype(jnp.int32)
-    return jnp.minimum(first, jnp.asarray(total, jnp.int32) - 1)
+class _Recipe(NamedTuple):
+    """What :func:`trainer` was asked for."""
+
+    optimizer: optax.GradientTransformation
+    loss: Callable[[PyTree, Array], Array]
+    num_steps: int | None
+    num_epochs: int | None
+    batch_size: int
+    augment: Callable[[Key, Dataset], Dataset] | None
+    regularizer: Callable[[PyTree], Array] | None
+    average_from: float | None
+    warm_start: bool
+    validation: Dataset | None
+    validate_every: int
+    consistency: Consistency | None
+    num_unlabelled: int
 
 
-def _running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
-    """Mean of the weights, ``before`` steps of which it holds already; untouched while that is negative."""
+class _Carry(NamedTuple):
+    """What goes from step to step."""
+
+    state: TrainState
+    average: PyTree  # of the parameters, or None
+    best: tuple[Array, Variables] | None  # smallest validation loss, and its weights
+
+
+def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform: Any) -> Fit:
     import optax
 
-    def update() -> PyTree:
-        share = 1.0 / (before.astype(jnp.float32) + 1.0)
-        with jax.numpy_dtype_promotion("standard"):
-            mean = optax.incremental_update(params, average, share)
-        return jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), mean, average)
+    if transform is not None:
+        recipe = recipe._replace(optimizer=optax.chain(recipe.optimizer, transform))
+    update = _update_step(recipe, model, penalty, transform is not None)
 
-    return jax.lax.cond(before >= 0, update, lambda: average)
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
+        num_examples = _checks.leading_axis("dataset", dataset)
+        labelled = jnp.asarray(labelled)
+        if labelled.shape != (num_examples,):
+            raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
+        # The first three are the same with and without a fourth.
+        key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.consistency is None else 4)
+        state = _initial_state(key_init, model, recipe.optimizer, dataset)
+        if recipe.warm_start and previous is not None:
+            state = jax.tree.map(lambda old, new: jnp.where(previous.steps > 0, old, new), previous, state)
+        ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
+        stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+        reader = _reader(recipe, model, state.variables, dataset, stream, key_steps, key_views)
+        total: Array | int = recipe.num_steps or 0
+        if recipe.num_epochs is not None:
+            total = (stream.size * recipe.num_epochs + recipe.batch_size - 1) // recipe.batch_size
+
+        def step(carry: _Carry, planned: _Plan) -> _Carry:
+            seen = reader.views(planned)
+            state = update(planned.key, carry.state, reader.batch(planned), planned.weights, seen, stream.size, total)
+            average, best = carry.average, carry.best
+            if recipe.average_from is not None:
+                before = planned.number - _averaging.share(recipe.average_from, total)
+                average = _averaging.running_mean(average, state.variables.params, before)
+            if best is not None:
+                best = _better(recipe, model, best, state.variables, planned.number + 1, total)
+            return _Carry(state, average, best)
+
+        carry = _loop(recipe, step, reader.plan, total, _start(recipe, state))
+        if carry.best is not None:
+            return carry.state._replace(variables=carry.best[1])
+        if recipe.average_from is None:
+            return carry.state
+        variables = Variables(carry.average, carry.state.variables.collections)
+        read = partial(_inputs_after, recipe, reader, total)
+        return carry.state._replace(variables=_averaging.with_new_statistics(model, variables, read))
+
+    return fit
 
 
-def _with_new_statistics(
-    model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]]
-) -> Variables:
-    """Batch statistics that belong to the averaged weights, from 100 batches.
+def _start(recipe: _Recipe, state: TrainState) -> _Carry:
+    average = None if recipe.average_from is None else state.variables.params
+    best = None if recipe.validation is None else (jnp.full((), jnp.inf, jnp.float32), state.variables)
+    return _Carry(state, average, best)
 
-    A running mean keeps a share of what it started from: 37 % of it with a momentum of 0.99. Two starts that differ by
-    one end apart by that share, and so it can be taken out.
-    """
-    old = variables.collections
-    if not jax.tree.leaves(old):
-        return variables
 
-    def is_float(leaf: Array) -> bool:
-        return jnp.issubdtype(leaf.dtype, jnp.floating)
+def _loop(
+    recipe: _Recipe,
+    step: Callable[[_Carry, _Plan], _Carry],
+    plan: Callable[[Array], _Plan],
+    total: Array | int,
+    carry: _Carry,
+) -> _Carry:
+    if recipe.num_steps is None:
+        return jax.lax.fori_loop(0, total, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
+    # Planning all steps at once keeps some forty small operations out of the loop.
+    plans = jax.vmap(plan)(jnp.arange(recipe.num_steps, dtype=jnp.int32))
+    return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
 
-    def step(index: Array, carried: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-        key, inputs = inputs_of(index.astype(jnp.int32))
-        # Training reads no running statistics: the compiler runs the network once for both.
-        new = [model.train(Variables(variables.params, collections), inputs, key)[1] for collections in carried]
-        cast = [
-            jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), *pair) for pair in zip(new, carried, strict=True)
-        ]
-        return cast[0], cast[1]
 
-    shifted = jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype) if is_float(leaf) else leaf, old)
-    ends = jax.lax.fori_loop(0, 100, step, (old, shifted))
+class _Reader(NamedTuple):
+    """What a step reads: ``plan(number)`` says which examples, the other two fetch them."""
 
-    def without_start(start: Array, end: Array, other_end: Array) -> Array:
-        if not is_float(end):
-            return end
-        share = other_end - end
-        running = (share > 1e-3) & (share < 0.999)
-        return jnp.where(running, (end - share * start) / jnp.where(running, 1 - share, 1), end).astype(end.dtype)
+    plan: Callable[[Array], _Plan]
+    batch: Callable[[_Plan], Dataset]
+    views: Callable[[_Plan], _Views | None]
 
-    return variables._replace(collections=jax.tree.map(without_start, old, *ends))
+
+def _reader(
+    recipe: _Recipe,
+    model: Model,
+    variables: Variables,
+    dataset: Dataset,
+    stream: Stream,
+    key_steps: Key,
+    key_views: list[Key],
+) -> _Reader:
+    unlabelled = None
+    if recipe.consistency is not None:
+        _require_two_views(recipe.consistency, recipe.augment, model, variables, dataset.inputs)
+        key_inputs, key_augment = jax.random.split(key_views[0])
+        unlabelled = ViewStream(key_inputs, key_augment, stream.ids.shape[0], recipe.num_unlabelled)
+
+    def plan(index: Array) -> _Plan:
+        key_step = jax.random.fold_in(_random.vectorised(key_steps), index)
+        inputs = None if unlabelled is None else unlabelled.plan(index)
+        return _Plan(index, key_step, *stream.batch(index, recipe.batch_size, recipe.num_epochs), inputs)
+
+    def batch(planned: _Plan) -> Dataset:
+        return jax.tree.map(lambda leaf: leaf[planned.ids], dataset)
+
+    def views(planned: _Plan) -> _Views | None:
+        if recipe.consistency is None or planned.unlabelled is None:
+            return None
+        return _two_views(recipe.consistency, recipe.augment, *planned.unlabelled, dataset.inputs)
+
+    return _Reader(plan, batch, views)
+
+
+def _inputs_after(recipe: _Recipe, reader: _Reader, total: Array | int, index: Array) -> tuple[Key, PyTree]:
+    """What would come ``index`` steps after the last one."""
+    planned = reader.plan(total + index)
+    key_augment, key_model = jax.random.split(planned.key)
+    batch = reader.batch(planned)
+    inputs = (batch if recipe.augment is None else recipe.augment(key_augment, batch)).inputs
+    seen = reader.views(planned)
+    return key_model, inputs if seen is None else _joined(inputs, seen.first)
+
+
+def _better(
+    recipe: _Recipe,
+    model: Model,
+    best: tuple[Array, Variables],
+    variables: Variables,
+    steps: Array,
+    total: Array | int,
+) -> tuple[Array, Variables]:
+    """The best weights so far, looked for every ``validate_every`` steps and after the last."""
+
+    def look() -> tuple[Array, Variables]:
+        assert recipe.validation is not None
+        losses = recipe.loss(model.deterministic(variables, recipe.validation.inputs), recipe.validation.targets)
+        value = jnp.mean(losses.astype(jnp.float32))
+        return jax.lax.cond(value < best[0], lambda: (value, variables), lambda: best)
+
+    return jax.lax.cond((steps % recipe.validate_every == 0) | (steps == total), look, lambda: best)
 
 
 def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset) -> TrainState:
@@ -247,31 +316,7 @@ def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformati
 
 def _strong(leaf: Array) -> Array:
     """Without weak types, which would change between the first round and the second."""
-    return _as_dtype(leaf, jnp.asarray(leaf).dtype)
-
-
-def _as_dtype(leaf: Array, dtype: jnp.dtype) -> Array:
-    return leaf if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(leaf).astype(dtype)
-
-
-class _Stream(NamedTuple):
-    """Shuffled passes over the labelled ids, one after the other."""
-
-    key: Key
-    ids: Array  # labelled ids first
-    size: Array
-
-    def batch(self, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Array, Array]:
-        """Ids of the ``index``-th batch, and weights: zero beyond the last pass and where nothing is labelled."""
-        size = jnp.maximum(self.size, 1)
-        positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        passes = positions // size
-        keys = jax.vmap(lambda i: jax.random.fold_in(_random.vectorised(self.key), i))(passes)
-        order = jax.vmap(lambda key, i: _random.shuffled(key, i, size))(keys, positions - passes * size)
-        weights = jnp.full(batch_size, self.size > 0)
-        if num_epochs is not None:
-            weights &= passes < num_epochs
-        return self.ids[order], weights.astype(jnp.float32)
+    return _averaging.as_dtype(leaf, jnp.asarray(leaf).dtype)
 
 
 class _Plan(NamedTuple):
@@ -290,21 +335,6 @@ class _Views(NamedTuple):
     first: PyTree
     second: PyTree
     key: Key  # of the pass of the second view
-
-
-class _ViewStream(NamedTuple):
-    """Shuffled passes over all examples, and keys for their views."""
-
-    key_inputs: Key
-    key_views: Key
-    num_examples: int
-    batch_size: int
-
-    def plan(self, index: Array) -> tuple[Key, Array]:
-        everything = jnp.arange(self.num_examples, dtype=jnp.int32)
-        stream = _Stream(self.key_inputs, everything, jnp.asarray(self.num_examples, jnp.int32))
-        key = jax.random.fold_in(_random.vectorised(self.key_views), index)
-        return key, stream.batch(index, self.batch_size, None)[0]
 
 
 def _two_views(
@@ -373,24 +403,56 @@ def _disagreement(consistency: Consistency, first: PyTree, second: PyTree, batch
 
 
 def _update_step(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    loss: Callable[[PyTree, Array], Array],
-    batch_size: int,
-    augment: Callable[[Key, Dataset], Dataset] | None,
-    regularizer: Callable[[PyTree], Array] | None,
-    consistency: Consistency | None,
-) -> Callable[[Key, TrainState, Dataset, Array, _Views | None], TrainState]:
+    recipe: _Recipe, model: Model, penalty: Penalty | None, with_total: bool
+) -> Callable[[Key, TrainState, Dataset, Array, _Views | None, Array, Array | int], TrainState]:
     import optax
 
+    objective = _objective(recipe, model, penalty)
+
+    def update(
+        key: Key,
+        state: TrainState,
+        batch: Dataset,
+        weights: Array,
+        views: _Views | None,
+        num_labelled: Array,
+        total: Array | int,
+    ) -> TrainState:
+        key_augment, key_model = jax.random.split(key)
+        if recipe.augment is not None:
+            batch = recipe.augment(key_augment, batch)
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        params = state.variables.params
+        (value, collections), gradients = value_and_grad(params, state, batch, weights, key_model, views, num_labelled)
+        told = {"total_steps": total} if with_total else {}
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
+            updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, params, **told)
+            params = optax.apply_updates(params, updates)
+        steps = state.steps + 1
+        share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
+        new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
+        return jax.tree.map(lambda leaf, old: _averaging.as_dtype(leaf, old.dtype), new, state)
+
+    return update
+
+
+def _objective(recipe: _Recipe, model: Model, penalty: Penalty | None) -> Callable[..., tuple[Array, PyTree]]:
+    batch_size, consistency = recipe.batch_size, recipe.consistency
+
     def objective(
-        params: PyTree, state: TrainState, batch: Dataset, weights: Array, key: Key, views: _Views | None
+        params: PyTree,
+        state: TrainState,
+        batch: Dataset,
+        weights: Array,
+        key: Key,
+        views: _Views | None,
+        num_labelled: Array,
     ) -> tuple[Array, PyTree]:
         variables = Variables(params, state.variables.collections)
         inputs = batch.inputs if views is None else _joined(batch.inputs, views.first)
         all_outputs, collections = model.train(variables, inputs, key)
         outputs = all_outputs if views is None else jax.tree.map(lambda leaf: leaf[:batch_size], all_outputs)
-        losses = loss(outputs, batch.targets)
+        losses = recipe.loss(outputs, batch.targets)
         if losses.shape[:1] != (batch_size,):
             raise ValueError(
                 f"loss returned shape {losses.shape}, but one number for each of the {batch_size} examples is needed: "
@@ -404,23 +466,10 @@ def _update_step(
             disagreement = _disagreement(consistency, first, second, jax.tree.leaves(first)[0].shape[0])
             weight = jnp.asarray(consistency.weight(state.steps)).astype(mean.dtype)
             mean += weight * jnp.max(weights) * disagreement  # zero where nothing is labelled
-        if regularizer is not None:
-            mean += jnp.asarray(regularizer(params)).astype(mean.dtype)
+        if recipe.regularizer is not None:
+            mean += jnp.asarray(recipe.regularizer(params)).astype(mean.dtype)
+        if penalty is not None:
+            mean += jnp.asarray(penalty(params, num_labelled)).astype(mean.dtype)
         return mean, collections
 
-    def update(key: Key, state: TrainState, batch: Dataset, weights: Array, views: _Views | None) -> TrainState:
-        key_augment, key_model = jax.random.split(key)
-        if augment is not None:
-            batch = augment(key_augment, batch)
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        variables = state.variables
-        (value, collections), gradients = value_and_grad(variables.params, state, batch, weights, key_model, views)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
-            updates, opt_state = optimizer.update(gradients, state.opt_state, variables.params)
-            params = optax.apply_updates(variables.params, updates)
-        steps = state.steps + 1
-        share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
-        new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
-        return jax.tree.map(lambda leaf, old: _as_dtype(leaf, old.dtype), new, state)
-
-    return update
+    return objective

@@ -100,7 +100,20 @@ class Fit(Protocol):
     def __call__(self, key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> Any: ...
 
 
-Trainer = Callable[[Model], Fit]
+Penalty = Callable[[PyTree, Array], Array]  # (params, number of labelled examples) -> float
+
+
+class Trainer(Protocol):
+    """``trainer(model) -> fit``, and what a posterior may add to training.
+
+    ``penalty``: ``(params, num_labelled) -> float`` is added to the mean loss. ``transform``: an optax transformation,
+    chained behind the optimizer, so that it sees the final updates and keeps what it gathers in the optimizer state,
+    as its last part; its ``update`` is told ``total_steps`` of the fit.
+    """
+
+    def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit: ...
+
+
 ScoreFn = Callable[..., Array]  # logits [S, B, …, C] -> scores [B]
 FeatureFn = Callable[[Any, PyTree], Array]  # (state, inputs [B, …]) -> features [B, D]
 

@@ -21,6 +21,8 @@ FLOORS = {
     "pool": 1,
     "models": 1,
     "losses": 1,
+    "_averaging": 1,
+    "_batches": 1,
     "_layers": 1,
     "augmentation": 1,
     "metrics": 1,

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax.training import _Stream
+from baal_jax._batches import Stream
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 
@@ -108,7 +108,7 @@ def read_batch(stream, index, num_epochs):
 def read_stream(ids, num_batches, num_epochs=3):
     """Batches of eight from forty examples, which are their own ids."""
     padded = jnp.concatenate([jnp.asarray(ids, jnp.int32), jnp.zeros(40 - len(ids), jnp.int32)])
-    stream = _Stream(jax.random.key(3), padded, jnp.int32(len(ids)))
+    stream = Stream(jax.random.key(3), padded, jnp.int32(len(ids)))
     return [read_batch(stream, jnp.int32(i), num_epochs) for i in range(num_batches)]
 
 
