@@ -1,8 +1,10 @@
 """Which sets should a regression network have labelled? Batches of 256 on UCI sets, as in Holzmüller et al. 2022.
 
-An MLP 512-512 starts from 256 random labels and asks for 256 at a time. `lcmd` picks from clusters of the network's
-gradient (sketched to 512 numbers), `max_det` maximises the determinant of the Monte-Carlo dropout covariance, and
-`max_diag` takes the largest variances alone: the warning. All strategies share splits, first labels and trainer.
+An MLP 512-512 starts from 256 random labels and asks for 256 at a time. As in the paper its layers are in NTK
+parametrisation with SiLU, and 1,024 validation examples decide which weights are kept. `lcmd` picks from clusters of
+the network's gradient (sketched to 512 numbers), `max_det` maximises the determinant of the Monte-Carlo dropout
+covariance, and `max_diag` takes the largest variances alone: the warning. All strategies share splits, first labels
+and trainer.
 
     python experiments/uci_regression.py protein-tertiary-structure.txt kin8nm.txt
 
@@ -15,15 +17,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
 import tyro
-from models import MLP
 from tqdm import tqdm
 
 import baal_jax as baal
@@ -52,6 +54,9 @@ class Config:
     pool_size: int = 50_000
     """Examples to choose from, at most."""
 
+    num_validation: int = 1024
+    """Labelled examples that choose among the weights of a fit, as in the paper; 0 keeps the last weights."""
+
     num_initial: int = 256
     """Labels drawn at random first."""
 
@@ -73,13 +78,16 @@ class Config:
     rate: float = 0.05
     """Of dropout."""
 
-    num_steps: int = 600
-    """Adam steps of every fit, with a cosine schedule."""
+    num_steps: int = 1000
+    """Adam steps of every fit, with a rate that falls linearly to zero."""
 
     batch_size: int = 128
     """Labelled examples in a step."""
 
-    learning_rate: float = 2e-3
+    validate_every: int = 25
+    """Steps between two looks at the validation examples."""
+
+    learning_rate: float = 0.15
     """Of Adam at the start."""
 
     seed: int = 0
@@ -89,14 +97,42 @@ class Config:
     """Folder for curves.png and results.json."""
 
 
+class Dense(nn.Module):
+    """A dense layer in NTK parametrisation: weights of size one, the factor that they would have had is fixed."""
+
+    width: int
+    weight_gain: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, D] -> [B, width]``."""
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return x @ (kernel * (self.weight_gain / x.shape[-1] ** 0.5)) + bias[None]
+
+
+class MLP(nn.Module):
+    """Dense layers, each followed by SiLU and dropout."""
+
+    rate: float
+    hidden: tuple[int, ...] = (512, 512)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, D] -> [B, 1]``."""
+        x = 5 * jnp.tanh(x / 5)  # no input is far out
+        for width in self.hidden:
+            x = nn.Dropout(self.rate, deterministic=not train)(nn.silu(Dense(width)(x)))
+        return Dense(1)(x)
+
+
 def main(config: Config) -> dict[str, dict[str, reporting.Curves]]:
     """Every strategy on every split of every set, then the report."""
     start = time.perf_counter()
-    loops = {name: make_loop(name, config) for name in config.strategies}
     results: dict[str, dict[str, reporting.Curves]] = {}
-    with tqdm(total=len(config.paths) * len(loops) * config.splits, unit="run") as progress:
+    with tqdm(total=len(config.paths) * len(config.strategies) * config.splits, unit="run") as progress:
         for path in config.paths:
-            results[path.stem] = {name: run(name, loop, path, config, progress) for name, loop in loops.items()}
+            results[path.stem] = {name: run(name, path, config, progress) for name in config.strategies}
             print(table(path.stem, results[path.stem]))
     config.out.mkdir(parents=True, exist_ok=True)
     picture = draw(results, config)
@@ -111,12 +147,16 @@ def main(config: Config) -> dict[str, dict[str, reporting.Curves]]:
     return results
 
 
-def make_loop(name: str, config: Config) -> baal.ActiveLoop:
+def make_loop(name: str, config: Config, validation: baal.Dataset | None) -> baal.ActiveLoop:
     """The active loop of a strategy; everything but the acquisition is the same for all."""
-    model = baal.from_linen(MLP(num_classes=1, hidden=(512, 512), rate=config.rate))
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+    model = baal.from_linen(MLP(config.rate))
     trainer = baal.trainer(
-        optax.adam(schedule), losses.squared_error, num_steps=config.num_steps, batch_size=config.batch_size
+        optax.adam(optax.linear_schedule(config.learning_rate, 0.0, config.num_steps)),
+        losses.squared_error,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        validation=validation,
+        validate_every=config.validate_every,
     )
     return baal.active_loop(
         posteriors.mc_dropout(model, trainer),
@@ -147,17 +187,23 @@ def acquisition(name: str, noise: float) -> baal.Acquisition:
     raise SystemExit(f"strategy {name!r} is unknown: use random, lcmd, k_means_pp, bait, max_det or max_diag")
 
 
-def run(name: str, loop: baal.ActiveLoop, path: Path, config: Config, progress: tqdm) -> reporting.Curves:
+def run(name: str, path: Path, config: Config, progress: tqdm) -> reporting.Curves:
     """One strategy on every split; equal shapes, so that it compiles once."""
+
+    @jax.jit
+    def one_split(key: jax.Array, train: baal.Dataset, validation: baal.Dataset | None, test: baal.Dataset) -> Any:
+        loop = make_loop(name, config, validation)
+        return baal.run(loop, key, train, test, num_initial=config.num_initial, num_rounds=config.rounds)[1]
+
     metrics, num_labelled = [], np.zeros(0)
     for split in range(config.splits):
         progress.set_description(f"{path.stem}, {name}, split {split}")
         train, test, *_ = baal.data.uci(path, num_test=config.num_test, seed=config.seed + split)
-        order = np.random.default_rng(split).permutation(len(train.targets))[: config.pool_size]
-        train = baal.Dataset(jnp.asarray(train.inputs[order]), jnp.asarray(train.targets[order]))
-        test = jax.tree.map(jnp.asarray, test)
+        order = np.random.default_rng(split).permutation(len(train.targets))
+        parts = np.split(order[: config.num_validation + config.pool_size], [config.num_validation])
+        validation, train = (baal.Dataset(train.inputs[part], train.targets[part]) for part in parts)
         key = jax.random.fold_in(jax.random.key(config.seed), split)
-        _, infos = baal.run(loop, key, train, test, num_initial=config.num_initial, num_rounds=config.rounds)
+        infos = one_split(key, train, validation if config.num_validation else None, test)
         metrics.append(jax.tree.map(np.asarray, infos.metrics))
         num_labelled = np.asarray(infos.num_labelled)
         progress.set_postfix(rmse=f"{metrics[-1]['rmse'][-1]:.3f}")
