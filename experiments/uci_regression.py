@@ -108,7 +108,7 @@ class Dense(nn.Module):
         """``[B, D] -> [B, width]``."""
         kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return x @ (kernel * (self.weight_gain / x.shape[-1] ** 0.5)) + bias[None]
+        return (x @ kernel) * (self.weight_gain / x.shape[-1] ** 0.5) + bias[None]
 
 
 class MLP(nn.Module):
