@@ -159,7 +159,7 @@ def make_posterior(name: Method, config: Config, num_train: int) -> baal.Posteri
     steps = max(config.epochs * num_train // config.batch_size, 1)
     optimizer = optax.adam(config.learning_rate)
     trainer = baal.trainer(optimizer, losses.cross_entropy, num_steps=steps, batch_size=config.batch_size)
-    divergence = {"prior_std": config.prior_std, "kl_weight": config.kl_weight}
+    divergence: dict[str, Any] = {"prior_std": config.prior_std, "kl_weight": config.kl_weight}
     if name in ("local_reparameterization", "flipout"):
         network = LeNet5(name, config.initial_std, config.activation)
         return posteriors.bayesian_layers(baal.from_linen(network), trainer, **divergence)

@@ -112,28 +112,29 @@ def problems(config: Config) -> list[Problem]:
     ]
     if config.casp is not None:
         train, test, *_ = baal.data.uci(config.casp, num_test=2000)
-        train = baal.Dataset(train.inputs[:8000], train.targets[:8000])
         module = MLP(num_classes=1, hidden=(128, 128), rate=0.05)
-        found.append(Problem("CASP, 512 labels", module, *jax.tree.map(jnp.asarray, (train, test)), 512, 600, 64))
+        found.append(Problem("CASP, 512 labels", module, on_device(train, 8000), on_device(test), 512, 600, 64))
     if config.cifar10:
         train, test = baal.data.cifar10(config.data_dir)
-        train, test = (baal.Dataset(part.inputs[:n], part.targets[:n]) for part, n in ((train, 4000), (test, 2000)))
         module = SmallCNN(patch=2, rate=0.2)
         found.append(
-            Problem("CIFAR-10, 2,000 labels", module, *jax.tree.map(jnp.asarray, (train, test)), 2000, 600, 64)
+            Problem("CIFAR-10, 2,000 labels", module, on_device(train, 4000), on_device(test, 2000), 2000, 600, 64)
         )
     return found
+
+
+def on_device(data: baal.Dataset, num: int | None = None) -> baal.Dataset:
+    """The first examples."""
+    return baal.Dataset(jnp.asarray(data.inputs[:num]), jnp.asarray(data.targets[:num]))
 
 
 def make_posterior(name: str, problem: Problem) -> baal.Posterior:
     """A method on a problem, at the settings that all problems share."""
     model = baal.from_linen(problem.module)
-    loss: Callable = losses.squared_error if problem.is_regression else losses.cross_entropy
+    loss: Callable[..., jax.Array] = losses.squared_error if problem.is_regression else losses.cross_entropy
     if problem.is_regression and name == "bayes_by_backprop":
-        # A variational method needs a likelihood: squared error in units of twice the noise's variance.
-        def loss(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-            return losses.squared_error(outputs, targets) / (2 * 0.6**2)
-
+        # A variational method needs a likelihood: squared error in units of the noise's variance.
+        loss = scaled_error
     trainer = baal.trainer(optax.adam(2e-3), loss, num_steps=problem.num_steps, batch_size=problem.batch_size)
     match name:
         case "deterministic":
@@ -141,8 +142,18 @@ def make_posterior(name: str, problem: Problem) -> baal.Posterior:
         case "mc_dropconnect":
             return posteriors.mc_dropconnect(model, trainer, rate=0.1)
         case "gaussian_process":
-            return posteriors.gaussian_process(kernels.dense(2))
+            num_classes = None if problem.is_regression else 10
+            return posteriors.gaussian_process(
+                kernels.dense(2), num_classes=num_classes, max_labelled=problem.num_labels
+            )
+        case "laplace":
+            return posteriors.laplace(model, trainer, structure="kronecker")
     return posteriors.REGISTRY[name](model, trainer)
+
+
+def scaled_error(outputs: jax.Array, targets: jax.Array, noise: float = 0.6) -> jax.Array:
+    """Minus the log-likelihood under noise of this standard deviation, but for a constant."""
+    return losses.squared_error(outputs, targets) / noise**2
 
 
 def quality(name: str, problem: Problem, config: Config) -> dict[str, list[float]]:
@@ -155,9 +166,8 @@ def quality(name: str, problem: Problem, config: Config) -> dict[str, list[float
     rows = []
     for seed in range(config.seeds):
         key_labels, key_fit, key_draws = jax.random.split(jax.random.key(seed), 3)
-        labelled = baal.pool.label_randomly(
-            key_labels, baal.pool.init(len(problem.train.targets)), problem.num_labels
-        ).labelled
+        pool = baal.pool.label_randomly(key_labels, baal.pool.init(len(problem.train.targets)), problem.num_labels)
+        labelled = baal.pool.labelled(pool)
         if seed == 0:  # compiles
             jax.block_until_ready(predict(key_draws, posterior.fit(key_fit, problem.train, labelled)))
         start = time.perf_counter()
@@ -170,6 +180,12 @@ def quality(name: str, problem: Problem, config: Config) -> dict[str, list[float
     return {metric: [row[metric] for row in rows] for metric in rows[0]}
 
 
+def lowest(function: Callable[[float], Any], low: float, high: float) -> float:
+    """Where a function of one number is smallest."""
+    found: Any = minimize_scalar(function, bounds=(low, high), method="bounded")
+    return float(found.x)
+
+
 def classification(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Before and after one temperature, chosen on one half of the test set for the other."""
     mean = np.asarray(metrics.model_average(jnp.asarray(logits, jnp.float32)))
@@ -179,7 +195,7 @@ def classification(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         def risk(log_t: float, part: np.ndarray = ~part) -> float:
             return float(metrics.nll(jax.nn.log_softmax(mean[part] / np.float32(np.exp(log_t))), targets[part]))
 
-        log_t = minimize_scalar(risk, bounds=(-3, 3), method="bounded").x
+        log_t = lowest(risk, -3, 3)
         scaled[part] = jax.nn.log_softmax(mean[part] / np.float32(np.exp(log_t)))
     return {
         "NLL": float(metrics.nll(mean, targets)),
@@ -206,15 +222,14 @@ def regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     for part in (np.arange(len(targets)) % 2 == 0, np.arange(len(targets)) % 2 == 1):
 
         def best(factor: float, part: np.ndarray = ~part) -> float:
-            found = minimize_scalar(lambda t: risk(np.exp(t), factor, part).mean(), bounds=(-8, 3), method="bounded")
-            return float(np.exp(found.x))
+            return float(np.exp(lowest(lambda t: risk(np.exp(t), factor, part).mean(), -8, 3)))
 
         def best_risk(log_factor: float, part: np.ndarray = ~part) -> float:
             factor = float(np.exp(log_factor))
             return risk(best(factor, part), factor, part).mean()
 
         same_noise[part] = risk(best(1.0), 1.0, part)
-        factor = float(np.exp(minimize_scalar(best_risk, bounds=(-6, 6), method="bounded").x))
+        factor = float(np.exp(lowest(best_risk, -6, 6)))
         fitted[part] = risk(best(factor), factor, part)
     return {
         "NLL": float(same_noise.mean()),
@@ -244,7 +259,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 def active(config: Config) -> dict[str, Any]:
     """BALD with every posterior, from twenty random labels, beside random labelling with the same posterior."""
     train, test = jax.tree.map(jnp.asarray, baal.data.digits())
-    problem = Problem("digits", MLP(hidden=(128, 128), rate=0.2), train, test, 20, 300, 32)
+    problem = Problem("digits", MLP(hidden=(128, 128), rate=0.2), train, test, 110, 300, 32)
     settings = digits.Config(seeds=config.seeds, num_initial=20, query_size=10, rounds=10)
     names = [name for name in config.methods if name != "deterministic"]
     found: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import baal_jax as baal
 from baal_jax import heuristics, kernels, selection
@@ -17,7 +18,10 @@ CLASSES = (INPUTS[:, 0] > 0).astype(np.int32) + (INPUTS[:, 1] > 0.5)
 LABELLED = np.isin(np.arange(14), [1, 4, 5, 8, 11])
 SCALES = (np.sqrt(2.0), 0.1)
 KERNEL = kernels.dense(2)
-TASKS = {"regression": (VALUES, {"noise": 0.2}), "classification": (CLASSES, {"num_classes": 3})}
+TASKS = {
+    "regression": (VALUES, {"scale": 1.0, "noise": 0.2}),
+    "classification": (CLASSES, {"scale": 1.0, "num_classes": 3, "alpha": 0.01}),
+}
 
 
 def data(targets):
@@ -129,7 +133,7 @@ def test_unknown_targets_do_not_count(fitted):
 
 def test_outputs_with_shared_noise_are_regressed_one_by_one():
     both = np.stack([VALUES, -2 * VALUES], axis=1)
-    posterior = gaussian_process(KERNEL, num_features=8, noise=0.2)
+    posterior = gaussian_process(KERNEL, num_features=8, scale=1.0, noise=0.2)
     state = posterior.fit(jax.random.key(0), data(both), jnp.asarray(LABELLED))
     mean, _ = gaussian_process_moments(KERNEL, state, INPUTS)
     expected = exact("regression")[0]
@@ -141,7 +145,7 @@ def test_outputs_with_shared_noise_are_regressed_one_by_one():
 def test_equal_labelled_inputs_are_harmless(noise, error):
     inputs = np.repeat(INPUTS[:3], 100, axis=0)
     targets = np.repeat(VALUES[:3], 100) + RNG.normal(size=300).astype(np.float32)
-    posterior = gaussian_process(KERNEL, num_features=8, noise=noise)
+    posterior = gaussian_process(KERNEL, num_features=8, scale=1.0, noise=noise)
     dataset = baal.Dataset(jnp.asarray(inputs), jnp.asarray(targets))
     state = posterior.fit(jax.random.key(0), dataset, jnp.ones(300, bool))
     mean, variance = gaussian_process_moments(KERNEL, state, INPUTS[:3])
@@ -165,6 +169,34 @@ def test_draws_share_features_and_covariances():
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_hyperparameters_are_the_best_of_the_grid(task):
+    targets, options = TASKS[task]
+    fixed = {name: value for name, value in options.items() if name not in ("scale", "noise")}
+    state = gaussian_process(KERNEL, num_features=8, **fixed).fit(jax.random.key(0), data(targets), LABELLED)
+    inner = oracle.gram(oracle.dense_kernel, INPUTS[LABELLED], INPUTS[LABELLED], 2, "relu", *SCALES)
+    if task == "regression":
+        columns = [(VALUES[LABELLED], np.ones(5))]
+    else:
+        values, noise = oracle.dirichlet(CLASSES[LABELLED], 3, 0.01)
+        centre = oracle.dirichlet([0], 3, 0.01)[0].mean()
+        columns = [(values[:, c] - centre, noise[:, c]) for c in range(3)]
+
+    def log_evidence(scale, noise):
+        return sum(
+            stats.multivariate_normal.logpdf(values, cov=scale * inner + noise**2 * np.diag(variances))
+            for values, variances in columns
+        )
+
+    noises = 2.0 ** np.arange(-6, 1) if task == "regression" else [1.0]
+    values = {(scale, noise): log_evidence(scale, noise) for scale in 4.0 ** np.arange(-2, 6) for noise in noises}
+    best = max(values, key=values.get)
+    assert float(state.scale) == best[0]
+    np.testing.assert_allclose(state.log_evidence, values[best], rtol=1e-4)
+    if task == "regression":
+        np.testing.assert_allclose(state.noise[0, :5], best[1] ** 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_it_learns_in_the_loop(task):
     targets, options = TASKS[task]
     acquire = selection.top_k(heuristics.variance if task == "regression" else heuristics.bald)
@@ -178,6 +210,7 @@ def test_it_learns_in_the_loop(task):
 @pytest.mark.parametrize(
     ("options", "targets", "message"),
     [
+        ({"scale": 0.0}, VALUES, "scale=0.0 must be positive"),
         ({"noise": 0.0}, VALUES, "noise=0.0 must be positive"),
         ({"alpha": -1.0}, VALUES, "alpha=-1.0"),
         ({"num_classes": 1}, CLASSES, "num_classes=1"),

@@ -114,7 +114,7 @@ def test_logistic_regression_is_that_of_numpy(logistic, structure):
     close(state.log_evidence, oracle.log_evidence(log_likelihood, weights, matrix, 0.7))
 
     # The precision that it chooses is the best of a fine grid.
-    chosen = fit(weights, CLASSES, structure=structure)[2]
+    chosen = fit(weights, CLASSES, structure=structure, prior_precision="evidence")[2]
     grid = np.exp(np.linspace(-6, 6, 1201))
     values = [oracle.log_evidence(log_likelihood, weights, matrix, tau) for tau in grid]
     assert abs(np.log(chosen.prior_precision / grid[np.argmax(values)])) < 0.011
@@ -141,9 +141,9 @@ def test_hyperparameters_of_regression_maximise_the_marginal_likelihood():
 
     axis = np.exp(np.linspace(-4, 6, 1001))
     grids = {
-        (None, None): np.meshgrid(axis, axis, indexing="ij"),
+        ("evidence", None): np.meshgrid(axis, axis, indexing="ij"),
         (0.7, None): (np.full((1, 1001), 0.7), axis[None]),
-        (None, 0.4): (axis[None], np.full((1, 1001), 0.4**-2)),
+        ("evidence", 0.4): (axis[None], np.full((1, 1001), 0.4**-2)),
     }
     for (precision, noise), (taus, betas) in grids.items():
         values = log_evidence(taus, betas)
@@ -225,10 +225,15 @@ def test_unknown_targets_and_unlabelled_rows_do_not_count(structure, key):
     close(state.log_evidence, expected.log_evidence)
 
 
+def test_by_default_the_prior_has_the_scale_of_the_trained_weights(logistic):
+    weights, _ = logistic
+    close(fit(weights, CLASSES)[2].prior_precision, weights.size / np.sum(weights**2))
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_with_nothing_labelled_draws_come_from_the_prior(structure, key):
     weights = np.random.default_rng(1).normal(size=(4, 3))
-    for precision, expected in ((2.0, 2.0), (None, 12 / np.sum(weights**2))):
+    for precision, expected in ((2.0, 2.0), (None, 12 / np.sum(weights**2)), ("evidence", 12 / np.sum(weights**2))):
         posterior = posteriors.laplace(linear(3), weights_of(weights), structure=structure, prior_precision=precision)
         state = posterior.fit(key, dataset(CLASSES), jnp.zeros(40, bool))
         close(weight_covariance(state), np.eye(12) / expected)

@@ -70,7 +70,7 @@ def data(task):
     return baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(TARGETS[task]))
 
 
-LIBRARIES = {name: ("linen", "nnx") for name in LEAST} | {"gaussian_process": ("none",)}
+LIBRARIES = dict.fromkeys(LEAST, ("linen", "nnx")) | {"gaussian_process": ("none",)}
 CASES = [
     (name, library, task) for name in LEAST for library in LIBRARIES[name] for task in ("classification", "regression")
 ]

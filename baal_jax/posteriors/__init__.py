@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
+from baal_jax.posteriors._bayes_by_backprop import VariationalState, bayes_by_backprop, bayesian_layers
 from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
 from baal_jax.posteriors._epinet import EpinetState, epinet
 from baal_jax.posteriors._gaussian_process import GaussianProcessState, gaussian_process, gaussian_process_moments
@@ -14,6 +15,7 @@ from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
 from baal_jax.typing import Posterior
 
 REGISTRY: dict[str, Callable[..., Posterior]] = {
+    "bayes_by_backprop": bayes_by_backprop,
     "deep_ensemble": deep_ensemble,
     "epinet": epinet,
     "laplace": laplace,
@@ -35,6 +37,9 @@ __all__ = [
     "NNGPState",
     "SwagMoments",
     "SwagState",
+    "VariationalState",
+    "bayes_by_backprop",
+    "bayesian_layers",
     "deep_ensemble",
     "epinet",
     "from_blackjax",

@@ -15,6 +15,8 @@ from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
 
 _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
+_SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
+_NOISES = 2.0 ** np.arange(-6, 1)
 
 
 class GaussianProcessState(NamedTuple):
@@ -27,6 +29,8 @@ class GaussianProcessState(NamedTuple):
         noise: ``float32[E, L]``, variance of the noise in them.
         cholesky: ``float32[E, L, L]``, lower factors of covariance plus noise.
         mean: ``float32[]``, prior mean of all outputs.
+        scale: ``float32[]``, factor of the kernel.
+        log_evidence: ``float32[]``, log marginal likelihood of the known targets.
         features: parameters of the random features.
     """
 
@@ -36,6 +40,8 @@ class GaussianProcessState(NamedTuple):
     noise: Array
     cholesky: Array
     mean: Array
+    scale: Array
+    log_evidence: Array
     features: PyTree
 
 
@@ -50,8 +56,9 @@ def gaussian_process(
     kernel: Kernel,
     *,
     num_classes: int | None = None,
-    noise: float = 0.1,
-    alpha: float = 0.01,
+    scale: float | None = None,
+    noise: float | None = None,
+    alpha: float = 1e-3,
     max_labelled: int | None = None,
     num_features: int = 1024,
 ) -> Posterior:
@@ -71,6 +78,11 @@ def gaussian_process(
     .. math:: f(x) = \phi(x)^\top w + k(x, X) (K + \Sigma)^{-1} (y - \Phi w - \varepsilon), \qquad
               w \sim \mathcal{N}(0, I), \quad \varepsilon \sim \mathcal{N}(0, \Sigma)
 
+    Hyperparameters that are not given are those of the largest marginal likelihood on a grid,
+
+    .. math:: \log p(y) = -\tfrac12 \sum_c \bigl( \tilde y_c^\top (s K + \Sigma_c)^{-1} \tilde y_c
+              + \log\det(s K + \Sigma_c) + n \log 2\pi \bigr)
+
     The move is exact and the mean of the draws with it. The prior has the exact variances and approximate covariances,
     the same for all draws; the error of the posterior covariance falls as ``1/√num_features`` and is small near the
     labels. For exact moments see :func:`gaussian_process_moments`. Features and covariances of a batch of inputs are
@@ -79,9 +91,11 @@ def gaussian_process(
     Args:
         kernel: from :mod:`baal_jax.kernels`, or your own :class:`~baal_jax.kernels.Kernel`.
         num_classes: ``C`` for targets that are classes, None for real values ``[N]`` or ``[N, C]``.
-        noise: :math:`\sigma`, standard deviation of real-valued targets around the function. Rounding of float32 adds
-            ``1e-7`` of the trace of ``K`` to the variance.
-        alpha: :math:`\alpha_\epsilon`, concentration before any label.
+        scale: :math:`s`, factor of the kernel; None chooses among the powers of 4 from 1/16 to 1,024, at the price of a
+            Cholesky factorisation each.
+        noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
+            powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
+        alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the surer of its labels.
         max_labelled: ``L``, room for labelled examples; memory grows with its square, times the classes. By default all
             of the data set up to 2,048.
         num_features: size of the random features.
@@ -114,9 +128,9 @@ def gaussian_process(
     """
     if num_classes is not None:
         num_classes = _checks.positive_int("num_classes", num_classes, 2)
-    for name, value in {"noise": noise, "alpha": alpha}.items():
-        if _checks.finite_float(name, value, 0.0) == 0.0:
-            raise ValueError(f"{name}={value} must be positive: without noise the covariance cannot be inverted")
+    for name, value in {"scale": scale, "noise": noise, "alpha": alpha}.items():
+        if value is not None and _checks.finite_float(name, value, 0.0) == 0.0:
+            raise ValueError(f"{name}={value} must be positive: without it the covariance cannot be inverted")
     if max_labelled is not None:
         max_labelled = _checks.positive_int("max_labelled", max_labelled)
     num_features = _checks.positive_int("num_features", num_features)
@@ -130,20 +144,33 @@ def gaussian_process(
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
         inputs = dataset.inputs[ids]
-        seen = (
-            _values(dataset.targets[ids], noise)
-            if num_classes is None
-            else (_log_gammas(dataset.targets[ids], num_classes, alpha))
-        )
+        targets = dataset.targets[ids]
+        seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
         known = seen.known & (jnp.arange(size) < count)
         covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
-        rounding = _EPSILON * jnp.trace(covariance)  # factors of smaller eigenvalues would be noise, or NaN
-        variances = jnp.where(known[None], seen.noise + rounding, 1.0)
-        cholesky = jnp.linalg.cholesky(covariance[None] + jax.vmap(jnp.diag)(variances))
         targets = jnp.where(known[:, None], seen.targets - seen.mean, 0.0)
+
+        def conditioned(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
+            scaled = scale * covariance
+            rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
+            # In classification the variances of the pseudo-targets are given, and noise is one.
+            variances = jnp.where(known[None], seen.noise * noise**2 + rounding, 1.0)
+            cholesky = jnp.linalg.cholesky(scaled[None] + jax.vmap(jnp.diag)(variances))
+            return variances, cholesky, _log_evidence(cholesky, targets, known)
+
+        noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
+        choices = np.stack(np.meshgrid(_SCALES if scale is None else np.array([scale]), noises), -1).reshape(-1, 2)
+        choices = jnp.asarray(choices, jnp.float32)
+        best = choices[0]
+        if len(choices) > 1:
+            found = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
+            best = choices[jnp.argmax(jnp.where(jnp.isnan(found), -jnp.inf, found))]
+        variances, cholesky, log_evidence = conditioned(*best)
         targets = jnp.where(count > size, jnp.nan, targets)
         features = kernel.init(key, inputs[:1], num_features)
-        return GaussianProcessState(inputs, known, targets, variances, cholesky, seen.mean, features)
+        return GaussianProcessState(
+            inputs, known, targets, variances, cholesky, seen.mean, best[0], log_evidence, features
+        )
 
     def fit(
         key: Key, dataset: Dataset, labelled: Array, previous: GaussianProcessState | None = None
@@ -156,7 +183,7 @@ def gaussian_process(
         return compiled_fit(key, dataset, labelled)
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
-        features = kernel.features(state.features, state.inputs)
+        features = _features(kernel, state, state.inputs)
 
         def one(key: Key) -> _Draw:
             key_prior, key_noise = jax.random.split(key)
@@ -168,8 +195,8 @@ def gaussian_process(
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
-        prior = jnp.matmul(kernel.features(state.features, inputs), draw.prior, precision="highest")
-        update = jnp.matmul(kernel.gram(inputs, state.inputs), draw.update, precision="highest")
+        prior = jnp.matmul(_features(kernel, state, inputs), draw.prior, precision="highest")
+        update = jnp.matmul(state.scale * kernel.gram(inputs, state.inputs), draw.update, precision="highest")
         return state.mean + prior + update
 
     return Posterior(fit, sample, apply)
@@ -189,10 +216,10 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     Returns:
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
-    covariance = jnp.where(state.known[None], kernel.gram(inputs, state.inputs), 0.0)
+    covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
     mean = state.mean + jnp.matmul(covariance, _solve(state, state.targets), precision="highest")
     whitened = jax.vmap(lambda factor: solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
-    variance = kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
+    variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
 
@@ -203,7 +230,20 @@ class _Seen(NamedTuple):
     mean: Array  # float32[]
 
 
-def _values(targets: Array, noise: float) -> _Seen:
+def _features(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Array:
+    return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
+
+
+def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
+    """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
+    num_outputs, kinds = targets.shape[1], cholesky.shape[0]
+    grouped = targets.reshape(targets.shape[0], kinds, -1).transpose(1, 0, 2)
+    white = jax.vmap(lambda factor, right: solve_triangular(factor, right, lower=True))(cholesky, grouped)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
+    return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
+
+
+def _values(targets: Array) -> _Seen:
     if not jnp.issubdtype(targets.dtype, jnp.floating) or targets.ndim > 2:
         raise ValueError(
             f"targets are {targets.dtype} of shape {targets.shape}, but without num_classes real values [N] or [N, C] "
@@ -211,7 +251,7 @@ def _values(targets: Array, noise: float) -> _Seen:
         )
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
-    return _Seen(targets, jnp.full((1, targets.shape[0]), noise**2), known, jnp.zeros(()))
+    return _Seen(targets, jnp.ones((1, targets.shape[0])), known, jnp.zeros(()))
 
 
 def _log_gammas(targets: Array, num_classes: int, alpha: float) -> _Seen:

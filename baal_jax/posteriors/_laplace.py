@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def laplace(
     trainer: Trainer,
     *,
     structure: Structure = "full",
-    prior_precision: float | None = None,
+    prior_precision: float | Literal["evidence"] | None = None,
     noise: float | None = None,
     bias: bool = True,
     batch_size: int = 128,
@@ -78,17 +78,18 @@ def laplace(
     the last layer differs between draws, so the network before it is computed once for all of them. The layer is found
     in the traced program, as by :func:`baal_jax.features.last_hidden`.
 
-    Hyperparameters that are not given maximise the marginal likelihood at the trained weights,
+    By default the prior is that under which the trained weights of the last layer are likeliest,
+    :math:`\tau = P / \|W_*\|^2` for ``P`` of them: the scale that initialisation and training gave them. With
+    ``"evidence"`` it maximises the marginal likelihood, as ``noise`` does where it is not given,
 
     .. math:: \log p(y) \approx \log p(y \mid W_*) - \tfrac\tau2 \|W_*\|^2
               - \tfrac12 \log\det\bigl(I + H / \tau\bigr),
 
     in closed form but for one bisection. The trained weights count as its mode: a weight decay of ``τ / n`` on the mean
     loss would make them so. Where a classifier is sure of all its labels, :math:`\Lambda` is nearly zero and draws are
-    nearly those of the prior, far less sure than the network itself: give a larger ``prior_precision`` if probabilities
-    matter and not only their ranking. A regression network that passes through all its labels leaves no error to
-    estimate ``noise`` from: give it then. With nothing labelled, draws come from the prior; its precision, if not
-    given, is the one under which the initial weights are likeliest.
+    nearly those of the prior, and that of the largest evidence can be far less sure than the network itself. A
+    regression network that passes through all its labels leaves no error to
+    estimate ``noise`` from: give it then. With nothing labelled, draws come from the prior.
 
     The curvature costs one pass over the labelled examples. With ``K`` outputs and ``D`` features, ``"full"`` keeps
     :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2` (eigenbases of the two factors, the prior added in them
@@ -98,7 +99,7 @@ def laplace(
         model: a network with outputs ``[B, C]``: logits, or values (also ``[B]``).
         trainer: from :func:`~baal_jax.trainer`.
         structure: what of ``H`` is kept.
-        prior_precision: ``τ``, of the Gaussian prior of every weight of the last layer.
+        prior_precision: ``τ``, of the Gaussian prior of every weight of the last layer, None or ``"evidence"``.
         noise: ``σ``, standard deviation of the labels in regression.
         bias: whether the last layer has a bias to be uncertain about.
         batch_size: how many labelled examples are in work at a time. Bounds memory, changes no number.
@@ -132,7 +133,8 @@ def laplace(
     """
     if structure not in get_args(Structure):
         raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, get_args(Structure)))}")
-    prior_precision = _positive("prior_precision", prior_precision)
+    if prior_precision != "evidence":
+        prior_precision = _positive("prior_precision", prior_precision)
     noise = _positive("noise", noise)
     batch_size = _checks.positive_int("batch_size", batch_size)
     train = trainer(model)
@@ -282,7 +284,7 @@ def _state(
     curvature: Curvature,
     sums: _Sums,
     of_classes: bool,
-    prior_precision: float | None,
+    prior_precision: float | Literal["evidence"] | None,
     noise: float | None,
 ) -> LaplaceState:
     """Scales the curvature, which is that of unit noise, and completes the state."""
@@ -290,7 +292,10 @@ def _state(
         raise ValueError(f"noise={noise} belongs to regression, but the targets are integer classes: leave it out")
     noise_precision = 1.0 if of_classes else noise if noise is None else noise**-2
     evidence = _laplace_evidence.Evidence(curvature.eigenvalues, sums.square_norm, sums.error, sums.num_labels)
-    tau, beta = _laplace_evidence.maximise(evidence, prior_precision, noise_precision)
+    precision: Array | float | None = None
+    if prior_precision != "evidence":
+        precision = _laplace_evidence.likeliest_precision(evidence) if prior_precision is None else prior_precision
+    tau, beta = _laplace_evidence.maximise(evidence, precision, noise_precision)
     curvature = curvature._replace(eigenvalues=beta * curvature.eigenvalues)
     misfit = sums.error if of_classes else 0.5 * (beta * sums.error - sums.num_labels * jnp.log(beta / (2 * jnp.pi)))
     log_evidence = -misfit - _laplace_evidence.complexity(curvature.eigenvalues, tau, sums.square_norm)

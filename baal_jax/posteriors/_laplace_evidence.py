@@ -34,7 +34,14 @@ def effective_dimension(eigenvalues: Array, alpha: Array) -> Array:
     return jnp.sum(eigenvalues / (eigenvalues + alpha))
 
 
-def maximise(evidence: Evidence, precision: float | None, noise_precision: float | None) -> tuple[Array, Array]:
+def likeliest_precision(evidence: Evidence) -> Array:
+    """Of the prior of which the weights themselves would be the likeliest."""
+    square_norm = evidence.square_norm
+    size = jnp.asarray(evidence.eigenvalues.size, square_norm.dtype)
+    return jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
+
+
+def maximise(evidence: Evidence, precision: Array | float | None, noise_precision: float | None) -> tuple[Array, Array]:
     r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where they are not given.
 
     Everything is a function of ``α = τ/β``. Where the derivative of the log evidence vanishes,
@@ -57,13 +64,14 @@ def maximise(evidence: Evidence, precision: float | None, noise_precision: float
 
     largest = jnp.max(eigenvalues)
     known = num_labels > 0
-    # Without labels, the prior of which the weights themselves would be the likeliest.
-    size = jnp.asarray(eigenvalues.size, square_norm.dtype)
-    untold = jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
     alpha = _decreasing_root(slope, jnp.where(largest > 0, largest, 1.0))
     beta = jnp.where(known, beta_at(alpha), 1.0)
     beta = jnp.full_like(beta, noise_precision) if noise_precision is not None else beta
-    tau = jnp.where(known, alpha * beta, untold) if precision is None else jnp.full_like(beta, precision)
+    tau = (
+        jnp.where(known, alpha * beta, likeliest_precision(evidence))
+        if precision is None
+        else jnp.full_like(beta, precision)
+    )
     return tau, beta
 
 
