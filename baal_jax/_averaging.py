@@ -30,12 +30,12 @@ def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
 
 
 def with_new_statistics(
-    model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]]
+    model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]], num_batches: int = 100
 ) -> Variables:
-    """Batch statistics that belong to the averaged weights, from 100 batches.
+    """Batch statistics that belong to the averaged weights, from ``num_batches`` batches.
 
-    A running mean keeps a share of what it started from: 37 % of it with a momentum of 0.99. Two starts that differ by
-    one end apart by that share, and so it can be taken out.
+    A running mean keeps a share of what it started from: 37 % of it after 100 batches with a momentum of 0.99. Two
+    starts that differ by one end apart by that share, and so it can be taken out.
     """
     old = variables.collections
     if not jax.tree.leaves(old):
@@ -54,7 +54,7 @@ def with_new_statistics(
         return cast[0], cast[1]
 
     shifted = jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype) if is_float(leaf) else leaf, old)
-    ends = jax.lax.fori_loop(0, 100, step, (old, shifted))
+    ends = jax.lax.fori_loop(0, num_batches, step, (old, shifted))
 
     def without_start(start: Array, end: Array, other_end: Array) -> Array:
         if not is_float(end):

@@ -1,0 +1,152 @@
+"""Posteriors whose draws come from samplers of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks
+from baal_jax._batches import Stream
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+
+
+class ChainState(NamedTuple):
+    """A trained network, and the weights that a chain visited from there.
+
+    Attributes:
+        network: where the chain began.
+        positions: parameters with leading axis ``K``, in the order of the chain.
+    """
+
+    network: TrainState
+    positions: PyTree
+
+    @property
+    def variables(self) -> Variables:
+        """Weights and batch statistics of the network where the chain began."""
+        return self.network.variables
+
+    @property
+    def steps(self) -> Array:
+        """Updates of the training before the chain."""
+        return self.network.steps
+
+    @property
+    def loss(self) -> Array:
+        """Running mean of the training loss before the chain."""
+        return self.network.loss
+
+
+def from_blackjax(
+    model: Model,
+    trainer: Trainer,
+    algorithm: Callable[[Callable], Any],
+    loss: Callable[[PyTree, Array], Array],
+    *,
+    step_size: float,
+    num_kept: int = 20,
+    burn_in: int = 100,
+    thinning: int = 10,
+    batch_size: int = 32,
+    prior_std: float = 1.0,
+    temperature: float = 1.0,
+) -> Posterior:
+    r"""Stochastic-gradient Markov-chain Monte Carlo with a sampler of blackjax, started at a trained network.
+
+    The chain sees the log-posterior through batches ``B`` of the ``n`` labelled examples,
+
+    .. math:: \log p(\theta \mid L) \approx -\frac{n}{|B|} \sum_{i \in B} \ell_i(\theta)
+              - \frac{\lVert\theta\rVert^2}{2\sigma^2}
+
+    with dropout, if there is any, at rest and batch statistics as training left them. A draw is one of the weights that
+    the chain visited.
+
+    Args:
+        model: any network.
+        trainer: from :func:`~baal_jax.trainer`; finds where the chain begins.
+        algorithm: ``blackjax.sgld``, or another of its samplers with that signature: ``(gradient function) ->
+            algorithm``. For options: ``lambda grad: blackjax.sghmc(grad, num_integration_steps=5)``.
+        loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, a negative log-likelihood in nats.
+        step_size: of the sampler. The gradient is that of the whole log-posterior, so the step falls with ``1/n``.
+        num_kept: ``K``, how many positions to keep.
+        burn_in: steps before the first that is kept.
+        thinning: steps from one that is kept to the next.
+        batch_size: ``|B|``.
+        prior_std: :math:`\sigma` of the Gaussian prior on every parameter.
+        temperature: of the posterior; below 1 it is colder.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is a :class:`ChainState`. The first ``K`` draws are all different;
+        asking for more repeats them.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    References:
+        Welling and Teh, `Bayesian learning via stochastic gradient Langevin dynamics
+        <https://icml.cc/2011/papers/398_icmlpaper.pdf>`_, 2011.
+
+        Cabezas et al., `BlackJAX: composable Bayesian inference in JAX <https://arxiv.org/abs/2402.10797>`_, 2024.
+    """
+    num_kept, thinning = _checks.positive_int("num_kept", num_kept), _checks.positive_int("thinning", thinning)
+    batch_size, burn_in = _checks.positive_int("batch_size", batch_size), _checks.positive_int("burn_in", burn_in, 0)
+    temperature = _checks.finite_float("temperature", temperature, 0.0)
+    for name, value in {"step_size": step_size, "prior_std": prior_std}.items():
+        if _checks.finite_float(name, value, 0.0) == 0.0:
+            raise ValueError(f"{name}={value} must be positive: a chain that stands still samples nothing")
+    train = trainer(model)
+
+    def log_density(params: PyTree, seen: _Seen) -> Array:
+        losses = loss(model.deterministic(Variables(params, seen.collections), seen.batch.inputs), seen.batch.targets)
+        mean = jnp.sum(losses.astype(jnp.float32) * seen.weights) / batch_size
+        squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
+        return -seen.num_labelled * mean - squares / (2.0 * prior_std**2)
+
+    sampler = algorithm(jax.grad(log_density))
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: ChainState | None = None) -> ChainState:
+        key_train, key_order, key_chain = jax.random.split(key, 3)
+        network = train(key_train, dataset, labelled, None if previous is None else previous.network)
+        count = jnp.sum(labelled, dtype=jnp.int32)
+        ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
+        stream = Stream(key_order, ids, count)
+
+        def step(position: PyTree, index: Array) -> tuple[PyTree, None]:
+            chosen, weights = stream.batch(index, batch_size, None)
+            batch = jax.tree.map(lambda leaf: leaf[chosen], dataset)
+            seen = _Seen(batch, weights, count.astype(jnp.float32), network.variables.collections)
+            key_step = jax.random.fold_in(key_chain, index)
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return sampler.step(key_step, position, seen, step_size, temperature), None
+
+        def keep(position: PyTree, first: Array) -> tuple[PyTree, PyTree]:
+            position, _ = jax.lax.scan(step, position, first + jnp.arange(thinning, dtype=jnp.int32))
+            return position, position
+
+        start = sampler.init(network.variables.params)
+        start, _ = jax.lax.scan(step, start, jnp.arange(burn_in, dtype=jnp.int32))
+        firsts = burn_in + thinning * jnp.arange(num_kept, dtype=jnp.int32)
+        return ChainState(network, jax.lax.scan(keep, start, firsts)[1])
+
+    def sample(key: Key, state: ChainState, num_samples: int) -> Array:
+        del state
+        return jax.random.permutation(key, num_kept)[jnp.arange(num_samples) % num_kept]
+
+    def apply(state: ChainState, draw: Array, inputs: PyTree) -> PyTree:
+        params = jax.tree.map(lambda leaf: leaf[draw], state.positions)
+        return model.deterministic(Variables(params, state.variables.collections), inputs)
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+class _Seen(NamedTuple):
+    """What one step of the chain reads."""
+
+    batch: Dataset
+    weights: Array  # zero where nothing is labelled
+    num_labelled: Array
+    collections: PyTree

@@ -1,0 +1,212 @@
+"""Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _variational
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, Variables
+
+
+class VariationalState(NamedTuple):
+    """A fitted Gaussian over the weights of a network.
+
+    Attributes:
+        variables: the mean weights, and batch statistics.
+        raw_std: as the parameters: ``softplus(raw_std)`` is the standard deviation of a weight. None where a weight is
+            not random.
+        opt_state: state of the optimizer.
+        steps: ``int32[]``, updates since the weights were initialised.
+        loss: ``float32[]``, running mean of the training loss, divergence included.
+    """
+
+    variables: Variables
+    raw_std: PyTree
+    opt_state: PyTree
+    steps: Array
+    loss: Array
+
+
+def bayes_by_backprop(
+    model: Model,
+    trainer: Trainer,
+    *,
+    prior_std: float = 1.0,
+    initial_std: float = 0.01,
+    kl_weight: float = 1.0,
+    select: Callable[[str, Array], bool] | None = None,
+) -> Posterior:
+    r"""Bayes by backprop: a Gaussian with a mean and a standard deviation for every weight of an unedited network.
+
+    Every step trains one set of sampled weights, :math:`w = \mu + \sigma \circ \epsilon`, and so the negative evidence
+    lower bound per labelled example, of which there are ``n``:
+
+    .. math:: \frac1B \sum_b -\log p(y_b \mid x_b, w) + \frac{\lambda}{n}\, \mathrm{KL}\bigl( \mathcal{N}(\mu, \sigma^2)
+              \,\|\, \mathcal{N}(0, \sigma_p^2) \bigr)
+
+    The loss of ``trainer`` has to be a negative log-likelihood in nats, or the posterior means nothing:
+    ``losses.cross_entropy``, ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise
+    (alone it stands for a variance of one). A draw is a set of weights, with which dropout is off.
+
+    With few labels and many weights the divergence outweighs the data and the network falls back to its prior. A
+    ``kl_weight`` below one, which makes the posterior narrower than Bayes' rule does, is then usual.
+
+    Args:
+        model: the network.
+        trainer: from :func:`~baal_jax.trainer`; its optimizer without weight decay, which the prior replaces.
+        prior_std: ``σ_p``.
+        initial_std: standard deviation of every weight at the start.
+        kl_weight: ``λ``.
+        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``. The
+            others have one value, without a prior. All of them by default.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights.
+
+    Raises:
+        ValueError: a number is not positive (``kl_weight`` may be zero), or ``select`` picks nothing.
+
+    References:
+        Blundell et al., `Weight uncertainty in neural networks <https://arxiv.org/abs/1505.05424>`_, 2015.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> posterior = posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 2)
+    """
+    initial_std = _variational.positive("initial_std", initial_std)
+    gaussian = _gaussian_model(model, initial_std, select)
+    train = trainer(gaussian, penalty=_penalty(prior_std, kl_weight))
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: VariationalState | None = None) -> VariationalState:
+        state = train(key, dataset, labelled, None if previous is None else _to_train_state(previous))
+        return _from_train_state(state)
+
+    def sample(key: Key, state: VariationalState, num_samples: int) -> PyTree:
+        return _samples(key, _to_train_state(state), num_samples)
+
+    def apply(state: VariationalState, draw: PyTree, inputs: PyTree) -> PyTree:
+        return _apply(gaussian, _to_train_state(state), draw, inputs)
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, kl_weight: float = 1.0) -> Posterior:
+    r"""Variational inference in a network that is built from :mod:`baal_jax.layers`.
+
+    The same objective as :func:`bayes_by_backprop`, with the noise in training that the layers bring: one for every
+    example, so gradients are less noisy. Parameters of other layers have one value, without a prior. A draw is a set of
+    weights, with which dropout is off.
+
+    Args:
+        model: a network with :class:`~baal_jax.layers.BayesianDense` or :class:`~baal_jax.layers.BayesianConv`, told by
+            a training flag when to be deterministic.
+        trainer: from :func:`~baal_jax.trainer`, with a negative log-likelihood as loss.
+        prior_std: ``σ_p``, the standard deviation of the prior.
+        kl_weight: ``λ``, the weight of the divergence.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are the random
+        weights.
+
+    Raises:
+        ValueError: a number is not positive (``kl_weight`` may be zero); when it is first used, if the network has no
+            Bayesian layers.
+
+    References:
+        Shridhar et al., `A comprehensive guide to Bayesian convolutional neural network with variational inference
+        <https://arxiv.org/abs/1901.02731>`_, 2019.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> from baal_jax.layers import BayesianDense
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train: bool):
+        ...         x = nn.relu(BayesianDense(8)(x, deterministic=not train))
+        ...         return BayesianDense(2)(x, deterministic=not train)
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> posterior = posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 2)
+    """
+    fit = trainer(model, penalty=_penalty(prior_std, kl_weight))
+
+    return Posterior(fit, _samples, partial(_apply, model))
+
+
+def _penalty(prior_std: float, kl_weight: float) -> Penalty:
+    prior_std = _variational.positive("prior_std", prior_std)
+    kl_weight = _checks.finite_float("kl_weight", kl_weight, 0.0)
+
+    def penalty(params: PyTree, num_labelled: Array) -> Array:
+        divergence = _variational.kl_divergence(params, prior_std)
+        return kl_weight * divergence / jnp.maximum(num_labelled, 1).astype(divergence.dtype)
+
+    return penalty
+
+
+def _samples(key: Key, state: TrainState, num_samples: int) -> PyTree:
+    keys = jax.random.split(key, num_samples)
+    return jax.vmap(lambda key: _variational.sample(key, state.variables.params))(keys)
+
+
+def _apply(model: Model, state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
+    params, collections = state.variables
+    return model.deterministic(Variables(_variational.with_draw(params, draw), collections), inputs)
+
+
+def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Array], bool] | None) -> Model:
+    """The network whose parameters are a mean and a standard deviation of each of its weights."""
+
+    def raw_std(path: tuple, leaf: Array) -> Array | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        is_random = is_float and (select is None or select(name, leaf))
+        return _variational.constant_raw_std(leaf, initial_std) if is_random else None
+
+    def init(key: Key, inputs: PyTree) -> Variables:
+        mean, collections = model.init(key, inputs)
+        spread = jax.tree_util.tree_map_with_path(raw_std, mean)
+        return Variables({"mean": mean, "raw_std": spread}, collections)
+
+    def drawn(key: Key, variables: Variables) -> Variables:
+        draw = _variational.sample(key, variables.params)
+        return variables._replace(params=_variational.with_draw(variables.params, draw)["mean"])
+
+    def apply(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        key_weights, key_model = jax.random.split(key)
+        return model.apply(drawn(key_weights, variables), inputs, key_model)
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        key_weights, key_model = jax.random.split(key)
+        return model.train(drawn(key_weights, variables), inputs, key_model)
+
+    def deterministic(variables: Variables, inputs: PyTree) -> PyTree:
+        return model.deterministic(variables._replace(params=variables.params["mean"]), inputs)
+
+    return Model(init, apply, train, deterministic)
+
+
+def _from_train_state(state: TrainState) -> VariationalState:
+    params, collections = state.variables
+    return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
+
+
+def _to_train_state(state: VariationalState) -> TrainState:
+    params = {"mean": state.variables.params, "raw_std": state.raw_std}
+    return TrainState(Variables(params, state.variables.collections), *state[2:])

@@ -1,0 +1,105 @@
+"""Deep ensembles: networks trained apart from one another, each of them a draw."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+
+
+class EnsembleState(NamedTuple):
+    """The trained members of an ensemble.
+
+    Attributes:
+        members: a :class:`~baal_jax.training.TrainState` whose arrays have a leading axis of members.
+    """
+
+    members: TrainState
+
+    @property
+    def variables(self) -> Variables:
+        """The first member's network, for what reads a single one (``features``)."""
+        return jax.tree.map(lambda leaf: leaf[0], self.members.variables)
+
+    @property
+    def steps(self) -> Array:
+        """Updates of each member, ``int32[num_members]``."""
+        return self.members.steps
+
+    @property
+    def loss(self) -> Array:
+        """Training loss of each member, ``float32[num_members]``."""
+        return self.members.loss
+
+
+def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
+    r"""Deep ensemble.
+
+    Every member is trained on all labelled examples, from initial weights and in an order of batches of its own. The
+    members are an equally weighted mixture,
+
+    .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
+
+    A draw is a member, at rest: dropout is off. The members come in random order, none twice before all of them came
+    once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds nothing:
+    ask for ``num_members`` draws.
+
+    Args:
+        model: the network. Members need initial weights of their own: give :func:`~baal_jax.from_nnx` a function of
+            ``rngs``, not a module, whose weights would be those of all members.
+        trainer: from :func:`~baal_jax.trainer`.
+        num_members: ``M``.
+        batch_size: members that are trained at a time; None trains all of them in one ``vmap``. Bounds the memory of
+            training and changes the members by rounding alone. On a CPU, where convolutions with a kernel for every
+            member are slow, 1 may be faster for a convolutional network.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` with state :class:`EnsembleState`. A draw is the
+        :class:`~baal_jax.typing.Variables` of a member.
+
+    Raises:
+        ValueError: ``num_members`` or ``batch_size`` is not positive; and, when it is first used, if ``model`` stays
+            random with every known random layer off.
+
+    References:
+        Lakshminarayanan et al., `Simple and scalable predictive uncertainty estimation using deep ensembles
+        <https://arxiv.org/abs/1612.01474>`_, 2017.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> posterior = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=3).shape
+        (3, 4, 2)
+    """
+    num_members = _checks.positive_int("num_members", num_members)
+    at_a_time = num_members if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    train = trainer(model)
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: EnsembleState | None = None) -> EnsembleState:
+        def member(given: tuple[Key, TrainState | None]) -> TrainState:
+            return train(given[0], dataset, labelled, given[1])
+
+        given = jax.random.split(key, num_members), None if previous is None else previous.members
+        if at_a_time >= num_members:
+            return EnsembleState(jax.vmap(member)(given))
+        return EnsembleState(jax.lax.map(member, given, batch_size=at_a_time))
+
+    def sample(key: Key, state: EnsembleState, num_samples: int) -> Variables:
+        order = jax.random.permutation(key, num_members)
+        picked = order[jnp.arange(num_samples) % num_members]
+        return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
+
+    def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
+        del state
+        return model.deterministic(draw, inputs)
+
+    return Posterior(jax.jit(fit), sample, apply)

@@ -1,0 +1,182 @@
+"""Epinet: a small network beside a trained one that turns a random index into joint predictions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks, _numerics, features
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+
+
+class EpinetState(NamedTuple):
+    """A trained network and its epinet.
+
+    Attributes:
+        base: what ``trainer`` returned, a :class:`~baal_jax.TrainState`.
+        epinet: what ``epinet_trainer`` returned; its ``variables`` hold the learned part in ``params`` and the prior
+            in ``collections``.
+    """
+
+    base: TrainState
+    epinet: TrainState
+
+    @property
+    def variables(self) -> Variables:
+        """Of the trained network."""
+        return self.base.variables
+
+    @property
+    def steps(self) -> Array:
+        """Updates of the trained network."""
+        return self.base.steps
+
+    @property
+    def loss(self) -> Array:
+        """Training loss with the epinet."""
+        return self.epinet.loss
+
+
+def epinet(
+    model: Model,
+    trainer: Trainer,
+    *,
+    epinet_trainer: Trainer | None = None,
+    index_dim: int = 8,
+    hidden: Sequence[int] = (15, 15),
+    prior_scale: float = 1.0,
+) -> Posterior:
+    r"""Epistemic neural network: a trained network, and an epinet that says what it does not know.
+
+    .. math:: f(x, z) = \mu(x) + \bigl(g_\eta(h(x), z) + \alpha\, g_0(h(x), z)\bigr)^\top z,
+              \qquad z \sim \mathcal N(0, I)
+
+    with the outputs :math:`\mu` and last hidden features :math:`h` of the trained network, both frozen, a small network
+    :math:`g_\eta` that is learned for random indices ``z``, and :math:`g_0` of the same shape, which keeps its random
+    weights: where labels do not teach :math:`g_\eta` to undo it, draws differ. A draw is an index. The trained network
+    is computed once for all of them, so thousands of joint draws cost little more than one. The features are found in
+    the traced program, as by :func:`baal_jax.features.last_hidden`.
+
+    Training has two parts: ``trainer`` fits the network, then ``epinet_trainer`` fits :math:`g_\eta` with its own loss,
+    augmentation and validation on the same examples, an index of its own for every example of every batch. With
+    nothing labelled, what is drawn is the epinet at its random weights.
+
+    Args:
+        model: a network with outputs ``[B, C]`` (or ``[B]``).
+        trainer: from :func:`~baal_jax.trainer`.
+        epinet_trainer: from :func:`~baal_jax.trainer`, by default ``trainer``; where that is slow to move small random
+            weights (plain SGD, say), give another. A ``regularizer`` in it sees the parameters of the epinet.
+        index_dim: length of ``z``.
+        hidden: widths of the hidden layers of :math:`g_\eta` and :math:`g_0`.
+        prior_scale: ``α``. With 0 only the learned part is left.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is an :class:`EpinetState` and whose draws are indices
+        ``float32[index_dim]``.
+
+    Raises:
+        ValueError: ``index_dim`` or a width is not a positive integer, or ``prior_scale`` is negative; and, when it is
+            traced, a last layer that is not seen or outputs of another shape.
+
+    References:
+        Osband et al., `Epistemic neural networks <https://arxiv.org/abs/2107.08924>`_, 2023.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
+        >>> posterior = posteriors.epinet(net, trainer)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=1000).shape
+        (1000, 4, 2)
+    """
+    index_dim = _checks.positive_int("index_dim", index_dim)
+    widths = [_checks.positive_int("hidden", width) for width in hidden]
+    prior_scale = _checks.finite_float("prior_scale", prior_scale, 0.0)
+    train_base = trainer(model)
+    train_epinet = trainer if epinet_trainer is None else epinet_trainer
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: EpinetState | None = None) -> EpinetState:
+        key_base, key_epinet = jax.random.split(key)
+        old_base, old_epinet = (None, None) if previous is None else previous
+        base = train_base(key_base, dataset, labelled, old_base)
+        train = train_epinet(_model(model, base.variables, index_dim, widths, prior_scale))
+        return EpinetState(base, train(key_epinet, dataset, labelled, old_epinet))
+
+    def sample(key: Key, state: EpinetState, num_samples: int) -> Array:
+        del state
+        return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
+
+    def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:
+        read, outputs = _read(model, state.variables, inputs)
+        return outputs + _epinet(state.epinet.variables, read, draw[None], prior_scale).reshape(outputs.shape)
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int], prior_scale: float) -> Model:
+    """The epinet as a network that a trainer can fit: its prior is in the collections, which no optimizer moves."""
+
+    def init(key: Key, inputs: PyTree) -> Variables:
+        read, outputs = jax.eval_shape(lambda: _read(base, frozen, inputs))
+        sizes = [read.shape[1] + index_dim, *widths, index_dim * math.prod(outputs.shape[1:])]
+        key_learned, key_prior = jax.random.split(key)
+        return Variables(_init(key_learned, sizes, read.dtype), _init(key_prior, sizes, read.dtype))
+
+    def at(variables: Variables, inputs: PyTree, indices: Array) -> Array:
+        read, outputs = jax.lax.stop_gradient(_read(base, frozen, inputs))
+        return outputs + _epinet(variables, read, indices, prior_scale).reshape(outputs.shape)
+
+    def apply(variables: Variables, inputs: PyTree, key: Key) -> Array:
+        return at(variables, inputs, jax.random.normal(key, (1, index_dim)))
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[Array, PyTree]:
+        indices = jax.random.normal(key, (_checks.leading_axis("inputs", inputs), index_dim))
+        return at(variables, inputs, indices), variables.collections
+
+    def deterministic(variables: Variables, inputs: PyTree) -> Array:
+        return at(variables, inputs, jnp.zeros((1, index_dim)))
+
+    return Model(init, apply, train, deterministic)
+
+
+def _read(model: Model, variables: Variables, inputs: PyTree) -> tuple[Array, Array]:
+    """Features ``[B, D]`` and outputs ``[B, …]`` of the trained network."""
+    read, outputs = features._hidden_and_outputs(model, variables, inputs)
+    outputs = features._one_array(outputs, "an epinet needs outputs [B, C]")
+    if outputs.ndim > 2:
+        raise ValueError(f"the outputs have shape {outputs.shape}, but an epinet needs [B, C]")
+    return read, _numerics.as_float(outputs)
+
+
+def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:
+    """Weights of variance ``1 / inputs`` and zero biases."""
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [
+        (jax.random.normal(key, shape, dtype) / math.sqrt(shape[0]), jnp.zeros(shape[1:], dtype))
+        for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
+    ]
+
+
+def _epinet(variables: Variables, read: Array, indices: Array, prior_scale: float) -> Array:
+    """``(g_η + α g_0)ᵀ z``, for ``[B, D]`` and indices ``[B, Z]`` or ``[1, Z]``: ``[B, C]``."""
+    learned, prior = variables
+    indices = indices.astype(read.dtype)
+
+    def network(layers: Sequence[tuple[Array, Array]]) -> Array:
+        (kernel, bias), *others = layers
+        # The features meet their rows of the first kernel by themselves: once, whatever the number of indices.
+        units = read @ kernel[: read.shape[1]] + indices @ kernel[read.shape[1] :] + bias[None]
+        for kernel, bias in others:
+            units = jax.nn.relu(units) @ kernel + bias[None]
+        return jnp.sum(units.reshape(*units.shape[:1], indices.shape[1], -1) * indices[:, :, None], axis=1)
+
+    return network(learned) + prior_scale * jax.lax.stop_gradient(network(prior))

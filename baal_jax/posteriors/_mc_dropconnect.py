@@ -1,0 +1,102 @@
+"""MC-DropConnect: a network trained with weights dropped at random, and its weight masks as draws."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _random
+from baal_jax.posteriors._mc_dropout import mc_dropout
+from baal_jax.typing import Array, Key, Model, Posterior, PyTree, Trainer, Variables
+
+SelectWeights = Callable[[str, Array], bool]  # ("Dense_0/kernel", leaf) -> whether to drop entries of it
+
+
+def mc_dropconnect(
+    model: Model, trainer: Trainer, rate: float = 0.5, *, select: SelectWeights | None = None
+) -> Posterior:
+    r"""Monte-Carlo DropConnect: Bernoulli masks over weights, in training and in prediction.
+
+    .. math:: f_s(x) = f(x;\, M_s \odot W / (1 - p)), \qquad M_s \sim \mathrm{Bernoulli}(1 - p)
+
+    Every training step masks the weights anew; the weights that the state keeps are never masked. A draw is a key, and
+    so one mask for each weight that the whole pool shares: one draw is one function. Layers before the first masked
+    weight do not depend on the draw and are computed once for all draws, so masking the last layers alone is cheap.
+
+    In prediction only the weights are random: dropout layers of the network, if it has any, work in training and rest
+    afterwards. Where masks are off (validation, ``features``) the network has its stored weights, the mean of the
+    masked ones.
+
+    Args:
+        model: any network, with random layers or without; its ``params`` are a pytree.
+        trainer: from :func:`~baal_jax.trainer`.
+        rate: :math:`p`, the share of the weights that is dropped.
+        select: ``(path, leaf) -> bool``, which arrays of ``params`` to mask; a path looks like ``"Dense_0/kernel"``.
+            By default those of at least two axes that are called ``kernel``, ``weight`` or ``w``: the weights of dense
+            and convolutional layers, and neither biases, scales of normalisations nor embeddings.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+
+    Raises:
+        ValueError: ``rate`` is not between 0 and 1; or, when it is first used, ``select`` picks nothing.
+
+    References:
+        Mobiny et al., `DropConnect is effective in modeling uncertainty of Bayesian deep networks
+        <https://arxiv.org/abs/1906.04569>`_, 2021.
+
+        Wan et al., `Regularization of neural networks using DropConnect
+        <https://proceedings.mlr.press/v28/wan13.html>`_, 2013.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+        >>> posterior = posteriors.mc_dropconnect(baal.from_linen(net), trainer, rate=0.3)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 2)
+    """
+    if isinstance(rate, bool) or not 0.0 < rate < 1.0:
+        raise ValueError(f"rate={rate!r} must lie between 0 and 1: it is the share of the weights that is dropped")
+    choose = _is_weight if select is None else select
+
+    def masked(variables: Variables, key: Key) -> Variables:
+        return variables._replace(params=_masked(variables.params, key, float(rate), choose))
+
+    def apply(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        return model.deterministic(masked(variables, key), inputs)
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        key_masks, key_model = jax.random.split(key)
+        return model.train(masked(variables, key_masks), inputs, key_model)
+
+    return mc_dropout(model._replace(apply=apply, train=train), trainer)
+
+
+def _is_weight(path: str, leaf: Array) -> bool:
+    return path.rsplit("/", 1)[-1] in ("kernel", "weight", "w") and leaf.ndim >= 2
+
+
+def _masked(params: PyTree, key: Key, rate: float, select: SelectWeights) -> PyTree:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    chosen = [bool(select(path, leaf)) for path, leaf in named]
+    if not any(chosen):
+        paths = ", ".join(f"{path!r} {leaf.shape}" for path, leaf in named)
+        raise ValueError(f"select picks no weights to drop: let select(path, leaf) be true for some of {paths}")
+    key = _random.vectorised(key)
+
+    def drop(path: str, leaf: Array) -> Array:
+        # Keys by name: the mask of a layer stays the same when others come or go.
+        keep = jax.random.bernoulli(jax.random.fold_in(key, zlib.crc32(path.encode())), 1.0 - rate, leaf.shape)
+        return jnp.where(keep, leaf / (1.0 - rate), 0.0).astype(leaf.dtype)
+
+    return jax.tree.unflatten(
+        structure, [drop(path, leaf) if use else leaf for (path, leaf), use in zip(named, chosen, strict=True)]
+    )

@@ -1,0 +1,278 @@
+"""SWAG: a Gaussian around the mean of the last iterates of training, with their covariance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _averaging, _checks, _random
+from baal_jax._batches import Stream
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+
+if TYPE_CHECKING:
+    import optax
+
+_LEAST_SNAPSHOTS = 20  # where the steps allow it and nothing else is asked for
+_LEAST_VARIANCE = 1e-30
+_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE = 8, 64
+
+
+class SwagMoments(NamedTuple):
+    """Moments of the snapshots of training, in float32 whatever the parameters are.
+
+    Attributes:
+        step: ``int32[]``, updates of this fit.
+        num_snapshots: ``int32[]``.
+        mean: of the snapshots, like the parameters.
+        squares: sum of their squared deviations from the mean, like the parameters.
+        deviations: the last ``rank`` snapshots minus the mean at that time, with a leading axis of length ``rank``, a
+            ring; zeros where there were fewer. None with rank 0.
+    """
+
+    step: Array
+    num_snapshots: Array
+    mean: PyTree
+    squares: PyTree
+    deviations: PyTree
+
+
+class SwagState(NamedTuple):
+    """A Gaussian over the weights of a network.
+
+    Attributes:
+        variables: the network of the mean weights, with batch statistics of its own.
+        train: the last iterate of training, from which a warm start goes on.
+        inputs: labelled inputs ``[8, 64, …]`` from which a draw gets its batch statistics; None without any.
+    """
+
+    variables: Variables
+    train: TrainState
+    inputs: PyTree
+
+    @property
+    def moments(self) -> SwagMoments:
+        """What the Gaussian is made from."""
+        return self.train.opt_state[-1]
+
+    @property
+    def steps(self) -> Array:
+        """Updates since the weights were initialised, ``int32[]``."""
+        return self.train.steps
+
+    @property
+    def loss(self) -> Array:
+        """Training loss of the last iterates, ``float32[]``."""
+        return self.train.loss
+
+
+def swag(
+    model: Model,
+    trainer: Trainer,
+    rank: int = 20,
+    *,
+    start: float = 0.75,
+    every: int | None = None,
+    scale: float = 1.0,
+) -> Posterior:
+    r"""SWA-Gaussian.
+
+    Snapshots :math:`\theta_1, \dots, \theta_T` of the weights are gathered over the last part of training. With their
+    mean :math:`\bar\theta`, their variances :math:`\Sigma_\text{diag}` and, as columns of :math:`\hat D`, the last
+    :math:`K` of the deviations :math:`\theta_i - \bar\theta_i` from the mean of the first :math:`i`,
+
+    .. math:: \theta \sim \mathcal{N}\Bigl(\bar\theta, \; \tfrac{\text{scale}}{2}
+              \bigl(\Sigma_\text{diag} + \tfrac{1}{K - 1} \hat D \hat D^\top\bigr)\Bigr),
+              \qquad K = \min(T, \text{rank})
+
+    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
+    is the network at rest, dropout off, with weights from that Gaussian. Where the network keeps batch statistics, each
+    draw gets its own, estimated in ``sample`` on 512 inputs: shuffled passes over the labelled examples, not augmented,
+    kept in the state. That costs 512 forward passes in training mode a draw.
+
+    The learning rate should stay high while snapshots are gathered. What the trainer's ``average_from`` and
+    ``validation`` choose is not used.
+
+    Args:
+        model: the network.
+        trainer: from :func:`~baal_jax.trainer`.
+        rank: ``K`` at most, the number of deviations kept, each as large as the parameters in float32; 0 for none.
+        start: gather from this share of the steps on.
+        every: steps from one snapshot to the next; the weights after the last step are always one. By default such that
+            there are at least ``max(rank, 20)`` and less than twice as many, or one a step in a shorter fit.
+        scale: of the covariance. 0 makes every draw the mean: stochastic weight averaging.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` with state :class:`SwagState`, whose ``variables`` are those of the mean. A draw
+        is the :class:`~baal_jax.typing.Variables` of a network.
+
+    Raises:
+        ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
+            negative; and, when it is first used, if ``num_steps`` leave fewer than two snapshots, or ``model`` stays
+            random with every known random layer off. With ``num_epochs``, fewer than two give draws without spread.
+
+    References:
+        Maddox et al., `A simple baseline for Bayesian uncertainty in deep learning
+        <https://arxiv.org/abs/1902.02476>`_, 2019. Izmailov et al., `Averaging weights leads to wider optima and better
+        generalization <https://arxiv.org/abs/1803.05407>`_, 2018.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=40, batch_size=2)
+        >>> posterior = posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> int(state.moments.num_snapshots)
+        10
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 2)
+    """
+    rank = _checks.positive_int("rank", rank, least=0)
+    if rank == 1:
+        raise ValueError("rank=1 is no covariance, which divides by rank − 1: give 0 for the diagonal, or 2 or more")
+    if not 0.0 <= start < 1.0:
+        raise ValueError(f"start={start} must be at least 0 and less than 1: it is a share of the steps")
+    every = None if every is None else _checks.positive_int("every", every)
+    scale = _checks.finite_float("scale", scale, 0.0)
+    train = trainer(model, transform=_gather(rank, start, every, least=2 if scale > 0 else 1))
+
+    def network(key: Key, params: PyTree, trained: TrainState, inputs: PyTree) -> Variables:
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, trained.variables.params)
+        return _with_statistics(model, key, trained.variables._replace(params=params), inputs)
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: SwagState | None = None) -> SwagState:
+        key_train, key_inputs, key_statistics = jax.random.split(key, 3)
+        trained = train(key_train, dataset, labelled, None if previous is None else _without_moments(previous.train))
+        has_statistics = jax.tree.leaves(trained.variables.collections)
+        inputs = _some_inputs(key_inputs, dataset.inputs, labelled) if has_statistics else None
+        return SwagState(network(key_statistics, _mean(trained), trained, inputs), trained, inputs)
+
+    def sample(key: Key, state: SwagState, num_samples: int) -> Variables:
+        mean = _mean(state.train)
+
+        def draw(key: Key) -> Variables:
+            key_noise, key_statistics = jax.random.split(key)
+            params = jax.tree.map(jnp.add, mean, _noise(key_noise, state.moments, scale))
+            return network(key_statistics, params, state.train, state.inputs)
+
+        return jax.vmap(draw)(jax.random.split(key, num_samples))
+
+    def apply(state: SwagState, draw: Variables, inputs: PyTree) -> PyTree:
+        del state
+        return model.deterministic(draw, inputs)
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+def _gather(rank: int, start: float, every: int | None, least: int) -> optax.GradientTransformationExtraArgs:
+    """Leaves the updates as they are and keeps moments of the parameters that they lead to."""
+    import optax
+
+    def init(params: PyTree) -> SwagMoments:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+        ring = jax.tree.map(lambda leaf: jnp.zeros((rank, *leaf.shape), jnp.float32), params) if rank else None
+        return SwagMoments(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros, zeros, ring)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
+    ) -> tuple[PyTree, SwagMoments]:
+        del extra
+        first = _averaging.share(start, total_steps)
+        window = jnp.asarray(total_steps, jnp.int32) - first
+        if isinstance(total_steps, int):
+            _require_snapshots(total_steps, start, every, least)
+        stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
+        left = window - 1 - (state.step - first)
+        new = optax.apply_updates(params, updates)
+        state = jax.lax.cond(
+            (state.step >= first) & (left % stride == 0), lambda: _with_snapshot(state, new), lambda: state
+        )
+        return updates, state._replace(step=state.step + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _require_snapshots(total: int, start: float, every: int | None, least: int) -> None:
+    window = total - min(int(start * total), total - 1)
+    found = -(-window // (every or 1))
+    if found < least:
+        raise ValueError(
+            f"start={start} and every={every} leave {found} snapshot in {total} steps, so all draws would be the same "
+            "network: lower start or every, train longer, or ask for it with scale=0"
+        )
+
+
+def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
+    """Welford's recursion: no difference of large numbers, no negative variance."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    share = 1.0 / (state.num_snapshots + 1).astype(jnp.float32)
+    mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, params)
+    squares = jax.tree.map(
+        lambda total, new, old, mean: total + (new - old) * (new - mean), state.squares, params, state.mean, mean
+    )
+    ring = state.deviations
+    if ring is not None:
+        ring = jax.tree.map(
+            lambda rows, new, mean: rows.at[state.num_snapshots % rows.shape[0]].set(new - mean), ring, params, mean
+        )
+    return state._replace(num_snapshots=state.num_snapshots + 1, mean=mean, squares=squares, deviations=ring)
+
+
+def _without_moments(state: TrainState) -> TrainState:
+    """A warm start goes on from the weights and the optimizer, and gathers anew."""
+    *optimizer, moments = state.opt_state
+    return state._replace(opt_state=(*optimizer, jax.tree.map(jnp.zeros_like, moments)))
+
+
+def _mean(state: TrainState) -> PyTree:
+    """In float32; the last weights where there is no snapshot, after an epoch of no examples."""
+    moments: SwagMoments = state.opt_state[-1]
+    return jax.tree.map(
+        lambda mean, last: jnp.where(moments.num_snapshots > 0, mean, last.astype(jnp.float32)),
+        moments.mean,
+        state.variables.params,
+    )
+
+
+def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
+    """A draw from the Gaussian, minus its mean."""
+    key_diagonal, key_low_rank = jax.random.split(key)
+    leaves, structure = jax.tree.flatten(moments.squares)
+    keys = jax.random.split(key_diagonal, len(leaves))
+    count = jnp.maximum(moments.num_snapshots, 1).astype(jnp.float32)
+    part = scale if moments.deviations is None else scale / 2
+    # Clamped, because the root of zero has no slope.
+    spread = [jnp.sqrt(part) * jnp.sqrt(jnp.maximum(leaf / count, _LEAST_VARIANCE)) for leaf in leaves]
+    noise = [leaf * jax.random.normal(keys[i], leaf.shape, jnp.float32) for i, leaf in enumerate(spread)]
+    if moments.deviations is not None:
+        rings = jax.tree.leaves(moments.deviations)
+        rank = rings[0].shape[0]
+        factors = jax.random.normal(
+            key_low_rank, (rank,), jnp.float32
+        )  # one for each deviation, the same for all parameters
+        factors *= jnp.sqrt(part / jnp.maximum(jnp.minimum(count, rank) - 1, 1))
+        noise = [leaf + jnp.tensordot(factors, ring, 1) for leaf, ring in zip(noise, rings, strict=True)]
+    return jax.tree.unflatten(structure, noise)
+
+
+def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
+    """Batches from shuffled passes over the labelled examples."""
+    num_labelled = jnp.sum(labelled, dtype=jnp.int32)
+    stream = Stream(key, jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0), num_labelled)
+    shape = _STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE
+    ids = stream.batch(jnp.zeros((), jnp.int32), shape[0] * shape[1], None)[0].reshape(shape)
+    return jax.tree.map(lambda leaf: leaf[ids], inputs)
+
+
+def _with_statistics(model: Model, key: Key, variables: Variables, inputs: PyTree) -> Variables:
+    """Batch statistics that belong to the weights."""
+    if inputs is None:
+        return variables
+
+    def read(index: Array) -> tuple[Key, PyTree]:
+        return jax.random.fold_in(_random.vectorised(key), index), jax.tree.map(lambda leaf: leaf[index], inputs)
+
+    return _averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)

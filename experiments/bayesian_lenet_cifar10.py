@@ -1,0 +1,234 @@
+"""Does a Bayesian LeNet-5 keep up with the ordinary one on CIFAR-10, and what does it know about its uncertainty?
+
+The network and the settings of Shridhar et al. (2019), who report 69 % for it and 68 % for the ordinary network: two
+5×5 convolutions and three dense layers, every weight a Gaussian. Trained by local reparameterisation as there, by
+flipout, by one set of sampled weights a step (Bayes by backprop on the ordinary network), and as a point estimate.
+Reports accuracy, NLL, ECE, and the aleatoric and epistemic uncertainty of Kwon et al. (2018). Writes `results.json`.
+
+    python experiments/bayesian_lenet_cifar10.py                                          # for accelerators
+    python experiments/bayesian_lenet_cifar10.py --subset 5000 --epochs 30                # minutes on a CPU
+
+Result, hardware and command: see docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from layers import fast_conv, max_pool_2x2
+from models import scaled
+from tqdm import tqdm
+
+import baal_jax as baal
+from baal_jax import losses, metrics, posteriors, reporting
+from baal_jax.layers import BayesianConv, BayesianDense
+
+Method = Literal["local_reparameterization", "flipout", "bayes_by_backprop", "point"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A Bayesian LeNet-5 on CIFAR-10."""
+
+    methods: tuple[Method, ...] = ("local_reparameterization", "flipout", "bayes_by_backprop", "point")
+    """Two estimators of Bayesian layers, weights sampled once a step, and a point estimate."""
+
+    dataset: Literal["cifar10", "digits"] = "cifar10"
+    """"digits" tries the machinery without CIFAR-10: its 8×8 images, blown up to 32×32."""
+
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies; by default where TFDS keeps it."""
+
+    subset: int | None = None
+    """Only this many of the training images."""
+
+    num_test: int | None = None
+    """Only this many of the test images."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+
+    batch_size: int = 256
+    """Images in a step."""
+
+    learning_rate: float = 1e-3
+    """Of Adam."""
+
+    activation: Literal["softplus", "relu"] = "softplus"
+    """Between layers."""
+
+    prior_std: float = 0.1
+    """Of every weight."""
+
+    initial_std: float = 0.0067
+    """Of every weight, before training."""
+
+    kl_weight: float = 0.1
+    """Of the divergence from the prior; 1 is the evidence lower bound."""
+
+    num_samples: int = 25
+    """Draws of a prediction."""
+
+    seeds: int = 1
+    """Independent runs."""
+
+    seed: int = 0
+    """Of everything."""
+
+    out: Path = Path("results/bayesian_lenet")
+    """Folder for results.json."""
+
+
+class LeNet5(nn.Module):
+    """Two convolutions with pooling and three dense layers; Bayesian ones where an estimator is given."""
+
+    estimator: Any = None
+    initial_std: float = 0.01
+    activation: str = "softplus"
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, 32, 32, C] -> [B, num_classes]``."""
+        activation = getattr(jax.nn, self.activation)
+        window: dict[str, Any] = {"kernel_size": (5, 5), "padding": "VALID", "conv_general_dilated": fast_conv()}
+        x = scaled(x)
+        for width in (6, 16):
+            x = max_pool_2x2(activation(self._layer(nn.Conv, BayesianConv, train, features=width, **window)(x)))
+        x = x.reshape(x.shape[0], -1)
+        for width in (120, 84):
+            x = activation(self._layer(nn.Dense, BayesianDense, train, features=width)(x))
+        return self._layer(nn.Dense, BayesianDense, train, features=self.num_classes)(x)
+
+    def _layer(self, stock: Any, bayesian: Any, train: bool, **fields: Any) -> nn.Module:
+        if self.estimator is None:
+            return stock(**fields)
+        return bayesian(**fields, estimator=self.estimator, initial_std=self.initial_std, deterministic=not train)
+
+
+def main(config: Config) -> dict[str, dict[str, list[float]]]:
+    """Every method with every seed, then the report."""
+    start = time.perf_counter()
+    train, test = load(config)
+    results: dict[str, dict[str, list[float]]] = {}
+    with tqdm(total=len(config.methods) * config.seeds, unit="fit") as progress:
+        for name in config.methods:
+            progress.set_description(name)
+            results[name] = run(name, config, train, test, progress)
+    print(table(results))
+    content = {
+        "config": dataclasses.asdict(config),
+        "environment": reporting.environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "methods": results,
+    }
+    print(f"{content['seconds']:.0f} s; wrote {reporting.save_json(config.out / 'results.json', content)}")
+    return results
+
+
+def load(config: Config) -> tuple[baal.Dataset, baal.Dataset]:
+    """Training and test images on the device."""
+    if config.dataset == "digits":
+        train, test = (
+            part._replace(inputs=part.inputs.repeat(4, axis=1).repeat(4, axis=2))
+            for part in baal.data.digits(image=True)
+        )
+    else:
+        train, test = baal.data.cifar10(config.data_dir)
+    parts = []
+    for name, part, size in (("subset", train, config.subset), ("num_test", test, config.num_test)):
+        total = len(part.targets)
+        if size is not None and not 0 < size <= total:
+            raise SystemExit(f"--{name.replace('_', '-')} {size} must lie between 1 and the {total} images there are")
+        ids = np.random.default_rng(config.seed).permutation(total)[:size]
+        parts.append(baal.Dataset(jnp.asarray(part.inputs[ids]), jnp.asarray(part.targets[ids])))
+    return parts[0], parts[1]
+
+
+def make_posterior(name: Method, config: Config, num_train: int) -> baal.Posterior:
+    """A method by its name on the command line."""
+    steps = max(config.epochs * num_train // config.batch_size, 1)
+    optimizer = optax.adam(config.learning_rate)
+    trainer = baal.trainer(optimizer, losses.cross_entropy, num_steps=steps, batch_size=config.batch_size)
+    divergence: dict[str, Any] = {"prior_std": config.prior_std, "kl_weight": config.kl_weight}
+    if name in ("local_reparameterization", "flipout"):
+        network = LeNet5(name, config.initial_std, config.activation)
+        return posteriors.bayesian_layers(baal.from_linen(network), trainer, **divergence)
+    model = baal.from_linen(LeNet5(activation=config.activation))
+    if name == "bayes_by_backprop":
+        return posteriors.bayes_by_backprop(model, trainer, initial_std=config.initial_std, **divergence)
+    return baal.Posterior(
+        trainer(model),
+        lambda key, state, num_samples: jnp.zeros(num_samples),
+        lambda state, draw, inputs: model.deterministic(state.variables, inputs),
+    )
+
+
+def run(
+    name: Method, config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
+) -> dict[str, list[float]]:
+    """All seeds of a method, one number a seed."""
+    posterior = make_posterior(name, config, len(train.targets))
+    found = []
+    for seed in range(config.seeds):
+        key_fit, key_draws = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), seed))
+        start = time.perf_counter()
+        state = jax.block_until_ready(posterior.fit(key_fit, train, jnp.ones(len(train.targets), bool)))
+        seconds = time.perf_counter() - start
+        values = baal.evaluate(
+            key_draws, posterior, state, test, metrics=METRICS, num_samples=config.num_samples, batch_size=500
+        )
+        found.append({name: float(value) for name, value in values.items()} | {"fit_seconds": seconds})
+        progress.set_postfix(accuracy=f"{found[-1]['accuracy']:.3f}")
+        progress.update()
+    return {metric: [values[metric] for values in found] for metric in found[0]}
+
+
+def uncertainties(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r"""Aleatoric and epistemic uncertainty of Kwon et al. (2018), summed over classes: ``[S, B, C] -> [B], [B]``.
+
+    The traces of :math:`\frac1S \sum_s (\mathrm{diag}(p_s) - p_s p_s^\top)` and of
+    :math:`\frac1S \sum_s (p_s - \bar p)(p_s - \bar p)^\top`, which add up to :math:`1 - \sum_c \bar p_c^2`.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    return jnp.mean(jnp.sum(probs * (1 - probs), axis=-1), axis=0), jnp.sum(jnp.var(probs, axis=0), axis=-1)
+
+
+def _metrics() -> metrics.MetricSet:
+    usual = metrics.classification()
+
+    def summarise(predictions: baal.Predictions) -> tuple:
+        return usual.summarise(predictions), *uncertainties(predictions.logits)
+
+    def compute(summary: tuple, targets: jax.Array) -> dict[str, jax.Array]:
+        log_probs, aleatoric, epistemic = summary
+        means = {"aleatoric": jnp.mean(aleatoric), "epistemic": jnp.mean(epistemic)}
+        return usual.compute(log_probs, targets) | means
+
+    return metrics.MetricSet(summarise, compute)
+
+
+METRICS = _metrics()
+"""The usual ones and the two uncertainties."""
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Means over the seeds, a method a line."""
+    names = ("accuracy", "nll", "ece", "aleatoric", "epistemic", "fit_seconds")
+    lines = ["".join(f"{name:>12s}" for name in ("", *names)).replace(" " * 12, f"{'method':26s}", 1)]
+    for method, values in results.items():
+        lines.append(f"{method:26s}" + "".join(f"{np.mean(values[name]):12.4f}" for name in names))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
