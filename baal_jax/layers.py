@@ -147,6 +147,8 @@ def _forward(
         raise ValueError(
             f"inputs has shape {inputs.shape}, but a leading axis of examples is needed: pass inputs[None]"
         )
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        inputs = inputs.astype(layer.dtype or jnp.float32)  # squares and signs of bytes would wrap around
     deterministic = nn.merge_param("deterministic", layer.deterministic, deterministic)
     names = {field.name for field in dataclasses.fields(stock_class)} - {"parent", "name"}
     stock = stock_class(**{name: getattr(layer, name) for name in names}, parent=None)

@@ -132,19 +132,24 @@ def main(config: Config) -> dict[str, dict[str, reporting.Curves]]:
     results: dict[str, dict[str, reporting.Curves]] = {}
     with tqdm(total=len(config.paths) * len(config.strategies) * config.splits, unit="run") as progress:
         for path in config.paths:
-            results[path.stem] = {name: run(name, path, config, progress) for name in config.strategies}
-            print(table(path.stem, results[path.stem]))
-    config.out.mkdir(parents=True, exist_ok=True)
+            for name in config.strategies:
+                results.setdefault(path.stem, {})[name] = run(name, path, config, progress)
+                save(results, config, time.perf_counter() - start)
+            print(table(path.stem, results[path.stem]), flush=True)
     picture = draw(results, config)
+    print(f"{config.splits} splits in {time.perf_counter() - start:.0f} s; wrote {picture} and results.json beside it")
+    return results
+
+
+def save(results: dict[str, dict[str, reporting.Curves]], config: Config, seconds: float) -> None:
+    """Writes what there is so far."""
     content = {
         "config": dataclasses.asdict(config),
         "environment": reporting.environment(),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
         "sets": {stem: {name: curve._asdict() for name, curve in curves.items()} for stem, curves in results.items()},
     }
-    written = reporting.save_json(config.out / "results.json", content)
-    print(f"{config.splits} splits in {time.perf_counter() - start:.0f} s; wrote {picture} and {written}")
-    return results
+    reporting.save_json(config.out / "results.json", content)
 
 
 def make_loop(name: str, config: Config, validation: baal.Dataset | None) -> baal.ActiveLoop:

@@ -138,3 +138,11 @@ def write_archive(root, train, test, kind, packed=False):
         path.unlink()
     folder.rmdir()
     return archive
+
+
+def assert_is(found, expected):
+    """The images and labels, and their types."""
+    assert found.inputs.dtype == np.uint8
+    assert found.targets.dtype == np.int32
+    np.testing.assert_array_equal(found.inputs, expected[0])
+    np.testing.assert_array_equal(found.targets, expected[1])

@@ -73,7 +73,10 @@ def test_imports_point_down_and_never_to_the_edge(path):
 
 
 def test_no_file_is_longer_than_five_hundred_lines():
-    long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 500}
+    home = Path(__file__).parents[1]
+    paths = [path for folder in ("baal_jax", "experiments", "tests") for path in (home / folder).rglob("*.py")]
+    long = {path.name: n for path in paths if (n := len(path.read_text().splitlines())) > 500}
+    assert len(paths) > len(FILES)
     assert not long
 
 

@@ -239,6 +239,16 @@ def test_a_flag_in_the_constructor_is_found_by_class():
         baal.from_linen(net).deterministic(variables, jnp.ones((2, 4)))
 
 
+@pytest.mark.parametrize("estimator", ["local_reparameterization", "flipout"])
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_bytes_are_numbers(kind, estimator):
+    model, variables, inputs = prepared(kind, estimator)
+    pixels = jnp.asarray(RNG.integers(0, 256, inputs.shape), jnp.uint8)
+    found = model.train(variables, pixels, jax.random.key(1))[0]
+    expected = model.train(variables, pixels.astype(jnp.float32), jax.random.key(1))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{"estimator": "rank_one"}, {"initial_std": 0.0}, {"initial_std": -1.0}])
 @pytest.mark.parametrize("cls", [BayesianDense, functools.partial(BayesianConv, kernel_size=(3, 3))])
 def test_wrong_fields_are_refused(cls, options):

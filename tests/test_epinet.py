@@ -123,6 +123,16 @@ def test_training_options_reach_the_epinet(key):
     assert baal.predict(key, posterior, second, INPUTS, num_samples=3).shape == (3, 30)
 
 
+def test_validation_sees_the_epinet():
+    """At index zero every look would show the network alone, and the first weights would be kept."""
+    seen = jax.tree.map(lambda leaf: leaf[:12], DATA)
+    fit = trainer(200, validation=seen, validate_every=10)
+    posterior = posteriors.epinet(baal.from_linen(LinenNet()), fit, prior_scale=3.0)
+    state = posterior.fit(jax.random.key(0), DATA, LABELLED)
+    logits = baal.predict(jax.random.key(1), posterior, state, seen.inputs, num_samples=20)
+    assert float(losses.cross_entropy(logits, jnp.broadcast_to(seen.targets, (20, 12))).mean()) < 0.1
+
+
 def test_with_nothing_labelled_draws_are_those_of_random_weights(fitted, key):
     _, posterior, _ = fitted
     state = posterior.fit(key, DATA, jnp.zeros(30, bool))

@@ -258,7 +258,7 @@ def test_a_sketch_in_pieces_is_the_whole_sketch(monkeypatch):
     arguments = [jax.random.normal(k, s) for k, s in zip(keys, [(60,), (48,), (3, 7, 5), (3, 7, 4)], strict=True)]
     whole = features._product_sketch(*arguments, 12)
     monkeypatch.setattr(features, "_CHUNK", 100)
-    chex.assert_trees_all_close(features._product_sketch(*arguments, 12), whole, rtol=1e-5)
+    chex.assert_trees_all_close(features._product_sketch(*arguments, 12), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one():

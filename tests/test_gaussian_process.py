@@ -223,3 +223,17 @@ def test_it_learns_in_the_loop(task):
 def test_what_cannot_be_is_refused(options, targets, message):
     with pytest.raises(ValueError, match=message):
         gaussian_process(KERNEL, **options).fit(jax.random.key(0), data(targets), jnp.asarray(LABELLED))
+
+
+def test_a_class_too_many_is_refused_or_nan():
+    posterior = gaussian_process(KERNEL, num_classes=2, num_features=8)
+    seen = np.where(LABELLED, 2, 0)
+    with pytest.raises(ValueError, match="targets hold 2, but num_classes=2"):
+        posterior.fit(jax.random.key(0), data(seen), jnp.asarray(LABELLED))
+    state = jax.jit(posterior.fit)(jax.random.key(0), data(seen), jnp.asarray(LABELLED))
+    assert np.isnan(baal.predict(jax.random.key(1), posterior, state, INPUTS, num_samples=2)).any()
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"labelled has shape \(15,\)"):
+        gaussian_process(KERNEL).fit(jax.random.key(0), data(VALUES), jnp.ones(15, bool))

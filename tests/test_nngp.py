@@ -212,3 +212,10 @@ def test_values_that_do_not_fit_the_outputs_are_refused():
         nngp(MODEL, trainer, num_passes=4).fit(
             jax.random.key(0), data("regression", VALUES[:, 0]), jnp.asarray(LABELLED)
         )
+
+
+def test_whole_numbers_are_no_values_to_regress():
+    with pytest.raises(ValueError, match="make real values float32"):
+        make("regression").fit(
+            jax.random.key(0), data("regression", CLASSES[:, None] + 0 * VALUES.astype(int)), LABELLED
+        )

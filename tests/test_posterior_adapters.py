@@ -79,6 +79,13 @@ def test_with_nothing_labelled_it_samples_the_prior(fitted):
     assert np.isfinite(baal.predict(jax.random.key(0), posterior, state, INPUTS, num_samples=3)).all()
 
 
+def test_a_loss_has_one_number_for_each_example(samplers):
+    posterior = from_blackjax(PLANE, trainer(), samplers["sgld"], lambda o, y: (o - y[:, None]) ** 2, step_size=1e-3)
+    data = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(VALUES))
+    with pytest.raises(ValueError, match="sum over the other axes"):
+        posterior.fit(jax.random.key(0), data, jnp.asarray(LABELLED))
+
+
 @pytest.mark.parametrize(
     "options", [{"step_size": 0.0}, {"prior_std": -1.0}, {"num_kept": 0}, {"thinning": 0}, {"temperature": -1.0}]
 )

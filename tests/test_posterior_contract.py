@@ -74,13 +74,16 @@ LIBRARIES = dict.fromkeys(LEAST, ("linen", "nnx")) | {"gaussian_process": ("none
 CASES = [
     (name, library, task) for name in LEAST for library in LIBRARIES[name] for task in ("classification", "regression")
 ]
+# Where the library makes no difference, every library and every task is seen once with every method.
+HALF = [case for case in CASES if case[1:] not in (("linen", "classification"), ("nnx", "regression"))]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def fitted(request):
     posterior = make(*request.param)
     state = posterior.fit(jax.random.key(0), data(request.param[2]), LABELLED)
-    return posterior, state, logits(posterior, state, INPUTS), request.param[2]
+    yield posterior, state, logits(posterior, state, INPUTS), request.param[2]
+    jax.clear_caches()  # a case shares no program with the next; those of all would exhaust the memory maps
 
 
 def logits(posterior, state, inputs, batch_size=None, num_samples=NUM_SAMPLES):
@@ -123,8 +126,10 @@ def test_more_draws_keep_the_first(fitted):
     close(logits(posterior, state, INPUTS, num_samples=2), expected[:2])
 
 
-def test_scores_never_hold_all_predictions(fitted):
-    posterior, state, _, task = fitted
+@pytest.mark.parametrize("case", HALF, ids="-".join)
+def test_scores_never_hold_all_predictions(case):
+    posterior, task = make(*case), case[2]
+    state = jax.eval_shape(posterior.fit, jax.random.key(0), data(task), LABELLED)
     fn = heuristics.bald if task == "classification" else heuristics.variance
     inputs = jax.ShapeDtypeStruct((4096, 4), jnp.float32)
 
@@ -157,17 +162,14 @@ def test_a_state_survives_a_checkpoint(fitted, tmp_path):
     np.testing.assert_array_equal(logits(posterior, restored, INPUTS), expected)
 
 
-def test_it_runs_in_the_loop(fitted):
-    posterior, _, _, task = fitted
+@pytest.mark.parametrize("case", HALF, ids="-".join)
+def test_it_runs_in_the_loop(case):
+    posterior, task = make(*case), case[2]
     acquire = selection.top_k(heuristics.bald if task == "classification" else heuristics.variance)
     loop = baal.active_loop(posterior, acquire, query_size=3, num_samples=NUM_SAMPLES)
     final, infos = baal.run(loop, jax.random.key(0), data(task), data(task), num_initial=4, num_rounds=2)
     assert int(baal.pool.num_labelled(final.pool)) == 10
     assert all(np.isfinite(values).all() for values in infos.metrics.values())
-    state = loop.init(jax.random.key(0), data(task), num_initial=4)
-    for _ in range(2):
-        state, _ = loop.step(state, data(task))
-    np.testing.assert_array_equal(state.pool.labelled_at, final.pool.labelled_at)
 
 
 def test_nothing_labelled_is_harmless(fitted):

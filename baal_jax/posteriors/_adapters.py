@@ -70,7 +70,8 @@ def from_blackjax(
         trainer: from :func:`~baal_jax.trainer`; finds where the chain begins.
         algorithm: ``blackjax.sgld``, or another of its samplers with that signature: ``(gradient function) ->
             algorithm``. For options: ``lambda grad: blackjax.sghmc(grad, num_integration_steps=5)``.
-        loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, a negative log-likelihood in nats.
+        loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, a negative log-likelihood in nats, summed over outputs and
+            positions (those of :mod:`baal_jax.losses` average over positions and real outputs).
         step_size: of the sampler. The gradient is that of the whole log-posterior, so the step falls with ``1/n``.
         num_kept: ``K``, how many positions to keep.
         burn_in: steps before the first that is kept.
@@ -102,6 +103,11 @@ def from_blackjax(
 
     def log_density(params: PyTree, seen: _Seen) -> Array:
         losses = loss(model.deterministic(Variables(params, seen.collections), seen.batch.inputs), seen.batch.targets)
+        if losses.shape != (batch_size,):
+            raise ValueError(
+                f"loss gives {losses.shape} for a batch of {batch_size}, but must give one number for each example, "
+                f"({batch_size},): sum over the other axes, as log-likelihoods add up"
+            )
         mean = jnp.sum(losses.astype(jnp.float32) * seen.weights) / batch_size
         squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
         return -seen.num_labelled * mean - squares / (2.0 * prior_std**2)

@@ -52,7 +52,9 @@ def bayes_by_backprop(
 
     The loss of ``trainer`` has to be a negative log-likelihood in nats, or the posterior means nothing:
     ``losses.cross_entropy``, ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise
-    (alone it stands for a variance of one). A draw is a set of weights, with which dropout is off.
+    (alone it stands for a variance of one). These average over positions and real outputs: with ``m`` of them for each
+    example the likelihood is divided by ``m``, so divide ``kl_weight`` by ``m`` too. A draw is a set of weights, with
+    which dropout is off.
 
     With few labels and many weights the divergence outweighs the data and the network falls back to its prior. A
     ``kl_weight`` below one, which makes the posterior narrower than Bayes' rule does, is then usual.

@@ -143,7 +143,10 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
         return at(variables, inputs, indices), variables.collections
 
     def deterministic(variables: Variables, inputs: PyTree) -> Array:
-        return at(variables, inputs, jnp.zeros((1, index_dim)))
+        # What a trainer validates: one fixed index for each row, as index zero would show the base network alone.
+        return at(
+            variables, inputs, jax.random.normal(jax.random.key(0), (_checks.leading_axis("inputs", inputs), index_dim))
+        )
 
     return Model(init, apply, train, deterministic)
 

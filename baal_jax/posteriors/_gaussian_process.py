@@ -103,8 +103,8 @@ def gaussian_process(
     Returns:
         A :class:`~baal_jax.Posterior` whose state is a :class:`GaussianProcessState` and whose outputs are ``[B, C]``.
         ``fit`` learns nothing from ``previous``. With nothing labelled the draws are of the prior. Unknown targets
-        (negative classes, a NaN anywhere in a row) do not count. More labels than ``max_labelled`` give NaN in compiled
-        code.
+        (negative classes, a NaN anywhere in a row) do not count. More labels than ``max_labelled`` and classes
+        beyond ``num_classes`` give NaN in compiled code.
 
     Raises:
         ValueError: an argument is out of its range; in ``fit``, the targets do not fit ``num_classes``, or, outside of
@@ -176,10 +176,18 @@ def gaussian_process(
         key: Key, dataset: Dataset, labelled: Array, previous: GaussianProcessState | None = None
     ) -> GaussianProcessState:
         del previous
+        num_examples = _checks.leading_axis("dataset", dataset)
+        if labelled.shape != (num_examples,):
+            raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
         if _checks.is_concrete(labelled):
-            count, size = int(np.sum(np.asarray(labelled))), room(labelled)
+            chosen = np.asarray(labelled)
+            count, size = int(np.sum(chosen)), room(labelled)
             if count > size:
                 raise ValueError(f"max_labelled={size}, but {count} examples are labelled: raise it")
+            if num_classes is not None and _checks.is_concrete(dataset.targets):
+                largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
+                if largest >= num_classes:
+                    raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
         return compiled_fit(key, dataset, labelled)
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
@@ -268,7 +276,8 @@ def _log_gammas(targets: Array, num_classes: int, alpha: float) -> _Seen:
 
     values, variance = transformed(targets)
     centre = jnp.mean(transformed(jnp.zeros((), jnp.int32))[0])  # the same for every class
-    return _Seen(values, variance.T, (targets >= 0) & (targets < num_classes), centre)
+    values = jnp.where((targets < num_classes)[:, None], values, jnp.nan)
+    return _Seen(values, variance.T, targets >= 0, centre)
 
 
 def _solve(state: GaussianProcessState, values: Array) -> Array:

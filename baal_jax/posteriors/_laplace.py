@@ -310,5 +310,6 @@ def _deviation(key: Key, state: LaplaceState) -> Array:
 
 def _positive(name: str, value: float | None) -> float | None:
     if value is not None and _checks.finite_float(name, value, 0.0) == 0.0:
-        raise ValueError(f"{name}={value!r} must be positive, or None to choose it by the marginal likelihood")
+        cure = "None or 'evidence'" if name == "prior_precision" else "None to choose it by the marginal likelihood"
+        raise ValueError(f"{name}={value!r} must be positive, or {cure}")
     return value

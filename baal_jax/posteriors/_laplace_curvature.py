@@ -38,7 +38,10 @@ def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array
             f'structure="full" would keep a matrix of {rows * width} rows for {rows} × {width} weights, more than '
             f'{_MOST_PARAMETERS}: use structure="kronecker"'
         )
-    # One matrix product over the batch, so that no Jacobian [B, K, D K] is formed.
+    if rows > width**2:  # the smaller of two intermediate arrays, neither of which is a Jacobian [B, K, D K]
+        weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
+        blocks = jnp.matmul(hidden.T, weighted, precision="highest")
+        return (blocks.reshape(rows, rows, width, width).swapaxes(1, 2),)
     products = (hidden[:, :, None] * hidden[:, None, :]).reshape(-1, rows**2)
     blocks = jnp.matmul(products.T, hessians.reshape(-1, width**2), precision="highest")
     return (blocks.reshape(rows, rows, width, width).swapaxes(1, 2),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -145,8 +146,9 @@ def nngp(
         products, moments = jax.lax.fori_loop(0, (count + rows - 1) // rows, add, start)
         values, vectors = jnp.linalg.eigh(products)
         shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
-        mean = vectors @ (shrink * (vectors.T @ moments)) / noise**2
-        return mean, (vectors * jnp.sqrt(shrink)[None]) @ vectors.T
+        product = partial(jnp.matmul, precision="highest")
+        mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
+        return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: NNGPState | None = None) -> NNGPState:
         row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
@@ -168,7 +170,7 @@ def nngp(
 
     def sample(key: Key, state: NNGPState, num_samples: int) -> Array:
         def weights(key: Key) -> Array:
-            return state.mean + state.root @ jax.random.normal(key, (num_passes,))
+            return state.mean + jnp.matmul(state.root, jax.random.normal(key, (num_passes,)), precision="highest")
 
         return jax.vmap(weights)(jax.random.split(key, num_samples))
 
@@ -182,6 +184,11 @@ def nngp(
 def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
     """What was seen beyond the mean, and where anything was: ``[B, …, C]``, the latter up to broadcasting."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
+        if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
+            raise ValueError(
+                f"targets are {targets.dtype} of shape {targets.shape}, which are classes for outputs of shape "
+                f"{(*targets.shape, 'C')}, but the outputs have shape {outputs.shape}: make real values float32"
+            )
         return jnp.zeros_like(outputs), (targets >= 0)[..., None]
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         targets = targets[..., None]

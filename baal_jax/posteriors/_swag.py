@@ -44,7 +44,8 @@ class SwagState(NamedTuple):
 
     Attributes:
         variables: the network of the mean weights, with batch statistics of its own.
-        train: the last iterate of training, from which a warm start goes on.
+        train: what training returned, from which a warm start goes on: the last iterate, or what the trainer's
+            ``average_from`` or ``validation`` made of the iterates.
         inputs: labelled inputs ``[8, 64, …]`` from which a draw gets its batch statistics; None without any.
     """
 
