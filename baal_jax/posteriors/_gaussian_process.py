@@ -176,18 +176,7 @@ def gaussian_process(
         key: Key, dataset: Dataset, labelled: Array, previous: GaussianProcessState | None = None
     ) -> GaussianProcessState:
         del previous
-        num_examples = _checks.leading_axis("dataset", dataset)
-        if labelled.shape != (num_examples,):
-            raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-        if _checks.is_concrete(labelled):
-            chosen = np.asarray(labelled)
-            count, size = int(np.sum(chosen)), room(labelled)
-            if count > size:
-                raise ValueError(f"max_labelled={size}, but {count} examples are labelled: raise it")
-            if num_classes is not None and _checks.is_concrete(dataset.targets):
-                largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
-                if largest >= num_classes:
-                    raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
+        _check_labels(dataset, labelled, room(labelled), num_classes)
         return compiled_fit(key, dataset, labelled)
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
@@ -229,6 +218,22 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     whitened = jax.vmap(lambda factor: solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
+
+
+def _check_labels(dataset: Dataset, labelled: Array, size: int, num_classes: int | None) -> None:
+    """What can be told before anything is compiled."""
+    num_examples = _checks.leading_axis("dataset", dataset)
+    if labelled.shape != (num_examples,):
+        raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
+    if not _checks.is_concrete(labelled):
+        return
+    chosen = np.asarray(labelled)
+    if (count := int(np.sum(chosen))) > size:
+        raise ValueError(f"max_labelled={size}, but {count} examples are labelled: raise it")
+    if num_classes is not None and _checks.is_concrete(dataset.targets):
+        largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
+        if largest >= num_classes:
+            raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
 
 
 class _Seen(NamedTuple):
