@@ -268,7 +268,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def active(config: Config) -> Iterator[dict[str, Any]]:
-    """BALD with every posterior, from twenty random labels, beside random labelling with it; all so far, by posterior."""
+    """BALD with every posterior, from twenty random labels, and random labelling with it; all so far each time."""
     train, test = jax.tree.map(jnp.asarray, baal.data.digits())
     problem = Problem("digits", MLP(hidden=(128, 128), rate=0.2), train, test, 110, 300, 32)
     settings = digits.Config(seeds=config.seeds, num_initial=20, query_size=10, rounds=9)
