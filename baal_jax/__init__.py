@@ -16,11 +16,13 @@ from baal_jax import (
     pool,
     posteriors,
     predictive,
+    results,
     selection,
     semi_supervised,
     stopping,
 )
-from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
+from baal_jax._run import run
+from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
@@ -60,6 +62,7 @@ __all__ = [
     "predict",
     "predict_stream",
     "predictive",
+    "results",
     "run",
     "score",
     "score_stream",

@@ -40,6 +40,8 @@ FLOORS = {
     "predictive": 3,
     "selection": 3,
     "loop": 4,
+    "_run": 5,
+    "study": 6,
 }
 EDGE = {"data", "reporting", "checkpoint"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
