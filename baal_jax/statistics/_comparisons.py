@@ -235,9 +235,10 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
 
     .. math:: \rho = \operatorname{median}(a) / \operatorname{median}(b)
 
-    Seeds that never reached the target count as needing more labels than there were, which a median can bear. The
-    interval holds the percentiles of :math:`\rho^*` over seeds drawn with replacement, in pairs. Where neither median
-    of a draw is finite, the ratio could be anything: such a draw counts as 0 below and as inf above.
+    Seeds that never reached the target count as needing more labels than any other, which a median can bear; so do runs
+    that stopped before they reached it, though nobody knows how many labels they would have needed. The interval holds
+    the percentiles of :math:`\rho^*` over seeds drawn with replacement, in pairs. Where neither median of a draw is
+    finite, the ratio could be anything: such a draw counts as 0 below and as inf above.
 
     Args:
         a: ``float[seeds]``, from :func:`labels_to_target`; inf where the target was not reached.
@@ -275,7 +276,7 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
         chosen = np.random.default_rng(seed).integers(count, size=(num_resamples, count))
         ratios = _ratio(*np.median(pairs[:, chosen], axis=2))
         below, above = np.sort(np.nan_to_num(ratios, nan=0.0, posinf=np.inf)), np.sort(ratios)  # NaN is last, as inf
-        position = int(num_resamples * (1 - level) / 2)
+        position = int(num_resamples * (1 - level) / 2 + 1e-9)
         low, high = float(below[position]), float(above[num_resamples - 1 - position])
         high = math.inf if math.isnan(high) else high
     ratio = float(_ratio(median, baseline_median))
@@ -324,7 +325,7 @@ def _studentised(differences: np.ndarray, level: float, num_resamples: int, seed
     # One seed drawn every time has no spread, and no bound follows from it.
     none = spread <= 1e-12 * variance
     t = np.where(none, np.copysign(np.inf, moved), moved / np.sqrt(np.where(none, 1.0, spread)))
-    position = int((num_resamples + 1) * (1 - level) / 2) - 1
+    position = int((num_resamples + 1) * (1 - level) / 2 + 1e-9) - 1
     if position < 0:
         return -math.inf, math.inf
     last = num_resamples - 1 - position
