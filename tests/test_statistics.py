@@ -286,7 +286,7 @@ def test_labels_saved_by_hand():
     assert found.low == 0
     assert 0.5 <= found.high < 1
     reached = statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, 80, 70, 60])
-    assert 30 / 70 <= reached.low <= 0.5 <= reached.high < 1
+    assert 30 / 80 <= reached.low <= 0.5 <= reached.high < 1
     np.testing.assert_array_equal(statistics.labels_saved([20, 20], [40, INF])[2:5], [0.0, 0.0, 0.5])
     neither = statistics.labels_saved([INF, INF, INF], [INF, INF, 20])
     assert math.isnan(neither.ratio)
