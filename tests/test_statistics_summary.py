@@ -104,8 +104,23 @@ def test_unfinished_studies_pair_the_seeds_that_are_there(tmp_path):
     expected = statistics.compare(areas[1][2:], areas[0][2:])
     assert found.rows[1].verdict.comparison == pytest.approx(expected)
     text = statistics.markdown(found)
-    assert "Seeds with values differ: random 7, bald|x 9." in text
+    assert (
+        "Runs with values: random 7, bald|x 9. Pairs of runs with a finite difference, which alone count: bald|x 7"
+        in text
+    )
     assert "| bald\\|x |" in text  # the table keeps its columns
+
+
+def test_runs_that_diverged_are_counted_and_named():
+    results = make_results(("random", "bald"), seeds=8)
+    results.runs["bald"].metrics["nll"][2, 3] = np.inf
+    results.runs["random"].metrics["nll"][4] = np.nan
+    found = statistics.summary(results, "nll")
+    assert found.rows[1].area == np.inf
+    assert found.rows[1].verdict.comparison.num_seeds == 6
+    assert np.isfinite(found.rows[1].verdict.comparison[:4]).all()
+    assert found.ranking.num_seeds == 7  # the worst has a rank
+    assert "which alone count: bald 6." in statistics.markdown(found)
 
 
 def test_small_studies_have_summaries():
