@@ -19,6 +19,7 @@ from baal_jax import (
     results,
     selection,
     semi_supervised,
+    statistics,
     stopping,
 )
 from baal_jax._run import run
@@ -68,6 +69,7 @@ __all__ = [
     "score_stream",
     "selection",
     "semi_supervised",
+    "statistics",
     "stopping",
     "trainer",
 ]
