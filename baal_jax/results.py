@@ -224,11 +224,15 @@ def merge(cells: Iterable[tuple[Runs, str]]) -> Runs:
     Returns:
         :class:`Runs`.
     """
-    import jax
+    parts = [cell for cell, _ in cells]
+    _, first = np.unique(np.concatenate([cell.seeds for cell in parts]), return_index=True)
 
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(cell for cell, _ in cells))
-    _, first = np.unique(joined.seeds, return_index=True)
-    return jax.tree.map(lambda leaf: leaf[first], joined)
+    def joined(found: list[Any]) -> Any:
+        if isinstance(found[0], dict):  # in the order of the first cell
+            return {name: joined([part[name] for part in found]) for name in found[0]}
+        return np.concatenate(found)[first]
+
+    return Runs(*(joined([getattr(cell, name) for cell in parts]) for name in Runs._fields))
 
 
 def select(results: Results, strategies: Mapping[str, Any] | Iterable[str]) -> Results:

@@ -1,20 +1,18 @@
 """When to stop, in numbers that can be checked by hand, and in the compiled run."""
 
+import functools
 import itertools
-from functools import partial
 from types import SimpleNamespace
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
 import baal_jax as baal
-from baal_jax import heuristics, pool, posteriors, selection, stopping
+from baal_jax import heuristics, pool, selection, stopping
 
 # The rules of Baal are conformance case 48.
 
@@ -135,16 +133,32 @@ def test_counts_must_be_positive_integers(value):
         stopping.stabilising_predictions(window=value)
 
 
-# In the compiled run, on a network that is trained for real.
+# In the compiled run, with a posterior in closed form: class means, blurred by the labels that are missing.
 
-NET = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(3)])
-ROUNDS, SEEDS = 6, 4
+
+def _fit(key, dataset, labelled, previous=None):
+    members = jnp.where(labelled[:, None], jax.nn.one_hot(dataset.targets, 3), 0)
+    counts = members.sum(axis=0)[:, None]
+    return {"means": members.T @ dataset.inputs / jnp.maximum(counts, 1), "width": 1 / jnp.sqrt(1 + counts)}
+
+
+def _sample(key, state, num_samples):
+    noise = jax.random.normal(key, (num_samples, 3, 3))
+    return jax.vmap(lambda found: state["means"] + state["width"] * found)(noise)
+
+
+def _apply(state, draw, inputs):
+    return -4 * jnp.sum((inputs[:, None] - draw[None]) ** 2, axis=-1)
+
+
+POSTERIOR = baal.Posterior(_fit, _sample, _apply)
+ROUNDS, SEEDS = 6, 6
 CRITERIA = {
     "budget": stopping.labelling_budget(9),
-    "uncertainty": stopping.low_uncertainty(0.2),
+    "uncertainty": stopping.low_uncertainty(0.22),
     "plateau": stopping.plateau("accuracy", patience=2, atol=0.08),
     "predictions": stopping.stabilising_predictions(0.75, window=1),
-    "any": stopping.any_of(stopping.labelling_budget(11), stopping.stabilising_predictions(0.75, window=1)),
+    "any": stopping.any_of(stopping.labelling_budget(11), stopping.stabilising_predictions(0.85, window=1)),
 }
 
 
@@ -155,12 +169,11 @@ def setting():
     inputs = np.float32(np.eye(3)[targets] + 0.5 * rng.normal(size=(60, 3)))
     data = baal.Dataset(jnp.asarray(inputs), jnp.asarray(targets))
     train, test = (jax.tree.map(lambda leaf, part=part: leaf[part], data) for part in (slice(40), slice(40, 60)))
-    trainer = baal.trainer(optax.adam(0.05), baal.losses.cross_entropy, num_steps=20, batch_size=8)
-    posterior = posteriors.mc_dropout(baal.from_linen(NET), trainer)
 
+    @functools.cache
     def make(method):
         return baal.active_loop(
-            posterior, selection.top_k(heuristics.bald), query_size=(1, 2), num_samples=5, vmap_method=method
+            POSTERIOR, selection.top_k(heuristics.bald), query_size=(1, 2), num_samples=5, vmap_method=method
         )
 
     return make, train, test
@@ -180,11 +193,8 @@ def by_hand(loop, criterion, key, train, test):
     return len(picks), np.stack(picks)
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized"])
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize(("name", "method"), [*((name, "sequential") for name in CRITERIA), ("any", "vectorized")])
 def test_every_seed_of_a_vmap_stops_where_its_loop_in_python_does(name, method, setting):
-    if method == "vectorized" and name in ("budget", "uncertainty"):
-        pytest.skip("the masking is the same for all criteria")
     make, train, test = setting
     loop, keys = make(method), jax.random.split(jax.random.key(3), SEEDS)
 
@@ -206,7 +216,7 @@ def test_every_seed_of_a_vmap_stops_where_its_loop_in_python_does(name, method, 
         assert np.isfinite(infos.metrics["accuracy"][s, :length]).all()
         assert int(states.step[s]) == length
     assert min(lengths) < ROUNDS
-    if name in ("plateau", "predictions", "any"):
+    if name in ("uncertainty", "plateau", "predictions", "any"):
         assert len(set(lengths)) > 1  # seeds stop in rounds of their own
 
 
@@ -226,7 +236,7 @@ def test_a_run_that_continues_decides_as_one_that_was_never_interrupted(setting)
 
 def test_criteria_say_what_they_miss(setting):
     make, train, test = setting
-    run = partial(baal.run, make("sequential"), jax.random.key(0), train, num_initial=4, num_rounds=1)
+    run = functools.partial(baal.run, make("sequential"), jax.random.key(0), train, num_initial=4, num_rounds=1)
     with pytest.raises(ValueError, match="'auroc' is not among the metrics of the run: accuracy"):
         run(test, stop=stopping.plateau("auroc"))
     with pytest.raises(ValueError, match="no test set"):
@@ -251,4 +261,4 @@ def test_a_schedule_of_query_sizes(setting):
 @pytest.mark.parametrize("sizes", [(), (5, 0), [1.5]])
 def test_schedules_are_positive_numbers(sizes, setting):
     with pytest.raises(ValueError, match="query_size"):
-        baal.active_loop(posteriors.deep_ensemble, selection.random(), query_size=sizes)
+        baal.active_loop(POSTERIOR, selection.random(), query_size=sizes)
