@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def accumulate(metric_set: MetricSet, *, capacity: int | None = None) -> Accumul
     """
     if capacity is not None:
         capacity = _checks.positive_int("capacity", capacity)
-    needing = [name for name, metric in _named(metric_set) if metric.count is None]
+    needing = [name for name, metric in _named(metric_set) if metric.sums_of is None]
     if needing and capacity is None:
         raise ValueError(
             f"capacity=None, but {', '.join(needing)} needs all examples together: pass the largest number of examples"
@@ -84,16 +85,17 @@ class Metric(NamedTuple):
 
     Attributes:
         compute: ``(summary, targets) -> value``, or name → value.
-        count: ``(summary, targets) -> sums``, as in :mod:`~baal_jax.metrics._sums`; None if there is no such thing.
+        sums_of: ``(summary, targets) -> sums``, as in :mod:`~baal_jax.metrics._sums`; None if there is no such thing.
         finish: ``sums -> value``.
     """
 
     compute: Callable[[PyTree, Array], PyTree]
-    count: Callable[[PyTree, Array], PyTree] | None = None
+    sums_of: Callable[[PyTree, Array], PyTree] | None = None
     finish: Callable[[PyTree], PyTree] | None = None
 
 
-class Streamable(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # not a tuple: jax keeps weak references to what it compiles
+class Streamable:
     """The ``compute`` of a :class:`MetricSet` that knows the parts it is made of.
 
     Attributes:
@@ -104,7 +106,8 @@ class Streamable(NamedTuple):
 
     def __call__(self, summary: PyTree, targets: Array) -> dict[str, Array]:
         """All values by name."""
-        return {name: metric.compute(summary, targets) for name, metric in self.named}
+        values = _values(self, summary, targets)
+        return {name: value for (name, _), value in zip(self.named, values, strict=True)}
 
 
 def mean_metric(
@@ -120,6 +123,11 @@ def mean_metric(
         return finish(_sums.double_value(sums[0]) / sums[1].astype(jnp.float32))
 
     return Metric(lambda summary, targets: finish(mean(terms(summary, targets))), count, finish_sums)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _values(streamable: Streamable, summary: PyTree, targets: Array) -> list[Array]:
+    return [metric.compute(summary, targets) for _, metric in streamable.named]
 
 
 class _Buffer(NamedTuple):
@@ -138,10 +146,10 @@ def _named(metric_set: MetricSet) -> tuple[tuple[str, Metric], ...]:
     return compute.named if isinstance(compute, Streamable) else (("this set", Metric(compute)),)
 
 
-@functools.cache  # one object for one configuration, as for the sets
+@functools.lru_cache(maxsize=64)  # one object for one configuration, but no set of a user is kept for ever
 def _accumulate(metric_set: MetricSet, capacity: int | None) -> Accumulator:
     named = _named(metric_set)
-    counts = [metric.count for _, metric in named if metric.count is not None]
+    counts = [metric.sums_of for _, metric in named if metric.sums_of is not None]
 
     def count(predictions: Predictions, targets: Array) -> tuple[tuple[PyTree, ...], PyTree, Array]:
         summary, targets = metric_set.summarise(predictions), _signed(targets)

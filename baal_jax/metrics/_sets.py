@@ -239,7 +239,7 @@ def _ratio(of: Callable[..., Array], average: str | None = "macro", zero_divisio
 
 def _stacked(parts: list[Metric]) -> Metric:
     def count(summary: PyTree, targets: Array) -> tuple[_sums.DoubleSum, Array]:
-        sums = [part.count(summary, targets) for part in parts if part.count is not None]
+        sums = [part.sums_of(summary, targets) for part in parts if part.sums_of is not None]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums)
 
     def compute(summary: PyTree, targets: Array) -> Array:
