@@ -70,7 +70,7 @@ def average_precision(probs, targets):
             kept = [y == c for p, y in examples if p[c] >= threshold]
             now = sum(kept) / positives if positives else float("nan")
             total, recall = total + (now - recall) * np.mean(kept), now
-        results.append(total)
+        results.append(total if positives else float("nan"))
     return np.array(results)
 
 
