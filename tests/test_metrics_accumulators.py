@@ -66,7 +66,7 @@ cuts = st.lists(st.tuples(st.integers(0, 10), st.booleans()), max_size=12)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 999), cuts=cuts)
 def test_no_split_padding_order_or_merge_changes_a_metric(kind, seed, cuts):
     accumulator, empty, expected = whole(kind)
@@ -86,8 +86,9 @@ def test_no_split_padding_order_or_merge_changes_a_metric(kind, seed, cuts):
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_one_by_one_is_as_good_as_all_at_once(kind):
     accumulator, state, expected = whole(kind)
+    size = 1 if kind == "regression" else 10  # with padding: the program is there
     for row in range(NUM):
-        state = accumulator.update(state, *padded(kind, [row], 1))
+        state = accumulator.update(state, *padded(kind, [row], size))
     same(accumulator.compute(state), expected)
 
 
@@ -116,13 +117,15 @@ def test_before_the_first_batch_nothing_is_known():
         assert (value == 0).all() if counts else np.isnan(value).all(), name
 
 
-def test_scan_vmap_and_merge_are_one_program():
+def test_scan_vmap_and_merge_are_one_program_and_a_full_buffer_is_exact():
     logits, targets, _ = random_case("classification")
-    accumulator, empty, expected = whole("classification")
-    chunks = jnp.asarray(logits).reshape(3, 2, 5, 3, 3).transpose(1, 2, 0, 3, 4), targets.reshape(2, 5, 3)
+    metric_set = metrics.classification(extra=("auroc",))
+    expected = metric_set.compute(metric_set.summarise(baal.Predictions(jnp.asarray(logits))), targets)
+    accumulator = metrics.accumulate(metric_set, capacity=int(np.sum(targets >= 0)))
+    empty = accumulator.init(baal.Predictions(logits), targets)
 
     @jax.jit
-    def stream(chunks):
+    def stream(logits, targets):
         def device(logits, targets):
             return jax.lax.scan(
                 lambda state, batch: (accumulator.update(state, baal.Predictions(batch[0]), batch[1]), None),
@@ -130,11 +133,13 @@ def test_scan_vmap_and_merge_are_one_program():
                 (logits, targets),
             )[0]
 
-        states = jax.vmap(device)(*chunks)
+        states = jax.vmap(device)(logits, targets)
         first, second = (jax.tree.map(operator.itemgetter(i), states) for i in (0, 1))
         return accumulator.compute(accumulator.merge(first, second))
 
-    same(stream(chunks), expected)
+    chunks = jnp.asarray(logits).reshape(3, 2, 5, 3, 3).transpose(1, 2, 0, 3, 4), targets.reshape(2, 5, 3)
+    for name, value in stream(*chunks).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_batch_in_parts_on_several_devices_counts_once(mesh):
@@ -152,17 +157,13 @@ def test_a_batch_in_parts_on_several_devices_counts_once(mesh):
 
 
 def test_a_buffer_that_is_too_small_says_so_and_spares_the_counts():
-    logits, targets, _ = random_case("classification")
-    known = int(np.sum(targets >= 0))
-    metric_set = metrics.classification(extra=("auroc",))
-    found = {}
-    for capacity in (known, known - 1):
-        accumulator = metrics.accumulate(metric_set, capacity=capacity)
-        state = accumulator.init(baal.Predictions(logits), targets)
-        found[capacity] = accumulator.compute(accumulator.update(state, baal.Predictions(logits), targets))
-    assert np.isfinite(found[known]["auroc"])
-    assert np.isnan(found[known - 1]["auroc"])
-    assert found[known]["nll"] == found[known - 1]["nll"]
+    logits, targets, metric_set = random_case("classification")
+    accumulator = metrics.accumulate(metric_set, capacity=int(np.sum(targets >= 0)) - 1)
+    state = accumulator.init(baal.Predictions(logits), targets)
+    found = accumulator.compute(accumulator.update(state, baal.Predictions(logits), targets))
+    expected = whole("classification")[2]
+    assert {name for name in found if not np.array_equal(found[name], expected[name], equal_nan=True)} == set(RANKED)
+    assert all(np.isnan(found[name]) for name in RANKED)
 
 
 def test_a_set_of_your_own_is_exact_from_its_buffer():

@@ -145,40 +145,36 @@ def everything(log_probs, targets):
     return ALL.compute(log_probs, np.concatenate([targets, np.full(rows, -1)]).astype(np.int32))
 
 
-@jax.jit
-def one_by_one(log_probs, targets):
-    bins = metrics.reliability(log_probs, targets, num_bins=6)
-    return {
-        "accuracy": metrics.accuracy(log_probs, targets),
-        "nll": metrics.nll(log_probs, targets),
-        "brier": metrics.brier(log_probs, targets),
-        "ece": metrics.ece(log_probs, targets, num_bins=6),
-        "reliability_num_examples": bins.num_examples,
-        "reliability_confidence": bins.confidence,
-        "reliability_accuracy": bins.accuracy,
-        "accuracy_per_class": metrics.recall(log_probs, targets, average=None),
-        "precision": metrics.precision(log_probs, targets),
-        "recall": metrics.recall(log_probs, targets),
-        "f1": metrics.f1(log_probs, targets),
-        "confusion_matrix": metrics.confusion_matrix(log_probs, targets),
-        "auroc": metrics.auroc(log_probs, targets, average="macro"),
-        "average_precision": metrics.average_precision(log_probs, targets, average="macro"),
-        "adaptive_ece": metrics.adaptive_ece(log_probs, targets, num_bins=6),
-        "classwise_ece": metrics.classwise_ece(log_probs, targets, num_bins=6),
-        "ece_per_class": metrics.ece_per_class(log_probs, targets, num_bins=6),
-    }
-
-
 def test_a_set_reports_what_the_functions_do():
     logits, targets = random_case()
     log_probs = ALL.summarise(baal.Predictions(logits[None]))
-    found = everything(log_probs, targets)
-    entropies = -np.sum(np.exp(log_probs, dtype=np.float64) * log_probs, axis=-1)[targets >= 0]
-    expected = one_by_one(log_probs, targets)
-    expected["entropy_histogram"] = np.histogram(entropies, 20, (0, np.log(4)))[0]
-    assert found.keys() == expected.keys()
+    found, probs, known = everything(log_probs, targets), oracle.model_average(logits[None]), targets >= 0
+    truth, predicted = targets[known], probs[known].argmax(1)
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="macro")
+    entropies = -np.sum(probs * np.log(probs), axis=-1)[known]
+    expected = {
+        "accuracy": np.mean(truth == predicted),
+        "nll": oracle.nll(probs, targets),
+        "brier": oracle.brier(probs, targets),
+        "ece": oracle.ece(probs, targets, 6),
+        "reliability_num_examples": np.histogram(probs[known].max(1), 6, (0, 1))[0],
+        "entropy_histogram": np.histogram(entropies, 20, (0, np.log(4)))[0],
+        "accuracy_per_class": [np.mean(predicted[truth == c] == c) for c in range(4)],
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "confusion_matrix": oracle.confusion(probs, targets),
+        "auroc": np.mean(oracle.auroc(probs, targets)),
+        "average_precision": np.mean(oracle.average_precision(probs, targets)),
+        "adaptive_ece": oracle.adaptive_ece(probs, targets, 6),
+        "classwise_ece": np.mean(oracle.classwise_ece(probs, targets, 6)),
+        "ece_per_class": oracle.ece_per_class(probs, targets, 6),
+    }
+    assert found.keys() == {*expected, "reliability_confidence", "reliability_accuracy"}
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+    gaps = found["reliability_num_examples"] * np.abs(found["reliability_accuracy"] - found["reliability_confidence"])
+    np.testing.assert_allclose(np.nansum(gaps) / known.sum(), found["ece"], rtol=1e-5)
     assert ALL is metrics.classification(num_bins=6, diagnostics=True, extra=list(EVERYTHING))
     assert np.isnan(everything(log_probs, np.where(targets == 2, -1, targets))["accuracy_per_class"][2])
 
