@@ -82,9 +82,9 @@ def test_auroc_equals_scikit_learn_and_all_pairs_with_and_without_ties(decimals)
 
 
 def test_auroc_is_nan_for_a_class_that_is_absent_or_alone():
-    log_probs, _ = random_case(num_examples=6, num_classes=3)
-    two, one = jnp.array([0, 0, 1, 1, -1, -1]), jnp.array([1, 1, 1, 1, -1, -1])
-    np.testing.assert_array_equal(np.isnan(metrics.auroc(log_probs, two)), [False, False, True])
+    log_probs, targets = random_case()
+    two, one = np.where(targets > 1, 0, targets), np.where(targets >= 0, 1, -1)
+    np.testing.assert_array_equal(np.isnan(metrics.auroc(log_probs, two)), [False, False, True, True])
     assert np.isnan(metrics.auroc(log_probs, one)).all()
     assert np.isfinite(metrics.auroc(log_probs, two, average="macro"))
     assert np.isnan(metrics.auroc(log_probs, one, average="macro"))
@@ -120,7 +120,7 @@ def test_adaptive_and_classwise_ece_equal_their_oracles(decimals):
     )
 
 
-@pytest.mark.parametrize("num_bins", [3, 100])
+@pytest.mark.parametrize("num_bins", [7, 100])
 def test_adaptive_ece_does_not_depend_on_the_order_of_ties(num_bins):
     log_probs, targets = random_case(decimals=0)
     order = np.random.default_rng(1).permutation(len(targets))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from baal_jax import _checks
 from baal_jax.metrics import _sums
@@ -157,7 +158,7 @@ def _accumulate(metric_set: MetricSet, capacity: int | None) -> Accumulator:
 
     def init(predictions: Predictions, targets: Array) -> _State:
         sums, summary, kept = jax.eval_shape(count, predictions, targets)
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+        empty = jax.tree.map(lambda leaf: _filled(leaf.shape, 0, leaf.dtype), sums)
         return _State(empty, None if capacity is None else _empty(capacity, summary, kept))
 
     def update(state: _State, predictions: Predictions, targets: Array) -> _State:
@@ -204,10 +205,14 @@ def _known_rows(targets: Array) -> Array:
 def _empty(capacity: int, summary: PyTree, targets: Array) -> _Buffer:
     nothing = -1 if jnp.issubdtype(targets.dtype, jnp.integer) else jnp.nan
     return _Buffer(
-        jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), summary),
-        jnp.full((capacity, *targets.shape[1:]), nothing, targets.dtype),
-        jnp.zeros((), jnp.int32),
+        jax.tree.map(lambda leaf: _filled((capacity, *leaf.shape[1:]), 0, leaf.dtype), summary),
+        _filled((capacity, *targets.shape[1:]), nothing, targets.dtype),
+        _filled((), 0, jnp.int32),
     )
+
+
+def _filled(shape: tuple[int, ...], value: float, dtype: DTypeLike) -> Array:
+    return jnp.asarray(np.full(shape, value, dtype))  # jnp.full would compile a program for every shape
 
 
 def _append(buffer: _Buffer, summary: PyTree, targets: Array, rows: Array) -> _Buffer:
