@@ -150,6 +150,22 @@ def test_a_batch_in_parts_on_several_devices_counts_once(mesh):
     same(accumulator.compute(accumulator.update(empty, baal.Predictions(logits), targets)), expected)
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_an_explicit_mesh_is_no_obstacle(kind):
+    # Sharding types are checked while tracing: nothing has to be compiled.
+    logits, targets, metric_set = random_case(kind)
+    mesh = jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Explicit,))
+    accumulator = metrics.accumulate(metric_set, capacity=NUM)
+    with jax.set_mesh(mesh):
+        predictions = baal.Predictions(jax.device_put(logits, jax.NamedSharding(mesh, jax.P(None, "pool", None))))
+        targets = jax.device_put(targets, jax.NamedSharding(mesh, jax.P("pool")))
+        state = accumulator.init(predictions, targets)
+        after = jax.eval_shape(accumulator.update, state, predictions, targets)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        found = jax.eval_shape(lambda p, t: metric_set.compute(metric_set.summarise(p), t), predictions, targets)
+    assert found.keys() == whole(kind)[2].keys()
+
+
 def test_a_buffer_that_is_too_small_says_so_and_spares_the_counts():
     logits, targets, _ = random_case("classification")
     accumulator, state, expected = whole("classification")

@@ -187,7 +187,7 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
         0.4
     """
     num_bins = _checks.positive_int("num_bins", num_bins)
-    confidence, correct, targets = gather(*_confidence(log_probs, targets))
+    confidence, correct, targets = _confidence(log_probs, targets)
     unknown, confidence, correct = jax.lax.sort((targets < 0, confidence, correct), num_keys=2)
     known = ~unknown
     ranks, total = jnp.arange(confidence.shape[0], dtype=jnp.int32), jnp.sum(known, dtype=jnp.int32)
@@ -263,13 +263,14 @@ def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:
     log_probs, targets = fit_classes(log_probs, targets)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     correct = predicted_class(log_probs) == targets
-    return confidence.ravel(), correct.ravel().astype(confidence.dtype), targets.ravel()
+    confidence, correct, targets = gather(confidence, correct.astype(confidence.dtype), targets)
+    return confidence.ravel(), correct.ravel(), targets.ravel()
 
 
 def _classwise(log_probs: Array, targets: Array, num_bins: int) -> tuple[Array, Array, Array, Array, int]:
     """Probabilities, hits, cells and what counts, ``[n, C]`` each."""
     num_bins = _checks.positive_int("num_bins", num_bins)
-    log_probs, targets = fit_classes(log_probs, targets)
+    log_probs, targets = gather(*fit_classes(log_probs, targets))
     num_classes = log_probs.shape[-1]
     probs, targets = jnp.exp(log_probs).reshape(targets.size, num_classes), targets.reshape(targets.size, 1)
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None]

@@ -100,7 +100,7 @@ def averaged(values: Array, average: str | None) -> Array:
 
 def count_into(cells: Array, counts: Array, num_cells: int) -> Array:
     """``int32[num_cells]``: how many of ``cells`` that count fall into each."""
-    cells = jnp.where(counts & (cells >= 0), cells, num_cells).ravel()
+    cells = _numerics.replicate(jnp.where(counts & (cells >= 0), cells, num_cells)).ravel()
     return jnp.zeros(num_cells, jnp.int32).at[cells].add(1, mode="drop")
 
 
@@ -117,5 +117,5 @@ def static_average(average: str | None) -> None:
 
 
 def gather(*arrays: Array) -> tuple[Array, ...]:
-    """Brings together what must be ranked, where an Explicit mesh has it apart."""
+    """Brings together what must be ranked or counted, where an Explicit mesh has it apart."""
     return jax.tree.map(_numerics.replicate, arrays)
