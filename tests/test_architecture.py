@@ -42,10 +42,10 @@ FLOORS = {
     "selection": 3,
     "loop": 4,
     "_run": 5,
-    "study": 6,
 }
 EDGE = {"data", "reporting", "checkpoint"}
 FOR_THE_EDGE = {"results", "statistics"}  # NumPy and files: what a person looks at is made of them
+FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics")
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -104,15 +104,11 @@ def test_importing_the_package_loads_jax_and_numpy_alone():
 
 
 def _public():
-    modules = [
-        baal_jax,
-        *(getattr(baal_jax, name) for name in ("heuristics", "selection", "posteriors", "data", "statistics")),
-    ]
+    modules = [baal_jax, *(getattr(baal_jax, name) for name in FOLDERS)]
     found = {(module.__name__, name): getattr(module, name) for module in modules for name in module.__all__}
     for name in (
         "pool",
         "losses",
-        "metrics",
         "stopping",
         "reporting",
         "training",
