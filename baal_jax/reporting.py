@@ -14,8 +14,18 @@ import numpy as np
 
 from baal_jax import _checks, _files
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
+_LABELS = {
+    "nll": "NLL (nats)",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "crps": "CRPS",
+    "auroc": "AUROC",
+    "miou": "mean IoU",
+}
 
 
 class Curves(NamedTuple):
@@ -118,14 +128,49 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     for i, (name, curve) in enumerate(curves.items()):
         values = np.asarray(curve.metrics[metric])
         mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(curve.num_labelled, mean, color=colour, label=name, marker="o", markersize=3)
-        ax.fill_between(curve.num_labelled, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        plot_band(curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=_COLOURS[i % len(_COLOURS)])
     ax.set_xlabel("labels")
-    ax.set_ylabel({"nll": "NLL (nats)", "ece": "ECE", "brier": "Brier score"}.get(metric, metric))
+    ax.set_ylabel(axis_label(metric))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
+
+
+def plot_band(
+    x: Any, mean: Any, low: Any, high: Any, ax: Any, *, label: str, colour: str, dash: Any = "-", marker: str = "o"
+) -> None:
+    """One curve with its band; where a bound is NaN there is no band.
+
+    Args:
+        x: ``[R]``.
+        mean: ``[R]``.
+        low: ``[R]``.
+        high: ``[R]``.
+        ax: matplotlib axes to draw on.
+        label: for the legend.
+        colour: of both.
+        dash: matplotlib's line style.
+        marker: matplotlib's marker.
+    """
+    ax.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def axis_label(metric: str) -> str:
+    """What to write at an axis of a metric, with its unit if it has one.
+
+    Args:
+        metric: a name such as ``"nll"``.
+
+    Returns:
+        A label; names that are not known are readable already.
+
+    Example:
+        >>> from baal_jax import reporting
+        >>> reporting.axis_label("nll"), reporting.axis_label("balanced_accuracy")
+        ('NLL (nats)', 'balanced accuracy')
+    """
+    return _LABELS.get(metric.lower(), metric.replace("_", " "))
 
 
 def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
