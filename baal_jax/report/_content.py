@@ -211,7 +211,7 @@ def queries(results: Results) -> dict[str, Any]:
         runs_shown[name] = [
             {
                 "seed": int(runs.seeds[i]),
-                "before": _numbers(np.where(runs.stopped[i], np.nan, runs.num_labelled[i])),
+                "before": _numbers(np.where(runs.stopped[i], np.nan, runs.num_labelled[i]), 15),
                 "ids": [row[row >= 0].tolist() for row in runs.indices[i, :, :cut]],
                 "scores": [
                     _numbers(row[ids >= 0], 3)
@@ -222,7 +222,7 @@ def queries(results: Results) -> dict[str, Any]:
         ]
     known, shown = targets(results), {i for runs in runs_shown.values() for run in runs for r in run["ids"] for i in r}
     names = class_names(results)
-    labels = {i: _target(known[i], names) for i in sorted(shown) if i in known}
+    labels = {i: target_label(known[i], names) for i in sorted(shown) if i in known}
     thumbnails = _thumbnails(results, runs_shown, left_out)
     return {"runs": runs_shown, "targets": labels, "sheet": thumbnails, "left_out": left_out}
 
@@ -272,7 +272,8 @@ def _shape(results: Results) -> tuple[int, int]:
 def _curve(runs: Runs, values: Any, with_seeds: bool) -> dict[str, Any] | None:
     if values is None or (found := curve(runs, values)) is None:
         return None
-    content: dict[str, Any] = {field: _numbers(value) for field, value in found._asdict().items()}
+    content: dict[str, Any] = {field: _numbers(getattr(found, field)) for field in ("mean", "low", "high")}
+    content["x"] = _numbers(found.x, 9)
     if with_seeds:
         happened = np.where(runs.stopped, np.nan, values)
         content["seeds"] = [_numbers(row, 4) for row in happened]
@@ -309,7 +310,8 @@ def _thumbnails(results: Results, runs_shown: dict[str, Any], left_out: list[str
     return {"uri": uri, "ids": ids, "columns": columns, "height": height, "width": width}
 
 
-def _target(value: Any, names: list[str] | None) -> str:
+def target_label(value: Any, names: list[str] | None) -> str:
+    """The name of a class, or a number as it is."""
     if names is not None and value == value and 0 <= int(value) < len(names):
         return names[int(value)]
     return f"{value:.4g}" if isinstance(value, float) else str(value)

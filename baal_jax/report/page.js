@@ -203,14 +203,14 @@
   }
 
   function slider(host, change) {
-    if (!host) return { valueOf: () => 0 };
+    if (!host) return () => 0;
     const last = Math.max(data.rounds - 1, 0);
     let now = last;
     const out = html("output", {});
     const say = () => { out.textContent = now === last ? `round ${now}, the last` : `round ${now}`; };
     host.append(html("label", {}, ["Round", html("input", { type: "range", min: 0, max: last, value: last, oninput: (event) => { now = Number(event.target.value); say(); change(); } })]), out);
     say();
-    return { valueOf: () => now };
+    return () => now;
   }
 
   // Legend: one switch a strategy, for all figures.
@@ -255,9 +255,9 @@
   // Entropies of the pool.
   const entropyRound = slider(data.entropy.some(Boolean) ? $("entropy-round") : null, redraw);
   multiples($("entropy"), (i) => {
-    const rows = data.entropy[i], row = rows && rows[Math.min(entropyRound, rows.length - 1)];
+    const rows = data.entropy[i], row = rows && rows[Math.min(entropyRound(), rows.length - 1)];
     if (!row || !row.some(finite)) return null;
-    const high = Math.max(...data.entropy.filter(Boolean).map((found) => Math.max(...(found[Math.min(entropyRound, found.length - 1)] || []).map((v) => v ?? 0))), 1e-9);
+    const high = Math.max(...data.entropy.filter(Boolean).map((found) => Math.max(...(found[Math.min(entropyRound(), found.length - 1)] || []).map((v) => v ?? 0))), 1e-9);
     const end = data.classes ? Math.log(data.classes.length) : 1, wide = 1 / row.length;
     return {
       note: "",
@@ -273,7 +273,7 @@
   multiples($("reliability"), (i) => {
     const found = data.reliability[i];
     if (!found) return null;
-    const r = Math.min(reliabilityRound, found.ece.length - 1), { colour, marker } = strategies[i];
+    const r = Math.min(reliabilityRound(), found.ece.length - 1), { colour, marker } = strategies[i];
     const bins = found.count[r].map((n, b) => [n, found.confidence[r][b], found.accuracy[r][b]]).filter(([n, c, a]) => n > 0 && finite(c) && finite(a));
     const most = Math.max(...bins.map(([n]) => n), 1), even = [[0, "0"], [0.5, "0.5"], [1, "1"]];
     return {
