@@ -174,7 +174,7 @@ def _queries(results: Results, data: Mapping[str, Any]) -> str:
     if asked["pool"]:
         caption += " The upright line is the class’s share of the pool."
     if asked["known"] < 0.9995:
-        caption += f" The class of {asked['known']:.0%} of the queries is known."
+        caption += f" The class of {asked['known'] * 100:.0f} % of the queries is known."
     return text + f'<div class="multiples needs-script" id="asked"></div><p class="caption">{caption}</p>'
 
 
@@ -244,8 +244,8 @@ def _nested(value: Any) -> str:
     if isinstance(value, list):
         if any(isinstance(item, Mapping | list) for item in value):
             return _nested({i: item for i, item in enumerate(value)})
-        if len(value) > 2 and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            return escape(_content.ranges(value))
+        if len(value) > 2 and value == list(range(value[0], value[0] + len(value)) if type(value[0]) is int else ()):
+            return f"{value[0]} to {value[-1]}"
         return escape(", ".join(map(_scalar, value))) or "–"
     return escape(_scalar(value))
 

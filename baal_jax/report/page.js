@@ -30,6 +30,7 @@
     return value.toFixed(places).replace("-", "−");
   };
   const whole = (value) => (finite(value) ? String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, "\u202f") : "–");
+  const percent = (value) => `${(value * 100).toFixed(value < 0.0995 ? 1 : 0)} %`;
   const extent = (values) => values.filter(finite).reduce((e, v) => [Math.min(e[0], v), Math.max(e[1], v)], [Infinity, -Infinity]);
 
   function ticks(low, high, count) {
@@ -87,7 +88,8 @@
         return d;
       };
       const clip = `clip-${host.id}`;
-      const marks = shown.map((i) => {
+      // All bands lie under all lines.
+      const below = shown.map((i) => {
         const c = curves[i], s = strategies[i], group = svg("g", { "data-strategy": i });
         const inside = c.x.map((_, r) => r).filter((r) => finite(c.low[r]) && finite(c.high[r]));
         if (state.seeds && c.seeds) {
@@ -97,6 +99,10 @@
           const back = inside.reverse().map((r) => `${x(c.x[r]).toFixed(1)} ${y(c.low[r]).toFixed(1)}`);
           group.append(svg("path", { class: "band", d: `M${there.join("L")}L${back.join("L")}Z`, style: { fill: s.colour } }));
         }
+        return group;
+      });
+      const above = shown.map((i) => {
+        const c = curves[i], s = strategies[i], group = svg("g", { "data-strategy": i });
         group.append(svg("path", { class: "line", d: path(c.x, c.mean), "stroke-dasharray": s.dash, style: { stroke: s.colour } }));
         const every = Math.ceil(c.x.length / (width / 45));
         c.x.forEach((value, r) => {
@@ -104,13 +110,13 @@
         });
         return group;
       });
-      const xTicks = ticks(first, last, width / 90);
+      const xTicks = ticks(first, last, width / 75);
       const rule = svg("line", { class: "rule", y1: top, y2: height - bottom, visibility: "hidden" });
       const picture = svg("svg", {
         viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: "0",
         "aria-label": `${label} against labels, ${shown.length} strategies; arrow keys read the values out`,
       }, [
-        svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { x: left, y: top - 6, width: width - left - right + 8, height: height - top - bottom + 6 }))),
+        svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { x: left - 6, y: top - 6, width: width - left - right + 12, height: height - top - bottom + 6 }))),
         ...yTicks.flatMap(([value, text]) => [
           svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
           svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, text),
@@ -119,7 +125,7 @@
         ...xTicks.map(([value, text]) => svg("text", { x: x(value), y: height - bottom + 18, "text-anchor": "middle" }, text)),
         svg("text", { class: "title", x: left, y: 14 }, label),
         svg("text", { class: "title", x: width - right, y: height - 5, "text-anchor": "end" }, "labels"),
-        rule, svg("g", { "clip-path": `url(#${clip})` }, marks),
+        rule, svg("g", { "clip-path": `url(#${clip})` }, [...below, ...above]),
       ]);
       const stops = [...new Set(shown.flatMap((i) => curves[i].x).filter(finite))].sort((a, b) => a - b);
       const close = () => { at = null; readout.hidden = true; rule.setAttribute("visibility", "hidden"); };
@@ -244,7 +250,7 @@
     const short = (name) => (name.length > 10 ? `${name.slice(0, 9)}…` : name);
     const picture = svg("svg", { viewBox: `0 0 200 ${Math.ceil(row * names.length) + 4}`, role: "img", "aria-label": `share of queries by class: ${names.map((n, c) => `${n} ${number(own[c])}`).join(", ")}` },
       names.map((name, c) => svg("g", {}, [
-        svg("title", {}, `${name}: ${number(own[c] * 100, 1)} %${pool ? `, pool ${number(pool[c] * 100, 1)} %` : ""}`),
+        svg("title", {}, `${name}: ${percent(own[c])}${pool ? `, pool ${percent(pool[c])}` : ""}`),
         few ? svg("text", { x: left - 6, y: c * row + 11.5, "text-anchor": "end" }, short(name)) : null,
         svg("rect", { class: "bar", x: left, y: c * row + row * 0.15, width: Math.max(scale(own[c]), 0.5), height: row * 0.7, style: { fill: strategies[i].colour } }),
         pool ? svg("line", { x1: left + scale(pool[c]), x2: left + scale(pool[c]), y1: c * row, y2: (c + 1) * row, style: { stroke: "var(--ink)" }, "stroke-width": 1.5 }) : null,
@@ -262,7 +268,7 @@
     return {
       note: "",
       picture: frame(`${strategies[i].name}: shares of the pool by entropy, ${row.map((v) => number(v)).join(" ")}`,
-        [[0, "0"], [0.5, number(end / 2, 2)], [1, number(end, 2)]], [[0, "0"], [1, `${number(high * 100, 0)} %`]],
+        [[0, "0"], [0.5, number(end / 2, 2)], [1, number(end, 2)]], [[0, "0"], [1, percent(high)]],
         data.classes ? "entropy (nats)" : "entropy, as a share of its maximum", "of the pool",
         (x, y) => row.map((value, b) => svg("rect", { class: "bar", x: x(b * wide) + 0.4, y: y((value ?? 0) / high), width: 160 * wide - 0.8, height: ((value ?? 0) / high) * 112, style: { fill: strategies[i].colour } }))),
     };
