@@ -18,6 +18,7 @@ from baal_jax import (
     predictive,
     selection,
     semi_supervised,
+    statistics,
     stopping,
 )
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
@@ -65,6 +66,7 @@ __all__ = [
     "score_stream",
     "selection",
     "semi_supervised",
+    "statistics",
     "stopping",
     "trainer",
 ]

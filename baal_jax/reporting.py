@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax import _checks, _files
+from baal_jax import _checks, _files, statistics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
@@ -59,27 +59,6 @@ def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return values.std(axis=axis, ddof=1) / np.sqrt(count)
 
 
-def labels_to_target(num_labelled: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:
-    """How many labels each seed needed until a metric first reached a target.
-
-    Args:
-        num_labelled: ``int[R]``.
-        values: ``float[seeds, R]``, higher is better.
-        target: the value to reach.
-
-    Returns:
-        ``float[seeds]``; inf for a seed that never reached it.
-
-    Example:
-        >>> from baal_jax import reporting
-        >>> reporting.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
-        [30.0, inf]
-    """
-    reached = np.asarray(values) >= target
-    first = np.asarray(num_labelled, np.float64)[reached.argmax(axis=1)]
-    return np.where(reached.any(axis=1), first, np.inf)
-
-
 def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> str:
     """Accuracy ± standard error and NLL by number of labels, one column a strategy.
 
@@ -103,7 +82,7 @@ def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> s
         lines.append(f"{count:6d}" + "".join(cells))
     lines.append(f"median labels to {target:.0%} accuracy:")
     for name in names:
-        needed = labels_to_target(curves[name].num_labelled, np.asarray(curves[name].metrics["accuracy"]), target)
+        needed = statistics.labels_to_target(curves[name].num_labelled, curves[name].metrics["accuracy"], target)
         median = np.median(needed)
         lines.append(f"  {name}: " + (f"{median:g}" if np.isfinite(median) else "not reached"))
     return "\n".join(lines)

@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_HIGHER = {"accuracy", "precision", "recall", "f1", "auroc", "auc", "ap", "map", "iou", "miou", "dice", "r2", "likelihood"}
+_HIGHER = {
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "auroc",
+    "auc",
+    "ap",
+    "map",
+    "iou",
+    "miou",
+    "dice",
+    "r2",
+    "likelihood",
+}
 _LOWER = {"nll", "brier", "ece", "rmse", "mse", "mae", "crps", "pinball", "loss", "error", "regret", "perplexity"}
 
 
@@ -55,8 +69,8 @@ def band(values: Any, confidence: float = 0.95) -> Band:
 
     .. math:: \bar x \pm t_{n-1,\,(1 + c)/2}\; s / \sqrt{n}
 
-    Seeds that are NaN in a round, because their run has stopped or failed, are left out of that round: late rounds speak
-    of the runs that are still going.
+    Seeds that are NaN in a round, because their run has stopped or failed, are left out of that round: late rounds
+    speak of the runs that are still going.
 
     Args:
         values: ``float[seeds, R]``.
@@ -91,8 +105,8 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
         runs: for each strategy ``num_labelled`` and ``values`` as in :func:`area`, all with the same seeds.
 
     Returns:
-        ``low`` and ``high``, each ``float[seeds]``; NaN for a seed without any value in some strategy. Where runs do not
-        overlap, ``low`` exceeds ``high``.
+        ``low`` and ``high``, each ``float[seeds]``. A run without any value does not count; a seed without any is NaN.
+        Where runs do not overlap, ``low`` exceeds ``high``.
 
     Raises:
         ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
@@ -105,7 +119,7 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
         raise ValueError("runs is empty: pass at least one strategy")
     if len({len(low) for low, _ in ends}) > 1:
         raise ValueError(f"runs have {[len(low) for low, _ in ends]} seeds: pass the same seeds of every strategy")
-    return np.max([low for low, _ in ends], axis=0), np.min([high for _, high in ends], axis=0)
+    return np.fmax.reduce([low for low, _ in ends]), np.fmin.reduce([high for _, high in ends])
 
 
 def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -> np.ndarray:
@@ -113,9 +127,9 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
 
     .. math:: \frac{1}{b - a} \int_a^b f(n)\, dn
 
-    ``f`` is linear between rounds (the trapezoid rule, with the values at ``a`` and ``b`` interpolated), and the integral
-    runs over numbers of labels, so that runs which labelled in steps of different sizes are alike. NaN rounds do not
-    count. In the limit ``a = b`` it is the value there.
+    ``f`` is linear between rounds (the trapezoid rule, with the values at ``a`` and ``b`` interpolated), and the
+    integral runs over numbers of labels, so that runs which labelled in steps of different sizes are alike. NaN rounds
+    do not count. In the limit ``a = b`` it is the value there.
 
     Args:
         num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
