@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from baal_jax import _checks, _files, reporting, results
-from baal_jax.metrics import Reliability
 from baal_jax.report import _content, _pictures
 from baal_jax.report._styles import Style, style
 from baal_jax.results import Results
@@ -129,7 +128,7 @@ def _entropy(histograms: dict[str, np.ndarray], looks: dict[str, Style], classes
 def _reliability(bins: dict[str, _content.Bins], looks: dict[str, Style]) -> Any:
     figure, axes = _grid(len(bins))
     for ax, (name, found) in zip(axes, bins.items(), strict=False):
-        last = Reliability(*(part[-1] for part in (found.count, found.confidence, found.accuracy)))
+        last = (found.count[-1], found.confidence[-1], found.accuracy[-1])
         reporting.plot_reliability({name: last}, ax, colours=[looks[name].colour])
         ax.get_legend().remove()
         ax.set(xlabel="", ylabel="")
