@@ -107,7 +107,9 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     for i, (name, curve) in enumerate(curves.items()):
         values = np.asarray(curve.metrics[metric])
         mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
-        plot_band(curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=COLOURS[i % len(COLOURS)])
+        plot_band(
+            curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=COLOURS[i % len(COLOURS)]
+        )
     ax.set_xlabel("labels")
     ax.set_ylabel(axis_label(metric))
     ax.grid(alpha=0.3)

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +27,14 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+# Chromium reads commands from file 3 and writes answers to file 4. Copies first, for the numbers may overlap.
+_STEP = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find():
@@ -42,20 +51,13 @@ class Browser:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
 
-        def third_and_fourth():  # where Chromium looks for the pipe; copies first, for the numbers may overlap
-            inside, outside = os.dup(commands), os.dup(answers)
-            high = [os.dup(inside) for _ in range(6)]  # so that neither is 3 or 4 by chance
-            outside_high = os.dup(outside)
-            os.dup2(high[-1], 3)
-            os.dup2(outside_high, 4)
-
+        # A step between, which is Python again: what follows a fork in a process of many threads is better short.
         self._process = subprocess.Popen(
-            [find(), *FLAGS, f"--user-data-dir={folder}"],
+            [sys.executable, "-ISc", _STEP, str(commands), str(answers), find(), *FLAGS, f"--user-data-dir={folder}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            close_fds=False,
-            preexec_fn=third_and_fourth,
+            pass_fds=(commands, answers),
             start_new_session=True,
         )
         os.close(commands)

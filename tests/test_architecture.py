@@ -106,7 +106,10 @@ def test_importing_the_package_loads_jax_and_numpy_alone():
 def _public():
     modules = [
         baal_jax,
-        *(getattr(baal_jax, name) for name in ("heuristics", "selection", "posteriors", "data", "statistics", "report")),
+        *(
+            getattr(baal_jax, name)
+            for name in ("heuristics", "selection", "posteriors", "data", "statistics", "report")
+        ),
     ]
     found = {(module.__name__, name): getattr(module, name) for module in modules for name in module.__all__}
     for name in (

@@ -30,7 +30,7 @@ class Curve(NamedTuple):
 class Bins(NamedTuple):
     """Reliability of one strategy by round: seeds pooled, and the mean over seeds of each seed's own ECE."""
 
-    count: np.ndarray
+    num_examples: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
     ece: np.ndarray
@@ -84,7 +84,7 @@ def reliability(runs: Runs) -> Bins | None:
     pooled = [
         np.nan_to_num(part * count).sum(axis=0) / np.where(total > 0, total, np.nan) for part in (confidence, accuracy)
     ]
-    return Bins(total, *pooled, ece)
+    return Bins(total, pooled[0], pooled[1], ece)
 
 
 def entropies(runs: Runs) -> np.ndarray | None:
@@ -169,7 +169,7 @@ def notices(results: Results) -> list[str]:
         if missing:
             numbers = f"seed {missing[0]} is" if len(missing) == 1 else f"seeds {ranges(missing)} are"
             found.append(f"{name} is unfinished: {numbers} missing, {len(runs.seeds)} of {len(wanted)} are there.")
-        ended = runs.stopped.any(axis=1)
+        ended = np.asarray(runs.stopped).any(axis=1)
         if ended.any():
             last = runs.num_labelled[ended].max(axis=1)
             labels = f"{last.min()}" if last.min() == last.max() else f"{last.min()} to {last.max()}"

@@ -18,9 +18,7 @@ _SETTINGS = {"pdf.fonttype": 42, "savefig.bbox": "tight", "savefig.dpi": 200, "f
 _GALLERY = (4, 8)  # rounds, pictures of each
 
 
-def figures(
-    study: str | Path | Results, out: str | Path, *, formats: Sequence[str] = ("png", "pdf")
-) -> list[Path]:
+def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Draws the figures of :func:`write` for papers.
 
     ``curves_METRIC`` for every metric, ``mean_score``, ``entropy``, ``reliability``, ``classes`` and
@@ -77,7 +75,8 @@ def _all(study: Results) -> Iterator[tuple[str, Any]]:
     if asked and names:
         figure = _figure(min(1.5 + 0.5 * len(names), 12), 3.2)
         colours = [looks[name].colour for name in asked]
-        reporting.plot_class_histogram(asked, names, figure.subplots(), colours=colours)
+        reporting.plot_class_histogram(asked, names, figure.subplots(), colours=colours).get_legend().remove()
+        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
         yield "classes", figure
     yield from _galleries(study, names)
 
@@ -107,7 +106,12 @@ def _curves(study: Results, values: dict[str, Any], looks: dict[str, Style], lab
     if np.isfinite(room):
         ax.set_ylim(max(bottom, low - room), min(top, high + room))
     ax.set(xlabel="labels", ylabel=label)
-    _finish(ax, len(curves))
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(curves) <= 4:
+        ax.legend(frameon=False, fontsize=8)
+    else:
+        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
     return figure
 
 
@@ -128,7 +132,7 @@ def _entropy(histograms: dict[str, np.ndarray], looks: dict[str, Style], classes
 def _reliability(bins: dict[str, _content.Bins], looks: dict[str, Style]) -> Any:
     figure, axes = _grid(len(bins))
     for ax, (name, found) in zip(axes, bins.items(), strict=False):
-        last = (found.count[-1], found.confidence[-1], found.accuracy[-1])
+        last = (found.num_examples[-1], found.confidence[-1], found.accuracy[-1])
         reporting.plot_reliability({name: last}, ax, colours=[looks[name].colour])
         ax.get_legend().remove()
         ax.set(xlabel="", ylabel="")
@@ -172,9 +176,3 @@ def _grid(count: int) -> tuple[Any, list[Any]]:
     for ax in axes[count:]:
         ax.set_visible(False)
     return figure, axes
-
-
-def _finish(ax: Any, count: int) -> None:
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, ncols=1 if count <= 4 else 2)

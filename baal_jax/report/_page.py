@@ -115,7 +115,9 @@ def _curve_caption(results: Results) -> str:
         text += " One seed has no band."
     if any(runs.stopped.any() for runs in results.runs.values()):
         text += " Where runs have stopped, later rounds speak of those still going."
-    return text + ' <span class="needs-script">Point at the chart, or focus it and use the arrow keys, to read it.</span>'
+    return (
+        text + ' <span class="needs-script">Point at the chart, or focus it and use the arrow keys, to read it.</span>'
+    )
 
 
 def _static_curve(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
@@ -130,7 +132,9 @@ def _static_curve(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     wide, high = max(x1 - x0, 1e-9), max(y1 - y0, 1e-9)
 
     def place(x: float, y: float) -> str:
-        return f"{left + (x - x0) / wide * (width - left - 12):.1f} {top + (y1 - y) / high * (height - top - bottom):.1f}"
+        return (
+            f"{left + (x - x0) / wide * (width - left - 12):.1f} {top + (y1 - y) / high * (height - top - bottom):.1f}"
+        )
 
     marks = []
     for y in np.linspace(y0, y1, 5):
@@ -200,7 +204,8 @@ def _calibration(results: Results, data: Mapping[str, Any]) -> str:
         why = "this is regression, which has no confidence bins" if regression else "the study has no reliability bins"
         return f'<p class="missing">There is no reliability diagram: {why}.</p>'
     rows = "".join(
-        f'<tr><td class="text">{escape(name)}</td><td>{_plain(bins["ece"][0])}</td><td>{_plain(bins["ece"][-1])}</td></tr>'
+        f'<tr><td class="text">{escape(name)}</td>'
+        f"<td>{_plain(bins['ece'][0])}</td><td>{_plain(bins['ece'][-1])}</td></tr>"
         for name, bins in zip(results.runs, data["reliability"], strict=True)
         if bins is not None
     )
@@ -208,10 +213,11 @@ def _calibration(results: Results, data: Mapping[str, Any]) -> str:
     return (
         '<div class="controls needs-script" id="reliability-round"></div>'
         '<div class="multiples needs-script" id="reliability"></div>'
-        '<p class="caption">Accuracy against confidence, seeds pooled; on the dotted diagonal a model knows how sure it '
-        "may be. Grey bars: how many predictions are in a bin. ECE is the expected calibration error, the mean over "
+        '<p class="caption">Accuracy against confidence, seeds pooled; on the dotted diagonal a model knows how sure '
+        "it may be. Grey bars: how many predictions are in a bin. ECE is the expected calibration error, the mean over "
         "seeds. A run that has stopped keeps its last round.</p>"
-        f'<noscript><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></noscript>'
+        f'<noscript><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></noscript>"
     )
 
 
@@ -229,8 +235,8 @@ def _configuration(description: Mapping[str, Any]) -> str:
         text += '<p class="missing">The study does not say which versions and hardware it ran with.</p>'
     raw = escape(json.dumps(description, indent=2, ensure_ascii=False))
     return (
-        text + "<details><summary>As JSON</summary>"
-        f'<button type="button" id="copy" class="needs-script">Copy</button><pre id="raw" tabindex="0">{raw}</pre></details>'
+        text + '<details><summary>As JSON</summary><button type="button" id="copy" class="needs-script">Copy</button>'
+        f'<pre id="raw" tabindex="0">{raw}</pre></details>'
     )
 
 
@@ -243,7 +249,7 @@ def _nested(value: Any) -> str:
         return f"<table><tbody>{''.join(rows)}</tbody></table>"
     if isinstance(value, list):
         if any(isinstance(item, Mapping | list) for item in value):
-            return _nested({i: item for i, item in enumerate(value)})
+            return _nested(dict(enumerate(value)))
         if len(value) > 2 and value == list(range(value[0], value[0] + len(value)) if type(value[0]) is int else ()):
             return f"{value[0]} to {value[-1]}"
         return escape(", ".join(map(_scalar, value))) or "–"

@@ -33,10 +33,12 @@ def render(results: Results, swatches: Mapping[str, str]) -> tuple[str, str]:
         except ValueError as error:
             found[name] = f'<p class="missing">There is no comparison by this metric: {escape(str(error))}.</p>'
     main, *others = found
-    findings = found[main] if isinstance(found[main], str) else _findings(found[main], swatches)
-    text = _table(found[main], swatches)
+    first = found[main]
+    findings = first if isinstance(first, str) else _findings(first, swatches)
+    text = _table(first, swatches)
     for name in others:
-        text += f"<details><summary>By {escape(reporting.axis_label(name))}</summary>{_table(found[name], swatches)}</details>"
+        label = escape(reporting.axis_label(name))
+        text += f"<details><summary>By {label}</summary>{_table(found[name], swatches)}</details>"
     return findings, text
 
 
@@ -46,11 +48,14 @@ def _findings(found: Summary, swatches: Mapping[str, str]) -> str:
     for row in found.rows:
         name = escape(row.strategy)
         if row.verdict is None:
-            said = f'<span class="open">The baseline</span>: <span class="why">{metric} {_number(row.area)} over the curve'
+            said = (
+                f'<span class="open">The baseline</span>: <span class="why">{metric} {_number(row.area)} over the curve'
+            )
             said += f", {_number(row.final)} at the end.</span>"
         else:
             kind, text = _VERDICTS[row.verdict.verdict]
-            said = f'<span class="{kind}">{text.format(escape(found.baseline))}</span>: <span class="why">{_why(found, row)}</span>'
+            said = f'<span class="{kind}">{text.format(escape(found.baseline))}</span>: '
+            said += f'<span class="why">{_why(found, row)}</span>'
         lines.append(f'<li><div class="name">{swatches[row.strategy]}{name}</div><div>{said}</div></li>')
     return f'<ul class="findings">{"".join(lines)}</ul>'
 

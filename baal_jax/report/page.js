@@ -280,7 +280,7 @@
     const found = data.reliability[i];
     if (!found) return null;
     const r = Math.min(reliabilityRound(), found.ece.length - 1), { colour, marker } = strategies[i];
-    const bins = found.count[r].map((n, b) => [n, found.confidence[r][b], found.accuracy[r][b]]).filter(([n, c, a]) => n > 0 && finite(c) && finite(a));
+    const bins = found.num_examples[r].map((n, b) => [n, found.confidence[r][b], found.accuracy[r][b]]).filter(([n, c, a]) => n > 0 && finite(c) && finite(a));
     const most = Math.max(...bins.map(([n]) => n), 1), even = [[0, "0"], [0.5, "0.5"], [1, "1"]];
     return {
       note: `ECE ${number(found.ece[r])}`,
