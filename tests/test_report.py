@@ -220,7 +220,7 @@ def test_what_is_missing_is_said():
     runs["random"].metrics["nll"][1, 2:4] = np.inf, np.nan
     text = page_of(study._replace(runs=runs)).text
     assert "nothing is there of entropy" in text
-    assert "bald is unfinished: seeds 1, 3–5 are missing, 2 of 6 are there." in text
+    assert "Unfinished: of bald, seeds 1, 3–5 are missing, and 2 of 6 are there." in text
     assert "random: nll is not a finite number in 2 rounds." in text
 
 

@@ -29,7 +29,7 @@ def path(tmp_path_factory):
         rounds=8,
         pictures=300,
         effect={"bald": 0.02},
-        stopped={"bald": [8, 5, 8, 8, 8, 8]},
+        stopped={"bald": [8, 5, 8, 8, 8, 8], LONG: [8, 8, 7, 8, 8, 8]},
     )
     study.runs["random"].metrics["nll"][:, 0] = np.nan
     study.description["a" * 90] = {"b" * 90: "c" * 90}
@@ -203,6 +203,7 @@ def test_on_paper_it_is_light_and_without_controls(browser, path):
     browser.look(800, dark=True, media="print")
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run("document.querySelector('#curve-controls button').offsetHeight") == 0
+    assert browser.run("document.documentElement.scrollWidth") <= 800
     assert len(browser.call("Page.printToPDF")["data"]) > 10_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,17 +165,24 @@ def notices(results: Results) -> list[str]:
     if absent:
         found.append(f"The study is unfinished: nothing is there of {', '.join(absent)}.")
     wanted = seeds_of(results)
+    lacking: dict[tuple[int, ...], list[str]] = {}
     for name, runs in results.runs.items():
-        missing = sorted(set(wanted) - {int(seed) for seed in runs.seeds})
+        missing = set(wanted) - {int(seed) for seed in runs.seeds}
+        lacking.setdefault(tuple(sorted(missing)), []).append(name)
+    for missing, names in lacking.items():
         if missing:
             numbers = f"seed {missing[0]} is" if len(missing) == 1 else f"seeds {ranges(missing)} are"
-            found.append(f"{name} is unfinished: {numbers} missing, {len(runs.seeds)} of {len(wanted)} are there.")
-        ended = np.asarray(runs.stopped).any(axis=1)
-        if ended.any():
+            found.append(
+                f"Unfinished: of {', '.join(names)}, {numbers} missing, "
+                f"and {len(wanted) - len(missing)} of {len(wanted)} are there."
+            )
+    for name, runs in results.runs.items():
+        ended = np.flatnonzero(np.any(runs.stopped, axis=1))
+        if ended.size:
             last = runs.num_labelled[ended].max(axis=1)
             labels = f"{last.min()}" if last.min() == last.max() else f"{last.min()} to {last.max()}"
             found.append(
-                f"{name}: {ended.sum()} of {len(ended)} runs stopped early, at {labels} labels. "
+                f"{name}: {ended.size} of {len(runs.seeds)} runs stopped early, at {labels} labels. "
                 "Its later means are of the runs that went on."
             )
         for metric, values in runs.metrics.items():
@@ -184,7 +192,7 @@ def notices(results: Results) -> list[str]:
     return found
 
 
-def ranges(numbers: list[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """``[1, 2, 3, 7]`` as ``1–3, 7``."""
     parts: list[list[int]] = []
     for number in numbers:

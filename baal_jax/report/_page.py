@@ -128,7 +128,7 @@ def _static_curve(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     if not pairs:
         return '<p class="missing">There is no metric to draw.</p>'
     (x0, y0), (x1, y1) = np.min(pairs, axis=0), np.max(pairs, axis=0)
-    width, height, left, top, bottom = 720, 340, 62, 30, 42
+    width, height, left, top, bottom = 900, 400, 62, 30, 42
     wide, high = max(x1 - x0, 1e-9), max(y1 - y0, 1e-9)
 
     def place(x: float, y: float) -> str:
@@ -137,13 +137,13 @@ def _static_curve(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         )
 
     marks = []
-    for y in np.linspace(y0, y1, 5):
+    for y in _ticks(y0, y1):
         at = place(x0, y).split()[1]
         marks.append(f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{at}" y2="{at}"/>')
-        marks.append(f'<text x="{left - 8}" y="{at}" dy="4" text-anchor="end">{y:.3g}</text>')
-    for x in np.linspace(x0, x1, 6):
+        marks.append(f'<text x="{left - 8}" y="{at}" dy="4" text-anchor="end">{y:.4g}</text>')
+    for x in _ticks(x0, x1):
         at = place(x, y0).split()[0]
-        marks.append(f'<text x="{at}" y="{height - bottom + 18}" text-anchor="middle">{x:.0f}</text>')
+        marks.append(f'<text x="{at}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>')
     for one, look in there:
         rows = [row for row in zip(one["x"], one["mean"], one["low"], one["high"], strict=True) if row[1] is not None]
         inside = [row for row in rows if row[2] is not None and row[3] is not None]
@@ -160,6 +160,14 @@ def _static_curve(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         f'<text class="title" x="{left}" y="14">{label}</text>'
         f'<text class="title" x="{width - 12}" y="{height - 5}" text-anchor="end">labels</text>{"".join(marks)}</svg>'
     )
+
+
+def _ticks(low: float, high: float) -> np.ndarray:
+    """Round numbers between two bounds, four to nine of them."""
+    rough = max(high - low, 1e-9) / 8
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(size for size in (1, 2, 2.5, 5, 10) if size * power >= rough) * power
+    return np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step
 
 
 def _queries(results: Results, data: Mapping[str, Any]) -> str:

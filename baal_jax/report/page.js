@@ -240,7 +240,7 @@
     );
     lineChart($("curve-chart"), () => ({ curves: data.curves[state.metric], label: labels[state.metric] }));
   }
-  lineChart($("score-chart"), () => ({ curves: data.scores, label: "mean score of the pool" }));
+  lineChart($("score-chart"), () => ({ curves: data.scores, label: "mean score" }));
 
   // Which classes were asked for.
   multiples($("asked"), (i) => {
