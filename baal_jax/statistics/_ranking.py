@@ -42,8 +42,8 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
 
     .. math:: \mathrm{CD} = \frac{q_{1-\alpha,\,k,\,\infty}}{\sqrt 2} \sqrt{\frac{k (k + 1)}{6 n}}.
 
-    Unless Friedman's test rejects, all strategies are one group. Both are approximations for many seeds; with fewer than
-    ten or so the test is careful rather than sharp.
+    Unless Friedman's test rejects, all strategies are one group. Both are approximations for many seeds; with fewer
+    than ten or so the test is careful rather than sharp.
 
     Args:
         values: name → ``float[seeds]``, such as areas, of the same seeds in the same order. A seed that is NaN for any

@@ -229,10 +229,14 @@ def notes(found: Summary) -> list[str]:
         least = np.fmax.reduce([row.verdict.comparison.least_p_value for row in few if row.verdict])
         why = "there is no pair of seeds" if math.isnan(least) else f"no p-value can be below {least:.2g}, uncorrected"
         lines.append(f"Too few seeds: {why}.")
-    counts = {row.num_seeds for row in found.rows}
-    if len(counts) > 1:
-        each = ", ".join(f"{row.strategy} {row.num_seeds}" for row in found.rows)
-        lines.append(f"Seeds with values differ: {each}. Only seeds of both are compared.")
+    most = max(row.num_seeds for row in found.rows)
+    pairs = {row.strategy: row.verdict.comparison.num_seeds for row in others if row.verdict}
+    if min([*pairs.values(), *(row.num_seeds for row in found.rows)]) < most:
+        runs = ", ".join(f"{row.strategy} {row.num_seeds}" for row in found.rows)
+        compared = ", ".join(f"{name} {count}" for name, count in pairs.items())
+        lines.append(
+            f"Runs with values: {runs}. Pairs of runs with a finite difference, which alone count: {compared}."
+        )
     stopped = [f"{row.strategy} {row.num_stopped}" for row in found.rows if row.num_stopped]
     if stopped:
         shortened = f" Seeds whose areas end with the first run that stopped: {found.num_shortened}."
