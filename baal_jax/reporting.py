@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,18 @@ import numpy as np
 
 from baal_jax import _checks, _files, statistics
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
+_LABELS = {
+    "nll": "NLL (nats)",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "crps": "CRPS",
+    "auroc": "AUROC",
+    "miou": "mean IoU",
+}
 
 
 class Curves(NamedTuple):
@@ -97,23 +107,61 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     for i, (name, curve) in enumerate(curves.items()):
         values = np.asarray(curve.metrics[metric])
         mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(curve.num_labelled, mean, color=colour, label=name, marker="o", markersize=3)
-        ax.fill_between(curve.num_labelled, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        plot_band(
+            curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=COLOURS[i % len(COLOURS)]
+        )
     ax.set_xlabel("labels")
-    ax.set_ylabel({"nll": "NLL (nats)", "ece": "ECE", "brier": "Brier score"}.get(metric, metric))
+    ax.set_ylabel(axis_label(metric))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
 
 
-def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
+def plot_band(
+    x: Any, mean: Any, low: Any, high: Any, ax: Any, *, label: str, colour: str, dash: Any = "-", marker: str = "o"
+) -> None:
+    """One curve with its band; where a bound is NaN there is no band.
+
+    Args:
+        x: ``[R]``.
+        mean: ``[R]``.
+        low: ``[R]``.
+        high: ``[R]``.
+        ax: matplotlib axes to draw on.
+        label: for the legend.
+        colour: of both.
+        dash: matplotlib's line style.
+        marker: matplotlib's marker.
+    """
+    ax.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def axis_label(metric: str) -> str:
+    """What to write at an axis of a metric, with its unit if it has one.
+
+    Args:
+        metric: a name such as ``"nll"``.
+
+    Returns:
+        A label; names that are not known are readable already.
+
+    Example:
+        >>> from baal_jax import reporting
+        >>> reporting.axis_label("nll"), reporting.axis_label("balanced_accuracy")
+        ('NLL (nats)', 'balanced accuracy')
+    """
+    return _LABELS.get(metric.lower(), metric.replace("_", " "))
+
+
+def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, colours: Sequence[str] = COLOURS) -> Any:
     """Accuracy against confidence; on the diagonal a classifier knows how sure it may be.
 
     Args:
         bins: name → :class:`~baal_jax.metrics.Reliability`, or anything with its three arrays, averaged over seeds if
             they have a leading axis.
         ax: matplotlib axes to draw on; new ones by default.
+        colours: in the order of the names.
 
     Returns:
         The axes.
@@ -129,20 +177,27 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
         total = count.sum(axis=0)
         kept = total > 0  # an empty bin has neither accuracy nor confidence
         mean = [np.nansum(part * count, axis=0)[kept] / total[kept] for part in (confidence, accuracy)]
-        ax.plot(*mean, color=_COLOURS[i % len(_COLOURS)], label=name, marker="o", markersize=3)
+        ax.plot(*mean, color=colours[i % len(colours)], label=name, marker="o", markersize=3)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
 
 
-def plot_class_histogram(counts: Mapping[str, np.ndarray], class_names: Sequence[str], ax: Any = None) -> Any:
+def plot_class_histogram(
+    counts: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    ax: Any = None,
+    *,
+    colours: Sequence[str] = COLOURS,
+) -> Any:
     """How many labels of each class every strategy asked for.
 
     Args:
         counts: name → ``[C]``, or ``[seeds, C]`` to be averaged.
         class_names: ``C`` names.
         ax: matplotlib axes to draw on; new ones by default.
+        colours: in the order of the names.
 
     Returns:
         The axes.
@@ -156,18 +211,21 @@ def plot_class_histogram(counts: Mapping[str, np.ndarray], class_names: Sequence
     for i, (name, found) in enumerate(counts.items()):
         mean = np.atleast_2d(np.asarray(found, np.float64)).mean(axis=0)
         places = np.arange(len(class_names)) + (i - (len(counts) - 1) / 2) * width
-        ax.bar(places, mean, width, color=_COLOURS[i % len(_COLOURS)], label=name)
+        ax.bar(places, mean, width, color=colours[i % len(colours)], label=name)
     ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     ax.set_ylabel("labels asked for")
     ax.legend(frameon=False)
     return ax
 
 
-def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
+def plot_gallery(
+    rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], *, figure: Callable[[float, float], Any] | None = None
+) -> Any:
     """Rows of images with a caption under each.
 
     Args:
         rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
+        figure: makes the figure, of width and height in inches; one of pyplot's by default.
 
     Returns:
         The matplotlib figure.
@@ -175,11 +233,14 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    plt = _checks.optional_import("matplotlib.pyplot", "plot")
     columns = max(len(images) for images, _ in rows.values())
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.1 * columns, 1.5 * len(rows)), layout="constrained", squeeze=False
-    )
+    size = (1.1 * columns, 1.5 * len(rows))
+    if figure is None:
+        plt = _checks.optional_import("matplotlib.pyplot", "plot")
+        drawn = plt.figure(figsize=size, layout="constrained")
+    else:
+        drawn = figure(*size)
+    axes = drawn.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for line, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
@@ -187,7 +248,7 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
         for ax, picture, caption in zip(line, images, captions, strict=False):
             ax.imshow(np.squeeze(picture), cmap="gray")
             ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6)
-    return figure
+    return drawn
 
 
 def environment() -> dict[str, str]:

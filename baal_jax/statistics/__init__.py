@@ -16,7 +16,7 @@ from baal_jax.statistics._comparisons import (
 )
 from baal_jax.statistics._curves import Band, area, band, is_higher_better, labels_to_target, shared_range
 from baal_jax.statistics._ranking import Ranking, rank
-from baal_jax.statistics._summary import Row, Summary, markdown, summary
+from baal_jax.statistics._summary import Row, Summary, markdown, notes, summary
 
 __all__ = [
     "Band",
@@ -35,6 +35,7 @@ __all__ = [
     "labels_saved",
     "labels_to_target",
     "markdown",
+    "notes",
     "rank",
     "shared_range",
     "summary",
