@@ -22,6 +22,7 @@ from baal_jax import (
     semi_supervised,
     statistics,
     stopping,
+    study,
 )
 from baal_jax._run import run
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
@@ -73,5 +74,6 @@ __all__ = [
     "semi_supervised",
     "statistics",
     "stopping",
+    "study",
     "trainer",
 ]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baal_jax import _checks, _files, statistics
+from baal_jax._environment import environment as environment
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
@@ -249,27 +247,6 @@ def plot_gallery(
             ax.imshow(np.squeeze(picture), cmap="gray")
             ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6)
     return drawn
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware that a result was made with.
-
-    Returns:
-        Name → version, with ``python``, ``platform`` and ``device`` among them.
-    """
-    import jax
-
-    import baal_jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"baal_jax": baal_jax.__version__, **{name: importlib.metadata.version(name) for name in packages}}
-    device = jax.devices()[0]
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
-    }
 
 
 def save_json(path: str | Path, content: Mapping[str, Any]) -> Path:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from baal_jax import results as study_results
-from baal_jax.results import FORMAT, Pictures, Results, Runs
+from baal_jax.results import FORMAT, Cell, Pictures, Results, Runs
 
 NUM_INITIAL = 10
 QUERY_SIZE = 5
@@ -81,7 +81,7 @@ def write_study(folder, results):
                 else value[i : i + 1]
                 for field, value in runs._asdict().items()
             }
-            study_results.write_cell(folder, name, Runs(**cell), program="none")
+            study_results.write_cell(folder, name, Cell(Runs(**cell), program="none", chunk=1))
     (folder / "results.csv").write_text(study_results.table(results))
     if results.pictures is not None:
         np.savez_compressed(folder / "pictures.npz", **results.pictures._asdict())

@@ -18,6 +18,7 @@ FLOORS = {
     "_checks": 0,
     "_random": 0,
     "_files": 0,
+    "_environment": 0,
     "_variational": 0,
     "pool": 1,
     "models": 1,
@@ -42,10 +43,11 @@ FLOORS = {
     "selection": 3,
     "loop": 4,
     "_run": 5,
+    "study": 6,
 }
 EDGE = {"data", "reporting", "checkpoint", "report", "commands"}
 FOR_THE_EDGE = {"results", "statistics"}  # NumPy and files: what a person looks at is made of them
-FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics", "report")
+FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics", "report", "study")
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
