@@ -76,7 +76,8 @@ def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
     Without it XLA shares its cores among the operations of one run, and small ones leave most of them idle. It has no
-    effect on a GPU or a TPU. Call it before JAX computes anything: at the top of a script.
+    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says already how many devices a CPU is. Call it before JAX
+    computes anything: at the top of a script.
 
     Args:
         num_cores: how many; all by default.
@@ -88,14 +89,16 @@ def use_all_cores(num_cores: int | None = None) -> int:
         ValueError: JAX has been used already, or the number is not positive.
     """
     cores = os.cpu_count() or 1 if num_cores is None else _checks.positive_int("num_cores", num_cores)
-    if jax.config.read("jax_num_cpu_devices") == cores:
-        return cores
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return len(jax.devices("cpu"))  # somebody has decided
     try:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError as error:
-        raise ValueError(
-            f"num_cores={cores} comes too late, JAX has computed already: call use_all_cores at the top of the script"
-        ) from error
+        if len(jax.devices("cpu")) != cores:
+            raise ValueError(
+                f"num_cores={cores} comes too late, JAX has computed already: call use_all_cores at the top of the "
+                "script"
+            ) from error
     return cores
 
 
