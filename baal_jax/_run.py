@@ -129,8 +129,20 @@ def _watched_round(loop: ActiveLoop, stop: Criterion, state: LoopState, *data: A
 def _no_round(loop: ActiveLoop, state: LoopState, *data: Any) -> tuple[LoopState, StepInfo]:
     """A round that does not happen: the state as it is, and an info without numbers."""
     shapes = jax.eval_shape(lambda *arguments: _one_round(loop, *arguments)[1].info, state, *data)
-    info = jax.tree.map(_blank, shapes)
-    return state, info._replace(
+    return state, nothing_happened(shapes, state)
+
+
+def nothing_happened(like: StepInfo, state: LoopState) -> StepInfo:
+    """What there is to say of a round after the run has stopped.
+
+    Args:
+        like: of another round; its shapes are read.
+        state: of the loop.
+
+    Returns:
+        Numbers are NaN and picks −1.
+    """
+    return jax.tree.map(_blank, like)._replace(
         round=state.pool.round,
         num_labelled=pool.num_labelled(state.pool),
         num_picked=jnp.zeros((), jnp.int32),
@@ -139,7 +151,7 @@ def _no_round(loop: ActiveLoop, state: LoopState, *data: Any) -> tuple[LoopState
     )
 
 
-def _blank(leaf: jax.ShapeDtypeStruct) -> Array:
+def _blank(leaf: Any) -> Array:
     return jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)
 
 

@@ -63,6 +63,28 @@ class StepInfo(NamedTuple):
     stopped: Any = False
 
 
+class LoopParts(NamedTuple):
+    """What a loop is made of, as given to :func:`active_loop`.
+
+    Attributes:
+        posterior: what to do with labels.
+        acquisition: which examples to label next.
+        sizes: query size of each round; the last one holds for all after it.
+        num_samples: ``S``.
+        max_sample: examples scored in a round, None for all.
+        last_rounds: rounds whose labels are trained on, None for all.
+        features: offered to the acquisition, or None.
+    """
+
+    posterior: Posterior
+    acquisition: Acquisition
+    sizes: tuple[int, ...]
+    num_samples: int
+    max_sample: int | None
+    last_rounds: int | None
+    features: FeatureFn | None
+
+
 class ActiveLoop(NamedTuple):
     """A loop as pure functions.
 
@@ -76,6 +98,7 @@ class ActiveLoop(NamedTuple):
             there is no fit to evaluate.
         average: ``(state, inputs [M, …]) -> log-probabilities [M, …, C]``: the model average of the last fit, jitted.
         vmap_method: how :func:`~baal_jax.run` behaves under ``vmap``.
+        parts: what the loop is made of.
     """
 
     init: Callable[..., LoopState]
@@ -83,6 +106,7 @@ class ActiveLoop(NamedTuple):
     evaluate: Callable[[LoopState, Dataset], dict[str, Array]]
     average: Callable[[LoopState, PyTree], Array]
     vmap_method: str
+    parts: LoopParts
 
 
 def active_loop(
@@ -164,11 +188,13 @@ def active_loop(
         cold_start = None if acquisition is None else partial(_cold_start, acquisition, embeddings)
         return _init(key, dataset, num_initial, pool, posterior, sizes[0], cold_start)
 
+    parts = LoopParts(posterior, acquisition, sizes, num_samples, max_sample, last_rounds, features)
+
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         dataset = _with_stored_targets(dataset, state.pool)
-        keys = _round_keys(state.key, state.pool.round)
+        keys = round_keys(state.key, state.pool.round)
         fitted = posterior.fit(keys.fit, dataset, pool.labelled(state.pool, last_rounds), state.posterior)
-        ids, available = _candidates(keys.subset, state.pool, max_sample)
+        ids, available = candidates(keys.subset, state.pool, max_sample)
         summary = None
         if acquisition.summarise is not None:
             summary = summarise(
@@ -182,24 +208,17 @@ def active_loop(
                 features=features,
                 target_inputs=target_inputs,
             )
-        labelled = _rows(pool.labelled(state.pool), ids)
-        picked = _select(acquisition, keys.select, summary, available, sizes, state.step, labelled)
-        if ids is not None:
-            picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
-        info = _describe(state.pool, picked, summary, available)
-        state = state._replace(
-            pool=pool.label(state.pool, picked.indices), posterior=fitted, step=jnp.asarray(state.step, jnp.int32) + 1
-        )
-        return state, info
+        picked, info = pick(parts, keys.select, state, summary, ids, available)
+        return after(state, fitted, picked), info
 
     def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
-        key = _round_keys(state.key, state.pool.round - 1).evaluate
+        key = round_keys(state.key, state.pool.round - 1).evaluate
         return evaluate(
             key, posterior, state.posterior, dataset, metrics=metrics, num_samples=num_samples, batch_size=batch_size
         )
 
     def average(state: LoopState, inputs: PyTree) -> Array:
-        key = _round_keys(state.key, state.pool.round - 1).evaluate
+        key = round_keys(state.key, state.pool.round - 1).evaluate
         return summarise(
             key,
             posterior,
@@ -210,7 +229,7 @@ def active_loop(
             batch_size=batch_size,
         )
 
-    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), jax.jit(average), _resolve(vmap_method))
+    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), jax.jit(average), _resolve(vmap_method), parts)
 
 
 def _init(
@@ -244,7 +263,7 @@ def _init(
         state = (cold_start or pool.label_randomly)(key_initial, state, num_initial)
     labelled = jax.ShapeDtypeStruct((num_examples,), jnp.bool)
     fitted = jax.eval_shape(posterior.fit, key_run, _with_stored_targets(dataset, state), labelled)
-    return LoopState(key_run, state, jax.tree.map(_zeros, fitted), jnp.zeros((), jnp.int32))
+    return LoopState(key_run, state, zeros(fitted), jnp.zeros((), jnp.int32))
 
 
 def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: PoolState, num: int) -> PoolState:
@@ -264,7 +283,12 @@ def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: P
     return pool.label(state, picked.indices)
 
 
-def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+def zeros(shapes: PyTree) -> PyTree:
+    """The state of a fit that has not happened yet."""
+    return jax.tree.map(_zero, shapes)
+
+
+def _zero(leaf: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(leaf.shape, leaf.dtype)
     kind = []  # only a traced key tells its implementation
@@ -277,7 +301,9 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=kind[0])
 
 
-class _RoundKeys(NamedTuple):
+class RoundKeys(NamedTuple):
+    """A key for each part of a round."""
+
     fit: Key
     draws: Key
     select: Key
@@ -285,8 +311,9 @@ class _RoundKeys(NamedTuple):
     evaluate: Key
 
 
-def _round_keys(key: Key, number: Array) -> _RoundKeys:
-    return _RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(_RoundKeys._fields)))
+def round_keys(key: Key, number: Array) -> RoundKeys:
+    """The keys of a round, the same whatever came before it."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(RoundKeys._fields)))
 
 
 def _resolve(vmap_method: str) -> str:
@@ -302,7 +329,7 @@ def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
-def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
+def candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
     """Ids of what is to be scored (None for the whole data set) and which of them can be picked."""
     available = pool.available(state)
     if max_sample is None or max_sample >= available.shape[0]:
@@ -314,6 +341,23 @@ def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Arr
 
 def _rows(leaf: Any, ids: Array | None) -> Any:
     return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
+
+
+def pick(
+    parts: LoopParts, key: Key, state: LoopState, summary: PyTree, ids: Array | None, available: Array
+) -> tuple[Selection, StepInfo]:
+    """What an acquisition picks from the summaries of the candidates ``ids``, and what there is to say of the round."""
+    labelled = _rows(pool.labelled(state.pool), ids)
+    picked = _select(parts.acquisition, key, summary, available, parts.sizes, state.step, labelled)
+    if ids is not None:
+        picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
+    return picked, _describe(state.pool, picked, summary, available)
+
+
+def after(state: LoopState, fitted: Any, picked: Selection) -> LoopState:
+    """The state when a round is over."""
+    step = jnp.asarray(state.step, jnp.int32) + 1
+    return state._replace(pool=pool.label(state.pool, picked.indices), posterior=fitted, step=step)
 
 
 def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:

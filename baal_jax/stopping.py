@@ -91,7 +91,7 @@ def low_uncertainty(threshold: float) -> Criterion:
 
 class _Recent(NamedTuple):
     values: Array  # newest last
-    count: Array
+    rounds: Array
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     def update(memory: _Recent, found: Round) -> tuple[_Recent, Array]:
         latest = _metric(found, metric)
         recent = jnp.append(memory.values[1:], latest)
-        count = jnp.minimum(memory.count + 1, patience + 1)
+        count = jnp.minimum(memory.rounds + 1, patience + 1)
         close = jnp.abs(recent - latest) <= atol + rtol * jnp.abs(latest)
         return _Recent(recent, count), (count >= patience) & jnp.all(close | (jnp.arange(patience + 1, 0, -1) > count))
 
@@ -134,7 +134,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
 class _Agreement(NamedTuple):
     predicted: Array
     kappas: Array  # newest last
-    count: Array
+    rounds: Array
 
 
 @functools.cache
@@ -175,8 +175,8 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     def update(memory: _Agreement, found: Round) -> tuple[_Agreement, Array]:
         predicted = jnp.argmax(found.log_probs, axis=-1).astype(jnp.int32)
         kappa = _kappa(memory.predicted, predicted, found.log_probs.shape[-1])
-        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.count > 0, kappa, jnp.nan))
-        count = jnp.minimum(memory.count + 1, window + 1)
+        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, jnp.nan))
+        count = jnp.minimum(memory.rounds + 1, window + 1)
         return _Agreement(predicted, kappas, count), (count > window) & (jnp.mean(kappas) >= threshold)
 
     return Criterion(init, update)

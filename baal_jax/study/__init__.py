@@ -15,6 +15,7 @@ Killed anywhere, the same call finishes what is missing. What is in the folder: 
 
 from baal_jax.results import read
 from baal_jax.study._program import use_all_cores
+from baal_jax.study._streamed import Stream
 from baal_jax.study._study import grid, run
 
-__all__ = ["grid", "read", "run", "use_all_cores"]
+__all__ = ["Stream", "grid", "read", "run", "use_all_cores"]

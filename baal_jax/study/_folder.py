@@ -16,11 +16,11 @@ import numpy as np
 from baal_jax import _files, results
 from baal_jax._environment import environment
 from baal_jax.results import Cell, Results, Runs
-from baal_jax.typing import Dataset
 
 SECONDS_BETWEEN_TABLES = 10.0
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
-MAY_GROW = ("strategies", "seeds", "environment")  # what the same folder may be asked for more of
+# What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
+MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
 
 
 class Folder:
@@ -176,10 +176,10 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     results.write_pictures(path, content)
 
 
-def describe_data(train: Dataset, test: Dataset | None) -> dict[str, Any]:
-    """Size, classes and checksum of the data."""
-    targets = np.asarray(train.targets)
-    found: dict[str, Any] = {"num_pool": len(targets), "data": digest((train, test))}
+def describe_pool(targets: Any) -> dict[str, Any]:
+    """Size and classes of a pool."""
+    targets = np.asarray(targets)
+    found: dict[str, Any] = {"num_pool": len(targets)}
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         found["class_counts"] = np.bincount(targets[targets >= 0]).tolist()
     return found
@@ -198,16 +198,21 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     else:
         old = results.read_description(path)
         for name in dict.fromkeys([*old, *asked]):
-            if name not in MAY_GROW and old.get(name) != asked.get(name):
+            if name not in MAY_CHANGE and old.get(name) != asked.get(name):
                 raise ValueError(
                     f"folder={str(path)!r} holds a study with {name}={old.get(name)!r}, but now it is "
                     f"{asked.get(name)!r}: use another folder, or ask for the same"
                 )
         description = {
-            **old,
+            **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
+            "baseline": asked["baseline"] or old["baseline"],
             "seeds": max(old["seeds"], asked["seeds"], key=len),
+            "environment": old["environment"],
         }
+    if description["baseline"] is None:
+        names = description["strategies"]
+        description["baseline"] = "random" if "random" in names else names[0]
     _write_if_changed(path / "study.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description
 

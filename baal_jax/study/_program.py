@@ -133,9 +133,9 @@ def trace(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Traced:
             return Program(call, chunk, found, shared + varying)
         if per_device == 1 or not may_shrink:
             raise ValueError(
-                f"{per_device} seeds on a device take {_mib(shared + varying)}, {_mib(shared)} of them for the data, "
-                f"but memory={_mib(limit)} is what a call may take: ask for a smaller chunk or a smaller batch_size of "
-                "the loop, or use study.run_streamed for data that do not fit"
+                f"a call for {chunk} seeds takes {_mib(shared + varying)} of a device, {_mib(shared)} of them for the "
+                f"data, but memory={_mib(limit)} is what it may take: ask for a smaller chunk or a smaller batch_size "
+                "of the loop, or pass stream=study.Stream() for data that do not fit"
             )
         fitting = int((limit - shared) // -(-varying // per_device))  # linear in the seeds
         fewer = max(1, min(per_device - 1, fitting)) * len(devices)
@@ -200,4 +200,4 @@ def _memory_of(device: Any) -> int | None:
 
 
 def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**20:.3g} MiB"

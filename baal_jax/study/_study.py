@@ -1,4 +1,4 @@
-"""Strategies × seeds on data that fit on the device."""
+"""Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from baal_jax import _checks
 from baal_jax.loop import ActiveLoop, active_loop
+from baal_jax.prediction import load
 from baal_jax.results import Results, read_pictures
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._folder import Folder
 from baal_jax.study._program import Data, Rounds, default_chunk, trace
+from baal_jax.study._streamed import Stream, abstract_pool, trace_streamed
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
 
@@ -79,6 +81,7 @@ def run(
     class_names: Sequence[str] | None = None,
     config: Mapping[str, Any] | None = None,
     images: Any = None,
+    stream: Stream | None = None,
     chunk: int | None = None,
     memory: int | None = None,
     progress: bool = False,
@@ -104,13 +107,16 @@ def run(
         stop: a criterion of :mod:`baal_jax.stopping`; every seed stops for itself.
         stop_inputs: inputs whose predictions the criterion reads.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
-        baseline: the strategy that others are compared with; by default ``"random"``, or else the first.
+        baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
         metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
         target: value of that metric for "labels to reach it".
         name: a title for the report.
         class_names: of the ``C`` classes, for the report.
         config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
         images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
+        stream: for a pool that does not fit on the device: ``train.inputs`` is a source with ``__len__`` and
+            ``__getitem__`` then, and only the labelled examples and one batch of it are on the device. Seeds and rounds
+            run one after the other. A fit sees the labelled examples alone, so it must not be semi-supervised.
         chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
             :func:`use_all_cores`), all of them on an accelerator, or as many as fit.
         memory: bytes of a device that a call may use; by default nine tenths of what an accelerator has. A program that
@@ -147,15 +153,39 @@ def run(
     for option, value in (("chunk", chunk), ("memory", memory)):
         if value is not None:
             _checks.positive_int(option, value)
-    description = describe(loops, train, test, key, rounds, num_seeds, baseline, class_names)
-    description |= {"name": name, "metric": metric, "target": target, "config": config}
-    data = Data(key, *jax.tree.map(jnp.asarray, (train, test, target_inputs, stop_inputs)))
-    description["metric"] = metric_of_all(loops, data, rounds, metric)
-    with _folder.opened(folder, description) as place, bar(place, loops, seeds, progress) as advance:
+    _checks.typed_key("key", key)
+    _require_targets(train, test, stream)
+    if not loops:
+        raise ValueError("loops is empty: give at least one strategy")
+    if baseline is not None and baseline not in loops:
+        raise ValueError(f"baseline={baseline!r} is not among the strategies: {', '.join(loops)}")
+    hashed = train if stream is None else Dataset(load(train.inputs, [0], stream.inputs_of), train.targets)
+    shown = train if stream is None else abstract_pool(train.inputs, train.targets, stream)
+    test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
+    data = Data(key, jax.tree.map(_on_device, shown), test, target_inputs, stop_inputs)
+    description = {
+        "name": name,
+        "strategies": list(loops),
+        "baseline": baseline,
+        "metric": _metric_of_all(loops, data, rounds, metric),
+        "target": target,
+        "class_names": None if class_names is None else list(class_names),
+        "seeds": list(seeds),
+        "num_rounds": rounds.num_rounds,
+        "num_initial": rounds.num_initial,
+        "key": jax.random.key_data(key).tolist(),
+        **_folder.describe_pool(train.targets),
+        "data": _folder.digest((hashed, test)),
+        "config": config,
+    }
+    with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
             begun = place.chunk(strategy)
-            traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds))
+            if stream is None:
+                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds))
+            else:
+                traced = trace_streamed(loop, rounds, data, train.inputs, np.asarray(train.targets), stream)
             place.require_same_program(strategy, traced.fingerprint)
             missing = place.missing(strategy, seeds)
             if not missing.size:
@@ -165,8 +195,8 @@ def run(
                 initial, infos = program.call(padded)
                 found = _folder.cell(now, initial, infos, train.targets, program.fingerprint, program.chunk)
                 place.add(strategy, found)
-                advance(strategy, len(now))
-        return finish(place, train, images)
+                advance(strategy, len(now) * num_rounds)
+        return _finish(place, train, images)
 
 
 def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -176,41 +206,24 @@ def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.nda
         yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
 
 
-def describe(
-    loops: Mapping[str, ActiveLoop],
-    train: Dataset,
-    test: Dataset,
-    key: Key,
-    rounds: Rounds,
-    num_seeds: int,
-    baseline: str | None,
-    class_names: Sequence[str] | None,
-) -> dict[str, Any]:
-    """What a study is asked for, as its folder keeps it."""
-    _checks.typed_key("key", key)
+def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> None:
     for option, dataset in (("train", train), ("test", test)):
-        _checks.leading_axis(option, dataset)
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    if not loops:
-        raise ValueError("loops is empty: give at least one strategy")
-    if baseline is None:
-        baseline = "random" if "random" in loops else next(iter(loops))
-    if baseline not in loops:
-        raise ValueError(f"baseline={baseline!r} is not among the strategies: {', '.join(loops)}")
-    return {
-        "strategies": list(loops),
-        "baseline": baseline,
-        "class_names": None if class_names is None else list(class_names),
-        "seeds": list(range(num_seeds)),
-        "num_rounds": rounds.num_rounds,
-        "num_initial": rounds.num_initial,
-        "key": jax.random.key_data(key).tolist(),
-        **_folder.describe_data(train, test),
-    }
+    _checks.leading_axis("test", test)
+    if stream is None:
+        _checks.leading_axis("train", train)
+    elif len(train.inputs) != len(train.targets):
+        raise ValueError(
+            f"train has {len(train.inputs)} inputs, but {len(train.targets)} targets: give one target for each"
+        )
 
 
-def metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, wanted: str | None) -> str:
+def _on_device(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+
+
+def _metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, wanted: str | None) -> str:
     """The metric that matters most, which every strategy must report."""
 
     def values(loop: ActiveLoop, data: Data) -> Any:
@@ -228,16 +241,16 @@ def metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, w
 
 
 @contextmanager
-def bar(
-    place: Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], progress: bool
+def _bar(
+    place: Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
 ) -> Iterator[Callable[[str, int], None]]:
-    """A function that is told of strategies and of seeds that are done, and shows them with the time that is left."""
+    """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
     if not progress:
         yield lambda strategy, done: None
         return
     tqdm = _checks.optional_import("tqdm", "experiments")
-    missing = sum(len(place.missing(name, seeds)) for name in loops)
-    with tqdm.tqdm(total=missing, unit="run", dynamic_ncols=True) as shown:
+    missing = num_rounds * sum(len(place.missing(name, seeds)) for name in loops)
+    with tqdm.tqdm(total=missing, unit="round", dynamic_ncols=True) as shown:
 
         def advance(strategy: str, done: int) -> None:
             shown.set_description(strategy if done else f"{strategy} (compiling)")
@@ -246,7 +259,7 @@ def bar(
         yield advance
 
 
-def finish(place: Folder, train: Dataset, images: Any) -> Results:
+def _finish(place: Folder, train: Dataset, images: Any) -> Results:
     """Table and pictures; all that is in the folder."""
     if images is None:
         shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()
