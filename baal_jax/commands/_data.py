@@ -38,9 +38,9 @@ def load(name: str, data_dir: Path | None, as_images: bool, num_test: int, seed:
     """A data set by its name on a command line.
 
     Args:
-        name: ``"digits"`` (of scikit-learn), ``"cifar10"`` (a TFDS folder), the path of an ``.npz`` file with the arrays
-            ``train_inputs``, ``train_targets``, ``test_inputs`` and ``test_targets`` and perhaps ``class_names``, or of
-            a UCI table for regression.
+        name: ``"digits"`` (of scikit-learn), ``"cifar10"`` (a TFDS folder), the path of an ``.npz`` file with the
+            arrays ``train_inputs``, ``train_targets``, ``test_inputs`` and ``test_targets`` and perhaps
+            ``class_names``, or of a UCI table for regression.
         data_dir: of ``"cifar10"``; by default the folder that ``TFDS_DATA_DIR`` names.
         as_images: digits as 8 × 8 images instead of 64 numbers.
         num_test: examples that are held out of a UCI table.

@@ -41,8 +41,8 @@ class Study:
     """Examples of a UCI table that are held out."""
 
     strategies: tuple[str, ...] = ("random", "bald")
-    """What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores is labelled; or
-    a ranking and a heuristic, such as power_bald. The first, or random, is what others are compared with."""
+    """What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores is labelled;
+    or a ranking and a heuristic, such as power_bald. Others are compared with random, or else with the first."""
 
     posteriors: tuple[str, ...] = ("mc_dropout",)
     """How predictions vary: mc_dropout, deep_ensemble, swag, laplace, bayes_by_backprop, …; all strategies run with
