@@ -38,6 +38,7 @@ FLOORS = {
     "prediction": 2,
     "heuristics": 2,
     "features": 2,
+    "calibration": 3,
     "posteriors": 3,
     "predictive": 3,
     "selection": 3,
@@ -47,7 +48,7 @@ FLOORS = {
 }
 EDGE = {"data", "reporting", "checkpoint", "report", "commands"}
 FOR_THE_EDGE = {"results", "statistics"}  # NumPy and files: what a person looks at is made of them
-FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics", "report", "study")
+FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics", "report", "study", "calibration")
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
