@@ -5,6 +5,7 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 """
 
 from baal_jax import (
+    annotation,
     augmentation,
     calibration,
     checkpoint,
@@ -49,6 +50,7 @@ __all__ = [
     "TrainState",
     "Variables",
     "active_loop",
+    "annotation",
     "augmentation",
     "calibration",
     "checkpoint",

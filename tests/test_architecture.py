@@ -45,10 +45,22 @@ FLOORS = {
     "loop": 4,
     "_run": 5,
     "study": 6,
+    "annotation": 6,
 }
-EDGE = {"data", "reporting", "checkpoint", "report", "commands"}
+EDGE = {"data", "reporting", "checkpoint", "report", "commands", "__main__"}
 FOR_THE_EDGE = {"results", "statistics"}  # NumPy and files: what a person looks at is made of them
-FOLDERS = ("heuristics", "selection", "posteriors", "data", "metrics", "statistics", "report", "study", "calibration")
+FOLDERS = (
+    "heuristics",
+    "selection",
+    "posteriors",
+    "data",
+    "metrics",
+    "statistics",
+    "report",
+    "study",
+    "calibration",
+    "annotation",
+)
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
