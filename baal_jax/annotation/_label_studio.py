@@ -276,8 +276,10 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
         raise ValueError(f"{where} labels {item.get('to_name')!r}, not {kind!r}: is it this project's export?")
     wanted = "number" if class_names is None else "choices"
     value = item.get("value")
-    if item.get("type") != wanted or not isinstance(value, Mapping) or wanted not in value:
+    if item.get("type") != wanted:
         raise ValueError(f"{where} has type {item.get('type')!r}, not {wanted}: use the interface of label_config.xml")
+    if not isinstance(value, Mapping) or wanted not in value:
+        raise ValueError(f"{where} has the value {value!r} without {wanted}: the file is damaged")
     if class_names is None:
         number = value["number"]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
