@@ -468,7 +468,7 @@ def test_runs_need_a_key_or_a_state_and_some_rounds():
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_a_state_may_hold_keys(impl):
     shape = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=impl), 3))
-    zeros = zeros(shape)
-    assert zeros.shape == (3,)
-    assert zeros.dtype == shape.dtype
-    assert not jax.random.key_data(zeros).any()
+    empty = zeros(shape)
+    assert empty.shape == (3,)
+    assert empty.dtype == shape.dtype
+    assert not jax.random.key_data(empty).any()
