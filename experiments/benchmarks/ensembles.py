@@ -1,7 +1,7 @@
 """What posteriors cost beside one training: an ensemble in one vmap, and SWAG's moments.
 
-Trains ten members of a deep ensemble in one `vmap` and one after the other, which give the same numbers, for a narrow and a
-wide dense network and a small convolutional one; and a network with and without SWAG's running moments. Medians,
+Trains ten members of a deep ensemble in one `vmap` and one after the other, which give the same numbers, for a narrow
+and a wide dense network and a small convolutional one; and a network with and without SWAG's running moments. Medians,
 compilation apart.
 
     python experiments/benchmarks/ensembles.py

@@ -1,8 +1,8 @@
 """Kills a study at random moments, and compares its table with that of one that was never killed.
 
 Three strategies, six seeds, on digits. A study is started, killed (SIGKILL) at a random moment, started again by the
-same command, and so on until it ends by itself; then the next one begins. A third of the moments are spread over the time
-of a whole study, the others lie around the writing of a cell. The tables must be equal, byte for byte.
+same command, and so on until it ends by itself; then the next one begins. A third of the moments are spread over the
+time of a whole study, the others lie around the writing of a cell. The tables must be equal, byte for byte.
 
     python experiments/benchmarks/study_kills.py --kills 30
 
@@ -63,8 +63,8 @@ def main(config: Config) -> None:
             assert not [path for path in out.rglob(".*") if path.is_file()], "a temporary file is left"
             studies += 1
         print(
-            f"{kills} kills in {studies} studies, {with_cells} of them with some cells done: every table equals that of "
-            f"the study that was never killed ({len(expected)} bytes; {length:.0f} s in peace)"
+            f"{kills} kills in {studies} studies, {with_cells} of them with some cells done: every table equals that "
+            f"of the study that was never killed ({len(expected)} bytes; {length:.0f} s in peace)"
         )
 
 
