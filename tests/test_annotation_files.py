@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import jax
 import numpy as np
 import pytest
 
 from baal_jax import __main__ as command_line
-from baal_jax import annotation
+from baal_jax import annotation, selection
+from baal_jax.report._pictures import png
 from tests.study_loops import data, loops
 
 TRAIN, _ = data()
@@ -204,7 +209,7 @@ def test_a_cold_start_from_a_command_line_is_the_same_whenever_asked(tmp_path, c
     inputs = rng.normal(size=(30, 3)).astype(np.float32)
     np.savez(tmp_path / "pool.npz", inputs=inputs, references=[f"text {i}" for i in range(30)])
     found = []
-    for number, how in enumerate(["random", "typiclust", "typiclust"]):
+    for number, how in enumerate(["random", "k_center", "k_center"]):
         home = tmp_path / str(number)
         begun = ["propose", str(home), "--data", str(tmp_path / "pool.npz"), "--kind", "text", "--classes", *NAMES]
         assert command_line.main([*begun, "--num-initial", "4", "--cold-start", how]) == 0
@@ -212,10 +217,81 @@ def test_a_cold_start_from_a_command_line_is_the_same_whenever_asked(tmp_path, c
     assert found[0] != found[1] == found[2]
     capsys.readouterr()
     assert command_line.main([*begun, "--cold-start", "random"]) == 1
-    assert "cold_start='random', but the project was begun with 'typiclust'" in capsys.readouterr().err
+    assert "cold_start='random', but the project was begun with 'k_center'" in capsys.readouterr().err
     wrong = ["propose", str(tmp_path / "wrong"), *begun[2:], "--cold-start", "bald"]
     assert command_line.main(wrong) == 1
     assert not (tmp_path / "wrong" / "query-0000.json").exists()
+
+
+def test_predictions_that_are_not_finite_are_not_offered():
+    tasks = annotation.to_label_studio([1, 2], ["a", "b"], NAMES, predictions=[[np.nan] * 3, [0.5, 0.25, 0.25]])
+    assert ["predictions" in task for task in tasks] == [False, True]
+    numbers = annotation.to_label_studio([1, 2], ["a", "b"], None, predictions=[[np.inf], [2.0]], scores=[np.nan, 1.0])
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+    assert numbers[1]["predictions"][0]["result"][0]["value"] == {"number": 2.0}
+    with pytest.raises(ValueError, match=r"predictions of shape \(2,\) do not fit a number"):
+        annotation.to_label_studio([1], ["a"], None, predictions=[[1.0, 2.0]])
+
+
+def test_names_of_files_are_quoted_in_urls_alone(tmp_path):
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    for name in ("a b.png", "50% #1&2.png"):
+        (pictures / name).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    found = {}
+    for prefix in ("", "/data/local-files/?d=photos/"):
+        home = tmp_path / f"home{len(prefix)}"
+        wanted = ["--data", str(pictures), "--classes", *NAMES, "--url-prefix", prefix, "--num-initial", "1"]
+        assert command_line.main(["propose", str(home), *wanted, "--query-size", "1", "--image-size", "4"]) == 0
+        found[prefix] = json.loads((home / "project.json").read_text())["references"]
+    assert found[""] == ["50% #1&2.png", "a b.png"]
+    urls = [urlsplit(url) for url in found["/data/local-files/?d=photos/"]]
+    assert [unquote(url.query) for url in urls] == [f"d=photos/{name}" for name in found[""]]
+    assert not any(url.fragment or "&" in url.query for url in urls)
+
+
+def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch):
+    """Its Python and its commands, with somebody who knows the digits, skips one and was asked twice about another."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "labels_from_people.md").read_text()
+    section = page.split("### Digits")[1].split("\n## ")[0]
+    (program,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {}
+    exec(program, names)
+    truth = names["train"].targets
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    commands = [shlex.split(line)[3:] for block in blocks for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["propose", "ingest", "propose"]
+    assert commands[0][-1] in selection.REGISTRY
+    cheap = [
+        "--model",
+        "mlp",
+        "--num-steps",
+        "20",
+        "--num-samples",
+        "3",
+        "--num-initial",
+        "40",
+        "--cold-start",
+        "random",
+    ]
+    assert command_line.main([*commands[0], *cheap]) == 0
+    tasks = json.loads(Path("digits/query-0000.label_studio.json").read_text())
+    for task in tasks:
+        task["annotations"] = [answer(str(truth[task["data"]["baal_index"]]), 2)]
+        assert Path("digits", task["data"]["image"]).is_file()
+    tasks[0]["annotations"] = [refused(1)]
+    tasks[1]["annotations"].insert(0, answer("7", 1, who=2))
+    save(tmp_path, tasks[::-1])
+    assert command_line.main(commands[1]) == 0
+    assert command_line.main(commands[2]) == 0
+    state, skipped = annotation.answers("digits")
+    labelled = np.flatnonzero(np.asarray(state.labelled_at) == 0)
+    assert len(labelled) == 39
+    np.testing.assert_array_equal(np.asarray(state.targets)[labelled], truth[labelled])
+    second = json.loads(Path("digits/query-0001.json").read_text())["indices"]
+    assert not set(second) & {*labelled.tolist(), *np.flatnonzero(skipped).tolist()}
+    assert len(second) == 20
 
 
 def test_the_commands_are_listed_from_a_shell():

@@ -90,7 +90,8 @@ def to_label_studio(
         references: ``Q`` of them: what is shown. URLs or paths of images, or texts.
         class_names: names of the classes; None for a number.
         kind: of what is shown.
-        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none.
+        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none. A row that is not
+            finite makes none.
         scores: ``[Q]`` of the acquisition; None for none. NaN is left out.
         project: a name that goes into every task, so that :func:`from_label_studio` can refuse those of others.
 
@@ -123,7 +124,9 @@ def to_label_studio(
         if scores is not None and math.isfinite(scores[row]):
             task["data"]["acquisition"] = _rounded(scores[row])
         if predictions is not None:
-            task["predictions"] = [_prediction(np.asarray(predictions[row]), class_names, kind)]
+            guess = _prediction(np.asarray(predictions[row], np.float64), class_names, kind)
+            if guess is not None:
+                task["predictions"] = [guess]
         tasks.append(task)
     return tasks
 
@@ -238,14 +241,18 @@ def _rounded(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any]:
+def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any] | None:
     if class_names is None:
-        value, found, score = {"number": _rounded(values.reshape(()))}, "number", None
+        if values.size != 1:
+            raise ValueError(f"predictions of shape {values.shape} do not fit a number for each: pass [Q]")
+        value, found, score = {"number": _rounded(values.item())}, "number", None
     else:
         if values.shape != (len(class_names),):
             raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
-        value, found = {"choices": [class_names[int(np.nanargmax(values))]]}, "choices"
-        score = _rounded(np.nanmax(values))
+        value, found = {"choices": [class_names[int(np.argmax(values))]]}, "choices"
+        score = _rounded(np.max(values))
+    if not np.isfinite(values).all():
+        return None
     result = [{"from_name": "label", "to_name": kind, "type": found, "value": value}]
     prediction: dict[str, Any] = {"model_version": "baal_jax", "result": result}
     return prediction if score is None else {**prediction, "score": score}

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -286,7 +287,9 @@ def _pool(settings: Settings, kind: str) -> tuple[np.ndarray, list[str], np.ndar
             except (ValueError, OSError) as error:
                 raise ValueError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
         inputs = np.stack(images)
-        names = [settings.url_prefix + file.relative_to(path).as_posix() for file in files]
+        names = [file.relative_to(path).as_posix() for file in files]
+        if settings.url_prefix:  # a name is part of a URL then
+            names = [settings.url_prefix + quote(name) for name in names]
         return inputs, names, _flat(inputs)
     if not path.is_file() or path.suffix != ".npz":
         raise ValueError(f"data={settings.data!r} is neither a folder of images nor an .npz file")
