@@ -329,7 +329,8 @@ def test_a_cold_start_picks_the_first_query(tmp_path):
 def test_of_several_annotators_the_newest_or_most_count(several, expected):
     times = ["2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"]
     task = {"data": {"image": "a", "baal_index": 3}}
-    task["annotations"] = [answer(name, when) for name, when in zip(["ape", "ape", "cat"], times, strict=True)]
+    said = zip(["ape", "ape", "cat"], times, strict=True)
+    task["annotations"] = [answer(name, when, completed_by=who) for who, (name, when) in enumerate(said)]
     found = annotation.from_label_studio([task], NAMES, num_examples=5, several=several)
     assert found.targets.tolist() == [expected]
     task["annotations"][0]["updated_at"] = "2026-06-01T00:00:00Z"  # what was edited last is newest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import quoteattr
@@ -16,6 +16,7 @@ from baal_jax import _checks
 Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
 _INDEX = "baal_index"
+_PROJECT = "baal_project"
 
 
 class Annotations(NamedTuple):
@@ -26,12 +27,16 @@ class Annotations(NamedTuple):
         targets: ``[K]``: ``int32`` classes, or ``float32`` numbers.
         skipped: ``int[M]`` ids that nobody would answer: all their annotations are cancelled.
         unanswered: ``int[U]`` ids without an annotation, or with an empty one.
+        annotators: of every answer, who gave it (or the newest of those that count), as the export has it; or None.
+        times: id → when it was answered or skipped last, ISO 8601 in UTC; ids without a time are left out.
     """
 
     indices: np.ndarray
     targets: np.ndarray
     skipped: np.ndarray
     unanswered: np.ndarray
+    annotators: tuple[str | None, ...]
+    times: dict[int, str]
 
 
 def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") -> str:
@@ -52,7 +57,7 @@ def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") ->
         >>> print(annotation.labelling_config(["cat", "dog"]))
         <View>
           <Image name="image" value="$image"/>
-          <Choices name="label" toName="image" choice="single">
+          <Choices name="label" toName="image" choice="single" required="true">
             <Choice value="cat"/>
             <Choice value="dog"/>
           </Choices>
@@ -61,10 +66,10 @@ def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") ->
     class_names = _checked_names(class_names)
     lines = [f'  <{_tag(kind)} name="{kind}" value="${kind}"/>']
     if class_names is None:
-        lines.append(f'  <Number name="label" toName="{kind}"/>')
+        lines.append(f'  <Number name="label" toName="{kind}" required="true"/>')
     else:
         choices = [f"    <Choice value={quoteattr(name)}/>" for name in class_names]
-        lines += [f'  <Choices name="label" toName="{kind}" choice="single">', *choices, "  </Choices>"]
+        lines += [f'  <Choices name="label" toName="{kind}" choice="single" required="true">', *choices, "  </Choices>"]
     return "\n".join(["<View>", *lines, "</View>"])
 
 
@@ -76,6 +81,7 @@ def to_label_studio(
     kind: Kind = "image",
     predictions: Any = None,
     scores: Any = None,
+    project: str | None = None,
 ) -> list[dict[str, Any]]:
     """Examples as tasks to import. The network's guess comes with each, and its score to sort by.
 
@@ -84,8 +90,10 @@ def to_label_studio(
         references: ``Q`` of them: what is shown. URLs or paths of images, or texts.
         class_names: names of the classes; None for a number.
         kind: of what is shown.
-        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none.
+        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none. A row that is not
+            finite makes none.
         scores: ``[Q]`` of the acquisition; None for none. NaN is left out.
+        project: a name that goes into every task, so that :func:`from_label_studio` can refuse those of others.
 
     Returns:
         A list of ``Q`` tasks, which ``json.dump`` takes.
@@ -111,10 +119,14 @@ def to_label_studio(
         if index < 0:
             continue
         task: dict[str, Any] = {"data": {kind: str(references[row]), _INDEX: index}}
+        if project is not None:
+            task["data"][_PROJECT] = project
         if scores is not None and math.isfinite(scores[row]):
             task["data"]["acquisition"] = _rounded(scores[row])
         if predictions is not None:
-            task["predictions"] = [_prediction(np.asarray(predictions[row]), class_names, kind)]
+            guess = _prediction(np.asarray(predictions[row], np.float64), class_names, kind)
+            if guess is not None:
+                task["predictions"] = [guess]
         tasks.append(task)
     return tasks
 
@@ -127,6 +139,7 @@ def from_label_studio(
     kind: Kind = "image",
     proposed: Collection[int] | None = None,
     several: Literal["newest", "majority"] = "newest",
+    project: str | None = None,
     source: str = "export",
 ) -> Annotations:
     """An export in JSON, checked as a whole.
@@ -141,16 +154,17 @@ def from_label_studio(
         kind: of what is shown.
         proposed: ids that have been asked for; None for all.
         several: of several annotations of one example, the newest counts, or the class most of them name (the newest
-            among equals; of numbers, the mean).
+            among equals; of numbers, the mean). An annotator has one vote, for what they said last.
+        project: the name that every task has to carry; None for any.
         source: a name for messages.
 
     Returns:
         :class:`Annotations`.
 
     Raises:
-        ValueError: the export is not a list of tasks with annotations, a task has no ``baal_index`` or another's, an id
-            is out of range, was never asked for or is there twice, or an answer does not fit the labelling interface.
-            The message names the task.
+        ValueError: the export is not a list of tasks with annotations, a task has no ``baal_index`` or another's, is of
+            another project, an id is out of range, was never asked for or is there twice, or an answer does not fit the
+            labelling interface. The message names the task.
 
     Example:
         >>> from baal_jax import annotation
@@ -169,26 +183,43 @@ def from_label_studio(
         raise ValueError(f"several={several!r} is unknown: choose newest or majority")
     if not isinstance(export, list):
         raise ValueError(f"{source} holds a {type(export).__name__}, not a list of tasks: export as JSON")
-    found: dict[int, Any] = {}
-    skipped, unanswered = [], []
+    found: dict[int, _Answer] = {}
+    skipped: dict[int, datetime | None] = {}
+    unanswered: dict[int, None] = {}
     for number, task in enumerate(export):
         where = f"{source}, task {number}"
-        index = _index_of(task, where, num_examples, proposed)
+        index = _index_of(task, where, num_examples, proposed, project)
         if index in found or index in skipped or index in unanswered:
-            raise ValueError(f"{where}: {_INDEX} {index} is there a second time: export one project only")
+            raise ValueError(
+                f"{where}: {_INDEX} {index} is there a second time: a query was imported twice, or two exports were "
+                "joined; remove one of the two tasks and export again"
+            )
         answers, cancelled = _answers_of(task, where, class_names, kind)
         if answers:
             found[index] = _agreed(answers, several, class_names is None)
+        elif cancelled:
+            skipped[index] = max((time for time in cancelled if time is not None), default=None)
         else:
-            (skipped if cancelled else unanswered).append(index)
+            unanswered[index] = None
     order = sorted(found)
     dtype = np.float32 if class_names is None else np.int32
+    times = {index: found[index].time for index in order} | skipped
     return Annotations(
         np.array(order, np.int32),
-        np.array([found[index] for index in order], dtype),
+        np.array([found[index].value for index in order], dtype),
         np.array(sorted(skipped), np.int32),
         np.array(sorted(unanswered), np.int32),
+        tuple(found[index].annotator for index in order),
+        {index: time.isoformat() for index, time in times.items() if time is not None},
     )
+
+
+class _Answer(NamedTuple):
+    """What one annotation says."""
+
+    value: Any
+    annotator: str | None
+    time: datetime | None
 
 
 def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
@@ -210,25 +241,34 @@ def _rounded(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any]:
+def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any] | None:
     if class_names is None:
-        value, found, score = {"number": _rounded(values.reshape(()))}, "number", None
+        if values.size != 1:
+            raise ValueError(f"predictions of shape {values.shape} do not fit a number for each: pass [Q]")
+        value, found, score = {"number": _rounded(values.item())}, "number", None
     else:
         if values.shape != (len(class_names),):
             raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
-        value, found = {"choices": [class_names[int(np.nanargmax(values))]]}, "choices"
-        score = _rounded(np.nanmax(values))
+        value, found = {"choices": [class_names[int(np.argmax(values))]]}, "choices"
+        score = _rounded(np.max(values))
+    if not np.isfinite(values).all():
+        return None
     result = [{"from_name": "label", "to_name": kind, "type": found, "value": value}]
     prediction: dict[str, Any] = {"model_version": "baal_jax", "result": result}
     return prediction if score is None else {**prediction, "score": score}
 
 
-def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int] | None) -> int:
+def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int] | None, project: str | None) -> int:
     if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
         raise ValueError(f"{where} has no data: export as JSON, not as JSON-MIN, CSV or COCO")
     index = task["data"].get(_INDEX)
     if not isinstance(index, int) or isinstance(index, bool):
         raise ValueError(f"{where} has {_INDEX}={index!r}, not an integer: it comes from other tasks than ours")
+    if project is not None and task["data"].get(_PROJECT) != project:
+        raise ValueError(
+            f"{where} has {_PROJECT}={task['data'].get(_PROJECT)!r}, but the tasks of this folder have {project!r}: "
+            "ingest it where its query was proposed"
+        )
     if not 0 <= index < num_examples:
         raise ValueError(f"{where} has {_INDEX} {index}, outside of the {num_examples} examples: is it this project's?")
     if proposed is not None and index not in proposed:
@@ -238,26 +278,36 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
 
 def _answers_of(
     task: Mapping[str, Any], where: str, class_names: list[str] | None, kind: str
-) -> tuple[list[Any], bool]:
-    """Answers of a task, newest last, and whether somebody refused to give one."""
+) -> tuple[list[_Answer], list[datetime | None]]:
+    """Answers of a task, newest last, and when somebody refused to give one."""
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
-    found: list[tuple[datetime, int, Any]] = []
-    cancelled = False
+    found: list[tuple[datetime, int, _Answer]] = []
+    cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
         if not isinstance(annotation, Mapping):
             raise ValueError(f"{where}, annotation {position} is a {type(annotation).__name__}: the file is damaged")
+        time = _time_of(annotation, where)
         if annotation.get("was_cancelled"):
-            cancelled = True
+            cancelled.append(time)
             continue
         result = annotation.get("result")
         if not isinstance(result, list):
             raise ValueError(f"{where}, annotation {position} has no result: the file is damaged")
         answer = _answer_of(result, f"{where}, annotation {position}", class_names, kind)
         if answer is not None:
-            found.append((_time_of(annotation, where), position, answer))
+            oldest = datetime.min.replace(tzinfo=UTC)
+            said = _Answer(answer, _annotator_of(annotation), time)
+            found.append((oldest if time is None else time, position, said))
     return [answer for *_, answer in sorted(found, key=lambda item: item[:2])], cancelled
+
+
+def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
+    who = annotation.get("completed_by")
+    if isinstance(who, Mapping):
+        who = who.get("email") or who.get("id")
+    return None if who is None else str(who)
 
 
 def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kind: str) -> Any:
@@ -293,24 +343,27 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
     return class_names.index(choices[0])
 
 
-def _time_of(annotation: Mapping[str, Any], where: str) -> datetime:
+def _time_of(annotation: Mapping[str, Any], where: str) -> datetime | None:
     text = annotation.get("updated_at") or annotation.get("created_at")
     if text is None:
-        return datetime.min.replace(tzinfo=UTC)
+        return None
     try:
         found = datetime.fromisoformat(text)
-    except (TypeError, ValueError) as error:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} has the time {text!r}, which is none: the file is damaged") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _agreed(answers: list[Any], several: str, is_number: bool) -> Any:
+def _agreed(answers: list[_Answer], several: str, is_number: bool) -> _Answer:
+    """One answer of several, which are in order of age. It is as new as the newest of them: that one had a say."""
+    newest = answers[-1]
     if several == "newest":
-        return answers[-1]
+        return newest
+    # Of what one annotator said the last; those without a name are all different people.
+    votes = list({answer.annotator or position: answer for position, answer in enumerate(answers)}.values())
     if is_number:
-        return float(np.mean(answers))
-    votes: Callable[[Any], tuple[int, int]] = lambda answer: (  # noqa: E731
-        Counter(answers)[answer],
-        max(i for i, other in enumerate(answers) if other == answer),
-    )
-    return max(set(answers), key=votes)
+        return newest._replace(value=float(np.mean([vote.value for vote in votes])))
+    counts = Counter(vote.value for vote in votes)
+    most = max(counts.values())
+    agreed = next(answer for answer in reversed(answers) if counts[answer.value] == most and answer in votes)
+    return agreed._replace(time=newest.time)

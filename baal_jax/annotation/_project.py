@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,6 +54,7 @@ class Ingested(NamedTuple):
         unchanged: ids whose answer was known.
         skipped: ids that nobody would answer; they are not asked for again.
         waiting: ids of the latest query that are still without an answer.
+        outdated: ids about which the folder has something newer, by the times of the annotations, and keeps it.
     """
 
     new: np.ndarray
@@ -58,6 +62,7 @@ class Ingested(NamedTuple):
     unchanged: np.ndarray
     skipped: np.ndarray
     waiting: np.ndarray
+    outdated: np.ndarray
 
 
 def start(
@@ -173,6 +178,7 @@ def propose(
         raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
     ids, scores = ids[kept], scores[kept]
     query = {
+        "format": FORMAT,
         "round": number,
         "indices": ids,
         "scores": scores,
@@ -189,7 +195,8 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     """Reads an export, checks all of it, and then keeps its answers: all of them or, where something is wrong, none.
 
     The same export twice changes nothing; a later one may correct answers, take them back by skipping, and hold any
-    part of what was asked for so far.
+    part of what was asked for so far. An earlier one that comes late undoes nothing: of two answers with times the
+    newer one is kept.
 
     Args:
         folder: of the project.
@@ -209,10 +216,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         raise ValueError(f"folder={str(folder)!r} has asked for nothing yet: propose first")
     if not export.is_file():
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
-    try:
-        content = json.loads(export.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{export.name} is not JSON ({error}): export again, as JSON") from error
+    content = _read_json(export, "export again, as JSON", shown=export.name)
     rounds = {index: query["round"] for query in queries for index in query["indices"]}
     found = from_label_studio(
         content,
@@ -221,25 +225,44 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         kind=project["kind"],
         proposed=rounds,
         several=several,
+        project=_name(project),
         source=export.name,
     )
     labels, skipped = _labels(folder)
-    before = dict(labels)
-    for index, target in zip(found.indices.tolist(), found.targets.tolist(), strict=True):
-        labels[index] = {"target": target, "round": rounds[index]}
+    changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
+    for place, index in enumerate(found.indices.tolist()):
+        label = {
+            "target": found.targets[place].item(),
+            "round": rounds[index],
+            "annotator": found.annotators[place],
+            "time": found.times.get(index),
+        }
+        old = labels.get(index)
+        same = old is not None and old["target"] == label["target"]
+        if _is_newer(old or skipped.get(index), label["time"]):
+            changes["unchanged" if same else "outdated"].append(index)
+            continue
+        changes["new" if old is None else "unchanged" if same else "corrected"].append(index)
+        labels[index] = label
+        skipped.pop(index, None)
     for index in found.skipped.tolist():
+        time = found.times.get(index)
+        if _is_newer(labels.get(index) or skipped.get(index), time):
+            changes["skipped" if index in skipped else "outdated"].append(index)
+            continue
+        changes["skipped"].append(index)
         labels.pop(index, None)
-    skipped = sorted((set(skipped) | set(found.skipped.tolist())) - set(labels))
+        skipped[index] = {"round": rounds[index], "time": time}
     _write_labels(folder, labels, skipped)
-    known = [index for index in found.indices.tolist() if index in before]
-    changed = [index for index in known if before[index]["target"] != labels[index]["target"]]
-    return Ingested(
-        np.array([index for index in found.indices.tolist() if index not in before], np.int32),
-        np.array(changed, np.int32),
-        np.array([index for index in known if index not in changed], np.int32),
-        found.skipped,
-        _as_query(folder, queries[-1]).waiting,
-    )
+    changes["waiting"] = _as_query(folder, queries[-1]).waiting.tolist()
+    return Ingested(*(np.array(changes[name], np.int32) for name in Ingested._fields))
+
+
+def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
+    """Whether the folder's answer was given after ``time``; what has no time is as new as its export."""
+    if known is None or known["time"] is None or time is None:
+        return False
+    return datetime.fromisoformat(known["time"]) > datetime.fromisoformat(time)
 
 
 def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
@@ -253,7 +276,7 @@ def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
         query that asked. What was skipped is not labelled, and should not be picked.
 
     Raises:
-        ValueError: there is no project.
+        ValueError: there is no project, or a file of it is damaged.
     """
     folder = Path(folder)
     project = _project(folder)
@@ -265,7 +288,7 @@ def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
     for index, label in labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
     left_out = np.zeros(num_examples, bool)
-    left_out[skipped] = True
+    left_out[list(skipped)] = True
     state = empty_pool(num_examples, targets=jnp.asarray(targets))
     number = jnp.asarray(len(_queries(folder)), jnp.int32)
     return state._replace(labelled_at=jnp.asarray(labelled_at), round=number), left_out
@@ -311,17 +334,49 @@ def _project(folder: Path) -> dict[str, Any]:
     path = folder / "project.json"
     if not path.is_file():
         raise ValueError(f"folder={str(folder)!r} holds no project: {path.name} is missing; start one first")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {found.get('format')}, but this version reads {FORMAT}: update baal_jax")
+    found = _record(path, "kind", "class_names", "config", "references")
+    if found["format"] != FORMAT:
+        raise ValueError(f"{path} has format {found['format']}, but this version reads {FORMAT}: update baal_jax")
+    return found
+
+
+def _name(project: Mapping[str, Any]) -> str:
+    """A name for the tasks of a project: ids mean the same wherever references, classes and what is shown agree."""
+    told = json.dumps([project[name] for name in ("kind", "class_names", "references")])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _read_json(path: Path, cure: str, shown: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{shown} is not JSON ({error}): {cure}") from error
+
+
+def _record(path: Path, *names: str) -> dict[str, Any]:
+    """A file of ours."""
+    cure = "restore it from a backup"
+    found = _read_json(path, cure, shown=str(path))
+    missing = [name for name in ("format", *names) if not isinstance(found, dict) or name not in found]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {cure}")
     return found
 
 
 def _queries(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    while (path := folder / f"query-{len(found):04d}.json").is_file():
-        found.append(json.loads(path.read_text(encoding="utf-8")))
-    return found
+    numbered = {
+        int(matched[1]): path
+        for path in folder.glob("query-*.json")
+        if (matched := re.fullmatch(r"query-(\d{4,})\.json", path.name))
+    }
+    for number in range(len(numbered)):
+        if number not in numbered:
+            # An id of a query that is not known would be asked for again, and its answers refused.
+            raise ValueError(f"{folder} lacks query-{number:04d}.json, but has later ones: restore it from a backup")
+    return [
+        _record(numbered[number], "round", "indices", "scores", "predictions", "references")
+        for number in range(len(numbered))
+    ]
 
 
 def _as_query(folder: Path, query: Mapping[str, Any]) -> Query:
@@ -343,22 +398,27 @@ def _write_tasks(folder: Path, project: Mapping[str, Any], query: Mapping[str, A
         kind=project["kind"],
         predictions=query["predictions"],
         scores=[np.nan if score is None else score for score in query["scores"]],
+        project=_name(project),
     )
     _write_json(folder / f"query-{query['round']:04d}.label_studio.json", tasks)
 
 
-def _labels(folder: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
+def _labels(folder: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Id → target, round, annotator and time; and id → round and time of what was skipped."""
     path = folder / "labels.json"
     if not path.is_file():
-        return {}, []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {int(index): label for index, label in found["labels"].items()}, found["skipped"]
+        return {}, {}
+    found = _record(path, "labels", "skipped")
+    labels, skipped = ({int(index): said for index, said in found[name].items()} for name in ("labels", "skipped"))
+    return labels, skipped
 
 
-def _write_labels(folder: Path, labels: Mapping[int, Any], skipped: list[int]) -> None:
-    content = {"labels": {str(index): labels[index] for index in sorted(labels)}, "skipped": skipped}
+def _write_labels(folder: Path, labels: Mapping[int, Any], skipped: Mapping[int, Any]) -> None:
+    content: dict[str, Any] = {"format": FORMAT}
+    for name, said in (("labels", labels), ("skipped", skipped)):
+        content[name] = {str(index): said[index] for index in sorted(said)}
     path = folder / "labels.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != content:
+    if not path.is_file() or _record(path) != content:
         _write_json(path, content)
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -41,7 +42,8 @@ class Propose:
 
     data: Path | None = None
     """The pool: a folder of PNG and JPEG images, or an .npz file with `inputs` and perhaps `references` (what people
-    are shown: URLs, or texts). Inputs that are images are written as PNG files where there are no references."""
+    are shown: URLs, or texts) and `embeddings` (a row of numbers for each, for --cold-start). Inputs that are images
+    are written as PNG files where there are no references."""
 
     classes: tuple[str, ...] | None = None
     """Names of the classes; without them people give numbers."""
@@ -69,7 +71,11 @@ class Propose:
     """power_bald by default, for numbers variance; or bald, margin, badge, batch_bald, …"""
 
     num_initial: int | None = None
-    """Examples of the first query, drawn at random; 20 by default."""
+    """Examples of the first query; 20 by default."""
+
+    cold_start: str | None = None
+    """What picks them: random by default; or typiclust, k_means, prob_cover, … from `embeddings` in the .npz file, or
+    else from the inputs as they are."""
 
     query_size: int | None = None
     """Examples of every other query; 20 by default."""
@@ -124,6 +130,7 @@ class Settings(NamedTuple):
     posterior: str = "mc_dropout"
     strategy: str = "power_bald"
     num_initial: int = 20
+    cold_start: str = "random"
     query_size: int = 20
     num_samples: int = 20
     num_steps: int = 500
@@ -197,7 +204,7 @@ def propose(wanted: Propose) -> Query:
     if known is None and wanted.data is None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
-    inputs, references = _pool(settings, kind)
+    inputs, references, embeddings = _pool(settings, kind)
     is_number = class_names is None
     model = _networks.make(settings.model, 1 if is_number else len(class_names), inputs.shape[1:], settings.rate)
     if settings.posterior not in posteriors.REGISTRY:
@@ -224,6 +231,8 @@ def propose(wanted: Propose) -> Query:
         inputs,
         key=jax.random.key(settings.seed),
         num_initial=settings.num_initial,
+        cold_start=selection.by_name(settings.cold_start),
+        embeddings=embeddings,
         give_up=wanted.give_up,
     )
     _write_pictures(wanted.folder, inputs, references, query)
@@ -263,7 +272,8 @@ def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[
     return known["kind"], known["class_names"], Settings(**known["config"])
 
 
-def _pool(settings: Settings, kind: str) -> tuple[np.ndarray, list[str]]:
+def _pool(settings: Settings, kind: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Inputs, what is shown of them, and numbers that a cold start can compare."""
     path = Path(settings.data)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
@@ -276,22 +286,36 @@ def _pool(settings: Settings, kind: str) -> tuple[np.ndarray, list[str]]:
                 images.append(decode_image(file.read_bytes(), size, 3))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
-        return np.stack(images), [settings.url_prefix + file.relative_to(path).as_posix() for file in files]
+        inputs = np.stack(images)
+        names = [file.relative_to(path).as_posix() for file in files]
+        if settings.url_prefix:  # a name is part of a URL then
+            names = [settings.url_prefix + quote(name) for name in names]
+        return inputs, names, _flat(inputs)
     if not path.is_file() or path.suffix != ".npz":
         raise ValueError(f"data={settings.data!r} is neither a folder of images nor an .npz file")
     with np.load(path, allow_pickle=False) as found:
         if "inputs" not in found:
             raise ValueError(f"data={settings.data!r} lacks inputs: it has {', '.join(found) or 'no arrays'}")
         inputs = np.asarray(data_sets.from_arrays(found["inputs"]).inputs)
+        embeddings = _flat(
+            np.asarray(data_sets.from_arrays(found["embeddings"]).inputs if "embeddings" in found else inputs)
+        )
         if "references" in found:
             references = [str(reference) for reference in found["references"]]
         elif kind == "image" and inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
             references = [f"{settings.url_prefix}images/{i}.png" for i in range(len(inputs))]
         else:
             raise ValueError(f"data={settings.data!r} lacks references: give what people are shown, one for each input")
-    if len(references) != len(inputs):
-        raise ValueError(f"data={settings.data!r} holds {len(references)} references for {len(inputs)} inputs")
-    return inputs, references
+    for name, rows in (("references", references), ("embeddings", embeddings)):
+        if len(rows) != len(inputs):
+            raise ValueError(f"data={settings.data!r} holds {len(rows)} {name} for {len(inputs)} inputs")
+    return inputs, references, embeddings
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    """``float32[N, D]``; bytes as numbers between 0 and 1."""
+    flat = rows.reshape(len(rows), -1)
+    return flat.astype(np.float32) / 255 if rows.dtype == np.uint8 else flat.astype(np.float32)
 
 
 def _write_pictures(folder: Path, inputs: np.ndarray, references: list[str], query: Query) -> None:
