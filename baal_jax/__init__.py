@@ -6,6 +6,7 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 
 from baal_jax import (
     augmentation,
+    calibration,
     checkpoint,
     data,
     features,
@@ -44,6 +45,7 @@ __all__ = [
     "Variables",
     "active_loop",
     "augmentation",
+    "calibration",
     "checkpoint",
     "data",
     "evaluate",
