@@ -5,6 +5,7 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 """
 
 from baal_jax import (
+    annotation,
     augmentation,
     calibration,
     checkpoint,
@@ -17,11 +18,16 @@ from baal_jax import (
     pool,
     posteriors,
     predictive,
+    report,
+    results,
     selection,
     semi_supervised,
+    statistics,
     stopping,
+    study,
 )
-from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop, run
+from baal_jax._run import run
+from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
@@ -44,6 +50,7 @@ __all__ = [
     "TrainState",
     "Variables",
     "active_loop",
+    "annotation",
     "augmentation",
     "calibration",
     "checkpoint",
@@ -62,11 +69,15 @@ __all__ = [
     "predict",
     "predict_stream",
     "predictive",
+    "report",
+    "results",
     "run",
     "score",
     "score_stream",
     "selection",
     "semi_supervised",
+    "statistics",
     "stopping",
+    "study",
     "trainer",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import _checks, _numerics, pool
-from baal_jax.metrics import MetricSet
+from baal_jax.metrics import MetricSet, model_average
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, summarise
 from baal_jax.typing import Acquisition, Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, Selection
@@ -24,11 +24,15 @@ class LoopState(NamedTuple):
         key: typed key of the whole run; round ``r`` uses ``fold_in(key, r)``.
         pool: which examples are labelled.
         posterior: state of the last fit; zeros before the first.
+        step: ``int32[]``, rounds of this loop so far.
+        stopping: ``(memory of the criterion, stopped bool[])`` in a run that may stop, else None.
     """
 
     key: Key
     pool: PoolState
     posterior: Any
+    step: Any = 0
+    stopping: Any = None
 
 
 class StepInfo(NamedTuple):
@@ -43,7 +47,9 @@ class StepInfo(NamedTuple):
         mean_score: ``float32[]``, mean score of the available examples that were scored, NaN aside (NaN where the
             acquisition keeps more than a score).
         num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.
-        metrics: name → value on the test set given to :func:`run`, else None.
+        metrics: name → value on the test set given to :func:`~baal_jax.run`, else None.
+        stopped: ``bool[]``, True for a round that did not happen because the run had stopped before: its numbers are
+            NaN, its picks −1.
     """
 
     round: Array
@@ -54,6 +60,29 @@ class StepInfo(NamedTuple):
     mean_score: Array
     num_nan: Array
     metrics: Any = None
+    stopped: Any = False
+
+
+class LoopParts(NamedTuple):
+    """What a loop is made of, as given to :func:`active_loop`.
+
+    Attributes:
+        posterior: what to do with labels.
+        acquisition: which examples to label next.
+        sizes: query size of each round; the last one holds for all after it.
+        num_samples: ``S``.
+        max_sample: examples scored in a round, None for all.
+        last_rounds: rounds whose labels are trained on, None for all.
+        features: offered to the acquisition, or None.
+    """
+
+    posterior: Posterior
+    acquisition: Acquisition
+    sizes: tuple[int, ...]
+    num_samples: int
+    max_sample: int | None
+    last_rounds: int | None
+    features: FeatureFn | None
 
 
 class ActiveLoop(NamedTuple):
@@ -67,20 +96,24 @@ class ActiveLoop(NamedTuple):
         step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, jitted.
         evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted. Before the first step
             there is no fit to evaluate.
-        vmap_method: how :func:`run` behaves under ``vmap``.
+        average: ``(state, inputs [M, …]) -> log-probabilities [M, …, C]``: the model average of the last fit, jitted.
+        vmap_method: how :func:`~baal_jax.run` behaves under ``vmap``.
+        parts: what the loop is made of.
     """
 
     init: Callable[..., LoopState]
     step: Callable[..., tuple[LoopState, StepInfo]]
     evaluate: Callable[[LoopState, Dataset], dict[str, Array]]
+    average: Callable[[LoopState, PyTree], Array]
     vmap_method: str
+    parts: LoopParts
 
 
 def active_loop(
     posterior: Posterior,
     acquisition: Acquisition,
     *,
-    query_size: int,
+    query_size: int | Sequence[int],
     num_samples: int = 20,
     batch_size: int | None = 256,
     max_sample: int | None = None,
@@ -94,7 +127,9 @@ def active_loop(
     Args:
         posterior: what to do with labels.
         acquisition: which examples to label next.
-        query_size: ``Q``, labels a round.
+        query_size: ``Q``, labels a round; or one number for each round, the last of which holds for all after it, as
+            in a schedule that grows: ``(5, 10, 20, 40)``. ``Q`` is the largest then, and smaller rounds are padded.
+            Every different size is compiled, and computed in every round where ``vmap`` is vectorised.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
@@ -104,7 +139,7 @@ def active_loop(
         vmap_method: what ``vmap`` over keys makes of a round. "sequential" runs the seeds one after the other inside
             the one program, which on a CPU is as fast for dense networks and several times faster for convolutions, and
             bit-identical to a single run; "vectorized" batches them, for accelerators, and is what reverse-mode
-            ``grad`` through :func:`run` needs. "auto" chooses by the default backend.
+            ``grad`` through :func:`~baal_jax.run` needs. "auto" chooses by the default backend.
 
     Returns:
         An :class:`ActiveLoop`.
@@ -125,7 +160,7 @@ def active_loop(
         >>> int(info.num_labelled), int(baal.pool.num_labelled(state.pool))
         (2, 4)
     """
-    query_size = _checks.positive_int("query_size", query_size)
+    sizes = _schedule(query_size)
     num_samples = _checks.positive_int("num_samples", num_samples)
     for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
         if value is not None:
@@ -151,13 +186,15 @@ def active_loop(
         if acquisition is not None and not num_initial:
             raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
         cold_start = None if acquisition is None else partial(_cold_start, acquisition, embeddings)
-        return _init(key, dataset, num_initial, pool, posterior, query_size, cold_start)
+        return _init(key, dataset, num_initial, pool, posterior, sizes[0], cold_start)
+
+    parts = LoopParts(posterior, acquisition, sizes, num_samples, max_sample, last_rounds, features)
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         dataset = _with_stored_targets(dataset, state.pool)
-        keys = _round_keys(state.key, state.pool.round)
+        keys = round_keys(state.key, state.pool.round)
         fitted = posterior.fit(keys.fit, dataset, pool.labelled(state.pool, last_rounds), state.posterior)
-        ids, available = _candidates(keys.subset, state.pool, max_sample)
+        ids, available = candidates(keys.subset, state.pool, max_sample)
         summary = None
         if acquisition.summarise is not None:
             summary = summarise(
@@ -171,79 +208,28 @@ def active_loop(
                 features=features,
                 target_inputs=target_inputs,
             )
-        labelled = _rows(pool.labelled(state.pool), ids)
-        picked = _select(acquisition, keys.select, summary, available, query_size, labelled)
-        if ids is not None:
-            picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
-        info = _describe(state.pool, picked, summary, available)
-        return LoopState(state.key, pool.label(state.pool, picked.indices), fitted), info
+        picked, info = pick(parts, keys.select, state, summary, ids, available)
+        return after(state, fitted, picked), info
 
     def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
-        key = _round_keys(state.key, state.pool.round - 1).evaluate
+        key = round_keys(state.key, state.pool.round - 1).evaluate
         return evaluate(
             key, posterior, state.posterior, dataset, metrics=metrics, num_samples=num_samples, batch_size=batch_size
         )
 
-    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), _resolve(vmap_method))
+    def average(state: LoopState, inputs: PyTree) -> Array:
+        key = round_keys(state.key, state.pool.round - 1).evaluate
+        return summarise(
+            key,
+            posterior,
+            state.posterior,
+            inputs,
+            lambda predictions: model_average(predictions.logits),
+            num_samples=num_samples,
+            batch_size=batch_size,
+        )
 
-
-def run(
-    loop: ActiveLoop,
-    key: Key | None,
-    dataset: Dataset,
-    test: Dataset | None = None,
-    *,
-    num_initial: int = 0,
-    num_rounds: int,
-    state: LoopState | None = None,
-    target_inputs: PyTree = None,
-) -> tuple[LoopState, StepInfo]:
-    """Several rounds as one ``lax.scan``, the same as calling ``loop.step`` that often; jitted.
-
-    ``vmap`` over keys runs all seeds in one program. A pool that runs out stops being labelled: later rounds pick
-    nothing. The labels of the last round are in the pool but not in a fit; ask for one round more to see what they
-    bring.
-
-    Args:
-        loop: from :func:`active_loop`.
-        key: a typed key; None when ``state`` is given.
-        dataset: the pool with all its targets.
-        test: where to evaluate every round's fit; ``infos.metrics`` holds the result.
-        num_initial: examples to label at random first.
-        num_rounds: ``R``.
-        state: continue from here; the result is bit-identical to a run that was never interrupted.
-        target_inputs: inputs whose predictions matter, for acquisitions that read them.
-
-    Returns:
-        ``(state, infos)``: the last state, and every :class:`StepInfo` stacked along a leading axis ``R``.
-
-    Raises:
-        ValueError: a number is not positive, or both or neither of ``key`` and ``state`` are given.
-    """
-    num_rounds = _checks.positive_int("num_rounds", num_rounds)
-    if (key is None) == (state is None):
-        raise ValueError("give a key to start a run, or a state to continue one, not both")
-    if state is None:
-        state = loop.init(key, dataset, num_initial)
-    elif num_initial:
-        raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
-
-    return _rounds(loop, num_rounds, state, dataset, test, target_inputs)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _rounds(
-    loop: ActiveLoop, num_rounds: int, state: LoopState, dataset: Dataset, test: Dataset | None, target_inputs: PyTree
-) -> tuple[LoopState, StepInfo]:
-    def one_round(
-        state: LoopState, dataset: Dataset, test: Dataset | None, target_inputs: PyTree
-    ) -> tuple[LoopState, StepInfo]:
-        state, info = loop.step(state, dataset, target_inputs)
-        return state, info if test is None else info._replace(metrics=loop.evaluate(state, test))
-
-    if loop.vmap_method == "sequential":
-        one_round = jax.custom_batching.sequential_vmap(one_round)
-    return jax.lax.scan(lambda carry, _: one_round(carry, dataset, test, target_inputs), state, None, length=num_rounds)
+    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), jax.jit(average), _resolve(vmap_method), parts)
 
 
 def _init(
@@ -277,7 +263,7 @@ def _init(
         state = (cold_start or pool.label_randomly)(key_initial, state, num_initial)
     labelled = jax.ShapeDtypeStruct((num_examples,), jnp.bool)
     fitted = jax.eval_shape(posterior.fit, key_run, _with_stored_targets(dataset, state), labelled)
-    return LoopState(key_run, state, jax.tree.map(_zeros, fitted))
+    return LoopState(key_run, state, zeros(fitted), jnp.zeros((), jnp.int32))
 
 
 def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: PoolState, num: int) -> PoolState:
@@ -297,7 +283,12 @@ def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: P
     return pool.label(state, picked.indices)
 
 
-def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+def zeros(shapes: PyTree) -> PyTree:
+    """The state of a fit that has not happened yet."""
+    return jax.tree.map(_zero, shapes)
+
+
+def _zero(leaf: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(leaf.shape, leaf.dtype)
     kind = []  # only a traced key tells its implementation
@@ -310,7 +301,9 @@ def _zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=kind[0])
 
 
-class _RoundKeys(NamedTuple):
+class RoundKeys(NamedTuple):
+    """A key for each part of a round."""
+
     fit: Key
     draws: Key
     select: Key
@@ -318,8 +311,9 @@ class _RoundKeys(NamedTuple):
     evaluate: Key
 
 
-def _round_keys(key: Key, number: Array) -> _RoundKeys:
-    return _RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(_RoundKeys._fields)))
+def round_keys(key: Key, number: Array) -> RoundKeys:
+    """The keys of a round, the same whatever came before it."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(RoundKeys._fields)))
 
 
 def _resolve(vmap_method: str) -> str:
@@ -335,7 +329,7 @@ def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
-def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
+def candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
     """Ids of what is to be scored (None for the whole data set) and which of them can be picked."""
     available = pool.available(state)
     if max_sample is None or max_sample >= available.shape[0]:
@@ -349,17 +343,55 @@ def _rows(leaf: Any, ids: Array | None) -> Any:
     return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
 
 
+def pick(
+    parts: LoopParts, key: Key, state: LoopState, summary: PyTree, ids: Array | None, available: Array
+) -> tuple[Selection, StepInfo]:
+    """What an acquisition picks from the summaries of the candidates ``ids``, and what there is to say of the round."""
+    labelled = _rows(pool.labelled(state.pool), ids)
+    picked = _select(parts.acquisition, key, summary, available, parts.sizes, state.step, labelled)
+    if ids is not None:
+        picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
+    return picked, _describe(state.pool, picked, summary, available)
+
+
+def after(state: LoopState, fitted: Any, picked: Selection) -> LoopState:
+    """The state when a round is over."""
+    step = jnp.asarray(state.step, jnp.int32) + 1
+    return state._replace(pool=pool.label(state.pool, picked.indices), posterior=fitted, step=step)
+
+
+def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(query_size) if isinstance(query_size, Sequence) else (query_size,)
+    if not sizes:
+        raise ValueError("query_size is an empty schedule: give at least one number")
+    return tuple(_checks.positive_int("query_size", size) for size in sizes)
+
+
 def _select(
-    acquisition: Acquisition, key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array
+    acquisition: Acquisition,
+    key: Key,
+    summary: PyTree,
+    available: Array,
+    sizes: tuple[int, ...],
+    step: Array,
+    labelled: Array,
 ) -> Selection:
-    """``acquisition.select``, padded to ``query_size`` when there are fewer candidates than that."""
-    possible = min(query_size, available.shape[0])
-    picked = acquisition.select(key, summary, available, possible, labelled)
-    missing = query_size - possible
-    return Selection(
-        jnp.pad(picked.indices, (0, missing), constant_values=-1),
-        jnp.pad(picked.scores, (0, missing), constant_values=jnp.nan),
-    )
+    """``acquisition.select`` at this round's size, padded to the largest size."""
+
+    def select(size: int) -> Selection:
+        possible = min(size, available.shape[0])
+        picked = acquisition.select(key, summary, available, possible, labelled)
+        missing = max(sizes) - possible
+        return Selection(
+            jnp.pad(picked.indices, (0, missing), constant_values=-1),
+            jnp.pad(picked.scores, (0, missing), constant_values=jnp.nan),
+        )
+
+    different = sorted(set(sizes))
+    if len(different) == 1:
+        return select(different[0])
+    which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(step, len(sizes) - 1)]
+    return jax.lax.switch(which, [partial(select, size) for size in different])
 
 
 def _describe(state: PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:

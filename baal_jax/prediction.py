@@ -239,7 +239,7 @@ def predict_stream(
         ValueError: the source is empty, or a number is not positive.
     """
     run = partial(_stream_logits, key, posterior, state, num_samples=num_samples)
-    return _stream(run, source, batch_size, inputs_of, axis=1)
+    return stream(run, source, batch_size, inputs_of, axis=1)
 
 
 def score_stream(
@@ -272,20 +272,21 @@ def score_stream(
         ValueError: the source is empty, or a number is not positive.
     """
     run = partial(score, key, posterior, state, score_fn=score_fn, num_samples=num_samples, batch_size=None)
-    return np.concatenate(list(_stream(run, source, batch_size, inputs_of, axis=0)))
+    return np.concatenate(list(stream(run, source, batch_size, inputs_of, axis=0)))
 
 
 def _stream_logits(key: Key, posterior: Posterior, state: Any, inputs: PyTree, *, num_samples: int) -> PyTree:
     return predict(key, posterior, state, inputs, num_samples=num_samples, batch_size=None)
 
 
-def _stream(
+def stream(
     run: Callable[[PyTree], PyTree],
     source: Source,
     batch_size: int,
     inputs_of: Callable[[Any], PyTree] | None,
     axis: int,
 ) -> Iterator[PyTree]:
+    """``run`` on every batch of a source, read back without its padding."""
     batch_size = _checks.positive_int("batch_size", batch_size)
     total = len(source)
     if total == 0:
@@ -295,7 +296,7 @@ def _stream(
         waiting: tuple[PyTree, int] | None = None  # dispatched, not read back: the host loads while the device computes
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
-            batch = _load(source, start, stop, inputs_of)
+            batch = load(source, slice(start, stop), inputs_of)
             dispatched = run(jax.tree.map(lambda leaf: _pad(leaf, batch_size), batch)), stop - start
             if waiting is not None:
                 yield _read_back(*waiting, axis)
@@ -306,11 +307,12 @@ def _stream(
     return results()
 
 
-def _load(source: Source, start: int, stop: int, inputs_of: Callable[[Any], PyTree] | None) -> PyTree:
+def load(source: Source, ids: Any, inputs_of: Callable[[Any], PyTree] | None) -> PyTree:
+    """Inputs ``[b, …]`` of the examples ``ids``, a slice or integers, in NumPy."""
     if isinstance(source, np.ndarray | jax.Array):
-        batch = np.asarray(source[start:stop])
+        batch = np.asarray(source[ids])
         return batch if inputs_of is None else inputs_of(batch)
-    ids = list(range(start, stop))
+    ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
     whole_batches = getattr(source, "__getitems__", None)
     items = whole_batches(ids) if whole_batches else [source[i] for i in ids]
     examples = [item if inputs_of is None else inputs_of(item) for item in items]

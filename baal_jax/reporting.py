@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax import _checks, _files
+from baal_jax import _checks, _files, statistics
+from baal_jax._environment import environment as environment
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
+_LABELS = {
+    "nll": "NLL (nats)",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "crps": "CRPS",
+    "auroc": "AUROC",
+    "miou": "mean IoU",
+}
 
 
 class Curves(NamedTuple):
@@ -49,27 +57,6 @@ def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return values.std(axis=axis, ddof=1) / np.sqrt(count)
 
 
-def labels_to_target(num_labelled: np.ndarray, values: np.ndarray, target: float) -> np.ndarray:
-    """How many labels each seed needed until a metric first reached a target.
-
-    Args:
-        num_labelled: ``int[R]``.
-        values: ``float[seeds, R]``, higher is better.
-        target: the value to reach.
-
-    Returns:
-        ``float[seeds]``; inf for a seed that never reached it.
-
-    Example:
-        >>> from baal_jax import reporting
-        >>> reporting.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
-        [30.0, inf]
-    """
-    reached = np.asarray(values) >= target
-    first = np.asarray(num_labelled, np.float64)[reached.argmax(axis=1)]
-    return np.where(reached.any(axis=1), first, np.inf)
-
-
 def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> str:
     """Accuracy ± standard error and NLL by number of labels, one column a strategy.
 
@@ -93,7 +80,7 @@ def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> s
         lines.append(f"{count:6d}" + "".join(cells))
     lines.append(f"median labels to {target:.0%} accuracy:")
     for name in names:
-        needed = labels_to_target(curves[name].num_labelled, np.asarray(curves[name].metrics["accuracy"]), target)
+        needed = statistics.labels_to_target(curves[name].num_labelled, curves[name].metrics["accuracy"], target)
         median = np.median(needed)
         lines.append(f"  {name}: " + (f"{median:g}" if np.isfinite(median) else "not reached"))
     return "\n".join(lines)
@@ -118,23 +105,61 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     for i, (name, curve) in enumerate(curves.items()):
         values = np.asarray(curve.metrics[metric])
         mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(curve.num_labelled, mean, color=colour, label=name, marker="o", markersize=3)
-        ax.fill_between(curve.num_labelled, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        plot_band(
+            curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=COLOURS[i % len(COLOURS)]
+        )
     ax.set_xlabel("labels")
-    ax.set_ylabel({"nll": "NLL (nats)", "ece": "ECE", "brier": "Brier score"}.get(metric, metric))
+    ax.set_ylabel(axis_label(metric))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
 
 
-def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
+def plot_band(
+    x: Any, mean: Any, low: Any, high: Any, ax: Any, *, label: str, colour: str, dash: Any = "-", marker: str = "o"
+) -> None:
+    """One curve with its band; where a bound is NaN there is no band.
+
+    Args:
+        x: ``[R]``.
+        mean: ``[R]``.
+        low: ``[R]``.
+        high: ``[R]``.
+        ax: matplotlib axes to draw on.
+        label: for the legend.
+        colour: of both.
+        dash: matplotlib's line style.
+        marker: matplotlib's marker.
+    """
+    ax.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def axis_label(metric: str) -> str:
+    """What to write at an axis of a metric, with its unit if it has one.
+
+    Args:
+        metric: a name such as ``"nll"``.
+
+    Returns:
+        A label; names that are not known are readable already.
+
+    Example:
+        >>> from baal_jax import reporting
+        >>> reporting.axis_label("nll"), reporting.axis_label("balanced_accuracy")
+        ('NLL (nats)', 'balanced accuracy')
+    """
+    return _LABELS.get(metric.lower(), metric.replace("_", " "))
+
+
+def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, colours: Sequence[str] = COLOURS) -> Any:
     """Accuracy against confidence; on the diagonal a classifier knows how sure it may be.
 
     Args:
         bins: name → :class:`~baal_jax.metrics.Reliability`, or anything with its three arrays, averaged over seeds if
             they have a leading axis.
         ax: matplotlib axes to draw on; new ones by default.
+        colours: in the order of the names.
 
     Returns:
         The axes.
@@ -150,20 +175,27 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None) -> Any:
         total = count.sum(axis=0)
         kept = total > 0  # an empty bin has neither accuracy nor confidence
         mean = [np.nansum(part * count, axis=0)[kept] / total[kept] for part in (confidence, accuracy)]
-        ax.plot(*mean, color=_COLOURS[i % len(_COLOURS)], label=name, marker="o", markersize=3)
+        ax.plot(*mean, color=colours[i % len(colours)], label=name, marker="o", markersize=3)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     return ax
 
 
-def plot_class_histogram(counts: Mapping[str, np.ndarray], class_names: Sequence[str], ax: Any = None) -> Any:
+def plot_class_histogram(
+    counts: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    ax: Any = None,
+    *,
+    colours: Sequence[str] = COLOURS,
+) -> Any:
     """How many labels of each class every strategy asked for.
 
     Args:
         counts: name → ``[C]``, or ``[seeds, C]`` to be averaged.
         class_names: ``C`` names.
         ax: matplotlib axes to draw on; new ones by default.
+        colours: in the order of the names.
 
     Returns:
         The axes.
@@ -177,18 +209,21 @@ def plot_class_histogram(counts: Mapping[str, np.ndarray], class_names: Sequence
     for i, (name, found) in enumerate(counts.items()):
         mean = np.atleast_2d(np.asarray(found, np.float64)).mean(axis=0)
         places = np.arange(len(class_names)) + (i - (len(counts) - 1) / 2) * width
-        ax.bar(places, mean, width, color=_COLOURS[i % len(_COLOURS)], label=name)
+        ax.bar(places, mean, width, color=colours[i % len(colours)], label=name)
     ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     ax.set_ylabel("labels asked for")
     ax.legend(frameon=False)
     return ax
 
 
-def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
+def plot_gallery(
+    rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], *, figure: Callable[[float, float], Any] | None = None
+) -> Any:
     """Rows of images with a caption under each.
 
     Args:
         rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
+        figure: makes the figure, of width and height in inches; one of pyplot's by default.
 
     Returns:
         The matplotlib figure.
@@ -196,11 +231,14 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    plt = _checks.optional_import("matplotlib.pyplot", "plot")
     columns = max(len(images) for images, _ in rows.values())
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.1 * columns, 1.5 * len(rows)), layout="constrained", squeeze=False
-    )
+    size = (1.1 * columns, 1.5 * len(rows))
+    if figure is None:
+        plt = _checks.optional_import("matplotlib.pyplot", "plot")
+        drawn = plt.figure(figsize=size, layout="constrained")
+    else:
+        drawn = figure(*size)
+    axes = drawn.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for line, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
@@ -208,28 +246,7 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Any:
         for ax, picture, caption in zip(line, images, captions, strict=False):
             ax.imshow(np.squeeze(picture), cmap="gray")
             ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6)
-    return figure
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware that a result was made with.
-
-    Returns:
-        Name → version, with ``python``, ``platform`` and ``device`` among them.
-    """
-    import jax
-
-    import baal_jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"baal_jax": baal_jax.__version__, **{name: importlib.metadata.version(name) for name in packages}}
-    device = jax.devices()[0]
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
-    }
+    return drawn
 
 
 def save_json(path: str | Path, content: Mapping[str, Any]) -> Path:

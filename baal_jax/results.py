@@ -59,6 +59,20 @@ class Runs(NamedTuple):
     diagnostics: dict[str, np.ndarray]
 
 
+class Cell(NamedTuple):
+    """What one call computed.
+
+    Attributes:
+        runs: some seeds of one strategy.
+        program: fingerprint of what computed them.
+        chunk: seeds that a call takes, padding included.
+    """
+
+    runs: Runs
+    program: str
+    chunk: int
+
+
 class Pictures(NamedTuple):
     """Examples to look at.
 
@@ -108,10 +122,8 @@ def read(folder: str | Path) -> Results:
         cells = read_cells(folder, name)
         if cells:
             runs[name] = merge(cells)
-    pictures = None
-    if (folder / "pictures.npz").exists():
-        with np.load(folder / "pictures.npz", allow_pickle=False) as found:
-            pictures = Pictures(found["ids"], found["images"], found["targets"])
+    path = folder / "pictures.npz"
+    pictures = read_pictures(path) if path.exists() else None
     return Results(description, runs, pictures)
 
 
@@ -171,51 +183,61 @@ def table(results: Results) -> str:
     return text.getvalue()
 
 
-def write_cell(folder: Path, strategy: str, cell: Runs, program: str) -> Path:
+def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
     """Writes what one call computed, whole or not at all.
 
     Args:
         folder: of the study.
         strategy: its name.
         cell: the seeds of this call.
-        program: fingerprint of the compiled program.
 
     Returns:
         The path.
     """
-    content = {name: value for name, value in cell._asdict().items() if not isinstance(value, dict)}
+    content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
     for group in ("metrics", "diagnostics"):
-        content |= {f"{group}/{name}": value for name, value in getattr(cell, group).items()}
-    seeds = f"{cell.seeds[0]:05d}-{cell.seeds[-1]:05d}"
-    path = folder / "cells" / f"{slug(strategy)}-{seeds}.npz"
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, program=np.asarray(program), strategy=np.asarray(strategy), **content)
-    return _files.write_bytes(path, buffer.getvalue())
+        content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
+    seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
+    content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
+    return _write_arrays(folder / "cells" / f"{slug(strategy)}-{seeds}.npz", content)
 
 
-def read_cells(folder: Path, strategy: str) -> list[tuple[Runs, str]]:
-    """All cells of a strategy, with the fingerprint of the program that made each.
+def read_cells(folder: Path, strategy: str) -> list[Cell]:
+    """All cells of a strategy.
 
     Args:
         folder: of the study.
         strategy: its name.
 
     Returns:
-        A list of (cell, program), in the order of their first seeds.
+        A list of :class:`Cell`, in the order of their first seeds.
     """
     found = []
-    for path in sorted((folder / "cells").glob(f"{slug(strategy)}-*.npz")):
+    for path in (folder / "cells").glob(f"{slug(strategy)}-*.npz"):
         with np.load(path, allow_pickle=False) as content:
+            if str(content["strategy"]) != strategy:  # "bald-3" has files that look like those of "bald"
+                continue
             parts = {name: content[name] for name in Runs._fields if name in content}
             for group in ("metrics", "diagnostics"):
                 parts[group] = {
                     name.partition("/")[2]: content[name] for name in content if name.startswith(f"{group}/")
                 }
-            found.append((Runs(**parts), str(content["program"])))
-    return found
+            found.append(Cell(Runs(**parts), str(content["program"]), int(content["chunk"])))
+    return sorted(found, key=lambda cell: tuple(cell.runs.seeds))
 
 
-def merge(cells: Iterable[tuple[Runs, str]]) -> Runs:
+def write_pictures(path: Path, pictures: Pictures) -> Path:
+    """Writes pictures, whole or not at all."""
+    return _write_arrays(path, pictures._asdict())
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Reads what :func:`write_pictures` wrote."""
+    with np.load(path, allow_pickle=False) as found:
+        return Pictures(found["ids"], found["images"], found["targets"])
+
+
+def merge(cells: Iterable[Cell]) -> Runs:
     """Puts cells of one strategy together, seeds ascending; a seed that is there twice is taken once.
 
     Args:
@@ -224,11 +246,15 @@ def merge(cells: Iterable[tuple[Runs, str]]) -> Runs:
     Returns:
         :class:`Runs`.
     """
-    import jax
+    parts = [cell.runs for cell in cells]
+    _, first = np.unique(np.concatenate([runs.seeds for runs in parts]), return_index=True)
 
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *(cell for cell, _ in cells))
-    _, first = np.unique(joined.seeds, return_index=True)
-    return jax.tree.map(lambda leaf: leaf[first], joined)
+    def joined(found: list[Any]) -> Any:
+        if isinstance(found[0], dict):
+            return {name: joined([part[name] for part in found]) for name in sorted(found[0])}
+        return np.concatenate(found)[first]
+
+    return Runs(*(joined([getattr(runs, name) for runs in parts]) for name in Runs._fields))
 
 
 def select(results: Results, strategies: Mapping[str, Any] | Iterable[str]) -> Results:
@@ -259,3 +285,9 @@ def slug(name: str) -> str:
 
 def _number(value: Any) -> str:
     return "" if np.isnan(value) else f"{value:.9g}"
+
+
+def _write_arrays(path: Path, content: Mapping[str, Any]) -> Path:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    return _files.write_bytes(path, buffer.getvalue())

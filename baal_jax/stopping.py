@@ -1,75 +1,238 @@
-"""When to stop labelling: pure functions of what a round reports, in Baal's semantics where those are sound."""
+"""When to stop labelling: criteria that a compiled run, or a loop in Python, asks at the end of every round.
+
+A criterion is two pure functions. ``run(…, stop=criterion)`` asks it in every round; what it remembers travels in the
+:class:`~baal_jax.LoopState`, so a run that continues decides as one that was never interrupted. By hand:
+
+```python
+memory = criterion.init(round)
+memory, stop = criterion.update(memory, stopping.Round(state.pool, info))
+```
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from baal_jax import _checks
 from baal_jax.pool import PoolState, num_labelled
-from baal_jax.typing import Array
+from baal_jax.typing import Array, PyTree
 
 
-def labelling_budget(state: PoolState, budget: int) -> Array:
-    """True once ``budget`` examples are labelled, in whatever round that was.
+class Round(NamedTuple):
+    """What a criterion may look at when a round is over.
+
+    Attributes:
+        pool: with the labels of this round.
+        info: the round's :class:`~baal_jax.StepInfo`; its ``metrics`` are there in runs with a test set.
+        log_probs: ``[M, …, C]``, the model average on the stop inputs given to the run, else None.
+    """
+
+    pool: PoolState
+    info: Any
+    log_probs: Any = None
+
+
+class Criterion(NamedTuple):
+    """A rule with a memory.
+
+    Attributes:
+        init: ``Round -> memory``; reads shapes alone.
+        update: ``(memory, Round) -> (memory, stop bool[])``.
+    """
+
+    init: Callable[[Round], PyTree]
+    update: Callable[[PyTree, Round], tuple[PyTree, Array]]
+
+
+@functools.cache  # one object for one configuration, so that a run compiles once
+def labelling_budget(budget: int) -> Criterion:
+    """Stops once ``budget`` examples are labelled, in whatever round that was.
+
+    Labels given before the run count too, unlike in Baal, whose count also misses what its data set does not show.
 
     Args:
-        state: the pool.
         budget: how many labels can be afforded.
 
     Returns:
-        ``bool[]``.
+        A :class:`Criterion`.
 
     Raises:
         ValueError: ``budget`` is not a positive integer.
 
     Example:
         >>> from baal_jax import pool, stopping
-        >>> bool(stopping.labelling_budget(pool.label(pool.init(5), [0, 3]), 2))
+        >>> rule = stopping.labelling_budget(2)
+        >>> bool(rule.update((), stopping.Round(pool.label(pool.init(5), [0, 3]), None))[1])
         True
     """
-    return num_labelled(state) >= _checks.positive_int("budget", budget)
+    budget = _checks.positive_int("budget", budget)
+    return Criterion(lambda _: (), lambda memory, found: (memory, num_labelled(found.pool) >= budget))
 
 
-def low_uncertainty(mean_score: Array, threshold: float) -> Array:
-    """True where the mean score of the pool (``StepInfo.mean_score``) is below ``threshold``, strictly.
+@functools.cache
+def low_uncertainty(threshold: float) -> Criterion:
+    """Stops when the mean score of the pool (``StepInfo.mean_score``) is below ``threshold``, strictly.
 
     Args:
-        mean_score: ``float[]``.
-        threshold: in the units of the heuristic.
+        threshold: in the units of the heuristic. A mean score of NaN, which acquisitions without a score have, never
+            stops.
 
     Returns:
-        ``bool[]``; False for NaN.
+        A :class:`Criterion`.
     """
-    return mean_score < threshold
+    threshold = float(threshold)
+    return Criterion(lambda _: (), lambda memory, found: (memory, found.info.mean_score < threshold))
 
 
-def plateau(history: Array, patience: int = 10, atol: float = 1e-4, rtol: float = 1e-5) -> Array:
-    r"""True where the latest value of a metric and the ``patience`` before it are all close, as in Baal.
+class _Recent(NamedTuple):
+    values: Array  # newest last
+    rounds: Array
+
+
+@functools.cache
+def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1e-5) -> Criterion:
+    r"""Stops where the latest value of a metric and the ``patience`` before it are all close, as in Baal.
 
     .. math:: |m_i - m_t| \le a + r\,|m_t| \quad \text{for } t - p \le i \le t
 
-    A history of exactly ``patience`` values is enough when all of them agree.
+    It is a plateau, not the lack of improvement. A history of exactly ``patience`` values is enough when all of them
+    agree.
 
     Args:
-        history: ``float[R]``, the metric of every round so far (its length is static).
-        patience: ``p``. Fewer values than that never stop.
+        metric: a name in ``StepInfo.metrics``, whose value is a number.
+        patience: ``p``. Fewer values than that never stop, nor do NaN.
         atol: ``a``.
         rtol: ``r``.
 
     Returns:
-        ``bool[]``.
+        A :class:`Criterion`.
 
     Raises:
-        ValueError: ``patience`` is not a positive integer.
+        ValueError: ``patience`` is not a positive integer, or, when the run starts, it has no such metric.
+    """
+    patience = _checks.positive_int("patience", patience)
+
+    def init(found: Round) -> _Recent:
+        value = _metric(found, metric)
+        return _Recent(jnp.full(patience + 1, jnp.nan, value.dtype), jnp.zeros((), jnp.int32))
+
+    def update(memory: _Recent, found: Round) -> tuple[_Recent, Array]:
+        latest = _metric(found, metric)
+        recent = jnp.append(memory.values[1:], latest)
+        count = jnp.minimum(memory.rounds + 1, patience + 1)
+        close = jnp.abs(recent - latest) <= atol + rtol * jnp.abs(latest)
+        return _Recent(recent, count), (count >= patience) & jnp.all(close | (jnp.arange(patience + 1, 0, -1) > count))
+
+    return Criterion(init, update)
+
+
+class _Agreement(NamedTuple):
+    predicted: Array
+    kappas: Array  # newest last
+    rounds: Array
+
+
+@functools.cache
+def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criterion:
+    r"""Stops when the predictions of successive fits agree, on inputs that need no labels.
+
+    .. math:: \tfrac1w \sum_{i=0}^{w-1} \kappa(\hat y_{t-i}, \hat y_{t-i-1}) \ge \tau, \qquad
+              \kappa = \frac{p_o - p_e}{1 - p_e}
+
+    ``p_o`` is the share of the stop inputs on which both fits predict the same class, ``p_e`` the share expected of two
+    independent predictors with their class frequencies. Two fits that predict one and the same class everywhere have
+    ``κ = 1``.
+
+    Args:
+        threshold: ``τ``.
+        window: ``w``.
+
+    Returns:
+        A :class:`Criterion`, for runs with ``stop_inputs``: about 2,000 unlabelled ones in the paper.
+
+    Raises:
+        ValueError: ``window`` is not a positive integer, or, when the run starts, it has no stop inputs.
+
+    References:
+        Bloodgood and Vijay-Shanker, `A method for stopping active learning based on stabilizing predictions and the
+        need for user-adjustable stopping <https://arxiv.org/abs/1409.5165>`_, 2009.
+    """
+    window = _checks.positive_int("window", window)
+    threshold = float(threshold)
+
+    def init(found: Round) -> _Agreement:
+        if found.log_probs is None:
+            raise ValueError("stabilising_predictions needs stop_inputs: give the run some unlabelled inputs")
+        return _Agreement(
+            jnp.zeros(found.log_probs.shape[:-1], jnp.int32), jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
+        )
+
+    def update(memory: _Agreement, found: Round) -> tuple[_Agreement, Array]:
+        predicted = jnp.argmax(found.log_probs, axis=-1).astype(jnp.int32)
+        kappa = _kappa(memory.predicted, predicted, found.log_probs.shape[-1])
+        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, jnp.nan))
+        count = jnp.minimum(memory.rounds + 1, window + 1)
+        return _Agreement(predicted, kappas, count), (count > window) & (jnp.mean(kappas) >= threshold)
+
+    return Criterion(init, update)
+
+
+def any_of(*criteria: Criterion) -> Criterion:
+    """Stops when one of several criteria does; all of them are asked in every round.
+
+    Args:
+        criteria: two or more.
+
+    Returns:
+        A :class:`Criterion`.
 
     Example:
         >>> from baal_jax import stopping
-        >>> bool(stopping.plateau(jnp.array([0.2, 0.9, 0.9, 0.9]), patience=2))
-        True
+        >>> stop = stopping.any_of(stopping.labelling_budget(500), stopping.plateau("accuracy", patience=5))
     """
-    patience = _checks.positive_int("patience", patience)
-    history = jnp.asarray(history)
-    if history.shape[0] < patience:
-        return jnp.zeros((), bool)
-    recent = history[-(patience + 1) :]
-    return jnp.all(jnp.abs(recent - recent[-1]) <= atol + rtol * jnp.abs(recent[-1]))
+    return _combined(criteria, jnp.any)
+
+
+def all_of(*criteria: Criterion) -> Criterion:
+    """Stops when all of several criteria would, in the same round.
+
+    Args:
+        criteria: two or more.
+
+    Returns:
+        A :class:`Criterion`.
+    """
+    return _combined(criteria, jnp.all)
+
+
+@functools.cache
+def _combined(criteria: tuple[Criterion, ...], combine: Callable[[Array], Array]) -> Criterion:
+    def init(found: Round) -> tuple[PyTree, ...]:
+        return tuple(criterion.init(found) for criterion in criteria)
+
+    def update(memories: tuple[PyTree, ...], found: Round) -> tuple[tuple[PyTree, ...], Array]:
+        answers = [criterion.update(memory, found) for criterion, memory in zip(criteria, memories, strict=True)]
+        return tuple(memory for memory, _ in answers), combine(jnp.stack([stop for _, stop in answers]))
+
+    return Criterion(init, update)
+
+
+def _metric(found: Round, name: str) -> Array:
+    metrics = found.info.metrics or {}
+    if name not in metrics:
+        known = ", ".join(metrics) or "none, because it has no test set"
+        raise ValueError(f"metric={name!r} is not among the metrics of the run: {known}")
+    return metrics[name]
+
+
+def _kappa(before: Array, now: Array, num_classes: int) -> Array:
+    total = before.size
+    agree = jnp.sum(before == now) / total
+    counts = [jnp.sum(jax.nn.one_hot(found.ravel(), num_classes), axis=0) / total for found in (before, now)]
+    chance = jnp.sum(counts[0] * counts[1])
+    return jnp.where(chance < 1, (agree - chance) / jnp.where(chance < 1, 1 - chance, 1.0), 1.0)

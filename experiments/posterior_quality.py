@@ -29,7 +29,7 @@ from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import heuristics, kernels, losses, metrics, posteriors, reporting, selection
+from baal_jax import heuristics, kernels, losses, metrics, posteriors, reporting, selection, statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +295,7 @@ def active_table(found: dict[str, Any], target: float = 0.9) -> str:
         bald, random = (found[f"{name}, {how}"] for how in ("BALD", "random"))
         areas = [np.asarray(curve["metrics"]["accuracy"]).mean(axis=1) for curve in (bald, random)]
         labels = [
-            np.median(reporting.labels_to_target(curve["num_labelled"], curve["metrics"]["accuracy"], target))
+            np.median(statistics.labels_to_target(curve["num_labelled"], curve["metrics"]["accuracy"], target))
             for curve in (bald, random)
         ]
         difference = areas[0] - areas[1]

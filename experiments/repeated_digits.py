@@ -25,7 +25,7 @@ import tyro
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import reporting
+from baal_jax import reporting, statistics
 
 matplotlib.use("agg")
 
@@ -134,7 +134,7 @@ def table(curves: dict[str, reporting.Curves], target: float) -> str:
     for name, curve in curves.items():
         accuracy = np.asarray(curve.metrics["accuracy"])
         mean = crossing(curve.num_labelled, accuracy.mean(axis=0), target)
-        median = np.median(reporting.labels_to_target(curve.num_labelled, accuracy, target))
+        median = np.median(statistics.labels_to_target(curve.num_labelled, accuracy, target))
         area = accuracy.mean(axis=1)
         error = reporting.standard_error(area)
         lines.append(f"{name:28s}  {mean:25.1f}  {median:16.0f}    {area.mean():.4f} ± {error:.4f}")

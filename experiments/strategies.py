@@ -7,27 +7,15 @@ from collections.abc import Callable
 import baal_jax as baal
 from baal_jax import heuristics, selection
 
-RANKINGS = ("top_k", "power", "softmax", "softrank")
-SETS = [name for name in selection.REGISTRY if name not in RANKINGS]
-
 
 def acquisition(name: str, coldness: float) -> baal.Acquisition:
     """A strategy by its name on the command line."""
-    if name in heuristics.REGISTRY:
-        return selection.top_k(heuristics.REGISTRY[name])
     if name == "batch_bald":
         return selection.batch_bald(num_configurations=1_000)  # plenty for fifty draws, and ten times faster
-    if name in SETS:
-        return selection.REGISTRY[name]()
-    if name.removeprefix("top_k_") in heuristics.REGISTRY:
-        return selection.top_k(heuristics.REGISTRY[name.removeprefix("top_k_")])
-    how, _, what = name.partition("_")
-    if how in RANKINGS[1:] and what in heuristics.REGISTRY:
-        return selection.REGISTRY[how](heuristics.REGISTRY[what], coldness)
-    known = ", ".join([*SETS, *heuristics.REGISTRY])
-    raise SystemExit(
-        f"strategy {name!r} is unknown: use {known}, or top_k_, power_, softmax_, softrank_ with a heuristic"
-    )
+    try:
+        return selection.by_name(name, coldness=coldness)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def heuristic(name: str) -> Callable | None:

@@ -9,14 +9,15 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("MPLBACKEND", "agg")
-# Tests compile thousands of small programs and run each once or twice: compiling is what they wait for.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start
 
 import hypothesis
 import jax
 import pytest
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and little garbage
+# Tests compile thousands of small programs and run each once or twice: compiling is what they wait for.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -67,12 +67,10 @@ def test_digits_are_split_evenly_and_without_overlap():
         baal.data.digits(num_test=1797)
 
 
-def test_standard_error_and_labels_to_target():
+def test_standard_error():
     values = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
     np.testing.assert_allclose(reporting.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
     assert np.isnan(reporting.standard_error(values[:1])).all()
-    needed = reporting.labels_to_target([10, 20, 30], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.4], [0.95, 0.1, 0.1]], 0.9)
-    np.testing.assert_array_equal(needed, [20, np.inf, 10])
 
 
 def test_table_says_when_a_target_is_not_reached():

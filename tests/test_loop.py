@@ -12,7 +12,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics, pool, posteriors, selection
-from baal_jax.loop import _zeros
+from baal_jax.loop import zeros
 
 ROUNDS, SIZE = 4, 100
 
@@ -468,7 +468,7 @@ def test_runs_need_a_key_or_a_state_and_some_rounds():
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_a_state_may_hold_keys(impl):
     shape = jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=impl), 3))
-    zeros = _zeros(shape)
-    assert zeros.shape == (3,)
-    assert zeros.dtype == shape.dtype
-    assert not jax.random.key_data(zeros).any()
+    empty = zeros(shape)
+    assert empty.shape == (3,)
+    assert empty.dtype == shape.dtype
+    assert not jax.random.key_data(empty).any()

@@ -226,6 +226,9 @@ def test_regression_equals_the_oracle(noise_variance, output_shape, target_shape
         "rmse": np.sqrt(np.mean(errors**2)),
         "mae": np.mean(np.abs(errors)),
         "nll": oracle.gaussian_nll(outputs.reshape(6, -1), targets.ravel(), noise_variance),
+        "crps": oracle.gaussian_crps(
+            outputs.mean(0).ravel(), outputs.var(0).ravel() + noise_variance, targets.ravel().astype(np.float64)
+        ),
     }
     assert found.keys() == expected.keys()
     for name, value in expected.items():

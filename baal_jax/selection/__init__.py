@@ -23,6 +23,7 @@ from baal_jax.selection._grid import (
     max_diag,
 )
 from baal_jax.selection._k_means import k_means
+from baal_jax.selection._names import by_name
 from baal_jax.selection._prob_cover import prob_cover
 from baal_jax.selection._rank import epig, precomputed, random, top_k
 from baal_jax.selection._stochastic import power, softmax, softrank
@@ -61,6 +62,7 @@ __all__ = [
     "bait",
     "batch_bald",
     "batch_bald_gaussian",
+    "by_name",
     "cluster",
     "cluster_margin",
     "core_set",

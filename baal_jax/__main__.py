@@ -1,0 +1,40 @@
+"""``python -m baal_jax COMMAND``: the commands, each loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "study": ("baal_jax.commands._study:main", "run strategies × seeds, resumed by cell, and print the statistics"),
+    "propose": ("baal_jax.commands._annotation:main_propose", "write what people should label next, for Label Studio"),
+    "ingest": ("baal_jax.commands._annotation:main_ingest", "keep the answers of an export of Label Studio"),
+    "report": ("baal_jax.commands._report:main", "write a study as one HTML page, and as figures"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command.
+
+    Args:
+        argv: its name, and what follows.
+
+    Returns:
+        The exit status: 0, 1 where the command says why not, 2 where there is no such command.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print("usage: python -m baal_jax COMMAND …\n\nBayesian active learning for JAX.\n\ncommands:")
+        for command, (_, text) in COMMANDS.items():
+            print(f"  {command:10s} {text}")
+        print("\nWhat a command takes: python -m baal_jax COMMAND --help")
+        return 0
+    if name not in COMMANDS:
+        print(f"baal_jax: {name!r} is no command: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""People label, from files: the next query as tasks of a labelling tool, and what the tool exports read back.
+
+A project is a folder. Every command reads it, does one thing and writes one file at the end, so whatever is killed can
+be called again:
+
+```text
+project.json                    what is labelled: references to show, names of the classes, settings
+query-0003.json                 what was asked for in a round
+query-0003.label_studio.json    the same as tasks to import
+label_config.xml                the labelling interface of these tasks
+labels.json                     all answers so far
+```
+
+From Python:
+
+```python
+annotation.start("cats", references=urls, class_names=["cat", "dog"])
+query = annotation.propose("cats", loop, inputs, key=jax.random.key(0))   # import query.tasks, label, export as JSON
+annotation.ingest("cats", "export.json")
+query = annotation.propose("cats", loop, inputs, key=jax.random.key(0))   # fits to the answers, and asks for more
+```
+
+The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has to be installed.
+"""
+
+from baal_jax.annotation._label_studio import Annotations, from_label_studio, labelling_config, to_label_studio
+from baal_jax.annotation._project import Ingested, Query, answers, ingest, propose, start
+
+__all__ = [
+    "Annotations",
+    "Ingested",
+    "Query",
+    "answers",
+    "from_label_studio",
+    "ingest",
+    "labelling_config",
+    "propose",
+    "start",
+    "to_label_studio",
+]

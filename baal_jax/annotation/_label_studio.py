@@ -1,0 +1,316 @@
+"""Tasks for Label Studio, and its exports read back: plain JSON, none of its packages."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from baal_jax import _checks
+
+Kind = Literal["image", "text", "audio"]
+_TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
+_INDEX = "baal_index"
+
+
+class Annotations(NamedTuple):
+    """What people said.
+
+    Attributes:
+        indices: ``int[K]`` ids that have an answer, ascending.
+        targets: ``[K]``: ``int32`` classes, or ``float32`` numbers.
+        skipped: ``int[M]`` ids that nobody would answer: all their annotations are cancelled.
+        unanswered: ``int[U]`` ids without an annotation, or with an empty one.
+    """
+
+    indices: np.ndarray
+    targets: np.ndarray
+    skipped: np.ndarray
+    unanswered: np.ndarray
+
+
+def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") -> str:
+    """The labelling interface of the tasks of :func:`to_label_studio`.
+
+    Args:
+        class_names: names of the classes, of which one is chosen; None for a number.
+        kind: of what is shown.
+
+    Returns:
+        XML, for the settings of a Label Studio project.
+
+    Raises:
+        ValueError: fewer than two classes, a name twice or empty, or an unknown kind.
+
+    Example:
+        >>> from baal_jax import annotation
+        >>> print(annotation.labelling_config(["cat", "dog"]))
+        <View>
+          <Image name="image" value="$image"/>
+          <Choices name="label" toName="image" choice="single">
+            <Choice value="cat"/>
+            <Choice value="dog"/>
+          </Choices>
+        </View>
+    """
+    class_names = _checked_names(class_names)
+    lines = [f'  <{_tag(kind)} name="{kind}" value="${kind}"/>']
+    if class_names is None:
+        lines.append(f'  <Number name="label" toName="{kind}"/>')
+    else:
+        choices = [f"    <Choice value={quoteattr(name)}/>" for name in class_names]
+        lines += [f'  <Choices name="label" toName="{kind}" choice="single">', *choices, "  </Choices>"]
+    return "\n".join(["<View>", *lines, "</View>"])
+
+
+def to_label_studio(
+    indices: Any,
+    references: Sequence[str],
+    class_names: Sequence[str] | None,
+    *,
+    kind: Kind = "image",
+    predictions: Any = None,
+    scores: Any = None,
+) -> list[dict[str, Any]]:
+    """Examples as tasks to import. The network's guess comes with each, and its score to sort by.
+
+    Args:
+        indices: ``int[Q]`` ids into the pool; −1 is left out.
+        references: ``Q`` of them: what is shown. URLs or paths of images, or texts.
+        class_names: names of the classes; None for a number.
+        kind: of what is shown.
+        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none.
+        scores: ``[Q]`` of the acquisition; None for none. NaN is left out.
+
+    Returns:
+        A list of ``Q`` tasks, which ``json.dump`` takes.
+
+    Raises:
+        ValueError: lengths differ, an id is there twice, or a name is missing.
+
+    Example:
+        >>> from baal_jax import annotation
+        >>> task, = annotation.to_label_studio([42], ["pool/42.png"], ["cat", "dog"], scores=[0.33])
+        >>> task
+        {'data': {'image': 'pool/42.png', 'baal_index': 42, 'acquisition': 0.33}}
+    """
+    class_names = _checked_names(class_names)
+    _tag(kind)
+    ids = np.atleast_1d(np.asarray(indices))
+    _checks.indices("indices", ids, 2**31 - 1)
+    for name, value in (("references", references), ("predictions", predictions), ("scores", scores)):
+        if value is not None and len(value) != len(ids):
+            raise ValueError(f"{name} holds {len(value)} for {len(ids)} indices: pass one for each")
+    tasks = []
+    for row, index in enumerate(ids.tolist()):
+        if index < 0:
+            continue
+        task: dict[str, Any] = {"data": {kind: str(references[row]), _INDEX: index}}
+        if scores is not None and math.isfinite(scores[row]):
+            task["data"]["acquisition"] = _rounded(scores[row])
+        if predictions is not None:
+            task["predictions"] = [_prediction(np.asarray(predictions[row]), class_names, kind)]
+        tasks.append(task)
+    return tasks
+
+
+def from_label_studio(
+    export: Any,
+    class_names: Sequence[str] | None,
+    *,
+    num_examples: int,
+    kind: Kind = "image",
+    proposed: Collection[int] | None = None,
+    several: Literal["newest", "majority"] = "newest",
+    source: str = "export",
+) -> Annotations:
+    """An export in JSON, checked as a whole.
+
+    Predictions, drafts and controls other than ``label`` are not read. Annotations that were cancelled ("skip") do not
+    count beside others; where there are no others the example is skipped. Annotations without an answer do not count.
+
+    Args:
+        export: a list of tasks, as ``json.load`` gives it.
+        class_names: as they were given to :func:`labelling_config`.
+        num_examples: ``N`` of the pool.
+        kind: of what is shown.
+        proposed: ids that have been asked for; None for all.
+        several: of several annotations of one example, the newest counts, or the class most of them name (the newest
+            among equals; of numbers, the mean).
+        source: a name for messages.
+
+    Returns:
+        :class:`Annotations`.
+
+    Raises:
+        ValueError: the export is not a list of tasks with annotations, a task has no ``baal_index`` or another's, an id
+            is out of range, was never asked for or is there twice, or an answer does not fit the labelling interface.
+            The message names the task.
+
+    Example:
+        >>> from baal_jax import annotation
+        >>> export = [{
+        ...     "data": {"image": "pool/42.png", "baal_index": 42},
+        ...     "annotations": [{"was_cancelled": False, "result": [
+        ...         {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["dog"]}}]}],
+        ... }]
+        >>> found = annotation.from_label_studio(export, ["cat", "dog"], num_examples=100)
+        >>> found.indices.tolist(), found.targets.tolist()
+        ([42], [1])
+    """
+    class_names = _checked_names(class_names)
+    _tag(kind)
+    if several not in ("newest", "majority"):
+        raise ValueError(f"several={several!r} is unknown: choose newest or majority")
+    if not isinstance(export, list):
+        raise ValueError(f"{source} holds a {type(export).__name__}, not a list of tasks: export as JSON")
+    found: dict[int, Any] = {}
+    skipped, unanswered = [], []
+    for number, task in enumerate(export):
+        where = f"{source}, task {number}"
+        index = _index_of(task, where, num_examples, proposed)
+        if index in found or index in skipped or index in unanswered:
+            raise ValueError(f"{where}: {_INDEX} {index} is there a second time: export one project only")
+        answers, cancelled = _answers_of(task, where, class_names, kind)
+        if answers:
+            found[index] = _agreed(answers, several, class_names is None)
+        else:
+            (skipped if cancelled else unanswered).append(index)
+    order = sorted(found)
+    dtype = np.float32 if class_names is None else np.int32
+    return Annotations(
+        np.array(order, np.int32),
+        np.array([found[index] for index in order], dtype),
+        np.array(sorted(skipped), np.int32),
+        np.array(sorted(unanswered), np.int32),
+    )
+
+
+def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
+    if class_names is None:
+        return None
+    names = [str(name) for name in class_names]
+    if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise ValueError(f"class_names={names} must be at least two names, none twice or empty")
+    return names
+
+
+def _tag(kind: str) -> str:
+    if kind not in _TAGS:
+        raise ValueError(f"kind={kind!r} is unknown: choose one of {', '.join(_TAGS)}")
+    return _TAGS[kind]
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any]:
+    if class_names is None:
+        value, found, score = {"number": _rounded(values.reshape(()))}, "number", None
+    else:
+        if values.shape != (len(class_names),):
+            raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
+        value, found = {"choices": [class_names[int(np.nanargmax(values))]]}, "choices"
+        score = _rounded(np.nanmax(values))
+    result = [{"from_name": "label", "to_name": kind, "type": found, "value": value}]
+    prediction: dict[str, Any] = {"model_version": "baal_jax", "result": result}
+    return prediction if score is None else {**prediction, "score": score}
+
+
+def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int] | None) -> int:
+    if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
+        raise ValueError(f"{where} has no data: export as JSON, not as JSON-MIN, CSV or COCO")
+    index = task["data"].get(_INDEX)
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise ValueError(f"{where} has {_INDEX}={index!r}, not an integer: it comes from other tasks than ours")
+    if not 0 <= index < num_examples:
+        raise ValueError(f"{where} has {_INDEX} {index}, outside of the {num_examples} examples: is it this project's?")
+    if proposed is not None and index not in proposed:
+        raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: is it this project's export?")
+    return index
+
+
+def _answers_of(
+    task: Mapping[str, Any], where: str, class_names: list[str] | None, kind: str
+) -> tuple[list[Any], bool]:
+    """Answers of a task, newest last, and whether somebody refused to give one."""
+    annotations = task.get("annotations")
+    if not isinstance(annotations, list):
+        raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
+    found: list[tuple[datetime, int, Any]] = []
+    cancelled = False
+    for position, annotation in enumerate(annotations):
+        if not isinstance(annotation, Mapping):
+            raise ValueError(f"{where}, annotation {position} is a {type(annotation).__name__}: the file is damaged")
+        if annotation.get("was_cancelled"):
+            cancelled = True
+            continue
+        result = annotation.get("result")
+        if not isinstance(result, list):
+            raise ValueError(f"{where}, annotation {position} has no result: the file is damaged")
+        answer = _answer_of(result, f"{where}, annotation {position}", class_names, kind)
+        if answer is not None:
+            found.append((_time_of(annotation, where), position, answer))
+    return [answer for *_, answer in sorted(found, key=lambda item: item[:2])], cancelled
+
+
+def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kind: str) -> Any:
+    if not result:
+        return None
+    if not all(isinstance(item, Mapping) for item in result):
+        raise ValueError(f"{where}: the result is not a list of regions: the file is damaged")
+    labels = [item for item in result if item.get("from_name") == "label"]
+    if not labels:
+        others = ", ".join(sorted({str(item.get("from_name")) for item in result}))
+        raise ValueError(f"{where} answers {others}, not label: use the labelling interface of label_config.xml")
+    if len(labels) > 1:
+        raise ValueError(f"{where} has {len(labels)} labels, but one is asked for: correct it and export again")
+    item = labels[0]
+    if item.get("to_name") != kind:
+        raise ValueError(f"{where} labels {item.get('to_name')!r}, not {kind!r}: is it this project's export?")
+    wanted = "number" if class_names is None else "choices"
+    value = item.get("value")
+    if item.get("type") != wanted:
+        raise ValueError(f"{where} has type {item.get('type')!r}, not {wanted}: use the interface of label_config.xml")
+    if not isinstance(value, Mapping) or wanted not in value:
+        raise ValueError(f"{where} has the value {value!r} without {wanted}: the file is damaged")
+    if class_names is None:
+        number = value["number"]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{where} has the number {number!r}: correct it and export again")
+        return float(number)
+    choices = value["choices"]
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise ValueError(f"{where} has the choices {choices!r}, but one is asked for: correct it and export again")
+    if choices[0] not in class_names:
+        raise ValueError(f"{where} has the class {choices[0]!r}: the classes are {', '.join(class_names)}")
+    return class_names.index(choices[0])
+
+
+def _time_of(annotation: Mapping[str, Any], where: str) -> datetime:
+    text = annotation.get("updated_at") or annotation.get("created_at")
+    if text is None:
+        return datetime.min.replace(tzinfo=UTC)
+    try:
+        found = datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} has the time {text!r}, which is none: the file is damaged") from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _agreed(answers: list[Any], several: str, is_number: bool) -> Any:
+    if several == "newest":
+        return answers[-1]
+    if is_number:
+        return float(np.mean(answers))
+    votes: Callable[[Any], tuple[int, int]] = lambda answer: (  # noqa: E731
+        Counter(answers)[answer],
+        max(i for i, other in enumerate(answers) if other == answer),
+    )
+    return max(set(answers), key=votes)

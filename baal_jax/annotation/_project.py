@@ -1,0 +1,366 @@
+"""A labelling project as a folder: ask, wait for people, read their answers, ask again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baal_jax import _checks, _files
+from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
+from baal_jax.loop import ActiveLoop, round_keys
+from baal_jax.metrics import model_average
+from baal_jax.pool import PoolState
+from baal_jax.pool import init as empty_pool
+from baal_jax.prediction import summarise
+from baal_jax.typing import Acquisition, Array, Dataset, Key, Predictions, PyTree
+
+FORMAT = 1
+
+
+class Query(NamedTuple):
+    """What people are asked for.
+
+    Attributes:
+        round: number of the query, from 0.
+        indices: ``int[Q]``, ids in order of picking.
+        scores: ``float[Q]``, NaN where nothing was scored.
+        waiting: ``int[W]``, those of them without an answer yet.
+        tasks: the file to import into Label Studio.
+    """
+
+    round: int
+    indices: np.ndarray
+    scores: np.ndarray
+    waiting: np.ndarray
+    tasks: Path
+
+
+class Ingested(NamedTuple):
+    """What an export has brought.
+
+    Attributes:
+        new: ids that have an answer now, and had none.
+        corrected: ids whose answer is another than before.
+        unchanged: ids whose answer was known.
+        skipped: ids that nobody would answer; they are not asked for again.
+        waiting: ids of the latest query that are still without an answer.
+    """
+
+    new: np.ndarray
+    corrected: np.ndarray
+    unchanged: np.ndarray
+    skipped: np.ndarray
+    waiting: np.ndarray
+
+
+def start(
+    folder: str | Path,
+    *,
+    references: Sequence[str],
+    class_names: Sequence[str] | None = None,
+    kind: Kind = "image",
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Begins a project, or makes sure that the one in the folder is this one.
+
+    Args:
+        folder: made if it is not there.
+        references: ``N`` of them, one for each example of the pool: what people are shown. URLs or paths of images as
+            Label Studio reads them, or texts.
+        class_names: names of the ``C`` classes; None for numbers.
+        kind: of what is shown.
+        config: whatever else is worth keeping in ``project.json``.
+
+    Returns:
+        The path of ``project.json``.
+
+    Raises:
+        ValueError: the folder holds another project, or a name is missing.
+    """
+    folder = Path(folder)
+    content = {
+        "format": FORMAT,
+        "kind": kind,
+        "class_names": None if class_names is None else [str(name) for name in class_names],
+        "config": _files.plain(config or {}),
+        "references": [str(reference) for reference in references],
+    }
+    if not content["references"]:
+        raise ValueError("references is empty: give one for each example of the pool")
+    interface = labelling_config(class_names, kind)
+    path = folder / "project.json"
+    if path.exists():
+        old = _project(folder)
+        for name, value in content.items():
+            if old.get(name) != value:
+                shown = "" if name == "references" else f" ({old.get(name)!r}, now {value!r})"
+                raise ValueError(f"folder={str(folder)!r} holds a project with other {name}{shown}: use another folder")
+        return path
+    _files.write_text(folder / "label_config.xml", interface + "\n")
+    return _write_json(path, content)
+
+
+def propose(
+    folder: str | Path,
+    loop: ActiveLoop,
+    inputs: PyTree,
+    *,
+    key: Key,
+    num_initial: int = 10,
+    cold_start: Acquisition | None = None,
+    embeddings: PyTree = None,
+    target_inputs: PyTree = None,
+    give_up: bool = False,
+) -> Query:
+    """The next query: fits to the answers so far, scores what is left, and writes what to ask for.
+
+    While the last query waits for answers it is returned again, and nothing is computed: labels of a round come
+    together. The first query is random, or a cold start. The same folder and key give the same query, whenever and
+    however often it is asked for.
+
+    Args:
+        folder: of a project that :func:`start` began.
+        loop: its posterior, acquisition, schedule of query sizes and draws are used.
+        inputs: ``[N, …]`` of the pool.
+        key: a typed key, of the whole project.
+        num_initial: examples in the first query.
+        cold_start: picks the first query instead of chance, such as ``selection.typiclust()``.
+        embeddings: ``[N, D]``, for ``cold_start``.
+        target_inputs: inputs whose predictions matter, for acquisitions that read them.
+        give_up: does not wait for what is unanswered in the last query; these examples may be asked for again.
+
+    Returns:
+        A :class:`Query`. ``query-R.json`` and ``query-R.label_studio.json`` are in the folder.
+
+    Raises:
+        ValueError: there is no project, the inputs are not its, or everything has been asked for.
+    """
+    folder = Path(folder)
+    project = _project(folder)
+    num_examples = len(project["references"])
+    if _checks.leading_axis("inputs", inputs) != num_examples:
+        raise ValueError(
+            f"inputs holds {_checks.leading_axis('inputs', inputs)} examples, but the project {num_examples}: "
+            "pass the pool that it was started with"
+        )
+    _checks.typed_key("key", key)
+    queries = _queries(folder)
+    if queries and not give_up:
+        last = _as_query(folder, queries[-1])
+        if last.waiting.size:
+            return last
+    number = len(queries)
+    state, skipped = answers(folder)
+    available = jnp.asarray((np.asarray(state.labelled_at) < 0) & ~skipped)
+    keys = round_keys(key, jnp.asarray(number, jnp.int32))
+    shown = None
+    if not int(np.sum(np.asarray(state.labelled_at) >= 0)):
+        size = min(_checks.positive_int("num_initial", num_initial), num_examples)
+        picked = _first(keys.select, available, size, cold_start, embeddings)
+    else:
+        size = loop.parts.sizes[min(max(number - 1, 0), len(loop.parts.sizes) - 1)]
+        picked, shown = _next(loop, keys, Dataset(inputs, state.targets), state, available, size, target_inputs)
+    ids, scores = np.asarray(picked.indices), np.asarray(picked.scores, np.float64)
+    kept = ids >= 0
+    if not kept.any():
+        raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
+    ids, scores = ids[kept], scores[kept]
+    query = {
+        "round": number,
+        "indices": ids,
+        "scores": scores,
+        "predictions": None if shown is None else np.asarray(shown, np.float64)[kept],
+        "references": [project["references"][index] for index in ids],
+    }
+    query = _files.plain(query)
+    _write_tasks(folder, project, query)
+    _write_json(folder / f"query-{number:04d}.json", query)  # last: a query is there once all of it is
+    return _as_query(folder, query)
+
+
+def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest", "majority"] = "newest") -> Ingested:
+    """Reads an export, checks all of it, and then keeps its answers: all of them or, where something is wrong, none.
+
+    The same export twice changes nothing; a later one may correct answers, take them back by skipping, and hold any
+    part of what was asked for so far.
+
+    Args:
+        folder: of the project.
+        export: a file that Label Studio exported as JSON.
+        several: what counts where several people answered, see :func:`from_label_studio`.
+
+    Returns:
+        :class:`Ingested`. ``labels.json`` has all answers.
+
+    Raises:
+        ValueError: there is no project, nothing has been asked for, or the export is not as it should be; the message
+            names the file and the task.
+    """
+    folder, export = Path(folder), Path(export)
+    project, queries = _project(folder), _queries(folder)
+    if not queries:
+        raise ValueError(f"folder={str(folder)!r} has asked for nothing yet: propose first")
+    if not export.is_file():
+        raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
+    try:
+        content = json.loads(export.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{export.name} is not JSON ({error}): export again, as JSON") from error
+    rounds = {index: query["round"] for query in queries for index in query["indices"]}
+    found = from_label_studio(
+        content,
+        project["class_names"],
+        num_examples=len(project["references"]),
+        kind=project["kind"],
+        proposed=rounds,
+        several=several,
+        source=export.name,
+    )
+    labels, skipped = _labels(folder)
+    before = dict(labels)
+    for index, target in zip(found.indices.tolist(), found.targets.tolist(), strict=True):
+        labels[index] = {"target": target, "round": rounds[index]}
+    for index in found.skipped.tolist():
+        labels.pop(index, None)
+    skipped = sorted((set(skipped) | set(found.skipped.tolist())) - set(labels))
+    _write_labels(folder, labels, skipped)
+    known = [index for index in found.indices.tolist() if index in before]
+    changed = [index for index in known if before[index]["target"] != labels[index]["target"]]
+    return Ingested(
+        np.array([index for index in found.indices.tolist() if index not in before], np.int32),
+        np.array(changed, np.int32),
+        np.array([index for index in known if index not in changed], np.int32),
+        found.skipped,
+        _as_query(folder, queries[-1]).waiting,
+    )
+
+
+def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
+    """All answers so far, as a pool that stores them.
+
+    Args:
+        folder: of the project.
+
+    Returns:
+        ``(pool, skipped bool[N])``. Targets are −1 (numbers: NaN) where there is no answer; ``labelled_at`` holds the
+        query that asked. What was skipped is not labelled, and should not be picked.
+
+    Raises:
+        ValueError: there is no project.
+    """
+    folder = Path(folder)
+    project = _project(folder)
+    num_examples = len(project["references"])
+    labels, skipped = _labels(folder)
+    is_number = project["class_names"] is None
+    targets = np.full(num_examples, np.nan if is_number else -1, np.float32 if is_number else np.int32)
+    labelled_at = np.full(num_examples, -1, np.int32)
+    for index, label in labels.items():
+        targets[index], labelled_at[index] = label["target"], label["round"]
+    left_out = np.zeros(num_examples, bool)
+    left_out[skipped] = True
+    state = empty_pool(num_examples, targets=jnp.asarray(targets))
+    number = jnp.asarray(len(_queries(folder)), jnp.int32)
+    return state._replace(labelled_at=jnp.asarray(labelled_at), round=number), left_out
+
+
+def _first(key: Key, available: Array, size: int, cold_start: Acquisition | None, embeddings: PyTree) -> Any:
+    from baal_jax.selection import random
+
+    acquisition = random() if cold_start is None else cold_start
+    summary = None
+    if acquisition.summarise is not None:
+        if embeddings is None:
+            raise ValueError("embeddings is None: a cold start reads them, pass embeddings=[N, D]")
+        summary = acquisition.summarise(Predictions(None, jnp.asarray(embeddings)))
+    return acquisition.select(key, summary, available, size, jnp.zeros_like(available))
+
+
+def _next(
+    loop: ActiveLoop, keys: Any, dataset: Dataset, state: PoolState, available: Array, size: int, target_inputs: PyTree
+) -> tuple[Any, Any]:
+    """What the loop's acquisition picks after a fit to the answers, and the predictions of what it picked."""
+    parts, labelled = loop.parts, state.labelled_at >= 0
+    fitted = jax.jit(parts.posterior.fit)(keys.fit, dataset, labelled)
+    predict = partial(summarise, keys.draws, parts.posterior, fitted, num_samples=parts.num_samples, batch_size=256)
+    summary_fn = parts.acquisition.summarise
+    summary = None
+    if summary_fn is not None:
+        of_pool = lambda data, aims: predict(data, summary_fn, features=parts.features, target_inputs=aims)  # noqa: E731
+        summary = jax.jit(of_pool)(dataset.inputs, target_inputs)
+    picked = parts.acquisition.select(keys.select, summary, available, min(size, len(available)), labelled)
+    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.maximum(picked.indices, 0)], dataset.inputs)
+    is_number = jnp.issubdtype(state.targets.dtype, jnp.floating)
+
+    def shown(predictions: Predictions) -> Array:
+        if is_number:
+            return jnp.mean(predictions.logits, axis=0).reshape(predictions.logits.shape[1])
+        return jnp.exp(model_average(predictions.logits))
+
+    return picked, predict(rows, shown)
+
+
+def _project(folder: Path) -> dict[str, Any]:
+    path = folder / "project.json"
+    if not path.is_file():
+        raise ValueError(f"folder={str(folder)!r} holds no project: {path.name} is missing; start one first")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {found.get('format')}, but this version reads {FORMAT}: update baal_jax")
+    return found
+
+
+def _queries(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    while (path := folder / f"query-{len(found):04d}.json").is_file():
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _as_query(folder: Path, query: Mapping[str, Any]) -> Query:
+    labels, skipped = _labels(folder)
+    tasks = folder / f"query-{query['round']:04d}.label_studio.json"
+    if not tasks.is_file():  # somebody has moved it
+        _write_tasks(folder, _project(folder), query)
+    ids = np.array(query["indices"], np.int32)
+    scores = np.array([np.nan if score is None else score for score in query["scores"]])
+    waiting = [index for index in ids.tolist() if index not in labels and index not in skipped]
+    return Query(query["round"], ids, scores, np.array(waiting, np.int32), tasks)
+
+
+def _write_tasks(folder: Path, project: Mapping[str, Any], query: Mapping[str, Any]) -> None:
+    tasks = to_label_studio(
+        query["indices"],
+        query["references"],
+        project["class_names"],
+        kind=project["kind"],
+        predictions=query["predictions"],
+        scores=[np.nan if score is None else score for score in query["scores"]],
+    )
+    _write_json(folder / f"query-{query['round']:04d}.label_studio.json", tasks)
+
+
+def _labels(folder: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
+    path = folder / "labels.json"
+    if not path.is_file():
+        return {}, []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {int(index): label for index, label in found["labels"].items()}, found["skipped"]
+
+
+def _write_labels(folder: Path, labels: Mapping[int, Any], skipped: list[int]) -> None:
+    content = {"labels": {str(index): labels[index] for index in sorted(labels)}, "skipped": skipped}
+    path = folder / "labels.json"
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != content:
+        _write_json(path, content)
+
+
+def _write_json(path: Path, content: Any) -> Path:
+    return _files.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,41 @@
+r"""Calibration after training: scalings of logits, fitted to examples that the network was not trained on.
+
+A scaling is a pair of pure functions. ``fit`` finds the parameters with the smallest negative log-likelihood of the
+Bayesian model average, ``apply`` changes the logits of any draw with them:
+
+.. math:: \min_\theta\; -\frac{1}{\sum_n w_n} \sum_n w_n \log \frac1S \sum_s
+          \operatorname{softmax}\bigl(g_\theta(z_{sn})\bigr)_{y_n} + \text{penalty}(\theta)
+
+A scaling acts on each draw before the average, so a heuristic reads calibrated draws. With one prediction ``[N, …, C]``
+it is the textbook method and the problem is convex (temperature: in ``1/T``). With draws ``[S, N, …, C]`` it is not
+convex: the temperature is searched over its whole range, the other two descend from the best temperature. To calibrate
+the average itself, fit and apply to ``metrics.model_average(logits)``.
+
+:func:`calibrated` makes a posterior of any posterior, so that :func:`~baal_jax.active_loop` calibrates in every round,
+before it scores.
+"""
+
+from baal_jax.calibration._posterior import CalibratedState, calibrated
+from baal_jax.calibration._scalings import (
+    REGISTRY,
+    DirichletParams,
+    Scaling,
+    TemperatureParams,
+    VectorParams,
+    dirichlet,
+    temperature,
+    vector,
+)
+
+__all__ = [
+    "REGISTRY",
+    "CalibratedState",
+    "DirichletParams",
+    "Scaling",
+    "TemperatureParams",
+    "VectorParams",
+    "calibrated",
+    "dirichlet",
+    "temperature",
+    "vector",
+]

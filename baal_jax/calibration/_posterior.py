@@ -1,0 +1,151 @@
+"""A posterior whose draws are calibrated in every fit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baal_jax import _checks, _numerics
+from baal_jax.calibration._scalings import Scaling
+from baal_jax.prediction import predict
+from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
+
+_SPLIT, _DRAWS = 0x63616C69, 0x62726174  # far from the small numbers that a fit folds in or splits by
+
+
+class CalibratedState(NamedTuple):
+    """State of :func:`calibrated`.
+
+    Attributes:
+        base: state of the posterior, as its own ``fit`` returned it.
+        params: parameters of the scaling.
+    """
+
+    base: Any
+    params: PyTree
+
+    @property
+    def variables(self) -> Any:
+        """The network of the base state, for what reads a single one (``features``)."""
+        return self.base.variables
+
+
+def calibrated(
+    posterior: Posterior,
+    scaling: Scaling,
+    *,
+    held_out: float | None = None,
+    max_held_out: int = 256,
+    validation: Dataset | None = None,
+    refit: bool = False,
+    num_samples: int = 20,
+    batch_size: int | None = 256,
+) -> Posterior:
+    """A posterior whose draws are calibrated in every fit.
+
+    A share of the labelled examples, drawn at random in each fit, is held out, the posterior is fitted to the others,
+    and the scaling to the predictions of its draws on what was held out. ``floor(share · labelled)`` examples are held
+    out, never more than half of them; of too few none, and the scaling is then the identity.
+
+    The posterior is used as it is and gets the key of the fit itself: with ``validation`` or ``refit``, ``state.base``
+    is bit for bit what ``posterior.fit`` returns for the same arguments.
+
+    Args:
+        posterior: any posterior of classes with one array of outputs.
+        scaling: from :func:`temperature`, :func:`vector`, :func:`dirichlet`, or your own.
+        held_out: the share, more than 0 and at most 0.5; 0.2 by default.
+        max_held_out: the most examples that are held out. The compiled program predicts this many in every fit.
+        validation: labelled examples beside the pool to fit the scaling to; nothing is held out then. They are part of
+            the compiled program.
+        refit: fit the posterior again to all labelled examples after the scaling is known. No label is lost to
+            training, a fit costs twice as much, and the scaling belongs to a network that saw fewer labels.
+        num_samples: ``S``, draws that the scaling is fitted to.
+        batch_size: held-out examples in work at a time, None for all.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` with state :class:`CalibratedState`; draws are those of ``posterior``.
+
+    Raises:
+        ValueError: a number is out of its range, ``validation`` stands beside ``held_out`` or ``refit``, the targets
+            are not classes, or the outputs are not one array.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import calibration, heuristics, posteriors, selection
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> base = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=2)
+        >>> posterior = calibration.calibrated(base, calibration.temperature(penalty=0.1), num_samples=2)
+        >>> loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=1, num_samples=2)
+        >>> train = baal.Dataset(jnp.eye(8), jnp.arange(8) % 2)
+        >>> state, info = loop.step(loop.init(jax.random.key(0), train, num_initial=5), train)
+        >>> bool(state.posterior.params.temperature > 0)
+        True
+    """
+    max_held_out = _checks.positive_int("max_held_out", max_held_out)
+    num_samples = _checks.positive_int("num_samples", num_samples)
+    batch_size = None if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    if validation is not None:
+        if held_out is not None or refit:
+            raise ValueError(
+                f"held_out={held_out} and refit={refit} beside validation: leave them out, all labels are trained on"
+            )
+        _checks.leading_axis("validation", validation)
+        _require_classes(validation)
+    share = 0.2 if held_out is None else _checks.finite_float("held_out", held_out, 0.0)
+    if not 0.0 < share <= 0.5:
+        raise ValueError(f"held_out={held_out} must be more than 0 and at most 0.5: it is a share of the labels")
+
+    def scale(key: Key, state: Any, examples: Dataset, weights: Array | None) -> PyTree:
+        outputs = predict(key, posterior, state, examples.inputs, num_samples=num_samples, batch_size=batch_size)
+        if not isinstance(outputs, jax.Array):
+            raise ValueError(
+                f"outputs are a {type(outputs).__name__}, but a scaling needs one array: return one output"
+            )
+        return scaling.fit(outputs, jnp.asarray(examples.targets), weights)
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: CalibratedState | None = None) -> CalibratedState:
+        before = None if previous is None else previous.base
+        # fold_in leaves the key itself to the posterior.
+        key_split, key_draws = jax.random.fold_in(key, _SPLIT), jax.random.fold_in(key, _DRAWS)
+        if validation is not None:
+            base = posterior.fit(key, dataset, labelled, before)
+            return CalibratedState(base, scale(key_draws, base, validation, None))
+        _require_classes(dataset)
+        labelled = jnp.asarray(labelled)
+        rows, weights = _hold_out(key_split, labelled, share, max_held_out)
+        # A row without weight holds nothing out, whichever example it repeats.
+        kept = labelled.at[jnp.where(weights, rows, labelled.shape[0])].set(False, mode="drop")
+        base = posterior.fit(key, dataset, kept, before)
+        examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], dataset)
+        params = scale(key_draws, base, examples, weights)
+        return CalibratedState(posterior.fit(key, dataset, labelled, before) if refit else base, params)
+
+    def sample(key: Key, state: CalibratedState, num_samples: int) -> PyTree:
+        return posterior.sample(key, state.base, num_samples)
+
+    def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:
+        return scaling.apply(state.params, posterior.apply(state.base, draw, inputs))
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+def _require_classes(dataset: Dataset) -> None:
+    targets = dataset.targets
+    if targets is None or not jnp.issubdtype(jnp.asarray(targets).dtype, jnp.integer):
+        kind = "None" if targets is None else jnp.asarray(targets).dtype
+        raise ValueError(f"targets are {kind}, but a scaling is fitted to integer classes: pass int[N, …]")
+
+
+def _hold_out(key: Key, labelled: Array, share: float, most: int) -> tuple[Array, Array]:
+    """``(ids int32[K], bool[K])``: which examples are held out, and which of these rows do not count."""
+    most = min(most, labelled.shape[0])
+    number = jnp.sum(labelled, dtype=jnp.int32)
+    # A little more than the share, so that 0.3 of 10 is 3 in float32, too.
+    wanted = jnp.floor(number.astype(jnp.float32) * np.float32(share) + 1e-3).astype(jnp.int32)
+    wanted = jnp.minimum(jnp.minimum(wanted, number // 2), most)
+    values = _numerics.rank_values(jax.random.uniform(key, labelled.shape), labelled)
+    ids = _numerics.top_indices(values, most)
+    return jnp.maximum(ids, 0), jnp.arange(most, dtype=jnp.int32) < wanted

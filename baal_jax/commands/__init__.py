@@ -1,0 +1,1 @@
+"""Commands of ``python -m baal_jax``, a module each with ``main(argv) -> int``."""

@@ -1,0 +1,284 @@
+"""Right or wrong, and how surprised: accuracy, NLL, Brier score, and what a confusion matrix says of each class."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax import _checks
+from baal_jax.metrics._common import (
+    Terms,
+    count_into,
+    fit_classes,
+    mean,
+    mean_of_defined,
+    predicted_class,
+    static_average,
+)
+from baal_jax.typing import Array
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
+    """Share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+        k: how many classes count.
+
+    Returns:
+        ``float32[]`` between 0 and 1.
+
+    Raises:
+        ValueError: ``k`` is not between 1 and ``C``, or the shapes differ.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> print(metrics.accuracy(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
+        0.5
+    """
+    return mean(hit_terms(log_probs, targets, k))
+
+
+@jax.jit
+def nll(log_probs: Array, targets: Array) -> Array:
+    r"""Negative log-likelihood of the model average, in nats.
+
+    .. math:: -\tfrac1N \sum_n \log \bar p_{n y_n}
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+
+    Returns:
+        ``float32[]``.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
+        0.6931472
+    """
+    return mean(nll_terms(log_probs, targets))
+
+
+@jax.jit
+def brier(log_probs: Array, targets: Array) -> Array:
+    r"""Brier score, the squared distance to the one-hot target.
+
+    .. math:: \tfrac1N \sum_n \sum_c (\bar p_{nc} - [c = y_n])^2
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+
+    Returns:
+        ``float32[]`` between 0 and 2.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    References:
+        Brier, `Verification of forecasts expressed in terms of probability
+        <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_, 1950.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> print(metrics.brier(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
+        0.5
+    """
+    return mean(brier_terms(log_probs, targets))
+
+
+@jax.jit
+def confusion_matrix(log_probs: Array, targets: Array) -> Array:
+    """Counts of (true class, predicted class).
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+
+    Returns:
+        ``int32[C, C]``; rows are true classes. An example without a prediction (NaN) is in no cell.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> print(metrics.confusion_matrix(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
+        [[1 0]
+         [1 0]]
+    """
+    log_probs, targets = fit_classes(log_probs, targets)
+    classes, predicted = log_probs.shape[-1], predicted_class(log_probs)
+    in_a_cell = (targets >= 0) & (targets < classes) & (predicted >= 0)
+    return count_into(targets * classes + predicted, in_a_cell, classes * classes).reshape(classes, classes)
+
+
+@functools.partial(jax.jit, static_argnames="average")
+def precision(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
+    r"""Share of the predictions of a class that are right.
+
+    .. math:: P_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c}
+
+    Averages are scikit-learn's. ``"macro"`` is the mean over the classes that occur, as targets or as predictions;
+    ``"weighted"`` weights classes by their examples; ``"micro"`` counts all classes together, which is the accuracy.
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+        average: ``"macro"``, ``"micro"``, ``"weighted"``, or None for a value a class.
+        zero_division: the precision of a class that is never predicted. NaN leaves it out of averages.
+
+    Returns:
+        ``float32[]``, or ``float32[C]`` without an average.
+
+    Raises:
+        ValueError: the shapes differ, or there is no such average.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> log_probs = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.6, 0.4, 0.0]]))
+        >>> print(metrics.precision(log_probs, jnp.array([0, 1]), average=None))
+        [0.5 0.  0. ]
+        >>> print(metrics.precision(log_probs, jnp.array([0, 1])))      # nothing is said of the third class
+        0.25
+    """
+    return precision_of(class_counts(log_probs, targets), average, zero_division)
+
+
+@functools.partial(jax.jit, static_argnames="average")
+def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
+    r"""Share of the examples of a class that are predicted as such: its accuracy.
+
+    .. math:: R_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FN}_c}
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+        average: as in :func:`precision`.
+        zero_division: the recall of a class without examples. NaN leaves it out of averages.
+
+    Returns:
+        ``float32[]``, or ``float32[C]`` without an average.
+
+    Raises:
+        ValueError: the shapes differ, or there is no such average.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]]))
+        >>> print(metrics.recall(log_probs, jnp.array([0, 1, 1]), average=None))
+        [1.  0.5]
+    """
+    return recall_of(class_counts(log_probs, targets), average, zero_division)
+
+
+@functools.partial(jax.jit, static_argnames="average")
+def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
+    r"""Harmonic mean of :func:`precision` and :func:`recall`.
+
+    .. math:: F_c = \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
+
+    Args:
+        log_probs: ``[N, …, C]``.
+        targets: ``int[N, …]``.
+        average: as in :func:`precision`.
+        zero_division: the value of a class that is neither a target nor predicted. ``"macro"`` leaves it out.
+
+    Returns:
+        ``float32[]``, or ``float32[C]`` without an average.
+
+    Raises:
+        ValueError: the shapes differ, or there is no such average.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.2, 0.8], [0.2, 0.8]]))
+        >>> print(metrics.f1(log_probs, jnp.array([0, 1, 1])))
+        1.0
+    """
+    return f1_of(class_counts(log_probs, targets), average, zero_division)
+
+
+class ClassCounts(NamedTuple):
+    """What precision, recall and F1 are made of, ``int32[C]`` each, and the examples there are, ``int32[]``."""
+
+    hits: Array
+    predicted: Array
+    targets: Array
+    total: Array
+
+
+def class_counts(log_probs: Array, targets: Array) -> ClassCounts:
+    """Counts of each class among the examples that count."""
+    log_probs, targets = fit_classes(log_probs, targets)
+    classes, predicted, known = log_probs.shape[-1], predicted_class(log_probs), targets >= 0
+    return ClassCounts(
+        count_into(targets, known & (predicted == targets), classes),
+        count_into(predicted, known, classes),
+        count_into(targets, known, classes),
+        jnp.sum(known, dtype=jnp.int32),
+    )
+
+
+def precision_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
+    """Precision from counts."""
+    return _ratio(counts.hits, counts.predicted, counts, average, zero_division)
+
+
+def recall_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
+    """Recall from counts."""
+    return _ratio(counts.hits, counts.targets, counts, average, zero_division)
+
+
+def f1_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
+    """F1 from counts."""
+    return _ratio(2 * counts.hits, counts.predicted + counts.targets, counts, average, zero_division)
+
+
+def _ratio(part: Array, whole: Array, counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
+    static_average(average)
+    if average == "micro":
+        part, whole = jnp.sum(part, dtype=jnp.int32), jnp.sum(whole, dtype=jnp.int32)
+        return part.astype(jnp.float32) / whole.astype(jnp.float32)
+    values = part.astype(jnp.float32) / jnp.maximum(whole, 1).astype(jnp.float32)
+    values = jnp.where(whole > 0, values, zero_division)
+    if average is None:
+        return jnp.where(counts.total > 0, values, jnp.nan)
+    if average == "macro":  # scikit-learn cannot know of a class that never occurs
+        return mean_of_defined(jnp.where(counts.predicted + counts.targets > 0, values, jnp.nan))
+    weights = jnp.where(jnp.isnan(values), 0, counts.targets).astype(jnp.float32)
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0)) / jnp.sum(weights)
+
+
+def hit_terms(log_probs: Array, targets: Array, k: int) -> Terms:
+    """1 for each example whose target is among the ``k`` best, else 0."""
+    log_probs, targets = fit_classes(log_probs, targets)
+    if _checks.positive_int("k", k) > log_probs.shape[-1]:
+        raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
+    best = jax.lax.top_k(log_probs, k)[1]
+    hits = jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0)
+    return hits.astype(jnp.float32), targets >= 0
+
+
+def nll_terms(log_probs: Array, targets: Array) -> Terms:
+    """Surprise at each target."""
+    log_probs, targets = fit_classes(log_probs, targets)
+    chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return -chosen, targets >= 0
+
+
+def brier_terms(log_probs: Array, targets: Array) -> Terms:
+    """Squared distance of each example's probabilities to its one-hot target."""
+    log_probs, targets = fit_classes(log_probs, targets)
+    probs = jnp.exp(log_probs)
+    one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype)
+    return jnp.sum((probs - one_hot) ** 2, axis=-1), targets >= 0

@@ -1,0 +1,21 @@
+"""A whole study: strategies × seeds, every strategy one compiled program, all of it on disk and resumed by cell.
+
+"Does this acquisition help?" takes many seeds of several strategies that share their first labels and their random
+numbers. Here that is a call:
+
+```python
+loops = study.grid(posterior, {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}, query_size=10)
+found = study.run("runs/digits", loops, train, test, num_seeds=20, num_rounds=15, num_initial=20, key=key)
+print(statistics.markdown(statistics.summary(found)))
+report.write("runs/digits")
+```
+
+Killed anywhere, the same call finishes what is missing. What is in the folder: :mod:`baal_jax.results`.
+"""
+
+from baal_jax.results import read
+from baal_jax.study._program import use_all_cores
+from baal_jax.study._streamed import Stream
+from baal_jax.study._study import grid, run
+
+__all__ = ["Stream", "grid", "read", "run", "use_all_cores"]

@@ -1,0 +1,238 @@
+"""The folder of a study while it is being made: one writer, cells that are whole, a table that is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from baal_jax import _files, results
+from baal_jax._environment import environment
+from baal_jax.results import Cell, Results, Runs
+
+SECONDS_BETWEEN_TABLES = 10.0
+TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
+# What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
+MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
+
+
+class Folder:
+    """A study on disk that this process writes to."""
+
+    def __init__(self, path: Path, description: dict[str, Any]):
+        self.path = path
+        for pattern in TEMPORARIES:  # left by a process that was killed
+            for stale in path.glob(pattern):
+                stale.unlink()
+        self.description = _description(path, description)
+        found = {name: results.read_cells(path, name) for name in self.description["strategies"]}
+        self.cells: dict[str, list[Cell]] = {name: cells for name, cells in found.items() if cells}
+        self._written = 0.0
+
+    def missing(self, strategy: str, seeds: Sequence[int]) -> np.ndarray:
+        """Seeds that no cell has yet."""
+        cells = self.cells.get(strategy, [])
+        there = np.concatenate([cell.runs.seeds for cell in cells]) if cells else np.zeros(0, int)
+        return np.setdiff1d(np.asarray(seeds, int), there)
+
+    def chunk(self, strategy: str) -> int | None:
+        """Seeds in a call when this strategy was begun, None if it was not."""
+        cells = self.cells.get(strategy)
+        return cells[0].chunk if cells else None
+
+    def require_same_program(self, strategy: str, program: str) -> None:
+        """Refuses to go on with another program than the one that made the cells which are there."""
+        other = [cell for cell in self.cells.get(strategy, []) if cell.program != program]
+        if other:
+            raise ValueError(
+                f"loops[{strategy!r}] is another program than the one that made its {len(other)} cells in "
+                f"{str(self.path)!r}: the loop, the data's shapes, the number of devices or the versions have changed "
+                f"(study.json has the old ones). Give it another name, use another folder, or delete "
+                f"cells/{results.slug(strategy)}-*.npz"
+            )
+
+    def add(self, strategy: str, cell: Cell) -> None:
+        """Writes a cell, and the table now and then."""
+        results.write_cell(self.path, strategy, cell)
+        self.cells.setdefault(strategy, []).append(cell)
+        if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
+            self.write_table()
+
+    def write_table(self) -> Results:
+        """Writes ``results.csv`` if it is not what the cells say; returns what is there."""
+        runs = {name: results.merge(self.cells[name]) for name in self.description["strategies"] if name in self.cells}
+        found = Results(self.description, runs, None)
+        _write_if_changed(self.path / "results.csv", results.table(found))
+        self._written = time.monotonic()
+        return found
+
+
+@contextmanager
+def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
+    """The folder for one writer at a time; the table is written at the end, whatever ends it.
+
+    Args:
+        path: folder, made if it is not there.
+        description: what is asked for.
+
+    Yields:
+        A :class:`Folder`.
+
+    Raises:
+        ValueError: another process writes to it, or it holds a study of something else.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with _only_writer(path):
+        folder = Folder(path, description)
+        try:
+            yield folder
+        finally:
+            folder.write_table()
+
+
+def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str, chunk: int) -> Cell:
+    """What a call computed, as arrays of the host.
+
+    Args:
+        seeds: ``int[n]``.
+        initial: ``int[n or more, I]``; what is more is padding.
+        infos: :class:`~baal_jax.StepInfo` with leaves ``[n or more, R, …]``.
+        targets: ``[N, …]`` of the pool.
+        program: fingerprint.
+        chunk: seeds in a call.
+
+    Returns:
+        A :class:`~baal_jax.results.Cell`.
+    """
+    found: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
+    infos, initial = found
+    numbers, arrays = {}, {}
+    for name, value in (infos.metrics or {}).items():
+        (numbers if value.ndim == 2 else arrays)[name] = value
+    targets = np.asarray(targets)
+    if targets.ndim == 1:
+        unknown = np.asarray(np.nan if np.issubdtype(targets.dtype, np.floating) else -1, targets.dtype)
+        there = infos.indices >= 0
+        arrays["query_targets"] = np.where(there, targets[np.where(there, infos.indices, 0)], unknown)
+    runs = Runs(
+        seeds=np.asarray(seeds, np.int32),
+        num_labelled=infos.num_labelled,
+        num_picked=infos.num_picked,
+        mean_score=infos.mean_score,
+        stopped=infos.stopped,
+        metrics=numbers,
+        initial=initial,
+        indices=infos.indices,
+        scores=infos.scores,
+        diagnostics=arrays,
+    )
+    return Cell(runs, program, chunk)
+
+
+def digest(tree: Any) -> str:
+    """Of all numbers of a pytree, in order."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.data if array.dtype.kind != "V" else array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> None:
+    """What the first seed of every strategy asked for, as bytes that a page can show.
+
+    Args:
+        folder: of the study.
+        images: ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
+        targets: ``[N, …]``.
+        most: pictures at most; later rounds are left out.
+    """
+    firsts = [results.merge(cells) for cells in folder.cells.values()]
+    rounds = max((runs.indices.shape[1] for runs in firsts), default=0)
+    order = [runs.initial[0] for runs in firsts[:1]]
+    order += [runs.indices[0, r] for r in range(rounds) for runs in firsts if r < runs.indices.shape[1]]
+    ids = np.concatenate([np.ravel(part) for part in order]) if order else np.zeros(0, int)
+    unique, first = np.unique(ids[ids >= 0], return_index=True)
+    ids = np.sort(unique[np.argsort(first)][:most])
+    found = np.asarray(images)[ids]
+    if found.dtype != np.uint8:
+        low, high = np.min(images), np.max(images)
+        found = np.round((found - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    content = results.Pictures(ids.astype(np.int32), found, np.asarray(targets)[ids])
+    path = folder.path / "pictures.npz"
+    if path.exists():
+        old = results.read_pictures(path)
+        if all(np.array_equal(a, b) for a, b in zip(old, content, strict=True)):
+            return
+    results.write_pictures(path, content)
+
+
+def describe_pool(targets: Any) -> dict[str, Any]:
+    """Size and classes of a pool."""
+    targets = np.asarray(targets)
+    found: dict[str, Any] = {"num_pool": len(targets)}
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        found["class_counts"] = np.bincount(targets[targets >= 0]).tolist()
+    return found
+
+
+def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the folder is for: what it was, and what is asked for beyond."""
+    asked = {"format": results.FORMAT, **_files.plain(asked), "environment": environment()}
+    if not (path / "study.json").exists():
+        left = sorted(path.glob("cells/*.npz"))
+        if left:
+            raise ValueError(
+                f"folder={str(path)!r} has cells, such as {left[0].name}, but no study.json: empty it first"
+            )
+        description = asked
+    else:
+        old = results.read_description(path)
+        for name in dict.fromkeys([*old, *asked]):
+            if name not in MAY_CHANGE and old.get(name) != asked.get(name):
+                raise ValueError(
+                    f"folder={str(path)!r} holds a study with {name}={old.get(name)!r}, but now it is "
+                    f"{asked.get(name)!r}: use another folder, or ask for the same"
+                )
+        description = {
+            **asked,
+            "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
+            "baseline": asked["baseline"] or old["baseline"],
+            "seeds": max(old["seeds"], asked["seeds"], key=len),
+            "environment": old["environment"],
+        }
+    if description["baseline"] is None:
+        names = description["strategies"]
+        description["baseline"] = "random" if "random" in names else names[0]
+    _write_if_changed(path / "study.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    return description
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        _files.write_text(path, text)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """A lock that dies with the process, where the system has one."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers are not told apart there
+        yield
+        return
+    with (path / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"folder={str(path)!r} is being written to by another process: wait for it") from error
+        yield

@@ -1,0 +1,271 @@
+"""Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baal_jax import _checks
+from baal_jax.loop import ActiveLoop, active_loop
+from baal_jax.prediction import load
+from baal_jax.results import Results, read_pictures
+from baal_jax.stopping import Criterion
+from baal_jax.study import _folder
+from baal_jax.study._folder import Folder
+from baal_jax.study._program import Data, Rounds, default_chunk, trace
+from baal_jax.study._streamed import Stream, abstract_pool, trace_streamed
+from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
+
+
+def grid(
+    posteriors: Posterior | Mapping[str, Posterior],
+    acquisitions: Acquisition | Mapping[str, Acquisition],
+    **options: Any,
+) -> dict[str, ActiveLoop]:
+    """Every acquisition with every posterior, as loops with names.
+
+    Args:
+        posteriors: one, or several by name.
+        acquisitions: by name; or one where there are several posteriors.
+        options: of :func:`~baal_jax.active_loop`, the same for all: ``query_size``, ``num_samples``, …
+
+    Returns:
+        Name → loop. The name is the acquisition's, the posterior's, or ``"posterior, acquisition"`` where both vary.
+
+    Raises:
+        ValueError: there is one of each and so no name, or an option is wrong.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> from baal_jax import heuristics, selection, study
+        >>> coin = baal.Posterior(fit=None, sample=None, apply=None)
+        >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
+        >>> list(study.grid({"dropout": coin, "ensemble": coin}, picks, query_size=2))
+        ['dropout, random', 'dropout, bald', 'ensemble, random', 'ensemble, bald']
+    """
+    if isinstance(posteriors, Posterior) and isinstance(acquisitions, Acquisition):
+        raise ValueError("acquisitions is a single one, without a name: pass a dictionary of name and acquisition")
+    first = {"": posteriors} if isinstance(posteriors, Posterior) else posteriors
+    second = {"": acquisitions} if isinstance(acquisitions, Acquisition) else acquisitions
+    return {
+        ", ".join(name for name in (a, b) if name): active_loop(posterior, acquisition, **options)
+        for a, posterior in first.items()
+        for b, acquisition in second.items()
+    }
+
+
+def run(
+    folder: str | Path,
+    loops: Mapping[str, ActiveLoop],
+    train: Dataset,
+    test: Dataset,
+    *,
+    key: Key,
+    num_seeds: int,
+    num_rounds: int,
+    num_initial: int,
+    stop: Criterion | None = None,
+    stop_inputs: PyTree = None,
+    target_inputs: PyTree = None,
+    baseline: str | None = None,
+    metric: str | None = None,
+    target: float | None = None,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    images: Any = None,
+    stream: Stream | None = None,
+    chunk: int | None = None,
+    memory: int | None = None,
+    progress: bool = False,
+) -> Results:
+    """Runs what is missing of a study, and returns all of it.
+
+    Seed ``s`` of every strategy starts from ``fold_in(key, s)``: the same first labels, and the same random numbers for
+    fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
+    a call. Every call's result is a file of its own, so whatever ends the process, the same call goes on from there.
+    More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
+    else that differs is refused, be it the data, the number of rounds or the program of a strategy.
+
+    Args:
+        folder: where the study is or will be. What is in it: :mod:`baal_jax.results`.
+        loops: name → loop, for example of :func:`grid`. Let them have ``metrics.classification(diagnostics=True)`` as
+            ``metrics`` for a report with calibration and classes.
+        train: the pool with all its targets.
+        test: where every round's fit is evaluated.
+        key: a typed key, of everything.
+        num_seeds: runs of every strategy, seeds 0, 1, ….
+        num_rounds: ``R``, fits of every run.
+        num_initial: examples that are labelled at random before the first round.
+        stop: a criterion of :mod:`baal_jax.stopping`; every seed stops for itself.
+        stop_inputs: inputs whose predictions the criterion reads.
+        target_inputs: inputs whose predictions matter, for acquisitions that read them.
+        baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
+        metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
+        target: value of that metric for "labels to reach it".
+        name: a title for the report.
+        class_names: of the ``C`` classes, for the report.
+        config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
+        images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
+        stream: for a pool that does not fit on the device: ``train.inputs`` is a source with ``__len__`` and
+            ``__getitem__`` then, and only the labelled examples and one batch of it are on the device. Seeds and rounds
+            run one after the other. A fit sees the labelled examples alone, so it must not be semi-supervised.
+        chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
+            :func:`use_all_cores`), all of them on an accelerator, or as many as fit.
+        memory: bytes of a device that a call may use; by default nine tenths of what an accelerator has. A program that
+            takes more is compiled again for as many seeds as fit.
+        progress: shows a bar with the time that is left.
+
+    Returns:
+        :class:`~baal_jax.results.Results`, strategies and seeds of earlier calls included.
+
+    Raises:
+        ValueError: the folder holds another study, a strategy's program has changed since its first seeds were
+            computed, another process is at work, a seed does not fit in memory, or a number is not positive.
+        ImportError: ``progress`` needs tqdm, which is not installed.
+
+    Example:
+        >>> import tempfile, optax, flax.linen as nn
+        >>> import baal_jax as baal
+        >>> from baal_jax import heuristics, posteriors, selection, study
+        >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
+        >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
+        >>> loops = study.grid(posteriors.mc_dropout(baal.from_linen(net), trainer), picks, query_size=1)
+        >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     options = {"key": jax.random.key(0), "num_seeds": 2, "num_rounds": 2, "num_initial": 2}
+        ...     found = study.run(home, loops, train, train, **options)
+        >>> {name: runs.num_labelled.tolist() for name, runs in found.runs.items()}
+        {'random': [[2, 3], [2, 3]], 'bald': [[2, 3], [2, 3]]}
+    """
+    seeds = range(_checks.positive_int("num_seeds", num_seeds))
+    rounds = Rounds(
+        _checks.positive_int("num_rounds", num_rounds), _checks.positive_int("num_initial", num_initial, least=0), stop
+    )
+    for option, value in (("chunk", chunk), ("memory", memory)):
+        if value is not None:
+            _checks.positive_int(option, value)
+    _checks.typed_key("key", key)
+    _require_targets(train, test, stream)
+    if not loops:
+        raise ValueError("loops is empty: give at least one strategy")
+    if baseline is not None and baseline not in loops:
+        raise ValueError(f"baseline={baseline!r} is not among the strategies: {', '.join(loops)}")
+    hashed = train if stream is None else Dataset(load(train.inputs, [0], stream.inputs_of), train.targets)
+    shown = train if stream is None else abstract_pool(train.inputs, train.targets, stream)
+    test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
+    data = Data(key, jax.tree.map(_on_device, shown), test, target_inputs, stop_inputs)
+    description = {
+        "name": name,
+        "strategies": list(loops),
+        "baseline": baseline,
+        "metric": _metric_of_all(loops, data, rounds, metric),
+        "target": target,
+        "class_names": None if class_names is None else list(class_names),
+        "seeds": list(seeds),
+        "num_rounds": rounds.num_rounds,
+        "num_initial": rounds.num_initial,
+        "key": jax.random.key_data(key).tolist(),
+        **_folder.describe_pool(train.targets),
+        "data": _folder.digest((hashed, test)),
+        "config": config,
+    }
+    with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
+        for strategy, loop in loops.items():
+            advance(strategy, 0)
+            begun = place.chunk(strategy)
+            if stream is None:
+                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds))
+            else:
+                traced = trace_streamed(loop, rounds, data, train.inputs, np.asarray(train.targets), stream)
+            place.require_same_program(strategy, traced.fingerprint)
+            missing = place.missing(strategy, seeds)
+            if not missing.size:
+                continue
+            program = traced.compile(memory, begun is None and chunk is None)
+            for now, padded in _calls(missing, program.chunk):
+                initial, infos = program.call(padded)
+                found = _folder.cell(now, initial, infos, train.targets, program.fingerprint, program.chunk)
+                place.add(strategy, found)
+                advance(strategy, len(now) * num_rounds)
+        return _finish(place, train, images)
+
+
+def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Seeds of each call, and the same padded to ``chunk``: one shape, whatever is left to do."""
+    for first in range(0, len(missing), chunk):
+        now = missing[first : first + chunk]
+        yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
+
+
+def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> None:
+    for option, dataset in (("train", train), ("test", test)):
+        if dataset.targets is None:
+            raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
+    _checks.leading_axis("test", test)
+    if stream is None:
+        _checks.leading_axis("train", train)
+    elif len(train.inputs) != len(train.targets):
+        raise ValueError(
+            f"train has {len(train.inputs)} inputs, but {len(train.targets)} targets: give one target for each"
+        )
+
+
+def _on_device(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+
+
+def _metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, wanted: str | None) -> str:
+    """The metric that matters most, which every strategy must report."""
+
+    def values(loop: ActiveLoop, data: Data) -> Any:
+        return loop.evaluate(loop.init(data.key, data.train, rounds.num_initial), data.test)
+
+    usual = "accuracy" if jnp.issubdtype(data.train.targets.dtype, jnp.integer) else "rmse"
+    for name, loop in loops.items():
+        numbers = [key for key, value in jax.eval_shape(partial(values, loop), data).items() if value.ndim == 0]
+        if wanted is None:
+            wanted = usual if usual in numbers or not numbers else numbers[0]
+        if wanted not in numbers:
+            raise ValueError(f"metric={wanted!r} is not what {name!r} reports: choose one of {', '.join(numbers)}")
+    assert wanted is not None
+    return wanted
+
+
+@contextmanager
+def _bar(
+    place: Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
+) -> Iterator[Callable[[str, int], None]]:
+    """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
+    if not progress:
+        yield lambda strategy, done: None
+        return
+    tqdm = _checks.optional_import("tqdm", "experiments")
+    missing = num_rounds * sum(len(place.missing(name, seeds)) for name in loops)
+    with tqdm.tqdm(total=missing, unit="round", dynamic_ncols=True) as shown:
+
+        def advance(strategy: str, done: int) -> None:
+            shown.set_description(strategy if done else f"{strategy} (compiling)")
+            shown.update(done)
+
+        yield advance
+
+
+def _finish(place: Folder, train: Dataset, images: Any) -> Results:
+    """Table and pictures; all that is in the folder."""
+    if images is None:
+        shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()
+        images = train.inputs if len(shape) == 4 and shape[-1] in (1, 3) else None
+    if images is not None:
+        _folder.save_pictures(place, images, train.targets)
+    found = place.write_table()
+    path = place.path / "pictures.npz"
+    return found._replace(pictures=read_pictures(path) if path.exists() else None)
