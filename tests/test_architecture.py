@@ -131,7 +131,6 @@ def _public():
         "training",
         "models",
         "augmentation",
-        "calibration",
         "checkpoint",
         "features",
         "kernels",
