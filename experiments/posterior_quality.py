@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import mlp_mcdropout_digits as digits
 import numpy as np
 import optax
 import tyro
@@ -29,7 +28,8 @@ from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import heuristics, kernels, losses, metrics, posteriors, reporting, selection, statistics
+from baal_jax import heuristics, kernels, losses, metrics, posteriors, reporting, selection, statistics, study
+from baal_jax.results import Results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Config:
     """Draws of a prediction."""
 
     out: Path = Path("results/posterior_quality")
-    """Folder for results.json."""
+    """Folder for results.json, and for the study of active learning."""
 
 
 class Problem(NamedTuple):
@@ -84,6 +84,7 @@ class Problem(NamedTuple):
 def main(config: Config) -> dict[str, Any]:
     """Every method on every problem, then active learning."""
     start = time.perf_counter()
+    study.use_all_cores()
     tables: dict[str, str] = {}
     numbers: dict[str, Any] = {}
 
@@ -105,7 +106,8 @@ def main(config: Config) -> dict[str, Any]:
         report(problem.name, found, table(found))
     if config.active:
         for found in active(config):
-            report("active learning on digits", found, active_table(found))
+            numbers_of = {name: runs.metrics for name, runs in found.runs.items()}
+            report("active learning on digits", numbers_of, active_table(found))
     print(f"wrote {config.out / 'results.json'} in {time.perf_counter() - start:.0f} s")
     return numbers
 
@@ -267,36 +269,38 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def active(config: Config) -> Iterator[dict[str, Any]]:
+def active(config: Config) -> Iterator[Results]:
     """BALD with every posterior, from twenty random labels, and random labelling with it; all so far each time."""
-    train, test = jax.tree.map(jnp.asarray, baal.data.digits())
+    train, test = baal.data.digits()
     problem = Problem("digits", MLP(hidden=(128, 128), rate=0.2), train, test, 110, 300, 32)
-    settings = digits.Config(seeds=config.seeds, num_initial=20, query_size=10, rounds=9)
-    names = [name for name in config.methods if name != "deterministic"]
-    found: dict[str, Any] = {}
-    with tqdm(total=2 * len(names) * settings.rounds, unit="round") as progress:
-        for name in names:
-            for how, acquisition in (("BALD", selection.top_k(heuristics.bald)), ("random", selection.random())):
-                loop = baal.active_loop(
-                    make_posterior(name, problem), acquisition, query_size=settings.query_size, num_samples=20
-                )
-                curves = digits.run_strategy(f"{name}, {how}", loop, settings, train, test, progress)
-                found[f"{name}, {how}"] = curves._asdict()
-            yield found
+    acquisitions = {"BALD": selection.top_k(heuristics.bald), "random": selection.random()}
+    for name in config.methods:
+        if name == "deterministic":
+            continue
+        yield study.run(
+            config.out / "active",
+            study.grid({name: make_posterior(name, problem)}, acquisitions, query_size=10, num_samples=20),
+            train,
+            test,
+            key=jax.random.key(0),
+            num_seeds=config.seeds,
+            num_rounds=9,
+            num_initial=20,
+            progress=True,
+        )
 
 
-def active_table(found: dict[str, Any], target: float = 0.9) -> str:
+def active_table(found: Results, target: float = 0.9) -> str:
     """Labels to the target accuracy, and the mean accuracy of all rounds against random's."""
     lines = [
         f"| | labels to {target:.0%}, BALD | random | mean accuracy, BALD | random | difference |",
         "|---" * 6 + "|",
     ]
-    for name in dict.fromkeys(label.split(", ")[0] for label in found):
-        bald, random = (found[f"{name}, {how}"] for how in ("BALD", "random"))
-        areas = [np.asarray(curve["metrics"]["accuracy"]).mean(axis=1) for curve in (bald, random)]
+    for name in dict.fromkeys(label.split(", ")[0] for label in found.runs):
+        both = [found.runs[f"{name}, {how}"] for how in ("BALD", "random")]
+        areas = [runs.metrics["accuracy"].mean(axis=1) for runs in both]
         labels = [
-            np.median(statistics.labels_to_target(curve["num_labelled"], curve["metrics"]["accuracy"], target))
-            for curve in (bald, random)
+            np.median(statistics.labels_to_target(runs.num_labelled, runs.metrics["accuracy"], target)) for runs in both
         ]
         difference = areas[0] - areas[1]
         text = f"{difference.mean():+.3f} ± {reporting.standard_error(difference):.3f}"
