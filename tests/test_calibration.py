@@ -175,16 +175,44 @@ def test_without_known_targets_it_is_the_identity_and_with_nan_it_is_nan(kind):
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(broken))
 
 
+IMPOSSIBLE = [-np.inf, -1e9, float(np.finfo(np.float32).min), -1e6]
+
+
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_impossible_classes_stay_impossible(kind):
+@pytest.mark.parametrize("draws", [1, 3])
+def test_impossible_classes_are_left_alone_and_the_others_fitted_as_well_as_without_them(kind, draws):
+    """Masks as people write them: infinite, and finite numbers of which float32 cannot tell neighbours apart."""
     scaling = BUILDERS[kind](0.0)
-    logits, targets = problem(4, 1, 200, 4)
-    logits[0, :, 3] = -np.inf
-    params = scaling.fit(logits[0], targets % 3)
-    chex.assert_tree_all_finite(params)
-    scaled = scaling.apply(params, jnp.asarray(logits))
-    assert np.isneginf(scaled[..., 3]).all()
-    assert np.isfinite(scaled[..., :3]).all()
+    logits, targets = problem(4, draws, 200, 4)
+    targets %= 3
+    least = optimum(kind, objective(kind, 0.0, logits[..., :3], targets), 3)
+    for value in IMPOSSIBLE:
+        logits[..., 3] = value
+        params = scaling.fit(logits[0] if draws == 1 else logits, targets)
+        chex.assert_tree_all_finite(params)
+        scaled = np.asarray(scaling.apply(params, jnp.asarray(logits)))
+        assert (scaled[..., 3] < -1e4).all()
+        assert np.isfinite(scaled[..., :3]).all()
+        assert average_nll(scaled, targets) <= least + 1e-3, value
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_class_can_be_impossible_in_some_examples(kind):
+    """An infinite mask and a large finite one are the same, and targets that are masked in every draw do not count."""
+    scaling = BUILDERS[kind](0.0)
+    logits, targets = problem(7, 1, 200, 4)
+    masked = np.arange(200)[:, None] % 4 == np.arange(4)
+    infinite, finite = (np.where(masked, value, logits[0]).astype(np.float32) for value in (-np.inf, -1e9))
+    losses = []
+    possible = ~masked[np.arange(200), targets]
+    assert not possible.all()
+    for each in (infinite, finite):
+        scaled = np.asarray(scaling.apply(scaling.fit(each, targets), jnp.asarray(each)))
+        np.testing.assert_array_equal(scaled[masked] < -1e2, True)
+        losses.append(average_nll(scaled[None, possible], targets[possible]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    raw = average_nll(infinite[None, possible], targets[possible])
+    assert losses[0] < raw - 0.1
 
 
 def test_half_precision_is_computed_in_float32():
@@ -244,6 +272,10 @@ def test_settings_are_checked():
     for make, message in [
         (lambda: calibration.temperature(penalty=-1.0), "penalty=-1.0"),
         (lambda: calibration.temperature(bounds=(2.0, 1.0)), "bounds"),
+        (lambda: calibration.temperature(bounds=None), "bounds"),
+        (lambda: calibration.temperature(bounds=("1", "2")), "bounds"),
+        (lambda: calibration.calibrated(centroids(), calibration.vector), "scaling"),
+        (lambda: calibration.calibrated(centroids(), calibration.vector(), validation=EMPTY), "validation is empty"),
         (lambda: calibration.dirichlet(off_diagonal=-1.0), "off_diagonal"),
         (lambda: calibration.calibrated(centroids(), calibration.vector(), held_out=0.7), "held_out=0.7"),
         (lambda: calibration.calibrated(centroids(), calibration.vector(), held_out=0.1, validation=TEST), "beside"),
@@ -255,6 +287,7 @@ def test_settings_are_checked():
 
 
 TRAIN, TEST = (jax.tree.map(jnp.asarray, part) for part in data())
+EMPTY = jax.tree.map(lambda leaf: leaf[:0], TEST)
 LABELLED = jnp.arange(40) < 20
 
 
@@ -272,6 +305,16 @@ def test_the_posterior_is_not_touched(key, kind, options):
     np.testing.assert_allclose(scaled, BUILDERS[kind](0.01).apply(state.params, raw), rtol=1e-6)
     if kind == "temperature":
         np.testing.assert_array_equal(jnp.argmax(scaled, -1), jnp.argmax(raw, -1))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"validation": TEST}, {"refit": True}], ids=["held out", "validation", "refit"]
+)
+def test_no_key_is_used_twice(options, key_reuse):
+    base = centroids()
+    drawing = base._replace(fit=lambda key, *rest: (jax.random.normal(key), base.fit(key, *rest))[1])
+    posterior = calibration.calibrated(drawing, calibration.temperature(), num_samples=2, **options)
+    posterior.fit(jax.random.key(0), TRAIN, LABELLED)
 
 
 def test_the_scaling_is_fitted_to_what_the_posterior_has_not_seen(key):

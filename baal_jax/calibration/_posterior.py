@@ -50,6 +50,9 @@ def calibrated(
     and the scaling to the predictions of its draws on what was held out. ``floor(share · labelled)`` examples are held
     out, never more than half of them; of too few none, and the scaling is then the identity.
 
+    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out too
+    sure: give it ``validation`` instead.
+
     The posterior is used as it is and gets the key of the fit itself: with ``validation`` or ``refit``, ``state.base``
     is bit for bit what ``posterior.fit`` returns for the same arguments.
 
@@ -70,7 +73,7 @@ def calibrated(
 
     Raises:
         ValueError: a number is out of its range, ``validation`` stands beside ``held_out`` or ``refit``, the targets
-            are not classes, or the outputs are not one array.
+            are not classes, ``scaling`` is no :class:`Scaling`, or the outputs are not one array.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -84,6 +87,8 @@ def calibrated(
         >>> bool(state.posterior.params.temperature > 0)
         True
     """
+    if not isinstance(scaling, Scaling):
+        raise ValueError(f"scaling={scaling!r} is no Scaling: call its builder, as in calibration.temperature()")
     max_held_out = _checks.positive_int("max_held_out", max_held_out)
     num_samples = _checks.positive_int("num_samples", num_samples)
     batch_size = None if batch_size is None else _checks.positive_int("batch_size", batch_size)
@@ -92,7 +97,8 @@ def calibrated(
             raise ValueError(
                 f"held_out={held_out} and refit={refit} beside validation: leave them out, all labels are trained on"
             )
-        _checks.leading_axis("validation", validation)
+        if not _checks.leading_axis("validation", validation):
+            raise ValueError("validation is empty: give examples, or leave it out to hold labels out")
         _require_classes(validation)
     share = 0.2 if held_out is None else _checks.finite_float("held_out", held_out, 0.0)
     if not 0.0 < share <= 0.5:
@@ -121,7 +127,9 @@ def calibrated(
         base = posterior.fit(key, dataset, kept, before)
         examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], dataset)
         params = scale(key_draws, base, examples, weights)
-        return CalibratedState(posterior.fit(key, dataset, labelled, before) if refit else base, params)
+        if refit:  # with the same key, on purpose
+            base = posterior.fit(jax.random.clone(key), dataset, labelled, before)
+        return CalibratedState(base, params)
 
     def sample(key: Key, state: CalibratedState, num_samples: int) -> PyTree:
         return posterior.sample(key, state.base, num_samples)

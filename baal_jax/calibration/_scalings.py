@@ -30,10 +30,11 @@ class Scaling(NamedTuple):
         fit: ``(logits [S, N, …, C] or [N, …, C], targets int[N, …], weights=None) -> params``, compiled. Which of the
             two shapes is meant follows from ``targets``. Negative targets are unknown and do not count, nor do
             positions without a positive weight (``[N, …]`` or its leading axes), nor targets to which every draw gives
-            the logit −inf, which no scaling can change. With nothing that counts, the parameters are those of the
+            the logit −inf (or one 1e8 below the largest), which no scaling can change. With nothing that counts, the parameters are those of the
             identity; with NaN or +inf among the logits that count, or a target of ``C`` or more, they are NaN. They are
             constants to ``grad``.
-        apply: ``(params, logits […, C]) -> logits […, C]``, in at least float32. A logit of −inf stays −inf.
+        apply: ``(params, logits […, C]) -> logits […, C]``, in at least float32. A logit of −inf stays −inf, and one 1e8 below the
+            largest, which is a mask, as far from it as it was or nearly so.
     """
 
     fit: Callable[..., PyTree]
@@ -106,9 +107,13 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = BOUNDS) -
         ['0.750', '0.250']
     """
     penalty = _checks.finite_float("penalty", penalty, 0.0)
-    if len(bounds) != 2 or not 0.0 < bounds[0] < bounds[1] < float("inf"):
-        raise ValueError(f"bounds={bounds} must be two positive numbers, the smaller one first")
-    return _temperature(penalty, (float(bounds[0]), float(bounds[1])))
+    try:
+        low, high = (_checks.finite_float("bounds", bound, 0.0) for bound in bounds)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not 0.0 < low < high:
+        raise ValueError(f"bounds={bounds!r} must be two positive numbers, the smaller one first")
+    return _temperature(penalty, (low, high))
 
 
 def vector(*, penalty: float = 0.0) -> Scaling:
@@ -149,7 +154,7 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
               \text{penalty} = \frac{\lambda}{C (C - 1)} \sum_{i \ne j} W_{ij}^2 + \frac{\mu}{C} \sum_c b_c^2
 
     The diagonal is free. As in :func:`vector`, examples without an error let the parameters grow until the loss hardly
-    falls any more. A class of logit −inf adds nothing to the other classes.
+    falls any more. A class of logit −inf, or 1e8 below the largest, adds nothing to the other classes.
 
     Args:
         off_diagonal: ``λ``. Few examples need a large one: ``C²`` weights are fitted. Zero leaves the matrix free.
@@ -208,7 +213,7 @@ def _vector(penalty: float) -> Scaling:
     def apply(params: VectorParams, logits: Array) -> Array:
         logits = _classes_of(logits, params.offset.shape[-1])
         finite, impossible = split_impossible(logits)
-        return jnp.where(impossible, -jnp.inf, affine(*params, finite))
+        return jnp.where(impossible, logits, affine(*params, finite))
 
     def solve(problem: Problem) -> VectorParams:
         return VectorParams(*fit_affine(problem, problem.logits, penalty, None, penalty))
@@ -224,7 +229,7 @@ def _dirichlet(off_diagonal: float, intercept: float) -> Scaling:
     def apply(params: DirichletParams, logits: Array) -> Array:
         log_p = _numerics.log_probs(_classes_of(logits, params.intercept.shape[-1]))
         finite, impossible = split_impossible(log_p)
-        return jnp.where(impossible, -jnp.inf, affine(*params, finite))
+        return jnp.where(impossible, log_p, affine(*params, finite))
 
     def solve(problem: Problem) -> DirichletParams:
         log_p = _numerics.log_probs(problem.logits)

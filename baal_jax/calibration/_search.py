@@ -15,6 +15,7 @@ from baal_jax.typing import Array
 BOUNDS = (1e-6, 1e6)
 _GRID, _HALVINGS = 33, 24
 _FLAT = 1e-6  # nats: losses this close are equal
+_HOPELESS = 1e8  # nats below the largest logit: what a mask is, and no temperature in BOUNDS makes likely
 _MOST_STEPS, _PATIENCE, _LEAST_GRADIENT = 2000, 40, 1e-6
 
 
@@ -75,8 +76,10 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     logits, targets = logits.reshape(logits.shape[0], -1, logits.shape[-1]), targets.ravel().astype(jnp.int32)
     counts = (targets >= 0) & (given > 0)
     targets = jnp.where(counts, targets, 0)
-    chosen = jnp.take_along_axis(logits, targets[None, :, None], axis=-1, mode="fill")[..., 0]
-    counts &= ~jnp.all(jnp.isneginf(chosen), axis=0)
+    _, impossible = split_impossible(logits)
+    # A target of C or more counts, and makes the loss NaN.
+    hopeless = jnp.take_along_axis(impossible, targets[None, :, None], axis=-1, mode="fill", fill_value=False)
+    counts &= ~jnp.all(hopeless[..., 0], axis=0)
     given = jnp.where(counts, given, 0.0)
     total = jnp.sum(given)
     weights = jnp.where(total > 0, given / jnp.where(total > 0, total, 1.0), 0.0)
@@ -85,10 +88,11 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
 
 def log_temperature(problem: Problem, penalty: float, bounds: tuple[float, float]) -> Array:
     """The best point of a grid, and bisection of the slope beside it."""
-    log_p = _numerics.log_probs(problem.logits)
+    log_p, impossible = split_impossible(_numerics.log_probs(problem.logits))
 
     def objective(log_t: Array) -> Array:
-        return problem.loss(log_p * jnp.exp(-log_t)) + penalty * log_t**2
+        # −inf · (1/T) has no slope in T.
+        return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t))) + penalty * log_t**2
 
     low, high = np.log(bounds)
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
@@ -153,15 +157,17 @@ def fit_affine(
         apart = centre - jnp.mean(centre)
         unit_all = jax.lax.rsqrt(jnp.sum(curvature * variance) + 2.0 * diagonal + price * jnp.sum(apart**2))
         unit_shift = jax.lax.rsqrt(curvature + price)
-        spread = curvature[:, None] * spectrum[None] + price * jnp.matmul(centre, basis, precision="highest")[None] ** 2
+        drift = jnp.matmul(centre / deviation, basis, precision="highest")
+        spread = curvature[:, None] * spectrum[None] + price * drift[None] ** 2
 
         def build(x: Array) -> tuple[Array, Array]:
             change, together = x[0] * unit, x[1, 0] * unit_all
             shift = x[2] * unit_shift - together * apart
             if off_diagonal is None:
                 return weight0 + together + change, shift - change * centre
-            unit_off = jax.lax.rsqrt(spread + 2.0 * off_diagonal / num_pairs)
-            off = jnp.matmul(x[3:] * unit_off, basis.T, precision="highest")
+            stiff = jnp.matmul(1.0 / variance, basis**2, precision="highest")
+            unit_off = jax.lax.rsqrt(spread + 2.0 * off_diagonal / num_pairs * stiff[None])
+            off = jnp.matmul(x[3:] * unit_off, basis.T, precision="highest") / deviation[None]
             change = off * (1.0 - eye) + change[:, None] * eye
             return weight0 + together * eye + change, shift - jnp.matmul(change, centre, precision="highest")
 
@@ -171,14 +177,16 @@ def fit_affine(
 
     centre = problem.mean(features)
     around = features - centre[None, None]
-    size = jnp.mean(centre**2) + jnp.max(problem.mean(around**2))
-    least = 1e-5 * size + 1e-12  # of a variance, that rounding could be mistaken for
-    variance = problem.mean(around**2) + least
-    spectrum, basis = variance, eye
+    variance = problem.mean(around**2)
+    # Each class has a floor of its own, of what rounding could be mistaken for: one may stand at −1e6 in all examples.
+    variance = variance + 1e-8 * (centre**2 + variance) + 1e-12
+    deviation = jnp.sqrt(variance)
+    spectrum, basis = jnp.ones_like(variance), eye
     if off_diagonal is not None:
-        covariance = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
-        spectrum, basis = jnp.linalg.eigh(covariance / features.shape[0])
-        spectrum = jnp.maximum(spectrum, 0.0) + least
+        around = around / deviation[None, None]
+        correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
+        spectrum, basis = jnp.linalg.eigh(correlation / features.shape[0])
+        spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
 
     scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-log_temperature(problem, 0.0, BOUNDS))])
     if features.shape[0] == 1:  # convex: one start will do
@@ -199,7 +207,8 @@ def affine(weight: Array, offset: Array, features: Array) -> Array:
 
 
 def split_impossible(logits: Array) -> tuple[Array, Array]:
-    impossible = jnp.isneginf(logits)
+    """Logits, with 0 for those that no scaling makes likely, and which these are."""
+    impossible = jnp.isneginf(logits) | (logits < jnp.max(logits, axis=-1, keepdims=True) - _HOPELESS)
     return jnp.where(impossible, 0.0, logits), impossible
 
 
