@@ -15,9 +15,10 @@ the average itself, fit and apply to ``metrics.model_average(logits)``.
 before it scores.
 """
 
+from collections.abc import Callable
+
 from baal_jax.calibration._posterior import CalibratedState, calibrated
 from baal_jax.calibration._scalings import (
-    REGISTRY,
     DirichletParams,
     Scaling,
     TemperatureParams,
@@ -26,6 +27,9 @@ from baal_jax.calibration._scalings import (
     temperature,
     vector,
 )
+
+REGISTRY: dict[str, Callable[..., Scaling]] = {"dirichlet": dirichlet, "temperature": temperature, "vector": vector}
+"""Name → builder of a :class:`Scaling`, all of whose arguments have defaults."""
 
 __all__ = [
     "REGISTRY",

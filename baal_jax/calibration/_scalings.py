@@ -30,11 +30,11 @@ class Scaling(NamedTuple):
         fit: ``(logits [S, N, …, C] or [N, …, C], targets int[N, …], weights=None) -> params``, compiled. Which of the
             two shapes is meant follows from ``targets``. Negative targets are unknown and do not count, nor do
             positions without a positive weight (``[N, …]`` or its leading axes), nor targets to which every draw gives
-            the logit −inf (or one 1e8 below the largest), which no scaling can change. With nothing that counts, the parameters are those of the
-            identity; with NaN or +inf among the logits that count, or a target of ``C`` or more, they are NaN. They are
-            constants to ``grad``.
-        apply: ``(params, logits […, C]) -> logits […, C]``, in at least float32. A logit of −inf stays −inf, and one 1e8 below the
-            largest, which is a mask, as far from it as it was or nearly so.
+            the logit −inf (or one 1e8 below the largest), which no scaling can change. With nothing that counts, the
+            parameters are those of the identity; with NaN or +inf among the logits that count, or a target of ``C`` or
+            more, they are NaN. They are constants to ``grad``.
+        apply: ``(params, logits […, C]) -> logits […, C]``, in at least float32. A logit of −inf stays −inf, and one
+            1e8 below the largest, which is a mask, as far from it as it was or nearly so.
     """
 
     fit: Callable[..., PyTree]
@@ -183,10 +183,6 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
     return _dirichlet(
         off_diagonal, off_diagonal if intercept is None else _checks.finite_float("intercept", intercept, 0.0)
     )
-
-
-REGISTRY: dict[str, Callable[..., Scaling]] = {"dirichlet": dirichlet, "temperature": temperature, "vector": vector}
-"""Name → builder of a :class:`Scaling`, all of whose arguments have defaults."""
 
 
 @functools.cache  # one object for one configuration, so that a fit compiles once
