@@ -36,10 +36,10 @@ CLASSES = ["background", "disc", "square", "triangle"]
 class Config:
     """BALD with a spatial reduction on images of shapes."""
 
-    pool: int = 600
+    pool: int = 400
     """Images to choose from."""
 
-    test: int = 300
+    test: int = 200
     """Images held out; every other one holds a shape."""
 
     seeds: int = 10
@@ -57,7 +57,7 @@ class Config:
     num_samples: int = 10
     """Monte-Carlo dropout draws."""
 
-    num_steps: int = 300
+    num_steps: int = 150
     """Adam steps of every fit."""
 
     seed: int = 0
