@@ -62,6 +62,18 @@ def test_lower_is_better_and_the_target_can_be_given():
     assert {row.verdict.verdict for row in against.rows if row.verdict} == {"worse"}
 
 
+def test_no_share_of_labels_is_claimed_where_the_baseline_did_not_reach_the_target():
+    results = make_results(NAMES, seeds=10, effect={"bald": 0.3})
+    best = np.sort(results.runs["random"].metrics["accuracy"].max(axis=1))
+    found = statistics.summary(results, "accuracy", target=float(best[-3]))
+    assert np.isfinite(found.rows[1].labels)
+    assert found.rows[1].saved.ratio == 0
+    text = _cells(statistics.markdown(found))
+    assert text["random"][f"labels to {found.target:.4f}"] == "not reached"
+    assert text["bald"]["share of the labels [95%]"] == "–"
+    assert any("Half of the runs of random or more did not reach" in note for note in statistics.notes(found))
+
+
 def test_it_says_when_nothing_is_shown():
     text = statistics.markdown(statistics.summary(make_results(NAMES, seeds=20)))
     assert "No difference from random is shown. That does not say that there is none." in text
@@ -72,7 +84,7 @@ def test_it_says_when_nothing_is_shown():
     assert "no p-value can be below 0.062" in few
     unreached = statistics.markdown(statistics.summary(make_results(), target=2.0))
     assert _cells(unreached)["bald"]["labels to 2.0000"] == "not reached"
-    assert _cells(unreached)["bald"]["share of the labels [95%]"] == "– [0.00, ∞]"
+    assert _cells(unreached)["bald"]["share of the labels [95%]"] == "–"
 
 
 def test_runs_that_stopped_are_compared_over_what_they_saw():

@@ -134,9 +134,10 @@ def _cells(row: Row) -> list[str]:
         ]
     cells.append("not reached" if math.isinf(row.labels) else "–" if math.isnan(row.labels) else f"{row.labels:,.0f}")
     saved = row.saved
-    cells.append(
-        "" if saved is None else f"{_share(saved.ratio)} <small>{_share(saved.low)} to {_share(saved.high)}</small>"
-    )
+    if saved is None or math.isinf(saved.baseline_median):
+        cells.append("" if saved is None else "–")
+    else:
+        cells.append(f"{_share(saved.ratio)} <small>{_share(saved.low)} to {_share(saved.high)}</small>")
     return [*cells, "–" if math.isnan(row.mean_rank) else f"{row.mean_rank:.2f}"]
 
 

@@ -224,6 +224,11 @@ def notes(found: Summary) -> list[str]:
             f"Verdicts are by paired sign-flip tests with Holm's correction for {len(others)} comparisons: the chance "
             f"that any difference is claimed falsely is at most {alpha:.2g}. Each interval is for its difference alone."
         )
+    if any(row.saved and math.isinf(row.saved.baseline_median) for row in others):
+        lines.append(
+            f"Half of the runs of {found.baseline} or more did not reach {number(found.target)}: what share of its "
+            "labels others need is not known."
+        )
     few = [row for row in others if row.verdict and row.verdict.verdict.startswith("too few")]
     if few:
         least = np.fmax.reduce([row.verdict.comparison.least_p_value for row in few if row.verdict])
@@ -287,6 +292,9 @@ def _row(row: Row) -> list[str]:
 
 
 def _share(saved: Saved) -> str:
+    if math.isinf(saved.baseline_median):
+        return "–"
+
     def text(value: float) -> str:
         return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.2f}"
 
