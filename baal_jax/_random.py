@@ -1,20 +1,25 @@
-"""Threefry keys whose bits a CPU compiler can vectorise, and shuffling without a table.
+"""Threefry keys whose bits a CPU compiler can vectorise, keys for single examples, and shuffling without a table.
 
 jax lowers threefry on a CPU to a loop over whole arrays, several times slower than the same twenty rounds written out
 in one fused expression. Dropout masks are the dearest part of a small network's step, so keys change implementation
 where they enter a model. The bits are the same as jax's (``jax_threefry_partitionable``), only faster.
+
+Where every example of a pool has masks of its own, there are hundreds of times as many bits, and threefry would take
+longer than the network. Those keys are made by threefry, and their bits by a hash of the key and a counter.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl
 
-from baal_jax.typing import Array, Key
+from baal_jax.typing import Array, Key, PyTree
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _SHUFFLE_ROUNDS = 24
@@ -35,11 +40,15 @@ def _threefry(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
 
 
 def _counted(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    low = jax.lax.iota(jnp.uint32, _size(shape)).reshape(shape)
+    return _threefry(key, jnp.zeros_like(low), low)
+
+
+def _size(shape: tuple[int, ...]) -> int:
     size = math.prod(shape)
     if size >= 2**32:
         raise ValueError(f"shape {shape} asks one key for 2**32 words or more: split the key")
-    low = jax.lax.iota(jnp.uint32, size).reshape(shape)
-    return _threefry(key, jnp.zeros_like(low), low)
+    return size
 
 
 def _seed(seed: Array) -> Array:
@@ -50,28 +59,38 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.stack(_counted(key, shape), axis=-1)
 
 
-def _fold_in(key: Array, data: int) -> Array:
+def _fold_in(key: Array, data: Any) -> Array:
     low = jnp.asarray(data).astype(jnp.uint32)
     return jnp.stack(_threefry(key, jnp.zeros_like(low), low))
 
 
 def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
-    if bit_width == 64:
-        high, low = _counted(key, shape)
-        return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
     high, low = _counted(key, shape)
+    if bit_width == 64:
+        return _joined(high, low)
     return (high ^ low).astype(f"uint{bit_width}")
 
 
-_VECTORISED = define_prng_impl(
-    key_shape=(2,),
-    seed=_seed,
-    split=_split,
-    random_bits=_random_bits,
-    fold_in=_fold_in,
-    name="baal_jax_threefry2x32",
-    tag="bry",
-)
+def _hashed_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
+    if bit_width == 64:
+        return _joined(*_hashed_bits(key, 32, (2, *shape)))
+    counter = jax.lax.iota(jnp.uint32, _size(shape)).reshape(shape)
+    return _mix(_mix(counter ^ key[0]) + key[1]).astype(f"uint{bit_width}")
+
+
+def _joined(high: Array, low: Array) -> Array:
+    return (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
+
+
+def _threefry_with(random_bits: Callable[[Array, int, tuple[int, ...]], Array], name: str, tag: str) -> Any:
+    """Threefry's seeds, splits and fold-ins with other bits."""
+    return define_prng_impl(
+        key_shape=(2,), seed=_seed, split=_split, random_bits=random_bits, fold_in=_fold_in, name=name, tag=tag
+    )
+
+
+_VECTORISED = _threefry_with(_random_bits, "baal_jax_threefry2x32", "bry")
+_OF_EXAMPLE = _threefry_with(_hashed_bits, "baal_jax_of_example", "bex")
 
 
 def vectorised(key: Key) -> Key:
@@ -79,6 +98,48 @@ def vectorised(key: Key) -> Key:
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_VECTORISED)
+
+
+def of_example(key: Key, example: PyTree) -> Key:
+    """The key that ``key`` gives to one example: it depends on the values of the example and on nothing else.
+
+    Args:
+        key: one typed key of any kind.
+        example: arrays of numbers or booleans.
+
+    Returns:
+        A typed key whose bits are cheap. Equal examples have equal keys; different ones share a key with probability
+        ``2**-32``.
+    """
+    words = jax.random.bits(vectorised(key), (2,), jnp.uint32)
+    return jax.random.wrap_key_data(_fold_in(words, hashed(example)), impl=_OF_EXAMPLE)
+
+
+def hashed(tree: PyTree) -> Array:
+    """A number that depends on every bit of ``tree``, and on nothing else: not on the order of summation.
+
+    Args:
+        tree: arrays of numbers or booleans.
+
+    Returns:
+        ``uint32[]``.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for salt, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(jnp.asarray(leaf)).reshape(-1)
+        places = _mix(jax.lax.iota(jnp.uint32, words.size) ^ np.uint32(0x9E3779B9 * (salt + 1) % 2**32))
+        total += jnp.sum(_mix(words ^ places) * (places | np.uint32(1)), dtype=jnp.uint32)
+    return _mix(total)
+
+
+def _words(leaf: Array) -> Array:
+    """The bits of an array as ``uint32``."""
+    if leaf.dtype == bool:
+        return leaf.astype(jnp.uint32)
+    if jnp.iscomplexobj(leaf):
+        leaf = jnp.stack([leaf.real, leaf.imag])
+    width = min(8 * leaf.dtype.itemsize, 32)
+    return jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
 
 
 def shuffled(key: Key, position: Array, size: Array) -> Array:

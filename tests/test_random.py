@@ -1,4 +1,4 @@
-"""Vectorised keys give jax's bits; shuffling without a table is a uniform permutation."""
+"""Vectorised keys give jax's bits, keys of examples good ones; shuffling without a table is a uniform permutation."""
 
 import functools
 import math
@@ -123,6 +123,114 @@ def test_no_key_is_used_twice(key, key_reuse):
 
     with pytest.raises(jax.errors.KeyReuseError):
         jax.jit(twice)(jax.random.key(1))
+
+
+# keys of examples
+
+
+EXAMPLES = np.random.default_rng(0).normal(size=(512, 3)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def words_of_examples(key, examples, length):
+    return jax.vmap(lambda example: jax.random.bits(_random.of_example(key, example), (length,)))(examples)
+
+
+def signs(words):
+    """Every bit as −1 or 1: ``[keys, words · 32]``."""
+    bits = (np.asarray(words)[:, :, None] >> np.arange(32, dtype=np.uint32)) & 1
+    return bits.reshape(len(words), -1) * 2.0 - 1
+
+
+def test_every_bit_of_an_example_is_fair_and_independent_of_the_others():
+    """All pairs of the bits of 32 words, over 4,096 keys: their correlations are a standard normal sample."""
+    found = np.concatenate([signs(words_of_examples(jax.random.key(seed), EXAMPLES, 32)) for seed in range(8)])
+    scale = math.sqrt(len(found))
+    assert np.abs(found.sum(axis=0) / scale).max() < 5
+    z = (found.T @ found / scale)[np.triu_indices(found.shape[1], 1)]
+    assert np.abs(z).max() < 6.2
+    assert abs(z.var() - 1) < 0.01
+    assert abs(stats.kurtosis(z)) < 0.05
+
+
+def test_bits_of_neighbouring_examples_and_keys_are_independent():
+    first, second = (signs(words_of_examples(key, EXAMPLES, 64)) for key in jax.random.split(jax.random.key(2)))
+    close_by = signs(words_of_examples(jax.random.split(jax.random.key(2))[0], np.nextafter(EXAMPLES, np.inf), 64))
+    for other in (second, close_by, np.roll(first, 1, axis=0), np.roll(first, 32, axis=1)):
+        assert abs((first * other).sum()) / math.sqrt(first.size) < 4
+        assert np.abs((first * other).sum(axis=1)).max() / math.sqrt(first.shape[1]) < 5
+
+
+@pytest.mark.parametrize("shift", [0, 8, 16, 24])
+def test_bytes_of_examples_are_uniform(shift):
+    found = (np.asarray(words_of_examples(jax.random.key(3), EXAMPLES, 512)) >> shift) & 255
+    assert stats.chisquare(np.bincount(found.ravel(), minlength=256)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.uint32])
+def test_bits_of_examples_have_every_width(key, dtype):
+    narrow = jax.random.bits(_random.of_example(key, EXAMPLES[0]), (3, 5), dtype)
+    wide = jax.random.bits(_random.of_example(key, EXAMPLES[0]), (3, 5))
+    np.testing.assert_array_equal(narrow, np.asarray(wide).astype(dtype))
+
+
+def test_bits_of_examples_are_64_wide(key):
+    with jax.enable_x64(True):
+        found = np.asarray(jax.random.bits(_random.of_example(key, EXAMPLES[0]), (400,), jnp.uint64))
+    both = found.view(np.uint32).reshape(400, 2)
+    assert (np.abs(signs(both).sum(axis=0)) / math.sqrt(len(both)) < 5).all()
+    assert abs((signs(both[:, :1]) * signs(both[:, 1:])).sum()) / math.sqrt(32 * len(both)) < 4
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_of_examples_depend_on_key_and_example_only(impl):
+    keys = [jax.random.key(seed, impl=impl) for seed in (0, 1)]
+    alone = [data(_random.of_example(key, example)) for key in keys for example in EXAMPLES[:5]]
+    together = jax.jit(jax.vmap(lambda example, key: _random.of_example(key, example), (0, None)))
+    np.testing.assert_array_equal(np.concatenate([data(together(EXAMPLES[:5], key)) for key in keys]), alone)
+    assert len(np.unique(alone, axis=0)) == 10
+
+
+def test_too_many_words_of_an_example_are_an_error(key):
+    with pytest.raises(ValueError, match="split the key"):
+        jax.jit(lambda key: jax.random.bits(_random.of_example(key, EXAMPLES[0]), (2**16, 2**16))).lower(key)
+
+
+def test_a_key_of_an_example_is_used_once(key, key_reuse):
+    jax.jit(lambda key: jax.random.bernoulli(_random.of_example(key, EXAMPLES[0]), 0.5, (3,)))(key)
+
+
+DTYPES = ["bool", "int8", "uint8", "int16", "float16", "int32", "uint32", "float32", "complex64", "int64", "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_bit_changes_the_hash(dtype):
+    with jax.enable_x64(True):
+        hashed = jax.jit(_random.hashed)
+        example = np.arange(6).reshape(2, 3).astype(dtype)
+        found = {int(hashed(jnp.asarray(example)))}
+        width = 1 if dtype == "bool" else 8 * example.dtype.itemsize
+        for place in range(6):
+            for bit in range(width):
+                changed = example.reshape(-1).copy()
+                changed.view(np.uint8)[place * example.dtype.itemsize + bit // 8] ^= np.uint8(1 << bit % 8)
+                found.add(int(hashed(jnp.asarray(changed.reshape(2, 3)))))
+    assert len(found) == 1 + 6 * width
+
+
+def test_places_and_leaves_matter_to_the_hash():
+    one, two = np.float32([1, 2, 3]), np.float32([3, 2, 1])
+    trees = [one, two, (one, two), (two, one), (one, one), {"a": one, "b": jnp.zeros(3)}, np.zeros(3), np.zeros(4)]
+    assert len({int(_random.hashed(tree)) for tree in trees}) == len(trees)
+    assert _random.hashed(one).dtype == jnp.uint32
+
+
+def test_hashes_of_examples_spread_evenly():
+    images = np.random.default_rng(1).integers(0, 2, (40_000, 64), np.uint8)
+    found = np.asarray(jax.jit(jax.vmap(_random.hashed))(images))
+    for shift in (0, 8, 16, 24):
+        assert stats.chisquare(np.bincount((found >> shift) & 255, minlength=256)).pvalue > 1e-3
+    assert len(np.unique(found)) > 40_000 - 6  # 0.2 pairs are expected to meet
 
 
 # shuffled

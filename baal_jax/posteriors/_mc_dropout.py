@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import jax
 
+from baal_jax import _random
 from baal_jax.models import require_stochastic
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer
 
 
-def mc_dropout(model: Model, trainer: Trainer) -> Posterior:
+def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> Posterior:
     """Monte-Carlo dropout.
 
     A draw is a key, and so a set of dropout masks that the whole pool shares: one draw is one function. Layers before
     the first dropout do not depend on the draw and are computed once for all of them.
 
+    With ``shared_masks=False`` a draw gives every example masks of its own, as other libraries do. They come from the
+    key and the values of the example, so a draw is still one function: nothing depends on the batch, and equal examples
+    have equal masks. The mean and the marginal scores (BALD, entropy, …) of an example estimate the same numbers either
+    way. But Monte-Carlo errors no longer agree between examples that are alike, so the ``Q`` highest BALD scores are
+    less often ``Q`` of a kind; and draws no longer tell how examples depend on each other, which is what BatchBALD,
+    EPIG and BAIT read: keep the masks shared for these.
+
     Args:
         model: from :func:`~baal_jax.from_linen`, :func:`~baal_jax.from_nnx` or :func:`~baal_jax.from_functions`.
         trainer: from :func:`~baal_jax.trainer`.
+        shared_masks: whether all examples have the same masks in a draw. Training has masks for every example anyhow.
 
     Returns:
         A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
@@ -52,6 +61,14 @@ def mc_dropout(model: Model, trainer: Trainer) -> Posterior:
 
     def apply(state: TrainState, draw: Key, inputs: PyTree) -> PyTree:
         require_stochastic(model, state.variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
-        return model.apply(state.variables, inputs, draw)
+        if shared_masks:
+            return model.apply(state.variables, inputs, draw)
+
+        def one(example: PyTree) -> PyTree:
+            batch = jax.tree.map(lambda leaf: leaf[None], example)
+            outputs = model.apply(state.variables, batch, _random.of_example(draw, example))
+            return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+        return jax.vmap(one)(inputs)
 
     return Posterior(jax.jit(fit), sample, apply)

@@ -105,7 +105,8 @@ def run_ours(config: Config) -> dict:
     train, test = jax.tree.map(jnp.asarray, baal.data.digits())
     trainer = baal.trainer(optax.adam(1e-3), losses.cross_entropy, num_steps=STEPS, batch_size=BATCH)
     loops = study.grid(
-        posteriors.mc_dropout(baal.from_linen(MLP()), trainer),
+        # As in Baal, every example has masks of its own in a draw.
+        posteriors.mc_dropout(baal.from_linen(MLP()), trainer, shared_masks=False),
         {"bald": selection.top_k(heuristics.bald)},
         query_size=QUERY,
         num_samples=DRAWS,
