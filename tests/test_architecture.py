@@ -15,6 +15,7 @@ ROOT = Path(baal_jax.__file__).parent
 FLOORS = {
     "typing": 0,
     "_numerics": 0,
+    "_linalg": 0,
     "_checks": 0,
     "_random": 0,
     "_files": 0,

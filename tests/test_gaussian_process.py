@@ -1,7 +1,5 @@
 """Gaussian processes against float64 formulas: moments, draws, and what is not known."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,19 +237,3 @@ def test_a_class_too_many_is_refused_or_nan():
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"labelled has shape \(15,\)"):
         gaussian_process(KERNEL).fit(jax.random.key(0), data(VALUES), jnp.ones(15, bool))
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about LAPACK")
-def test_no_batch_of_lapack_calls_is_compiled():
-    # jaxlib waits for the threads of the pool in one of them: programs side by side would wait for ever.
-    posterior = gaussian_process(KERNEL, num_classes=3, num_features=8)
-
-    def draws(key):
-        state = posterior.fit(key, data(CLASSES), jnp.asarray(LABELLED))
-        return baal.predict(key, posterior, state, INPUTS, num_samples=2)
-
-    text = jax.jit(jax.vmap(draws)).lower(jax.random.split(jax.random.key(0), 5)).as_text()
-    calls = re.findall(r"custom_call @(lapack_s\w+)\(.*-> \(?tensor<([\dx]+)xf32>", text)
-    assert {name for name, _ in calls} >= {"lapack_spotrf_ffi"}
-    for name, shape in calls:
-        assert len([size for size in shape.split("x") if size != "1"]) <= 2, (name, shape)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics
+from baal_jax import _checks, _linalg, _numerics
 from baal_jax.typing import Array
 
 BOUNDS = (1e-6, 1e6)
@@ -185,7 +185,7 @@ def fit_affine(
     if off_diagonal is not None:
         around = around / deviation[None, None]
         correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
-        spectrum, basis = jnp.linalg.eigh(correlation / features.shape[0])
+        spectrum, basis = _linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
 
     scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-log_temperature(problem, 0.0, BOUNDS))])

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax import _checks, _linalg, _numerics
 from baal_jax.typing import Array
 
 
@@ -108,7 +108,7 @@ def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
             return -0.5 * jnp.log1p(-jnp.minimum(shared[:, 0, 0] ** 2, 1.0))
         shared = jnp.matmul(shared, jnp.swapaxes(shared, 1, 2), precision="highest")
         rest = jnp.broadcast_to(jnp.eye(size, dtype=shared.dtype), shared.shape) - shared
-        return -jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(rest), axis1=1, axis2=2)), axis=-1)
+        return -0.5 * jnp.sum(jnp.log(_linalg.eliminate(rest, rest[..., :0]).pivots), axis=-1)
 
     scores = jax.lax.map(information, jnp.moveaxis(target_white, 1, 0), batch_size=16)
     return jnp.mean(scores, axis=0).reshape(num_examples)
@@ -146,6 +146,5 @@ def _whitened(mean: Array, log_variance: Array) -> Array:
         return centred / jnp.sqrt(jnp.mean(centred**2, axis=0) + aleatoric)[None]
     covariance = jnp.einsum("snc,snd->ncd", centred, centred, precision="highest") / mean.shape[0]
     covariance += jax.vmap(jnp.diag)(aleatoric)
-    root = jnp.linalg.cholesky(covariance)
-    solved = jax.scipy.linalg.solve_triangular(root, jnp.moveaxis(centred, 0, -1), lower=True)  # [N, C, S]
-    return jnp.moveaxis(solved, -1, 0)
+    pivots, half, _ = _linalg.eliminate(covariance, jnp.moveaxis(centred, 0, -1))
+    return jnp.moveaxis(half / jnp.sqrt(pivots)[..., None], -1, 0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve, solve_triangular
 
-from baal_jax import _checks
+from baal_jax import _checks, _linalg
 from baal_jax.kernels import Kernel
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
 
@@ -157,7 +155,7 @@ def gaussian_process(
             rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
             # In classification the variances of the pseudo-targets are given, and noise is one.
             variances = jnp.where(known[None], seen.noise * noise**2 + rounding, 1.0)
-            cholesky = _each(jnp.linalg.cholesky, scaled[None] + jax.vmap(jnp.diag)(variances))
+            cholesky = jax.vmap(_linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
             return variances, cholesky, _log_evidence(cholesky, targets, known)
 
         noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
@@ -217,7 +215,7 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
     mean = state.mean + jnp.matmul(covariance, _solve(state, state.targets), precision="highest")
-    whitened = _each(lambda factor: solve_triangular(factor, covariance.T, lower=True), state.cholesky)
+    whitened = jax.vmap(lambda factor: _linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
@@ -245,16 +243,6 @@ class _Seen(NamedTuple):
     mean: Array  # float32[]
 
 
-def _each(function: Callable[..., Array], *batched: Array) -> Array:
-    """``vmap``, which on a CPU never makes a batch of LAPACK calls.
-
-    jaxlib 0.10 shares such a batch among the threads of a pool, and waits in one of them: where as many programs, or
-    seeds, as there are threads do so at once, they wait for ever.
-    """
-    alone = jax.custom_batching.sequential_vmap(function)
-    return jax.lax.platform_dependent(*batched, cpu=jax.vmap(alone), default=jax.vmap(function))
-
-
 def _features(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Array:
     return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
 
@@ -263,7 +251,7 @@ def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
     grouped = targets.reshape(targets.shape[0], kinds, -1).transpose(1, 0, 2)
-    white = _each(lambda factor, right: solve_triangular(factor, right, lower=True), cholesky, grouped)
+    white = jax.vmap(partial(_linalg.solve_triangular, lower=True))(cholesky, grouped)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
 
@@ -301,5 +289,6 @@ def _solve(state: GaussianProcessState, values: Array) -> Array:
     """``(K + Σ)⁻¹ values`` for ``[L, C]``, with the noise of each output."""
     kinds, size = state.noise.shape
     grouped = values.reshape(size, kinds, -1).transpose(1, 0, 2)
-    solved = _each(lambda factor, right: cho_solve((factor, True), right), state.cholesky, grouped)
+    half = jax.vmap(partial(_linalg.solve_triangular, lower=True))(state.cholesky, grouped)
+    solved = jax.vmap(partial(_linalg.solve_triangular, lower=True, trans="T"))(state.cholesky, half)
     return solved.transpose(1, 0, 2).reshape(values.shape)

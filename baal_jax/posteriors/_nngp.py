@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax import _checks, _linalg, _numerics
 from baal_jax.models import require_stochastic
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
@@ -144,7 +144,7 @@ def nngp(
         start = jnp.zeros((num_passes, num_passes), jnp.float32), jnp.zeros(num_passes, jnp.float32)
         # As many batches as there are labels: unlabelled rows cost nothing.
         products, moments = jax.lax.fori_loop(0, (count + rows - 1) // rows, add, start)
-        values, vectors = jnp.linalg.eigh(products)
+        values, vectors = _linalg.eigh(products)
         shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
         product = partial(jnp.matmul, precision="highest")
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2

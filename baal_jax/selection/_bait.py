@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax import _checks, _linalg
 from baal_jax.selection._greedy import Selector, best_of
 from baal_jax.selection._kernel import Features, dense, posterior_root
 from baal_jax.selection.transforms import positive_float
@@ -161,7 +161,7 @@ def _in_turns(
 
 
 def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
-    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(root.shape[0], dtype=root.dtype))
+    inverse = _linalg.solve_triangular(root, jnp.eye(root.shape[0], dtype=root.dtype))
     white = jnp.matmul(rows, inverse, precision="highest")  # P = R⁻¹ R⁻ᵀ
     variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
     inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
@@ -173,7 +173,7 @@ def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
 
 def _root_with(root: Array, rows: Array) -> Array:
     """The root of a precision with the information of ``rows [P, r, D]`` more."""
-    return jnp.linalg.qr(jnp.concatenate([root, rows.reshape(-1, rows.shape[-1])]), mode="r")
+    return _linalg.triangular_root(jnp.concatenate([root, rows.reshape(-1, rows.shape[-1])]))
 
 
 def _level(spreads: Array) -> Array:
@@ -212,7 +212,7 @@ def _traces(outer: Array, inner: Array) -> Array:
     """``tr(outer⁻¹ inner)`` of symmetric matrices ``[N, r, r]``."""
     if outer.shape[-1] == 1:
         return (inner / outer)[:, 0, 0]
-    return jnp.trace(jnp.linalg.solve(outer, inner), axis1=-2, axis2=-1)
+    return jnp.trace(_linalg.eliminate(outer, inner).solution, axis1=-2, axis2=-1)
 
 
 def _plus_one(matrices: Array) -> Array:
@@ -222,4 +222,4 @@ def _plus_one(matrices: Array) -> Array:
 
 
 def _inverse_small(matrix: Array) -> Array:
-    return 1.0 / matrix if matrix.shape[-1] == 1 else jnp.linalg.inv(matrix)
+    return 1.0 / matrix if matrix.shape[-1] == 1 else _linalg.inverse(matrix)

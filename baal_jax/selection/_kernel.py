@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from baal_jax import _linalg
 from baal_jax.typing import Array
 
 _BLOCK = 64  # columns of the kernel in work at a time
@@ -74,7 +75,7 @@ def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
         start, root = carry
         some = phi[jax.lax.dynamic_slice(ids, (start,), (block,))] / noise
         some = jnp.where((start + jnp.arange(block, dtype=jnp.int32) < count)[:, None], some, 0.0)
-        return start + block, jnp.linalg.qr(jnp.concatenate([root, some]), mode="r")
+        return start + block, _linalg.triangular_root(jnp.concatenate([root, some]))
 
     start = jnp.zeros((), jnp.int32), jnp.eye(size, dtype=phi.dtype)
     return jax.lax.while_loop(lambda carry: carry[0] < count, more, start)[1]

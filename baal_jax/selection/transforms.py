@@ -14,10 +14,9 @@ import functools
 import operator
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax import _checks, _linalg
 from baal_jax.selection._kernel import Features, dense, posterior_root
 from baal_jax.selection.feature_maps import projections, sketched
 from baal_jax.typing import Array, Key
@@ -129,7 +128,7 @@ def posterior(noise: float = 1.0) -> Transform:
         del key, counted
         phi = dense(features, "transforms.posterior")
         root = posterior_root(phi, labelled, noise)
-        return features._replace(factors=(jax.scipy.linalg.solve_triangular(root, phi.T, trans="T").T,))
+        return features._replace(factors=(_linalg.solve_triangular(root, phi.T, trans="T").T,))
 
     return transform
 
