@@ -30,14 +30,16 @@ def fit(network, shared_masks):
     return posterior, posterior.fit(jax.random.key(0), data, jnp.ones(72, bool))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["shared", "own"])
-def shared_masks(request):
-    return request.param
+CASES = {
+    "linen": (networks.LinenConv, True),
+    "nnx": (networks.NnxConv, True),
+    "nnx, masks of every example": (networks.NnxConv, False),
+}
 
 
-@pytest.fixture(scope="module", params=[networks.LinenConv, networks.NnxConv])
-def fitted(request, shared_masks):
-    posterior, state = fit(request.param, shared_masks)
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request):
+    posterior, state = fit(*CASES[request.param])
     return posterior, state, both(posterior, state, INPUTS, None)
 
 
@@ -87,13 +89,14 @@ def errors(logits):
     return (logits - logits.mean(axis=0)) / logits.std(axis=0)
 
 
-def test_masks_are_shared_or_not(fitted, shared_masks):
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_are_shared_or_not(shared):
     """Two examples that are almost the same: what a draw does to one, it does to the other only if they share masks."""
-    posterior, state, _ = fitted
+    posterior, state = fit(networks.NnxConv, shared)
     pair = np.stack([INPUTS[0], INPUTS[0] * np.float32(1 + 1e-6)])
     found = errors(baal.predict(jax.random.key(4), posterior, state, pair, num_samples=400))
     correlation = (found[:, 0] * found[:, 1]).mean(axis=0)
-    if shared_masks:
+    if shared:
         assert (correlation > 0.99).all()
     else:
         assert (np.abs(correlation) < 5 / np.sqrt(400)).all()
@@ -109,7 +112,7 @@ def test_shared_masks_change_no_marginal():
     """Means and variances of every example's outputs, from draws of both kinds, as far as so many draws can tell."""
     num_samples, found = 2000, []
     for shared in (True, False):
-        posterior, state = fit(networks.LinenConv, shared)
+        posterior, state = fit(networks.NnxConv, shared)
         logits = baal.predict(jax.random.key(3), posterior, state, INPUTS[:8], num_samples=num_samples)
         found.append(np.asarray(logits, np.float64))
     np.testing.assert_raises(AssertionError, np.testing.assert_allclose, *found, atol=0.1)
