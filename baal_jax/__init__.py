@@ -26,6 +26,7 @@ from baal_jax import (
     stopping,
     study,
 )
+from baal_jax._random import fast_key
 from baal_jax._run import run
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
@@ -56,6 +57,7 @@ __all__ = [
     "checkpoint",
     "data",
     "evaluate",
+    "fast_key",
     "features",
     "from_functions",
     "from_linen",

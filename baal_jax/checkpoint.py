@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax import _checks, _files
+from baal_jax import _checks, _files, _random
 from baal_jax.typing import PyTree
 
 _FORMAT = 1
@@ -324,7 +324,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
     if type(like) in (bool, int, float):
         wanted: tuple = ("number", type(like).__name__)
     elif jax.numpy.issubdtype(like.dtype, jax.dtypes.prng_key):
-        wanted = ("key", tuple(like.shape))
+        wanted = (f"key<{_random.implementation(like)}>", tuple(like.shape))
     else:
         wanted = (np.dtype(like.dtype).name, tuple(like.shape))
     shape = tuple(described["shape"])
@@ -332,7 +332,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
     if described["kind"] == "python":
         found: tuple = ("number", type(array.item()).__name__)
     elif described["key"] is not None:
-        found = ("key", shape[:-1])
+        found = (f"key<{described['key']}>", shape[:-1])
     else:
         found = (described["dtype"], shape)
     if found != wanted:
@@ -343,7 +343,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
         return array.copy()
     sharding = getattr(like, "sharding", None)
     if described["key"] is not None:
-        keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=described["key"])
+        keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=_random.implementation(like))
         return keys if sharding is None else jax.device_put(keys, sharding)
     placed = jax.device_put(array, sharding)
     if placed.dtype != array.dtype:

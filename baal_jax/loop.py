@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics, pool
+from baal_jax import _checks, _numerics, _random, pool
 from baal_jax.metrics import MetricSet, model_average
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, summarise
@@ -291,14 +291,8 @@ def zeros(shapes: PyTree) -> PyTree:
 def _zero(leaf: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(leaf.shape, leaf.dtype)
-    kind = []  # only a traced key tells its implementation
-
-    def data_of(key: Key) -> Array:
-        kind.append(jax.random.key_impl(key))
-        return jax.random.key_data(key)
-
-    data = jax.eval_shape(data_of, leaf)
-    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=kind[0])
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=_random.implementation(leaf))
 
 
 class RoundKeys(NamedTuple):

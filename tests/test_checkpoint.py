@@ -41,6 +41,7 @@ def everything():
         "key": jax.random.key(3),
         "keys": jax.random.split(jax.random.key(4), (2, 3)),
         "other keys": jax.random.split(jax.random.key(5, impl="rbg"), 2),
+        "other fast keys": jax.random.split(baal.fast_key(6), 2),
         "half": jnp.array([1.5, -0.0, jnp.nan], jnp.bfloat16),
         "bits": jnp.array([True, False]),
         "bytes": np.arange(5, dtype=np.uint8),
@@ -69,13 +70,21 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
         saved.restore(like)
 
 
-def test_shapes_alone_are_enough(tmp_path):
+@pytest.mark.parametrize("make_key", [jax.random.key, baal.fast_key])
+def test_shapes_alone_are_enough(make_key, tmp_path):
     def make():
-        return {"key": jax.random.split(jax.random.key(0), 2), "w": jnp.arange(6.0).reshape(2, 3)}
+        return {"key": jax.random.split(make_key(0), 2), "w": jnp.arange(6.0).reshape(2, 3)}
 
     with checkpoint.open(tmp_path, CONFIG) as saved:
         saved.save(5, make())
         assert_identical(saved.restore(jax.eval_shape(make)), make())
+
+
+def test_keys_of_another_implementation_are_refused(tmp_path):
+    with checkpoint.open(tmp_path, CONFIG) as saved:
+        saved.save(1, jax.random.key(0))
+        with pytest.raises(ValueError, match=r"saved key<threefry2x32> \(\), expected key<bha> \(\)"):
+            saved.restore(baal.fast_key(0))
 
 
 def test_a_placement_is_kept(tmp_path, mesh):

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(5, 6)).astype(np.float32)
 IMAGES = RNG.normal(size=(4, 5, 4, 2)).astype(np.float32)
 SCALES = {"weight_std": 1.3, "bias_std": 0.4}
-# A covariance may be a small difference of large parts: its error is measured against the variances, which are about one.
+# A covariance may be a small difference of large parts: errors count against the variances, which are about one.
 CLOSE = {"rtol": 3e-6, "atol": 3e-7}
 ACTIVATIONS = ["relu", "erf"]
 FUNCTIONS = {"relu": lambda x: np.maximum(x, 0), "erf": lambda x: np.asarray(jax.scipy.special.erf(x))}

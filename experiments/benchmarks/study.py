@@ -43,6 +43,9 @@ class Config:
     shipped: bool = True
     """Three rounds of Baal with workers=4, its default, as well."""
 
+    fast_keys: bool = True
+    """baal_jax.fast_key instead of jax.random.key."""
+
     side: Literal["both", "ours"] = "both"
     """Used by the script itself to give each side a process of its own."""
 
@@ -53,6 +56,7 @@ def main(config: Config) -> None:
         print("RESULT " + baal_digits.json.dumps(run_ours(config)))
         return
     arguments = [f"--seeds={config.seeds}", f"--rounds={config.rounds}", "--side=ours"]
+    arguments.append("--fast-keys" if config.fast_keys else "--no-fast-keys")
     output = baal_digits.subprocess.run(
         [sys.executable, __file__, *arguments], check=True, stdout=baal_digits.subprocess.PIPE, text=True
     ).stdout
@@ -135,7 +139,7 @@ def run_ours(config: Config) -> dict:
             loops,
             train,
             test,
-            key=jax.random.key(0),
+            key=(baal.fast_key if config.fast_keys else jax.random.key)(0),
             num_seeds=config.seeds,
             num_rounds=config.rounds,
             num_initial=INITIAL,
