@@ -1,11 +1,15 @@
 """Strict settings for every test, made before jax is imported."""
 
 import gc
+import importlib.metadata
 import os
+import zlib
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4 --xla_cpu_parallel_codegen_split_count=1"
+    # The older code generator compiles twice as fast; newer versions of jaxlib no longer have it.
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -13,6 +17,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests s
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and little garbage
@@ -23,6 +28,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("strict")
+
+
+def pytest_runtest_setup(item):
+    """Gives every test random numbers of its own, whatever ran before it."""
+    if hasattr(item.module, "RNG"):
+        item.module.RNG = np.random.default_rng(zlib.crc32(item.name.encode()))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -52,20 +52,20 @@ def test_probit_of_two_classes_is_the_formula_of_mackay():
 
 
 def test_probit_of_many_classes():
-    mean, root = RNG.normal(size=(30, 4)), RNG.normal(size=(30, 4, 4))
+    mean, root = RNG.normal(size=(200, 4)), RNG.normal(size=(200, 4, 4))
     covariance = root @ root.swapaxes(1, 2)
-    draws = mean + np.einsum("ncd,snd->snc", root, RNG.normal(size=(20_000, 30, 4)))
+    draws = mean + np.einsum("ncd,snd->snc", root, RNG.normal(size=(4_000, 200, 4)))
     expected = np.exp(metrics.model_average(single(draws)))
     found = np.exp(predictive.probit(single(mean), single(covariance)))
     close(found.sum(axis=-1), 1)
     plugged_in = np.exp(jax.nn.log_softmax(single(mean)))
-    assert np.abs(found - expected).mean() < 0.6 * np.abs(plugged_in - expected).mean()
+    assert np.abs(found - expected).mean() < 0.7 * np.abs(plugged_in - expected).mean()
     close(np.exp(predictive.probit(single(mean), single(covariance + 5.0))), found)  # what all logits share
     close(np.exp(predictive.probit(single(mean), single(0 * covariance))), plugged_in)
     variance = np.diagonal(covariance, axis1=1, axis2=2)
     independent = predictive.probit(single(mean), single(variance[..., None] * np.eye(4)))
     close(predictive.probit(single(mean), single(variance)), independent)
-    with pytest.raises(ValueError, match=r"\(30, 4, 4\) is needed"):
+    with pytest.raises(ValueError, match=r"\(200, 4, 4\) is needed"):
         predictive.probit(single(mean), single(covariance[:, :2]))
 
 
