@@ -82,8 +82,8 @@ def cpu_conv(
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2×2 max-pooling as a reshape: several times faster backwards on a CPU than a window reduction.
 
-    The gradient of a reduction by ``max`` divides by the number of entries that equal the maximum. A compiler that
-    computes the entries again, rounded otherwise, finds none: 0/0. ``maximum`` of two divides by one or two.
+    The gradient of a reduction by ``max`` divides by the number of entries that equal the maximum, which is 0/0 if a
+    compiler computes the entries again and rounds them otherwise. ``maximum`` of two divides by one or two.
     """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)

@@ -46,6 +46,9 @@ class Config:
     fast_keys: bool = True
     """baal_jax.fast_key instead of jax.random.key."""
 
+    shared_masks: bool = False
+    """One dropout mask a draw for all examples; Baal gives every example masks of its own."""
+
     side: Literal["both", "ours"] = "both"
     """Used by the script itself to give each side a process of its own."""
 
@@ -57,6 +60,7 @@ def main(config: Config) -> None:
         return
     arguments = [f"--seeds={config.seeds}", f"--rounds={config.rounds}", "--side=ours"]
     arguments.append("--fast-keys" if config.fast_keys else "--no-fast-keys")
+    arguments.append("--shared-masks" if config.shared_masks else "--no-shared-masks")
     output = baal_digits.subprocess.run(
         [sys.executable, __file__, *arguments], check=True, stdout=baal_digits.subprocess.PIPE, text=True
     ).stdout
@@ -109,8 +113,7 @@ def run_ours(config: Config) -> dict:
     train, test = jax.tree.map(jnp.asarray, baal.data.digits())
     trainer = baal.trainer(optax.adam(1e-3), losses.cross_entropy, num_steps=STEPS, batch_size=BATCH)
     loops = study.grid(
-        # As in Baal, every example has masks of its own in a draw.
-        posteriors.mc_dropout(baal.from_linen(MLP()), trainer, shared_masks=False),
+        posteriors.mc_dropout(baal.from_linen(MLP()), trainer, shared_masks=config.shared_masks),
         {"bald": selection.top_k(heuristics.bald)},
         query_size=QUERY,
         num_samples=DRAWS,
