@@ -21,6 +21,7 @@ from baal_jax.study import _program
 from tests.study_loops import centroids, data, loops
 
 TRAIN, TEST = data()
+OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 SIZE = {"num_seeds": 3, "num_rounds": 3, "num_initial": 4}
 
 
@@ -218,6 +219,22 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(tmp_path, case):
     assert (tmp_path / "host" / "results.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("stream", "programs"), [(None, {"some_seeds"}), (study.Stream(), {"fit", "summary", "pick", "after"})]
+)
+def test_what_is_compiled_has_the_options(tmp_path, stream, programs):
+    """The option makes the compiler write down what it is given."""
+    options = {"xla_dump_to": str(tmp_path / "dump"), "xla_dump_hlo_as_text": True}
+    given = {"stream": stream, "compiler_options": options, "num_seeds": 1}
+    found = run(tmp_path / "study", loops(["bald"]), **given)
+    assert found.description["compiler_options"] == options
+    dumped = " ".join(path.name for path in (tmp_path / "dump").iterdir())
+    assert all(f"jit_{name}" in dumped for name in programs), dumped
+    before = (tmp_path / "study" / "results.csv").read_bytes()
+    run(tmp_path / "study", loops(["bald"]), **given)
+    assert (tmp_path / "study" / "results.csv").read_bytes() == before
+
+
 def test_sources_may_be_lists_and_memory_maps_and_their_changes_are_seen(tmp_path):
     np.save(tmp_path / "pool.npy", TRAIN.inputs)
     sources = {"list": list(TRAIN.inputs), "map": np.load(tmp_path / "pool.npy", mmap_mode="r")}
@@ -241,6 +258,7 @@ CHANGES = {
     "data": ({"train": TRAIN._replace(inputs=TRAIN.inputs + 1)}, "data="),
     "test data": ({"test": TEST._replace(inputs=TEST.inputs + 1)}, "data="),
     "config": ({"config": {"rate": 0.5}}, "config="),
+    "options": ({"compiler_options": OPTIONS}, "compiler_options=None, but now it is {'xla_"),
     "query size": ({"strategies": loops(query_size=2)}, r"loops\['random'\] is another program"),
     "draws": ({"strategies": loops(num_samples=7)}, r"loops\['random'\] is another program"),
     "posterior": (
@@ -268,6 +286,7 @@ WRONG = {
     "targets": ({"train": TRAIN._replace(targets=None)}, "train has no targets"),
     "lengths": ({"train": TRAIN._replace(targets=TRAIN.targets[1:])}, "train needs one common leading axis"),
     "key": ({"key": 0}, "key=0 must be a typed key"),
+    "option": ({"compiler_options": {"xla_cpu_vectors": 512}}, r"compiler_options=.*No such compile option"),
     "too many": ({"num_initial": 39}, "query_size=3 exceeds the 1 unlabelled"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,7 +102,9 @@ def use_all_cores(num_cores: int | None = None) -> int:
     return cores
 
 
-def trace(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Traced:
+def trace(
+    loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int, compiler_options: Mapping[str, Any] | None = None
+) -> Traced:
     """The program of a strategy, not compiled yet.
 
     Args:
@@ -110,6 +112,7 @@ def trace(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Traced:
         rounds: what a seed does.
         data: what all seeds share.
         chunk: seeds in a call, rounded up to a multiple of the devices.
+        compiler_options: of XLA.
 
     Returns:
         :class:`Traced`.
@@ -126,7 +129,7 @@ def trace(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Traced:
 
     def compile_it(memory: int | None, may_shrink: bool) -> Program:
         limit = memory if memory is not None else _memory_of(devices[0])
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(compiler_options or {}))
         shared, varying = _bytes(compiled, data)
         if limit is None or shared + varying <= limit:
             call = lambda seeds: compiled(jax.device_put(seeds.astype(np.int32), split), data)  # noqa: E731
@@ -139,7 +142,7 @@ def trace(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Traced:
             )
         fitting = int((limit - shared) // -(-varying // per_device))  # linear in the seeds
         fewer = max(1, min(per_device - 1, fitting)) * len(devices)
-        return trace(loop, rounds, data, fewer).compile(memory, True)
+        return trace(loop, rounds, data, fewer, compiler_options).compile(memory, True)
 
     return Traced(compile_it, chunk, found)
 

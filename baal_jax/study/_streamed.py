@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,7 +51,13 @@ def abstract_pool(source: Any, targets: Any, how: Stream) -> Dataset:
 
 
 def trace_streamed(
-    loop: ActiveLoop, rounds: Rounds, data: Data, source: Any, targets: np.ndarray, how: Stream
+    loop: ActiveLoop,
+    rounds: Rounds,
+    data: Data,
+    source: Any,
+    targets: np.ndarray,
+    how: Stream,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Traced:
     """The pieces of a strategy, not compiled yet; a call runs one seed.
 
@@ -62,6 +68,7 @@ def trace_streamed(
         source: ``__len__`` and ``__getitem__``.
         targets: ``[N, …]``, on the host.
         how: to read the source.
+        compiler_options: of XLA.
 
     Returns:
         :class:`Traced`.
@@ -69,7 +76,7 @@ def trace_streamed(
     sizes = loop.parts.sizes
     asked = sum(sizes[min(r, len(sizes) - 1)] for r in range(rounds.num_rounds - 1))  # the last query is not trained on
     capacity = max(1, min(rounds.num_initial + asked, len(source)))
-    pieces = _pieces(loop)
+    pieces = _pieces(loop, compiler_options)
     state = jax.eval_shape(partial(_first_state, loop, rounds, capacity), jnp.zeros((), jnp.int32), data)
     found = fingerprint(_texts(pieces, loop, state, data, capacity, how), jax.devices()[0])
 
@@ -80,8 +87,9 @@ def trace_streamed(
     return Traced(lambda memory, may_shrink: Program(call, 1, found, 0), 1, found)
 
 
-def _pieces(loop: ActiveLoop) -> Pieces:
+def _pieces(loop: ActiveLoop, compiler_options: Mapping[str, Any] | None) -> Pieces:
     parts = loop.parts
+    jit = partial(jax.jit, compiler_options=dict(compiler_options or {}))
     summary_fn: Any = parts.acquisition.summarise  # None where nothing is scored, and summary is not called then
 
     def summary(key: Any, fitted: Any, target_inputs: PyTree, inputs: PyTree) -> PyTree:
@@ -98,11 +106,11 @@ def _pieces(loop: ActiveLoop) -> Pieces:
         )
 
     return Pieces(
-        jax.jit(parts.posterior.fit),
-        jax.jit(summary),
-        jax.jit(lambda key, state: candidates(key, state.pool, parts.max_sample)),
-        jax.jit(partial(pick, parts)),
-        jax.jit(after),
+        jit(parts.posterior.fit),
+        jit(summary),
+        jit(lambda key, state: candidates(key, state.pool, parts.max_sample)),
+        jit(partial(pick, parts)),
+        jit(after),
     )
 
 

@@ -84,6 +84,7 @@ def run(
     stream: Stream | None = None,
     chunk: int | None = None,
     memory: int | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Results:
     """Runs what is missing of a study, and returns all of it.
@@ -121,6 +122,8 @@ def run(
             :func:`use_all_cores`), all of them on an accelerator, or as many as fit.
         memory: bytes of a device that a call may use; by default nine tenths of what an accelerator has. A program that
             takes more is compiled again for as many seeds as fit.
+        compiler_options: of XLA, as in ``jax.jit(compiler_options=…)``. They may change the last digits of numbers, so
+            all seeds of a folder have the same.
         progress: shows a bar with the time that is left.
 
     Returns:
@@ -155,6 +158,7 @@ def run(
             _checks.positive_int(option, value)
     _checks.typed_key("key", key)
     _require_targets(train, test, stream)
+    _require_options(compiler_options)
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if baseline is not None and baseline not in loops:
@@ -177,15 +181,17 @@ def run(
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
         "config": config,
+        "compiler_options": dict(compiler_options) if compiler_options else None,
     }
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
             begun = place.chunk(strategy)
             if stream is None:
-                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds))
+                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds), compiler_options)
             else:
-                traced = trace_streamed(loop, rounds, data, train.inputs, np.asarray(train.targets), stream)
+                targets = np.asarray(train.targets)
+                traced = trace_streamed(loop, rounds, data, train.inputs, targets, stream, compiler_options)
             place.require_same_program(strategy, traced.fingerprint)
             missing = place.missing(strategy, seeds)
             if not missing.size:
@@ -217,6 +223,18 @@ def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> No
         raise ValueError(
             f"train has {len(train.inputs)} inputs, but {len(train.targets)} targets: give one target for each"
         )
+
+
+def _require_options(options: Mapping[str, Any] | None) -> None:
+    """Compiles next to nothing with them, since what a compiler knows is known to it alone."""
+    if options:
+        try:
+            jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(
+                f"compiler_options={dict(options)!r} is not what this version of XLA takes: leave out or correct what "
+                f"it names ({error})"
+            ) from error
 
 
 def _on_device(leaf: Any) -> Any:

@@ -26,6 +26,13 @@ import numpy as np
 import tyro
 from baal_digits import BATCH, DRAWS, INITIAL, MULTIPLICATIONS, QUERY, STEPS
 
+# Whole AVX-512 registers, where XLA would use half of them; and one product of matrices at a time in YNNPACK, which
+# jaxlib 0.10 hands the whole network with its summary otherwise.
+OPTIONS = {
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -49,6 +56,9 @@ class Config:
     shared_masks: bool = False
     """One dropout mask a draw for all examples; Baal gives every example masks of its own."""
 
+    options: bool = True
+    """Compile with OPTIONS on a CPU."""
+
     side: Literal["both", "ours"] = "both"
     """Used by the script itself to give each side a process of its own."""
 
@@ -60,6 +70,7 @@ def main(config: Config) -> None:
         return
     arguments = [f"--seeds={config.seeds}", f"--rounds={config.rounds}", "--side=ours"]
     arguments.append("--fast-keys" if config.fast_keys else "--no-fast-keys")
+    arguments.append("--options" if config.options else "--no-options")
     arguments.append("--shared-masks" if config.shared_masks else "--no-shared-masks")
     output = baal_digits.subprocess.run(
         [sys.executable, __file__, *arguments], check=True, stdout=baal_digits.subprocess.PIPE, text=True
@@ -146,6 +157,7 @@ def run_ours(config: Config) -> dict:
             num_seeds=config.seeds,
             num_rounds=config.rounds,
             num_initial=INITIAL,
+            compiler_options=OPTIONS if config.options and jax.default_backend() == "cpu" else None,
         )
         seconds = time.perf_counter() - begin
     devices = jax.devices()
