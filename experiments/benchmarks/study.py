@@ -45,10 +45,13 @@ class Config:
     """Of every run."""
 
     theirs: int = 8
-    """Runs of Baal with workers=0; 0 leaves Baal out."""
+    """Runs of Baal with workers=0, from the first labels of as many of ours; 0 leaves Baal out."""
 
     shipped: bool = True
     """Three rounds of Baal with workers=4, its default, as well."""
+
+    whole_batches: bool = False
+    """Baal reads its examples as baal_jax does: for equal curves, see baal_digits.py."""
 
     fast_keys: bool = True
     """baal_jax.fast_key instead of jax.random.key."""
@@ -87,16 +90,23 @@ def main(config: Config) -> None:
     )
     accuracy = np.array(ours["accuracy"])
     if config.theirs:
-        tuned = baal_digits.Config(rounds=config.rounds, seeds=config.theirs, workers=(0,))
+        tuned = baal_digits.Config(
+            rounds=config.rounds,
+            seeds=config.theirs,
+            workers=(0,),
+            whole_batches=config.whole_batches,
+            first=baal_digits.json.dumps(ours["first"]),
+        )
         theirs = baal_digits.in_process(tuned, "baal")
         per_hour = 3600 / (theirs["seconds_evaluated"] * config.rounds)
         print(
             f"Baal, workers=0: {theirs['seconds_evaluated']:.3f} s a round, {theirs['seconds']:.3f} s of them without "
             f"evaluation, {per_hour:.1f} an hour: ratio {rate / per_hour:.1f}"
         )
-        baal_digits.compare(accuracy, np.array(theirs["accuracy"]))
+        baal_digits.compare(accuracy[: config.theirs], np.array(theirs["accuracy"]))
         if config.shipped:
-            shipped = baal_digits.in_process(dataclasses.replace(tuned, rounds=3, seeds=1, workers=(4,)), "baal")
+            shipped = dataclasses.replace(tuned, rounds=3, seeds=1, workers=(4,), whole_batches=False)
+            shipped = baal_digits.in_process(shipped, "baal")
             per_hour = 3600 / (shipped["seconds_evaluated"] * config.rounds)
             print(f"Baal, workers=4: {shipped['seconds_evaluated']:.1f} s a round: ratio {rate / per_hour:.0f}")
 
@@ -175,6 +185,7 @@ def run_ours(config: Config) -> dict:
         "compile": sum(compiling),
         "gemm": len(devices) * 2 * 2048**3 / float(np.median(times[2:])),
         "accuracy": found.runs["bald"].metrics["accuracy"].astype(float).tolist(),
+        "first": found.runs["bald"].initial.tolist(),
     }
 
 
