@@ -96,9 +96,8 @@ def in_process(config: Config, side: str) -> dict:
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
     """The equality check: mean differences within two of their standard errors, in pairs of the same first labels."""
-    columns = np.concatenate(
-        [ours - theirs, (ours - theirs).mean(axis=1, keepdims=True)], axis=1
-    )  # rounds, whole curve
+    difference = ours - theirs
+    columns = np.concatenate([difference, difference.mean(axis=1, keepdims=True)], axis=1)  # rounds, whole curve
     gaps = columns.mean(axis=0) / (columns.std(axis=0, ddof=1) / len(columns) ** 0.5)
     print("labels    baal_jax      Baal   difference in standard errors")
     for r in range(ours.shape[1]):
