@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
 
 
 def trace(
-    loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int, compiler_options: Mapping[str, Any] | None = None
+    loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int, compiler_options: dict[str, Any] | None = None
 ) -> Traced:
     """The program of a strategy, not compiled yet.
 
@@ -129,7 +129,7 @@ def trace(
 
     def compile_it(memory: int | None, may_shrink: bool) -> Program:
         limit = memory if memory is not None else _memory_of(devices[0])
-        compiled = lowered.compile(compiler_options=dict(compiler_options or {}))
+        compiled = lowered.compile(compiler_options=compiler_options)
         shared, varying = _bytes(compiled, data)
         if limit is None or shared + varying <= limit:
             call = lambda seeds: compiled(jax.device_put(seeds.astype(np.int32), split), data)  # noqa: E731

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def trace_streamed(
     source: Any,
     targets: np.ndarray,
     how: Stream,
-    compiler_options: Mapping[str, Any] | None = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Traced:
     """The pieces of a strategy, not compiled yet; a call runs one seed.
 
@@ -87,9 +87,9 @@ def trace_streamed(
     return Traced(lambda memory, may_shrink: Program(call, 1, found, 0), 1, found)
 
 
-def _pieces(loop: ActiveLoop, compiler_options: Mapping[str, Any] | None) -> Pieces:
+def _pieces(loop: ActiveLoop, compiler_options: dict[str, Any] | None) -> Pieces:
     parts = loop.parts
-    jit = partial(jax.jit, compiler_options=dict(compiler_options or {}))
+    jit = partial(jax.jit, compiler_options=compiler_options)
     summary_fn: Any = parts.acquisition.summarise  # None where nothing is scored, and summary is not called then
 
     def summary(key: Any, fitted: Any, target_inputs: PyTree, inputs: PyTree) -> PyTree:

@@ -158,7 +158,7 @@ def run(
             _checks.positive_int(option, value)
     _checks.typed_key("key", key)
     _require_targets(train, test, stream)
-    _require_options(compiler_options)
+    options = _options(compiler_options)
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if baseline is not None and baseline not in loops:
@@ -181,17 +181,17 @@ def run(
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
         "config": config,
-        "compiler_options": dict(compiler_options) if compiler_options else None,
+        "compiler_options": options,
     }
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
             begun = place.chunk(strategy)
             if stream is None:
-                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds), compiler_options)
+                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds), options)
             else:
                 targets = np.asarray(train.targets)
-                traced = trace_streamed(loop, rounds, data, train.inputs, targets, stream, compiler_options)
+                traced = trace_streamed(loop, rounds, data, train.inputs, targets, stream, options)
             place.require_same_program(strategy, traced.fingerprint)
             missing = place.missing(strategy, seeds)
             if not missing.size:
@@ -225,16 +225,19 @@ def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> No
         )
 
 
-def _require_options(options: Mapping[str, Any] | None) -> None:
-    """Compiles next to nothing with them, since what a compiler knows is known to it alone."""
-    if options:
-        try:
-            jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
-        except jax.errors.JaxRuntimeError as error:
-            raise ValueError(
-                f"compiler_options={dict(options)!r} is not what this version of XLA takes: leave out or correct what "
-                f"it names ({error})"
-            ) from error
+def _options(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the compiler takes, None for nothing; next to nothing is compiled, since it alone knows its options."""
+    if not given:
+        return None
+    options = dict(given)
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"compiler_options={options!r} is not what this version of XLA takes: leave out or correct what it names "
+            f"({error})"
+        ) from error
+    return options
 
 
 def _on_device(leaf: Any) -> Any:
