@@ -6,36 +6,29 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 
 from baal_jax import (
     annotation,
-    augmentation,
     calibration,
     checkpoint,
     data,
     features,
     heuristics,
-    kernels,
     losses,
     metrics,
     pool,
     posteriors,
-    predictive,
-    report,
-    results,
     selection,
-    semi_supervised,
-    statistics,
     stopping,
     study,
+    training,
 )
-from baal_jax._random import fast_key
 from baal_jax._run import run
+from baal_jax._util import __version__ as __version__
+from baal_jax._util.random import fast_key
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
 from baal_jax.training import TrainState, trainer
 from baal_jax.typing import Acquisition, Dataset, Model, Posterior, Predictions, Selection, Variables
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Acquisition",
@@ -52,7 +45,6 @@ __all__ = [
     "Variables",
     "active_loop",
     "annotation",
-    "augmentation",
     "calibration",
     "checkpoint",
     "data",
@@ -63,23 +55,18 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "heuristics",
-    "kernels",
     "losses",
     "metrics",
     "pool",
     "posteriors",
     "predict",
     "predict_stream",
-    "predictive",
-    "report",
-    "results",
     "run",
     "score",
     "score_stream",
     "selection",
-    "semi_supervised",
-    "statistics",
     "stopping",
     "study",
     "trainer",
+    "training",
 ]

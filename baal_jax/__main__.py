@@ -6,10 +6,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "study": ("baal_jax.commands._study:main", "run strategies × seeds, resumed by cell, and print the statistics"),
-    "propose": ("baal_jax.commands._annotation:main_propose", "write what people should label next, for Label Studio"),
-    "ingest": ("baal_jax.commands._annotation:main_ingest", "keep the answers of an export of Label Studio"),
-    "report": ("baal_jax.commands._report:main", "write a study as one HTML page, and as figures"),
+    "study": ("baal_jax._cli._study:main", "run strategies × seeds, resumed by cell, and print the statistics"),
+    "propose": ("baal_jax._cli._annotation:main_propose", "write what people should label next, for Label Studio"),
+    "ingest": ("baal_jax._cli._annotation:main_ingest", "keep the answers of an export of Label Studio"),
+    "report": ("baal_jax._cli._report:main", "write a study as one HTML page, and as figures"),
 }
 
 

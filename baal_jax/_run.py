@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, pool
+from baal_jax import pool
+from baal_jax._util import checks
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo
 from baal_jax.stopping import Criterion, Round
 from baal_jax.typing import Array, Dataset, Key, PyTree
@@ -54,7 +55,7 @@ def run(
         ValueError: a number is not positive, both or neither of ``key`` and ``state`` are given, or ``state`` comes
             from a run with another criterion.
     """
-    num_rounds = _checks.positive_int("num_rounds", num_rounds)
+    num_rounds = checks.positive_int("num_rounds", num_rounds)
     if (key is None) == (state is None):
         raise ValueError("give a key to start a run, or a state to continue one, not both")
     if state is None:

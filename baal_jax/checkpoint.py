@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax import _checks, _files, _random
+from baal_jax._util import checks, files, random
 from baal_jax.typing import PyTree
 
 _FORMAT = 1
@@ -55,7 +55,7 @@ class Checkpoints:
         Raises:
             ValueError: ``number`` exists already or is not larger than the latest.
         """
-        number, latest = _checks.positive_int("number", number, least=0), self.latest
+        number, latest = checks.positive_int("number", number, least=0), self.latest
         if latest is not None and number <= latest:
             raise ValueError(f"number={number} does not come after checkpoint {latest}: count upwards")
         leaves = {_path(path): _bits(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
@@ -69,13 +69,13 @@ class Checkpoints:
             with _checkpointer() as checkpointer:
                 checkpointer.save((temporary / "arrays").absolute(), args=_orbax().args.StandardSave(rows))
         manifest = [{"name": name, **described, "crc32": _crc(bits)} for name, (described, bits) in leaves.items()]
-        _files.write_text(temporary / "manifest.json", json.dumps({"number": number, "leaves": manifest}))
-        for folder, _, files in os.walk(temporary, topdown=False):
-            for file in files:
+        files.write_text(temporary / "manifest.json", json.dumps({"number": number, "leaves": manifest}))
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for file in names:
                 _sync_file(Path(folder, file))
-            _files.sync_folder(Path(folder))
+            files.sync_folder(Path(folder))
         os.rename(temporary, target)
-        _files.sync_folder(self.directory)
+        files.sync_folder(self.directory)
         for old in sorted(self._numbers())[: -self.keep]:
             self._discard(old)
 
@@ -172,7 +172,7 @@ def open(directory: str | Path, config: Any, *, keep: int = 2) -> Iterator[Check
         (1, [0, 1, 2])
     """
     _orbax()
-    keep = _checks.positive_int("keep", keep)
+    keep = checks.positive_int("keep", keep)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
@@ -192,7 +192,7 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_files.plain(record), allow_nan=False) + "\n")
+        file.write(json.dumps(files.plain(record), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -232,11 +232,11 @@ def keep_lines(path: str | Path, count: int) -> None:
     """
     path = Path(path)
     records = read_lines(path)
-    if len(records) < _checks.positive_int("count", count, least=0):
+    if len(records) < checks.positive_int("count", count, least=0):
         raise ValueError(f"{path} holds {len(records)} lines, but {count} belong to the checkpoint: start afresh")
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:count]
-        _files.write_text(path, "".join(f"{line}\n" for line in lines))
+        files.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 @contextlib.contextmanager
@@ -263,13 +263,13 @@ def _alone(directory: Path) -> Iterator[None]:
 def _check_identity(directory: Path, config: Any) -> None:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = dataclasses.asdict(config)
-    config = json.loads(json.dumps(_files.plain(config)))
+    config = json.loads(json.dumps(files.plain(config)))
     path = directory / "config.json"
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     if not path.exists():
         if any(directory.glob(f"{_PREFIX}*")):
             raise ValueError(f"{directory} holds checkpoints but no config.json: choose another folder")
-        _files.write_text(path, json.dumps({"format": _FORMAT, "versions": versions, "config": config}, indent=1))
+        files.write_text(path, json.dumps({"format": _FORMAT, "versions": versions, "config": config}, indent=1))
         return
     saved = json.loads(path.read_text(encoding="utf-8"))
     if saved["format"] != _FORMAT:
@@ -324,7 +324,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
     if type(like) in (bool, int, float):
         wanted: tuple = ("number", type(like).__name__)
     elif jax.numpy.issubdtype(like.dtype, jax.dtypes.prng_key):
-        wanted = (f"key<{_random.implementation(like)}>", tuple(like.shape))
+        wanted = (f"key<{random.implementation(like)}>", tuple(like.shape))
     else:
         wanted = (np.dtype(like.dtype).name, tuple(like.shape))
     shape = tuple(described["shape"])
@@ -343,7 +343,7 @@ def _restored(name: str, like: Any, described: dict, bits: np.ndarray) -> Any:
         return array.copy()
     sharding = getattr(like, "sharding", None)
     if described["key"] is not None:
-        keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=_random.implementation(like))
+        keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=random.implementation(like))
         return keys if sharding is None else jax.device_put(keys, sharding)
     placed = jax.device_put(array, sharding)
     if placed.dtype != array.dtype:
@@ -364,7 +364,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _orbax() -> Any:
-    return _checks.optional_import("orbax.checkpoint", "checkpoint")
+    return checks.optional_import("orbax.checkpoint", "checkpoint")
 
 
 def _checkpointer() -> Any:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics, _random, pool
+from baal_jax import pool
+from baal_jax._util import checks, numerics, random
 from baal_jax.metrics import MetricSet, model_average
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, summarise
@@ -161,10 +162,10 @@ def active_loop(
         (2, 4)
     """
     sizes = _schedule(query_size)
-    num_samples = _checks.positive_int("num_samples", num_samples)
+    num_samples = checks.positive_int("num_samples", num_samples)
     for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
         if value is not None:
-            _checks.positive_int(name, value)
+            checks.positive_int(name, value)
     if acquisition.summarise is None:
         max_sample = None  # nothing is scored
     if acquisition.reads_labelled and max_sample is not None:
@@ -241,9 +242,9 @@ def _init(
     query_size: int,
     cold_start: Callable[[Key, PoolState, int], PoolState] | None,
 ) -> LoopState:
-    _checks.typed_key("key", key)
-    num_examples = _checks.leading_axis("dataset", dataset)
-    num_initial = _checks.positive_int("num_initial", num_initial, least=0)
+    checks.typed_key("key", key)
+    num_examples = checks.leading_axis("dataset", dataset)
+    num_initial = checks.positive_int("num_initial", num_initial, least=0)
     state = pool.init(num_examples) if given is None else given
     if state.labelled_at.shape != (num_examples,):
         raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
@@ -252,7 +253,7 @@ def _init(
             f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
             "ask for their labels, store them with pool.annotate, and leave num_initial out"
         )
-    known = _checks.is_concrete(state.labelled_at)
+    known = checks.is_concrete(state.labelled_at)
     left = np.count_nonzero(np.asarray(state.labelled_at) < 0) if known else num_examples
     if num_initial > left:
         raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
@@ -273,9 +274,9 @@ def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: P
     if acquisition.summarise is not None:
         if embeddings is None:
             raise ValueError("embeddings is None: an acquisition that reads features needs embeddings=[N, D] here")
-        if _checks.leading_axis("embeddings", embeddings) != available.shape[0]:
+        if checks.leading_axis("embeddings", embeddings) != available.shape[0]:
             raise ValueError(
-                f"embeddings of {_checks.leading_axis('embeddings', embeddings)} examples for {available.shape[0]}: "
+                f"embeddings of {checks.leading_axis('embeddings', embeddings)} examples for {available.shape[0]}: "
                 "one row for every example of the data set is needed"
             )
         summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
@@ -292,7 +293,7 @@ def _zero(leaf: jax.ShapeDtypeStruct) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.zeros(leaf.shape, leaf.dtype)
     data = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=_random.implementation(leaf))
+    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=random.implementation(leaf))
 
 
 class RoundKeys(NamedTuple):
@@ -328,8 +329,8 @@ def candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Arra
     available = pool.available(state)
     if max_sample is None or max_sample >= available.shape[0]:
         return None, available
-    values = _numerics.rank_values(jax.random.uniform(key, available.shape), available)
-    ids = _numerics.top_indices(values, max_sample)
+    values = numerics.rank_values(jax.random.uniform(key, available.shape), available)
+    ids = numerics.top_indices(values, max_sample)
     return ids, ids >= 0
 
 
@@ -344,7 +345,7 @@ def pick(
     labelled = _rows(pool.labelled(state.pool), ids)
     picked = _select(parts.acquisition, key, summary, available, parts.sizes, state.step, labelled)
     if ids is not None:
-        picked = picked._replace(indices=_numerics.take_or(ids, picked.indices, -1))
+        picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
     return picked, _describe(state.pool, picked, summary, available)
 
 
@@ -358,7 +359,7 @@ def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(query_size) if isinstance(query_size, Sequence) else (query_size,)
     if not sizes:
         raise ValueError("query_size is an empty schedule: give at least one number")
-    return tuple(_checks.positive_int("query_size", size) for size in sizes)
+    return tuple(checks.positive_int("query_size", size) for size in sizes)
 
 
 def _select(

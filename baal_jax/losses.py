@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _numerics
+from baal_jax._util import numerics
 from baal_jax.typing import Array
 
 
@@ -44,7 +44,7 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
     import optax  # heavy, and not needed to import the package
 
     known = targets >= 0
-    logits = _numerics.as_float(logits)
+    logits = numerics.as_float(logits)
     labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype), label_smoothing)
     losses = jnp.where(known, optax.safe_softmax_cross_entropy(logits, labels), 0.0)
     losses = jnp.where(targets < logits.shape[-1], losses, jnp.nan)
@@ -77,7 +77,7 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
     import optax
 
-    outputs, targets = _numerics.as_float(outputs), _numerics.as_float(targets)
+    outputs, targets = numerics.as_float(outputs), numerics.as_float(targets)
     known = ~jnp.isnan(targets)
     errors = jnp.where(known, optax.l2_loss(outputs, jnp.where(known, targets, 0.0)), 0.0)
     return _mean_over_positions(errors, known)
@@ -114,8 +114,8 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
             f"outputs have shape {outputs.shape}, but a mean and a log-variance for each of the targets "
             f"{targets.shape} are needed in the last axis"
         )
-    mean, log_variance = jnp.split(_numerics.as_float(outputs), 2, axis=-1)
-    targets = _numerics.as_float(targets)
+    mean, log_variance = jnp.split(numerics.as_float(outputs), 2, axis=-1)
+    targets = numerics.as_float(targets)
     known = ~jnp.isnan(targets)
     errors = jnp.where(known, targets, 0.0) - jnp.where(known, mean, 0.0)
     losses = 0.5 * (jnp.log(2 * jnp.pi) + log_variance + errors**2 * jnp.exp(-log_variance))

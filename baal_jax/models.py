@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import partial_eval
 
-from baal_jax import _random
+from baal_jax._util import random
 from baal_jax.typing import Key, Model, PyTree, Variables
 
 # Values that the usual flags have in training.
@@ -69,7 +69,7 @@ def from_functions(
         return apply(variables.params, inputs, key)
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        return apply(variables.params, inputs, _random.vectorised(key)), variables.collections
+        return apply(variables.params, inputs, random.vectorised(key)), variables.collections
 
     def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
         return predict(variables, inputs, key) if deterministic is None else deterministic(variables.params, inputs)
@@ -179,7 +179,7 @@ def from_linen(
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         with nn.intercept_methods(partial(intercept, [random_layers])):  # also where a layer inside says otherwise
-            outputs, collections = run(variables, inputs, _random.vectorised(key), train_kwargs)
+            outputs, collections = run(variables, inputs, random.vectorised(key), train_kwargs)
         return outputs, dict(collections)
 
     advice = "name your own random layers: from_linen(…, stochastic=(MyLayer,))"
@@ -293,7 +293,7 @@ def from_nnx(
         return run(network, inputs, key, _at_rest(predict_kwargs))
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        key = _random.vectorised(key)
+        key = random.vectorised(key)
         network = build(variables, key)
         outputs = run(network, inputs, key, train_kwargs)
         return outputs, variables_of(network).collections
@@ -331,7 +331,7 @@ def _one_function(
     """
 
     def apply_rows(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        key = _random.vectorised(key)
+        key = random.vectorised(key)
 
         def one(example: PyTree) -> PyTree:
             outputs = apply(variables, jax.tree.map(lambda leaf: leaf[None], example), key)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Array, Key
 
 
@@ -51,7 +51,7 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
         >>> state.labelled_at.tolist(), int(state.round), int(pool.num_labelled(state))
         ([-1, 0, -1, 0, -1], 1, 2)
     """
-    num_examples = _checks.positive_int("num_examples", num_examples)
+    num_examples = checks.positive_int("num_examples", num_examples)
     if targets is not None:
         targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
@@ -138,9 +138,9 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
     Raises:
         ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is still unlabelled).
     """
-    num = _checks.positive_int("num", num, least=0)
+    num = checks.positive_int("num", num, least=0)
     left = state.labelled_at.shape[0]
-    if _checks.is_concrete(state.labelled_at):
+    if checks.is_concrete(state.labelled_at):
         left = np.count_nonzero(np.asarray(state.labelled_at) < 0)  # jax.numpy would trace it inside jit
     if num > left:
         raise ValueError(f"num={num} exceeds the {left} unlabelled examples: label fewer")
@@ -149,8 +149,8 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
 
 @partial(jax.jit, static_argnums=2)
 def _label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
-    values = _numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
-    return _label(state, _numerics.top_indices(values, num), advance=True)
+    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
+    return _label(state, numerics.top_indices(values, num), advance=True)
 
 
 def unlabel(state: PoolState, indices: Any) -> PoolState:
@@ -195,7 +195,7 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
     """
     if last_rounds is None:
         return state.labelled_at >= 0
-    last_rounds = _checks.positive_int("last_rounds", last_rounds)
+    last_rounds = checks.positive_int("last_rounds", last_rounds)
     latest = jnp.max(state.labelled_at)
     return (state.labelled_at >= 0) & (state.labelled_at > latest - last_rounds)
 
@@ -216,7 +216,7 @@ def num_available(state: PoolState) -> Array:
 
 
 def _as_ids(state: PoolState, indices: Any) -> Array:
-    _checks.indices("indices", indices, state.labelled_at.shape[0])
+    checks.indices("indices", indices, state.labelled_at.shape[0])
     return jnp.atleast_1d(jnp.asarray(indices, jnp.int32))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.metrics import MetricSet, default_metrics
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
 
@@ -142,7 +142,7 @@ def evaluate(
     Raises:
         ValueError: a number is not positive, the key is not typed, or the targets do not fit.
     """
-    _checks.leading_axis("dataset", dataset)
+    checks.leading_axis("dataset", dataset)
     metrics = default_metrics(dataset.targets) if metrics is None else metrics
     summary = summarise(
         key, posterior, state, dataset.inputs, metrics.summarise, num_samples=num_samples, batch_size=batch_size
@@ -181,10 +181,10 @@ def summarise(
     Returns:
         Pytree ``[N, …]``.
     """
-    _checks.typed_key("key", key)
-    num_samples = _checks.positive_int("num_samples", num_samples)
-    num_examples = _checks.leading_axis("inputs", inputs)
-    batch_size = num_examples if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    checks.typed_key("key", key)
+    num_samples = checks.positive_int("num_samples", num_samples)
+    num_examples = checks.leading_axis("inputs", inputs)
+    batch_size = num_examples if batch_size is None else checks.positive_int("batch_size", batch_size)
     draws = posterior.sample(key, state, num_samples)
     target_logits = None if target_inputs is None else _apply(posterior, state, draws, target_inputs)
 
@@ -287,7 +287,7 @@ def stream(
     axis: int,
 ) -> Iterator[PyTree]:
     """``run`` on every batch of a source, read back without its padding."""
-    batch_size = _checks.positive_int("batch_size", batch_size)
+    batch_size = checks.positive_int("batch_size", batch_size)
     total = len(source)
     if total == 0:
         raise ValueError("source is empty: there is nothing to predict")

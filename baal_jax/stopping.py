@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.pool import PoolState, num_labelled
 from baal_jax.typing import Array, PyTree
 
@@ -70,7 +70,7 @@ def labelling_budget(budget: int) -> Criterion:
         >>> bool(rule.update((), stopping.Round(pool.label(pool.init(5), [0, 3]), None))[1])
         True
     """
-    budget = _checks.positive_int("budget", budget)
+    budget = checks.positive_int("budget", budget)
     return Criterion(lambda _: (), lambda memory, found: (memory, num_labelled(found.pool) >= budget))
 
 
@@ -115,7 +115,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     Raises:
         ValueError: ``patience`` is not a positive integer, or, when the run starts, it has no such metric.
     """
-    patience = _checks.positive_int("patience", patience)
+    patience = checks.positive_int("patience", patience)
 
     def init(found: Round) -> _Recent:
         value = _metric(found, metric)
@@ -162,7 +162,7 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
         Bloodgood and Vijay-Shanker, `A method for stopping active learning based on stabilizing predictions and the
         need for user-adjustable stopping <https://arxiv.org/abs/1409.5165>`_, 2009.
     """
-    window = _checks.positive_int("window", window)
+    window = checks.positive_int("window", window)
     threshold = float(threshold)
 
     def init(found: Round) -> _Agreement:

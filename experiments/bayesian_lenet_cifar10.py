@@ -29,8 +29,9 @@ from models import scaled
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import losses, metrics, posteriors, reporting
-from baal_jax.layers import BayesianConv, BayesianDense
+from baal_jax import losses, metrics, posteriors, study
+from baal_jax.posteriors.layers import BayesianConv, BayesianDense
+from baal_jax.study import plots
 
 Method = Literal["local_reparameterization", "flipout", "bayes_by_backprop", "point"]
 
@@ -127,11 +128,11 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     print(table(results))
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(time.perf_counter() - start, 1),
         "methods": results,
     }
-    print(f"{content['seconds']:.0f} s; wrote {reporting.save_json(config.out / 'results.json', content)}")
+    print(f"{content['seconds']:.0f} s; wrote {plots.save_json(config.out / 'results.json', content)}")
     return results
 
 

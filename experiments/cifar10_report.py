@@ -10,8 +10,9 @@ import matplotlib
 import numpy as np
 
 import baal_jax as baal
-from baal_jax import checkpoint, reporting
+from baal_jax import checkpoint, study
 from baal_jax.metrics import Reliability
+from baal_jax.study import plots
 
 matplotlib.use("agg")
 
@@ -38,23 +39,23 @@ def report(out: Path, config: dict, class_names: Sequence[str], targets: np.ndar
             *(jnp.asarray(stacked([part[field] for part in closing])) for field in Reliability._fields)
         )
         asked[name] = labels_asked_for(rounds, targets, len(class_names), config["rounds"])
-    print(reporting.learning_curve_table(curves, target=0.5))
+    print(plots.learning_curve_table(curves, target=0.5))
     draw(out, curves, bins, asked, class_names)
     content = {
         "config": config,
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": sum(line["seconds"] for line in lines if line["kind"] == "round"),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
         "labels_by_class": dict(zip(class_names, np.stack(list(asked.values()), axis=-1).tolist(), strict=True))
         if asked
         else {},
     }
-    reporting.save_json(out / "results.json", content)
+    plots.save_json(out / "results.json", content)
     print(f"wrote results.json, rounds.jsonl and pictures to {out}")
     return content
 
 
-def learning_curves(rounds: list[dict]) -> reporting.Curves:
+def learning_curves(rounds: list[dict]) -> plots.Curves:
     """All seeds of one strategy."""
     numbers = sorted({line["round"] for line in rounds})
     by_round = [[line for line in rounds if line["round"] == number] for number in numbers]
@@ -62,7 +63,7 @@ def learning_curves(rounds: list[dict]) -> reporting.Curves:
         name: np.stack([stacked([line["metrics"][name] for line in part]) for part in by_round], axis=1)
         for name in rounds[0]["metrics"]
     }
-    return reporting.Curves(np.array([part[0]["num_labelled"] for part in by_round]), values)
+    return plots.Curves(np.array([part[0]["num_labelled"] for part in by_round]), values)
 
 
 def labels_asked_for(rounds: list[dict], targets: np.ndarray, num_classes: int, last: int) -> np.ndarray:
@@ -86,10 +87,10 @@ def draw(out: Path, curves: dict, bins: dict, asked: dict, class_names: Sequence
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for ax, metric in zip(axes, ("accuracy", "nll", "ece"), strict=True):
-        reporting.plot_learning_curves(curves, metric, ax)
+        plots.plot_learning_curves(curves, metric, ax)
     save(figure, out / "curves.png")
-    save(reporting.plot_reliability(bins).figure, out / "calibration.png")
-    save(reporting.plot_class_histogram(asked, class_names).figure, out / "classes.png")
+    save(plots.plot_reliability(bins).figure, out / "calibration.png")
+    save(plots.plot_class_histogram(asked, class_names).figure, out / "classes.png")
 
 
 def gallery(
@@ -105,7 +106,7 @@ def gallery(
 
     if len(order):
         rows = {"most informative": row(order[::-1][:num]), "least informative": row(order[:num])}
-        save(reporting.plot_gallery(rows), path)
+        save(plots.plot_gallery(rows), path)
 
 
 def save(figure, path: Path) -> None:

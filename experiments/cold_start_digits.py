@@ -27,7 +27,8 @@ from models import MLP
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import losses, posteriors, reporting, selection
+from baal_jax import losses, posteriors, selection, study
+from baal_jax.study import plots
 
 matplotlib.use("agg")
 
@@ -85,7 +86,7 @@ class Linear(nn.Module):
         return nn.Dense(self.num_classes)(nn.Dropout(self.rate, deterministic=not train)(x))
 
 
-def main(config: Config) -> dict[str, reporting.Curves]:
+def main(config: Config) -> dict[str, plots.Curves]:
     """Runs every strategy at every size, then reports."""
     start = time.perf_counter()
     splits = [baal.data.digits(seed=config.seed + seed) for seed in range(config.seeds)]
@@ -107,7 +108,7 @@ def main(config: Config) -> dict[str, reporting.Curves]:
                 progress.set_postfix(accuracy=f"{found[-1]['accuracy'].mean():.3f}")
                 progress.update()
             metrics = {metric: np.stack([one[metric] for one in found], axis=1) for metric in found[0]}
-            curves[name] = reporting.Curves(np.array(config.num_labels), metrics)
+            curves[name] = plots.Curves(np.array(config.num_labels), metrics)
     print(table(curves))
     picture, results = write(config, curves, time.perf_counter() - start)
     print(f"{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {picture} and {results}")
@@ -161,28 +162,28 @@ def principal_components(x: jax.Array, num: int) -> jax.Array:
     return x @ jnp.linalg.svd(x, full_matrices=False)[2][:num].T
 
 
-def table(curves: dict[str, reporting.Curves]) -> str:
+def table(curves: dict[str, plots.Curves]) -> str:
     """Accuracy, its paired difference to random labels in points, and covered classes: mean ± standard error."""
     lines = []
     for place, num in enumerate(next(iter(curves.values())).num_labelled):
         lines.append(f"{num} labels{'accuracy':>20}{'points over random':>24}{'classes of 10':>16}")
         for name, curve in curves.items():
             accuracy, classes = (np.asarray(curve.metrics[metric])[:, place] for metric in ("accuracy", "classes"))
-            line = f"  {name:<14}{accuracy.mean():>7.3f} ± {reporting.standard_error(accuracy):.3f}"
+            line = f"  {name:<14}{accuracy.mean():>7.3f} ± {plots.standard_error(accuracy):.3f}"
             gain = ""
             if name != "random" and "random" in curves:
                 points = 100 * (accuracy - np.asarray(curves["random"].metrics["accuracy"])[:, place])
-                gain = f"{points.mean():+.1f} ± {reporting.standard_error(points):.1f}"
+                gain = f"{points.mean():+.1f} ± {plots.standard_error(points):.1f}"
             lines.append(f"{line}{gain:>20}{classes.mean():>16.1f}")
     return "\n".join(lines)
 
 
-def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -> tuple[Path, Path]:
+def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tuple[Path, Path]:
     """The picture and the numbers."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
-    reporting.plot_learning_curves(curves, "accuracy", ax)
+    plots.plot_learning_curves(curves, "accuracy", ax)
     ax.set_title(
         f"digits, {config.model}, {config.embeddings}, {config.seeds} seeds, band = 1 standard error", fontsize=9
     )
@@ -192,11 +193,11 @@ def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -
     plt.close(figure)
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(seconds, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, reporting.save_json(config.out / "results.json", content)
+    return picture, plots.save_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from strategies import acquisition
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import features, losses, posteriors, reporting
+from baal_jax import features, losses, posteriors, study
+from baal_jax.study import plots
 
 matplotlib.use("agg")
 
@@ -79,7 +80,7 @@ class Config:
     """Folder for curves.png and results.json."""
 
 
-def main(config: Config) -> dict[str, reporting.Curves]:
+def main(config: Config) -> dict[str, plots.Curves]:
     """Runs every strategy, then reports."""
     start = time.perf_counter()
     train, test = baal.data.digits(image=config.model == "cnn")
@@ -88,7 +89,7 @@ def main(config: Config) -> dict[str, reporting.Curves]:
     loops = {name: make_loop(name, config) for name in config.strategies}
     with tqdm(total=total, unit="round") as progress:
         curves = {name: run_strategy(name, loop, config, train, test, progress) for name, loop in loops.items()}
-    print(reporting.learning_curve_table(curves, config.target))
+    print(plots.learning_curve_table(curves, config.target))
     picture, results = write(config, curves, time.perf_counter() - start)
     print(f"{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {picture} and {results}")
     return curves
@@ -96,7 +97,7 @@ def main(config: Config) -> dict[str, reporting.Curves]:
 
 def run_strategy(
     name: str, loop: baal.ActiveLoop, config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
-) -> reporting.Curves:
+) -> plots.Curves:
     """All seeds of one strategy, a round at a time so that there is progress to show."""
     progress.set_description(f"{name} (compiling)")
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
@@ -116,7 +117,7 @@ def run_strategy(
         progress.set_postfix(accuracy=f"{info.metrics['accuracy'].mean():.3f}")
         progress.update()
     infos = jax.tree.map(lambda *rounds: np.concatenate(rounds, axis=1), *infos)
-    return reporting.Curves(infos.num_labelled[0], infos.metrics)
+    return plots.Curves(infos.num_labelled[0], infos.metrics)
 
 
 def make_loop(name: str, config: Config) -> baal.ActiveLoop:
@@ -134,13 +135,13 @@ def make_loop(name: str, config: Config) -> baal.ActiveLoop:
     )
 
 
-def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -> tuple[Path, Path]:
+def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tuple[Path, Path]:
     """The picture and the numbers."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
-        reporting.plot_learning_curves(curves, metric, ax)
+        plots.plot_learning_curves(curves, metric, ax)
     axes[0].axhline(config.target, color="grey", linewidth=0.8, linestyle=":")
     figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 1 standard error")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -149,11 +150,11 @@ def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -
     plt.close(figure)
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(seconds, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, reporting.save_json(config.out / "results.json", content)
+    return picture, plots.save_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

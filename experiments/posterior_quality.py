@@ -28,8 +28,10 @@ from scipy.optimize import minimize_scalar
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import heuristics, kernels, losses, metrics, posteriors, reporting, selection, statistics, study
-from baal_jax.results import Results
+from baal_jax import heuristics, losses, metrics, posteriors, selection, study
+from baal_jax.posteriors import kernels
+from baal_jax.study import plots, statistics
+from baal_jax.study.results import Results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +96,12 @@ def main(config: Config) -> dict[str, Any]:
         print(f"\n### {title}\n\n{text}\n", flush=True)
         content = {
             "config": dataclasses.asdict(config),
-            "environment": reporting.environment(),
+            "environment": study.environment(),
             "seconds": round(time.perf_counter() - start, 1),
             "tables": tables,
             "numbers": numbers,
         }
-        reporting.save_json(config.out / "results.json", content)
+        plots.save_json(config.out / "results.json", content)
 
     for problem in problems(config):
         found = {name: quality(name, problem, config) for name in tqdm(config.methods, problem.name)}
@@ -259,7 +261,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
         cells = []
         if name != "deterministic" and "deterministic" in found:
             difference = np.subtract(numbers["NLL"], found["deterministic"]["NLL"])
-            cells.append(f"{difference.mean():+.3f} ± {reporting.standard_error(difference):.3f}")
+            cells.append(f"{difference.mean():+.3f} ± {plots.standard_error(difference):.3f}")
         else:
             cells.append("")
         for column in columns:
@@ -303,7 +305,7 @@ def active_table(found: Results, target: float = 0.9) -> str:
             np.median(statistics.labels_to_target(runs.num_labelled, runs.metrics["accuracy"], target)) for runs in both
         ]
         difference = areas[0] - areas[1]
-        text = f"{difference.mean():+.3f} ± {reporting.standard_error(difference):.3f}"
+        text = f"{difference.mean():+.3f} ± {plots.standard_error(difference):.3f}"
         counts = " | ".join("not reached" if not np.isfinite(count) else f"{count:.0f}" for count in labels)
         lines.append(f"| {name} | {counts} | {areas[0].mean():.3f} | {areas[1].mean():.3f} | {text} |")
     return "\n".join(lines)

@@ -25,7 +25,8 @@ import tyro
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import reporting, statistics
+from baal_jax import study
+from baal_jax.study import plots, statistics
 
 matplotlib.use("agg")
 
@@ -71,7 +72,7 @@ class Config:
     """Folder for curves.png and results.json."""
 
 
-def main(config: Config) -> dict[str, reporting.Curves]:
+def main(config: Config) -> dict[str, plots.Curves]:
     """Runs every strategy with every query size, then reports."""
     start = time.perf_counter()
     train, test = baal.data.digits()
@@ -99,11 +100,11 @@ def main(config: Config) -> dict[str, reporting.Curves]:
     picture = draw(curves, config)
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(time.perf_counter() - start, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    results = reporting.save_json(config.out / "results.json", content)
+    results = plots.save_json(config.out / "results.json", content)
     print(f"{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {picture} and {results}")
     return curves
 
@@ -128,7 +129,7 @@ def crossing(num_labelled: np.ndarray, values: np.ndarray, target: float) -> flo
     return float(num_labelled[before] + share * (num_labelled[after] - num_labelled[before]))
 
 
-def table(curves: dict[str, reporting.Curves], target: float) -> str:
+def table(curves: dict[str, plots.Curves], target: float) -> str:
     """Labels to the target: of the mean curve, interpolated, and of the seeds; and the mean accuracy on the way."""
     lines = [f"{'':28s}  labels to {target:.0%}: mean curve   median of seeds    mean accuracy of all rounds"]
     for name, curve in curves.items():
@@ -136,18 +137,18 @@ def table(curves: dict[str, reporting.Curves], target: float) -> str:
         mean = crossing(curve.num_labelled, accuracy.mean(axis=0), target)
         median = np.median(statistics.labels_to_target(curve.num_labelled, accuracy, target))
         area = accuracy.mean(axis=1)
-        error = reporting.standard_error(area)
+        error = plots.standard_error(area)
         lines.append(f"{name:28s}  {mean:25.1f}  {median:16.0f}    {area.mean():.4f} ± {error:.4f}")
     return "\n".join(lines)
 
 
-def draw(curves: dict[str, reporting.Curves], config: Config) -> Path:
+def draw(curves: dict[str, plots.Curves], config: Config) -> Path:
     """Learning curves."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
-        reporting.plot_learning_curves(curves, metric, ax)
+        plots.plot_learning_curves(curves, metric, ax)
     axes[0].axhline(config.target, color="grey", linewidth=0.8, linestyle=":")
     figure.suptitle(f"digits {config.copies} times, {config.seeds} seeds, band = 1 standard error")
     picture = config.out / "curves.png"

@@ -27,7 +27,8 @@ import tyro
 from layers import fast_conv, max_pool_2x2
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, metrics, posteriors, report, selection, statistics, study
+from baal_jax import heuristics, losses, metrics, posteriors, selection, study
+from baal_jax.study import report, statistics
 
 CLASSES = ["background", "disc", "square", "triangle"]
 
@@ -136,7 +137,7 @@ def acquisitions() -> dict[str, baal.Acquisition]:
     }
 
 
-def main(config: Config) -> baal.results.Results:
+def main(config: Config) -> baal.study.results.Results:
     """The study, its statistics and its report."""
     start = time.perf_counter()
     study.use_all_cores()

@@ -28,7 +28,9 @@ from strategies import acquisition
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import augmentation, losses, posteriors, reporting, semi_supervised
+from baal_jax import losses, posteriors, study
+from baal_jax.study import plots
+from baal_jax.training import augmentation, semi_supervised
 
 matplotlib.use("agg")
 
@@ -95,14 +97,14 @@ class Config:
     """Folder for curves.png and results.json."""
 
 
-def main(config: Config) -> dict[str, reporting.Curves]:
+def main(config: Config) -> dict[str, plots.Curves]:
     """Runs everything, then reports."""
     start = time.perf_counter()
     train, test = jax.tree.map(jnp.asarray, baal.data.digits(image=True))
     runs = len(config.methods) * (len(config.strategies) * config.rounds if config.active else len(config.labels))
     with tqdm(total=runs, unit="round" if config.active else "size") as progress:
         curves = (active_curves if config.active else passive_curves)(config, train, test, progress)
-    print(reporting.learning_curve_table(curves))
+    print(plots.learning_curve_table(curves))
     print(difference_table(curves))
     seconds = time.perf_counter() - start
     picture, results = write(config, curves, seconds)
@@ -141,9 +143,7 @@ def noise(scale: float) -> Callable[[jax.Array, baal.Dataset], baal.Dataset]:
     return augment
 
 
-def passive_curves(
-    config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
-) -> dict[str, reporting.Curves]:
+def passive_curves(config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm) -> dict[str, plots.Curves]:
     """Every method on the same sets of labels."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     orders = jnp.asarray([labelling_order(train.targets, config, seed) for seed in range(config.seeds)])
@@ -169,7 +169,7 @@ def passive_curves(
             progress.set_postfix(accuracy=f"{found[-1]['accuracy'].mean():.3f}")
             progress.update()
         metrics = jax.tree.map(lambda *sizes: np.stack(sizes, axis=1), *found)
-        curves[name] = reporting.Curves(np.array(config.labels), metrics)
+        curves[name] = plots.Curves(np.array(config.labels), metrics)
     return curves
 
 
@@ -183,9 +183,7 @@ def labelling_order(targets: jax.Array, config: Config, seed: int) -> np.ndarray
     return np.argsort(order)
 
 
-def active_curves(
-    config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm
-) -> dict[str, reporting.Curves]:
+def active_curves(config: Config, train: baal.Dataset, test: baal.Dataset, progress: tqdm) -> dict[str, plots.Curves]:
     """Every strategy on top of every method, a round at a time."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     curves = {}
@@ -212,11 +210,11 @@ def active_curves(
                 progress.set_postfix(accuracy=f"{info.metrics['accuracy'].mean():.3f}")
                 progress.update()
             infos = jax.tree.map(lambda *rounds: np.concatenate(rounds, axis=1), *infos)
-            curves[f"{method}, {rule}"] = reporting.Curves(infos.num_labelled[0], infos.metrics)
+            curves[f"{method}, {rule}"] = plots.Curves(infos.num_labelled[0], infos.metrics)
     return curves
 
 
-def difference_table(curves: dict[str, reporting.Curves]) -> str:
+def difference_table(curves: dict[str, plots.Curves]) -> str:
     """Accuracy minus that of the first curve, seed by seed, in points."""
     (base, first), *others = curves.items()
     width = max(18, *(len(name) + 3 for name in curves))
@@ -224,18 +222,18 @@ def difference_table(curves: dict[str, reporting.Curves]) -> str:
     lines.append("labels" + "".join(f"{name:>{width}}" for name, _ in others))
     differences = [100 * (curve.metrics["accuracy"] - first.metrics["accuracy"]) for _, curve in others]
     for r, count in enumerate(first.num_labelled):
-        cells = [f"{d[:, r].mean():+.1f} ± {reporting.standard_error(d[:, r]):.1f}" for d in differences]
+        cells = [f"{d[:, r].mean():+.1f} ± {plots.standard_error(d[:, r]):.1f}" for d in differences]
         lines.append(f"{count:6d}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 
-def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -> tuple[Path, Path]:
+def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tuple[Path, Path]:
     """The picture and the numbers."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
-        reporting.plot_learning_curves(curves, metric, ax)
+        plots.plot_learning_curves(curves, metric, ax)
     figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 1 standard error")
     config.out.mkdir(parents=True, exist_ok=True)
     picture = config.out / "curves.png"
@@ -243,11 +241,11 @@ def write(config: Config, curves: dict[str, reporting.Curves], seconds: float) -
     plt.close(figure)
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(seconds, 1),
         "curves": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, reporting.save_json(config.out / "results.json", content)
+    return picture, plots.save_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

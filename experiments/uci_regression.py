@@ -29,8 +29,9 @@ import tyro
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import features, losses, posteriors, reporting, selection
-from baal_jax.selection import feature_maps, transforms
+from baal_jax import features, losses, posteriors, selection, study
+from baal_jax.selection.sets import feature_maps, transforms
+from baal_jax.study import plots
 
 matplotlib.use("agg")
 
@@ -126,10 +127,10 @@ class MLP(nn.Module):
         return Dense(1)(x)
 
 
-def main(config: Config) -> dict[str, dict[str, reporting.Curves]]:
+def main(config: Config) -> dict[str, dict[str, plots.Curves]]:
     """Every strategy on every split of every set, then the report."""
     start = time.perf_counter()
-    results: dict[str, dict[str, reporting.Curves]] = {}
+    results: dict[str, dict[str, plots.Curves]] = {}
     with tqdm(total=len(config.paths) * len(config.strategies) * config.splits, unit="run") as progress:
         for path in config.paths:
             for name in config.strategies:
@@ -141,15 +142,15 @@ def main(config: Config) -> dict[str, dict[str, reporting.Curves]]:
     return results
 
 
-def save(results: dict[str, dict[str, reporting.Curves]], config: Config, seconds: float) -> None:
+def save(results: dict[str, dict[str, plots.Curves]], config: Config, seconds: float) -> None:
     """Writes what there is so far."""
     content = {
         "config": dataclasses.asdict(config),
-        "environment": reporting.environment(),
+        "environment": study.environment(),
         "seconds": round(seconds, 1),
         "sets": {stem: {name: curve._asdict() for name, curve in curves.items()} for stem, curves in results.items()},
     }
-    reporting.save_json(config.out / "results.json", content)
+    plots.save_json(config.out / "results.json", content)
 
 
 def make_loop(name: str, config: Config, validation: baal.Dataset | None) -> baal.ActiveLoop:
@@ -192,7 +193,7 @@ def acquisition(name: str, noise: float) -> baal.Acquisition:
     raise SystemExit(f"strategy {name!r} is unknown: use random, lcmd, k_means_pp, bait, max_det or max_diag")
 
 
-def run(name: str, path: Path, config: Config, progress: tqdm) -> reporting.Curves:
+def run(name: str, path: Path, config: Config, progress: tqdm) -> plots.Curves:
     """One strategy on every split; equal shapes, so that it compiles once."""
 
     @jax.jit
@@ -213,34 +214,34 @@ def run(name: str, path: Path, config: Config, progress: tqdm) -> reporting.Curv
         num_labelled = np.asarray(infos.num_labelled)
         progress.set_postfix(rmse=f"{metrics[-1]['rmse'][-1]:.3f}")
         progress.update()
-    return reporting.Curves(num_labelled, {name: np.stack([m[name] for m in metrics]) for name in metrics[0]})
+    return plots.Curves(num_labelled, {name: np.stack([m[name] for m in metrics]) for name in metrics[0]})
 
 
-def log_rmse(curve: reporting.Curves) -> np.ndarray:
+def log_rmse(curve: plots.Curves) -> np.ndarray:
     """Log RMSE averaged over the rounds after the first labels, one number a split (Holzmüller et al., section 6)."""
     return np.log(np.asarray(curve.metrics["rmse"]))[:, 1:].mean(axis=1)
 
 
-def table(title: str, curves: dict[str, reporting.Curves]) -> str:
+def table(title: str, curves: dict[str, plots.Curves]) -> str:
     """Mean log RMSE, and the paired difference to random."""
     lines = [f"{title:32s} mean log RMSE       minus random       log RMSE at the end"]
     for name, curve in curves.items():
         values, last = log_rmse(curve), np.log(np.asarray(curve.metrics["rmse"]))[:, -1]
-        text = f"{name:32s} {values.mean():.4f} ± {reporting.standard_error(values):.4f}"
+        text = f"{name:32s} {values.mean():.4f} ± {plots.standard_error(values):.4f}"
         if "random" in curves and name != "random":
             difference = values - log_rmse(curves["random"])
-            text += f"  {difference.mean():+.4f} ± {reporting.standard_error(difference):.4f}"
+            text += f"  {difference.mean():+.4f} ± {plots.standard_error(difference):.4f}"
         lines.append(f"{text:72s}  {last.mean():.4f}")
     return "\n".join(lines)
 
 
-def draw(results: dict[str, dict[str, reporting.Curves]], config: Config) -> Path:
+def draw(results: dict[str, dict[str, plots.Curves]], config: Config) -> Path:
     """One panel a data set."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.8), layout="constrained", squeeze=False)
     for ax, (stem, curves) in zip(axes[0], results.items(), strict=True):
-        reporting.plot_learning_curves(curves, "rmse", ax)
+        plots.plot_learning_curves(curves, "rmse", ax)
         ax.set_title(stem)
     figure.suptitle(f"{config.splits} splits, band = 1 standard error")
     picture = config.out / "curves.png"

@@ -37,7 +37,8 @@ from strategies import acquisition, heuristic
 from tqdm import tqdm
 
 import baal_jax as baal
-from baal_jax import augmentation, checkpoint, losses, metrics, posteriors
+from baal_jax import checkpoint, losses, metrics, posteriors
+from baal_jax.training import augmentation
 
 ModelName = Literal["vgg16", "vgg16_small_head", "wide_resnet", "small", "small_nnx"]
 

@@ -1,7 +1,7 @@
 """What this code picks: every selection with five posteriors, and a small study, to compare before and after a change.
 
     python tests/picks.py --write picks.json     # before
-    python tests/picks.py --compare picks.json   # after, on the same machine and jax: exit status 1 where a pick differs
+    python tests/picks.py --compare picks.json   # after, same machine and jax: exit status 1 where a pick differs
 
 Indices are compared exactly, metrics and tables to rounding.
 """
@@ -82,7 +82,10 @@ def small_study(train: Any, test: Any) -> dict[str, Any]:
             home, strategies, train, test, key=jax.random.key(2), num_seeds=3, num_rounds=3, num_initial=20
         )
         table = (pathlib.Path(home) / "results.csv").read_text(encoding="utf-8")
-    return {"indices": {name: runs.indices.tolist() for name, runs in results.runs.items()}, "table": table.splitlines()}
+    return {
+        "indices": {name: runs.indices.tolist() for name, runs in results.runs.items()},
+        "table": table.splitlines(),
+    }
 
 
 def picks() -> dict[str, Any]:
@@ -100,9 +103,13 @@ def picks() -> dict[str, Any]:
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """Where two records differ; numbers may in their last digits."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for name in old.keys() & new.keys() for line in differences(old[name], new[name], f"{where}/{name}")]
+        return [
+            line for name in old.keys() & new.keys() for line in differences(old[name], new[name], f"{where}/{name}")
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}/{i}")]
+        return [
+            line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}/{i}")
+        ]
     if isinstance(old, str) and isinstance(new, str) and "," in old:
         return differences(old.split(","), new.split(","), where)
     try:

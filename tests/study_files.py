@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from baal_jax import results as study_results
-from baal_jax.results import FORMAT, Cell, Pictures, Results, Runs
+from baal_jax.study import results as study_results
+from baal_jax.study.results import FORMAT, Cell, Pictures, Results, Runs
 
 NUM_INITIAL = 10
 QUERY_SIZE = 5

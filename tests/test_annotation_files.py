@@ -15,7 +15,7 @@ import pytest
 
 from baal_jax import __main__ as command_line
 from baal_jax import annotation, selection
-from baal_jax.report._pictures import png
+from baal_jax._util.images import png
 from tests.study_loops import data, loops
 
 TRAIN, _ = data()

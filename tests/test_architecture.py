@@ -139,9 +139,9 @@ def _public():
         "predictive",
         "results",
         "semi_supervised",
-        "selection.feature_maps",
-        "selection.selectors",
-        "selection.transforms",
+        "selection.sets.feature_maps",
+        "selection.sets.selectors",
+        "selection.sets.transforms",
     ):
         module = importlib.import_module(f"baal_jax.{name}")
         for item, value in vars(module).items():

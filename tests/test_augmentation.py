@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import augmentation
+from baal_jax.training import augmentation
 
 BUILDERS = {
     "flip": augmentation.flip(),

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 import baal_jax as baal
-from baal_jax import checkpoint, features, heuristics, layers, losses, selection
+from baal_jax import checkpoint, features, heuristics, losses, selection
+from baal_jax.posteriors import layers
 from baal_jax.posteriors._bayes_by_backprop import bayes_by_backprop, bayesian_layers
 from tests.oracles import variational as oracle
 

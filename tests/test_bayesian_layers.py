@@ -14,9 +14,10 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import features, heuristics, layers, losses, selection
-from baal_jax.layers import BayesianConv, BayesianDense
+from baal_jax import features, heuristics, losses, selection
+from baal_jax.posteriors import layers
 from baal_jax.posteriors._bayes_by_backprop import bayesian_layers
+from baal_jax.posteriors.layers import BayesianConv, BayesianDense
 from tests.oracles import variational as oracle
 
 RNG = np.random.default_rng(0)

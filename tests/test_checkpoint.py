@@ -19,7 +19,8 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import _files, checkpoint, heuristics, posteriors, selection
+from baal_jax import checkpoint, heuristics, posteriors, selection
+from baal_jax._util import files
 
 CONFIG = {"rate": 0.1, "layers": (1, 2), "out": Path("x")}
 
@@ -360,13 +361,13 @@ def test_journal_lines(tmp_path):
 
 
 def test_text_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = _files.write_text(tmp_path / "a.txt", "one")
+    path = files.write_text(tmp_path / "a.txt", "one")
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        _files.write_text(path, "two")
+        files.write_text(path, "two")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]

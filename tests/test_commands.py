@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from baal_jax import Predictions, heuristics, results, selection
+from baal_jax import Predictions, heuristics, selection
 from baal_jax import __main__ as command_line
-from baal_jax.commands import _data, _networks
+from baal_jax._cli import _data, _networks
+from baal_jax.study import results
 from tests.study_loops import data
 
 QUICK = ["--seeds", "2", "--rounds", "2", "--num-initial", "4", "--query-size", "2", "--num-steps", "3"]

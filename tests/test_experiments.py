@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import reporting
+from baal_jax.study import plots
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mlp_mcdropout_digits as digits
@@ -69,24 +69,24 @@ def test_digits_are_split_evenly_and_without_overlap():
 
 def test_standard_error():
     values = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
-    np.testing.assert_allclose(reporting.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
-    assert np.isnan(reporting.standard_error(values[:1])).all()
+    np.testing.assert_allclose(plots.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
+    assert np.isnan(plots.standard_error(values[:1])).all()
 
 
 def test_table_says_when_a_target_is_not_reached():
-    curves = {"flat": reporting.Curves(np.array([20, 30]), {"accuracy": np.full((2, 2), 0.5), "nll": np.ones((2, 2))})}
-    table = reporting.learning_curve_table(curves)
+    curves = {"flat": plots.Curves(np.array([20, 30]), {"accuracy": np.full((2, 2), 0.5), "nll": np.ones((2, 2))})}
+    table = plots.learning_curve_table(curves)
     assert "flat: not reached" in table
     assert "0.500 ± 0.000  1.000" in table
 
 
 def test_json_is_whole_or_not_there(tmp_path):
-    path = reporting.save_json(
+    path = plots.save_json(
         tmp_path / "a" / "b.json", {"x": np.arange(3), "y": float("nan"), "z": (jnp.ones(1), path_of())}
     )
     assert json.loads(path.read_text()) == {"x": [0, 1, 2], "y": None, "z": [[1.0], "c"]}
     with pytest.raises(TypeError):
-        reporting.save_json(path, {"x": object()})
+        plots.save_json(path, {"x": object()})
     assert json.loads(path.read_text())["x"] == [0, 1, 2]  # the old file is untouched
     assert list(path.parent.iterdir()) == [path]  # and nothing is left over
 

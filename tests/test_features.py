@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import baal_jax as baal
-from baal_jax import _layers, features, losses, posteriors
+from baal_jax import features, losses, posteriors
+from baal_jax.features import _program
 from baal_jax.prediction import summarise
 from baal_jax.typing import Variables
 from tests import networks
@@ -286,9 +287,9 @@ def test_dense_and_convolution_kernels_are_found_and_shared_ones_are_not(key):
     def network(params, example):
         return model.deterministic(variables._replace(params=params), example[None])[0]
 
-    program = _layers.trace(network, variables.params, inputs[0], keep_rules=True)
+    program = _program.trace(network, variables.params, inputs[0], keep_rules=True)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables.params)]
-    found = {names[i] for i in _layers.dense_layers(program, program.arguments[0])}
+    found = {names[i] for i in _program.dense_layers(program, program.arguments[0])}
     expected = {
         "['Conv_0']['kernel']",
         "['Dense_0']['kernel']",
@@ -337,8 +338,8 @@ def test_derivatives_of_a_users_own_are_kept_and_faster_products_are_seen():
     def network(params, example):
         return model.deterministic(Variables(params, {}), example[None])[0]
 
-    program = _layers.trace(network, params, FLAT[0], keep_rules=True)
-    assert set(_layers.dense_layers(program, program.arguments[0])) == {0, 1}  # not the rounded one
+    program = _program.trace(network, params, FLAT[0], keep_rules=True)
+    assert set(_program.dense_layers(program, program.arguments[0])) == {0, 1}  # not the rounded one
     hidden = features.last_hidden(model, variables=lambda state: Variables(state, {}))(params, FLAT)
     first = jnp.tanh(faster(FLAT, params["faster"]))
     chex.assert_trees_all_close(hidden, jnp.tanh(rounded(first, params["rounded"])), rtol=1e-5, atol=1e-6)

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 import baal_jax as baal
-from baal_jax import heuristics, kernels, selection
+from baal_jax import heuristics, selection
+from baal_jax.posteriors import kernels
 from baal_jax.posteriors._gaussian_process import _solve, gaussian_process, gaussian_process_moments
 from tests.oracles import gaussian_process as oracle
 

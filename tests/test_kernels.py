@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from baal_jax import kernels
+from baal_jax.posteriors import kernels
 from tests.oracles import gaussian_process as oracle
 
 RNG = np.random.default_rng(0)

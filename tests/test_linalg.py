@@ -9,8 +9,10 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import _linalg, calibration, heuristics, kernels, losses, posteriors, selection
-from baal_jax.selection._kernel import Features
+from baal_jax import calibration, heuristics, losses, posteriors, selection
+from baal_jax._util import linalg
+from baal_jax.posteriors import kernels
+from baal_jax.selection.sets._kernel import Features
 from tests import networks
 
 RNG = np.random.default_rng(0)
@@ -29,7 +31,7 @@ def close(found, expected, tolerance=2e-4):
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 24])
 def test_elimination_is_a_factorisation(size, columns):
     matrices, right = positive(6, size), RNG.normal(size=(6, size, columns)).astype(np.float32)
-    found = jax.jit(_linalg.eliminate)(matrices, right)
+    found = jax.jit(linalg.eliminate)(matrices, right)
     assert [x.shape for x in found] == [(6, size), (6, size, columns), (6, size, columns)]
     root = np.linalg.cholesky(matrices.astype(np.float64))
     diagonal = np.diagonal(root, axis1=1, axis2=2)
@@ -43,15 +45,15 @@ def test_elimination_is_a_factorisation(size, columns):
 def test_factorisations_are_those_of_numpy(transform):
     matrices = jnp.asarray(positive(5, 6))
     matrix = matrices if transform(jnp.sum)(matrices).ndim else matrices[0]
-    root = transform(_linalg.cholesky)(matrix)
+    root = transform(linalg.cholesky)(matrix)
     close(root, np.linalg.cholesky(matrix))
-    close(transform(_linalg.inverse)(matrix), np.linalg.inv(matrix))
-    values, vectors = transform(_linalg.eigh)(matrix)
+    close(transform(linalg.inverse)(matrix), np.linalg.inv(matrix))
+    values, vectors = transform(linalg.eigh)(matrix)
     close(values, np.linalg.eigvalsh(matrix))
     close(jnp.matmul(matrix, vectors), vectors * jnp.expand_dims(values, -2), 1e-3)
-    upper = transform(_linalg.triangular_root)(matrix)
+    upper = transform(linalg.triangular_root)(matrix)
     close(jnp.matmul(jnp.swapaxes(upper, -1, -2), upper), jnp.matmul(matrix, matrix), 1e-3)
-    solved = transform(lambda a, b: _linalg.solve_triangular(a, b, lower=True, trans="T"))(root, matrix)
+    solved = transform(lambda a, b: linalg.solve_triangular(a, b, lower=True, trans="T"))(root, matrix)
     close(solved, np.linalg.solve(np.swapaxes(root, -1, -2), matrix))
 
 
@@ -103,9 +105,9 @@ PROGRAMS = {
     ),
     "laplace": lambda: network(posteriors.laplace),
     "laplace, kronecker": lambda: network(posteriors.laplace, structure="kronecker"),
-    "nngp": lambda: network(posteriors.nngp),
-    "bait": lambda: picked(selection.selectors.bait()),
-    "posterior": lambda: picked(selection.selectors.max_det(), selection.transforms.posterior()),
+    "dropout_gp": lambda: network(posteriors.dropout_gp),
+    "bait": lambda: picked(selection.sets.selectors.bait()),
+    "posterior": lambda: picked(selection.sets.selectors.max_det(), selection.sets.transforms.posterior()),
     "gaussian_epig": lambda: gaussian_epig(3),
     "gaussian_epig, large": lambda: gaussian_epig(20),
     "dirichlet": lambda: dirichlet,

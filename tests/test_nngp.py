@@ -11,7 +11,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import heuristics, losses, selection
-from baal_jax.posteriors._nngp import nngp
+from baal_jax.posteriors._dropout_gp import dropout_gp
 from tests.oracles import gaussian_process as oracle
 
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ MODEL = baal.from_linen(Net())
 def make(task, **options):
     loss = losses.squared_error if task == "regression" else losses.cross_entropy
     trainer = baal.trainer(optax.adam(3e-2), loss, num_steps=8, batch_size=4)
-    return nngp(MODEL, trainer, **{"num_passes": 20, "noise": NOISE, "batch_size": 2} | options)
+    return dropout_gp(MODEL, trainer, **{"num_passes": 20, "noise": NOISE, "batch_size": 2} | options)
 
 
 def data(task, targets=None):
@@ -180,7 +180,7 @@ def test_draws_share_the_passes():
 
 def test_scalar_outputs_take_scalar_targets():
     model = baal.from_linen(Net(1))
-    posterior = nngp(model, baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=2), num_passes=4)
+    posterior = dropout_gp(model, baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=2), num_passes=4)
     state = posterior.fit(jax.random.key(0), data("regression", VALUES[:, 0]), jnp.asarray(LABELLED))
     assert posterior.apply(state, state.mean, INPUTS).shape == (12, 1)
 
@@ -201,7 +201,9 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_a_network_without_randomness_is_refused():
-    posterior = nngp(baal.from_linen(nn.Dense(2)), baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=1))
+    posterior = dropout_gp(
+        baal.from_linen(nn.Dense(2)), baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=1)
+    )
     with pytest.raises(ValueError, match="does not depend on the key"):
         posterior.fit(jax.random.key(0), data("classification"), jnp.asarray(LABELLED))
 
@@ -209,7 +211,7 @@ def test_a_network_without_randomness_is_refused():
 def test_values_that_do_not_fit_the_outputs_are_refused():
     trainer = baal.trainer(optax.sgd(0.1), lambda outputs, targets: jnp.sum(outputs**2, axis=1), num_steps=1)
     with pytest.raises(ValueError, match=r"targets have shape \(12,\), but the outputs \(12, 2\)"):
-        nngp(MODEL, trainer, num_passes=4).fit(
+        dropout_gp(MODEL, trainer, num_passes=4).fit(
             jax.random.key(0), data("regression", VALUES[:, 0]), jnp.asarray(LABELLED)
         )
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
-from baal_jax import checkpoint, heuristics, kernels, losses, posteriors, selection
+from baal_jax import checkpoint, heuristics, losses, posteriors, selection
+from baal_jax.posteriors import kernels
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(24, 4)).astype(np.float32)
@@ -28,7 +29,7 @@ LEAST = {  # the smallest settings at which a method is still itself
     "swag": {"rank": 3, "start": 0.5, "every": 1},
     "bayes_by_backprop": {},
     "laplace": {},
-    "nngp": {},
+    "dropout_gp": {},
     "epinet": {},
     "gaussian_process": {"num_features": 64},
 }

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import baal_jax as baal
-from baal_jax import _random
+from baal_jax._util import random
 from tests.study_loops import data as study_data
 from tests.study_loops import loops
 
@@ -24,7 +24,7 @@ def data(key):
 
 def assert_same(function, key):
     """Bit for bit, with the implementation really changed."""
-    fast = _random.vectorised(key)
+    fast = random.vectorised(key)
     assert jax.random.key_impl(fast) != jax.random.key_impl(key)
     np.testing.assert_array_equal(function(fast), function(key))
 
@@ -33,7 +33,7 @@ def assert_same(function, key):
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.uint32])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 5, 2)])
 def test_bits_are_those_of_jax(key, dtype, shape):
-    bits = jax.random.bits(_random.vectorised(key), shape, dtype)
+    bits = jax.random.bits(random.vectorised(key), shape, dtype)
     assert (bits.shape, bits.dtype) == (shape, dtype)
     assert_same(lambda key: jax.random.bits(key, shape, dtype), key)
 
@@ -81,7 +81,7 @@ def test_normal_numbers_are_those_of_jax(key):
 
 def test_bits_do_not_depend_on_vmap_or_jit():
     keys = jax.random.split(jax.random.key(4), 6).reshape(2, 3)
-    fast = _random.vectorised(keys)
+    fast = random.vectorised(keys)
     assert fast.shape == (2, 3)
     functions = [
         lambda key: jax.random.bits(key, (3, 2)),
@@ -92,36 +92,36 @@ def test_bits_do_not_depend_on_vmap_or_jit():
     for function in functions:
         truth = np.array([[function(key) for key in row] for row in keys])
         np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(fast), truth)
-        inside = jax.jit(jax.vmap(jax.vmap(lambda key, function=function: function(_random.vectorised(key)))))
+        inside = jax.jit(jax.vmap(jax.vmap(lambda key, function=function: function(random.vectorised(key)))))
         np.testing.assert_array_equal(inside(keys), truth)
 
 
 def test_one_key_for_a_whole_batch():
-    numbers = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(_random.vectorised(KEYS[0]), i)))(jnp.arange(5))
+    numbers = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(random.vectorised(KEYS[0]), i)))(jnp.arange(5))
     np.testing.assert_array_equal(numbers, [jax.random.bits(jax.random.fold_in(KEYS[0], i)) for i in range(5)])
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_other_keys_come_back_unchanged(impl):
     key = jax.random.key(0, impl=impl)
-    assert _random.vectorised(key) is key
+    assert random.vectorised(key) is key
 
 
 def test_changing_twice_is_changing_once(key):
-    fast = _random.vectorised(key)
-    assert _random.vectorised(fast) is fast
+    fast = random.vectorised(key)
+    assert random.vectorised(fast) is fast
 
 
 def test_too_many_words_are_an_error(key):
     with pytest.raises(ValueError, match="split the key"):
-        jax.jit(lambda key: jax.random.bits(_random.vectorised(key), (2**16, 2**16))).lower(key)
+        jax.jit(lambda key: jax.random.bits(random.vectorised(key), (2**16, 2**16))).lower(key)
 
 
 def test_no_key_is_used_twice(key, key_reuse):
-    jax.jit(lambda key: jax.random.bernoulli(_random.vectorised(key), 0.5, (3,)))(key)
+    jax.jit(lambda key: jax.random.bernoulli(random.vectorised(key), 0.5, (3,)))(key)
 
     def twice(key):
-        key = _random.vectorised(key)
+        key = random.vectorised(key)
         return jax.random.bits(key) + jax.random.bits(key)
 
     with pytest.raises(jax.errors.KeyReuseError):
@@ -136,7 +136,7 @@ EXAMPLES = np.random.default_rng(0).normal(size=(512, 3)).astype(np.float32)
 
 @functools.partial(jax.jit, static_argnums=2)
 def words_of_examples(key, examples, length):
-    return jax.vmap(lambda example: jax.random.bits(_random.of_example(key, example), (length,)))(examples)
+    return jax.vmap(lambda example: jax.random.bits(random.of_example(key, example), (length,)))(examples)
 
 
 def signs(words):
@@ -172,14 +172,14 @@ def test_bytes_of_examples_are_uniform(shift):
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.uint32])
 def test_bits_of_examples_have_every_width(key, dtype):
-    narrow = jax.random.bits(_random.of_example(key, EXAMPLES[0]), (3, 5), dtype)
-    wide = jax.random.bits(_random.of_example(key, EXAMPLES[0]), (3, 5))
+    narrow = jax.random.bits(random.of_example(key, EXAMPLES[0]), (3, 5), dtype)
+    wide = jax.random.bits(random.of_example(key, EXAMPLES[0]), (3, 5))
     np.testing.assert_array_equal(narrow, np.asarray(wide).astype(dtype))
 
 
 def test_bits_of_examples_are_64_wide(key):
     with jax.enable_x64(True):
-        found = np.asarray(jax.random.bits(_random.of_example(key, EXAMPLES[0]), (400,), jnp.uint64))
+        found = np.asarray(jax.random.bits(random.of_example(key, EXAMPLES[0]), (400,), jnp.uint64))
     both = found.view(np.uint32).reshape(400, 2)
     assert (np.abs(signs(both).sum(axis=0)) / math.sqrt(len(both)) < 5).all()
     assert abs((signs(both[:, :1]) * signs(both[:, 1:])).sum()) / math.sqrt(32 * len(both)) < 4
@@ -188,19 +188,19 @@ def test_bits_of_examples_are_64_wide(key):
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_keys_of_examples_depend_on_key_and_example_only(impl):
     keys = [jax.random.key(seed, impl=impl) for seed in (0, 1)]
-    alone = [data(_random.of_example(key, example)) for key in keys for example in EXAMPLES[:5]]
-    together = jax.jit(jax.vmap(lambda example, key: _random.of_example(key, example), (0, None)))
+    alone = [data(random.of_example(key, example)) for key in keys for example in EXAMPLES[:5]]
+    together = jax.jit(jax.vmap(lambda example, key: random.of_example(key, example), (0, None)))
     np.testing.assert_array_equal(np.concatenate([data(together(EXAMPLES[:5], key)) for key in keys]), alone)
     assert len(np.unique(alone, axis=0)) == 10
 
 
 def test_too_many_words_of_an_example_are_an_error(key):
     with pytest.raises(ValueError, match="split the key"):
-        jax.jit(lambda key: jax.random.bits(_random.of_example(key, EXAMPLES[0]), (2**16, 2**16))).lower(key)
+        jax.jit(lambda key: jax.random.bits(random.of_example(key, EXAMPLES[0]), (2**16, 2**16))).lower(key)
 
 
 def test_a_key_of_an_example_is_used_once(key, key_reuse):
-    jax.jit(lambda key: jax.random.bernoulli(_random.of_example(key, EXAMPLES[0]), 0.5, (3,)))(key)
+    jax.jit(lambda key: jax.random.bernoulli(random.of_example(key, EXAMPLES[0]), 0.5, (3,)))(key)
 
 
 DTYPES = ["bool", "int8", "uint8", "int16", "float16", "int32", "uint32", "float32", "complex64", "int64", "float64"]
@@ -209,7 +209,7 @@ DTYPES = ["bool", "int8", "uint8", "int16", "float16", "int32", "uint32", "float
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_changes_the_hash(dtype):
     with jax.enable_x64(True):
-        hashed = jax.jit(_random.hashed)
+        hashed = jax.jit(random.hashed)
         example = np.arange(6).reshape(2, 3).astype(dtype)
         found = {int(hashed(jnp.asarray(example)))}
         width = 1 if dtype == "bool" else 8 * example.dtype.itemsize
@@ -224,13 +224,13 @@ def test_every_bit_changes_the_hash(dtype):
 def test_places_and_leaves_matter_to_the_hash():
     one, two = np.float32([1, 2, 3]), np.float32([3, 2, 1])
     trees = [one, two, (one, two), (two, one), (one, one), {"a": one, "b": jnp.zeros(3)}, np.zeros(3), np.zeros(4)]
-    assert len({int(_random.hashed(tree)) for tree in trees}) == len(trees)
-    assert _random.hashed(one).dtype == jnp.uint32
+    assert len({int(random.hashed(tree)) for tree in trees}) == len(trees)
+    assert random.hashed(one).dtype == jnp.uint32
 
 
 def test_hashes_of_examples_spread_evenly():
     images = np.random.default_rng(1).integers(0, 2, (40_000, 64), np.uint8)
-    found = np.asarray(jax.jit(jax.vmap(_random.hashed))(images))
+    found = np.asarray(jax.jit(jax.vmap(random.hashed))(images))
     for shift in (0, 8, 16, 24):
         assert stats.chisquare(np.bincount((found >> shift) & 255, minlength=256)).pvalue > 1e-3
     assert len(np.unique(found)) > 40_000 - 6  # 0.2 pairs are expected to meet
@@ -244,7 +244,7 @@ def test_new_keys_of_a_fast_key_are_those_of_jax():
     np.testing.assert_array_equal(data(jax.random.split(fast, 3)), data(jax.random.split(plain, 3)))
     np.testing.assert_array_equal(data(jax.random.fold_in(fast, 5)), data(jax.random.fold_in(plain, 5)))
     assert not np.array_equal(jax.random.bits(fast, (8,)), jax.random.bits(plain, (8,)))
-    assert _random.vectorised(fast) is fast
+    assert random.vectorised(fast) is fast
 
 
 def test_bits_of_fast_keys_are_the_hash_as_written():
@@ -281,7 +281,7 @@ def test_a_run_with_a_fast_key_is_one_program_of_its_bits():
 @functools.partial(jax.jit, static_argnums=2)
 def places(key, size, length):
     """Where positions ``0 … length − 1`` stand; ``size`` is traced, so one compilation serves many sizes."""
-    return jax.vmap(lambda position: _random.shuffled(key, position, size))(jnp.arange(length))
+    return jax.vmap(lambda position: random.shuffled(key, position, size))(jnp.arange(length))
 
 
 def test_shuffled_is_a_bijection_of_every_small_size():
@@ -304,7 +304,7 @@ def test_shuffled_is_a_bijection_of_a_large_size(size):
 def test_shuffled_stays_in_the_largest_range(key):
     size = 2**31 - 1
     positions = jnp.array([0, 1, 2**30, size - 2, size - 1])
-    found = jax.vmap(lambda position: _random.shuffled(key, position, jnp.int32(size)))(positions)
+    found = jax.vmap(lambda position: random.shuffled(key, position, jnp.int32(size)))(positions)
     assert len(set(found.tolist())) == 5
     assert ((found >= 0) & (found < size)).all()
 
@@ -339,10 +339,10 @@ def test_keys_decide_the_shuffle():
 
 
 def test_shuffled_does_not_depend_on_jit_or_vmap(key):
-    alone = [int(_random.shuffled(key, jnp.int32(i), jnp.int32(11))) for i in (0, 4, 10)]
+    alone = [int(random.shuffled(key, jnp.int32(i), jnp.int32(11))) for i in (0, 4, 10)]
     assert alone == np.asarray(places(key, jnp.int32(11), 64))[[0, 4, 10]].tolist()
 
 
 def test_shuffled_uses_its_key_once(key, key_reuse):
-    shuffle = jax.jit(lambda key, size: _random.shuffled(key, jnp.int32(0), size))
+    shuffle = jax.jit(lambda key, size: random.shuffled(key, jnp.int32(0), size))
     assert 0 <= int(shuffle(key, jnp.int32(3))) < 3

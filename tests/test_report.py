@@ -13,10 +13,11 @@ import pytest
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from baal_jax import report, results
-from baal_jax.commands import _report as command
-from baal_jax.report import _content, _page, _pictures
-from baal_jax.report._styles import style
+from baal_jax._cli import _report as command
+from baal_jax._util import images
+from baal_jax.study import report, results
+from baal_jax.study.report import _content, _page, _pictures
+from baal_jax.study.report._styles import style
 from tests.study_files import make_results, write_study
 
 HOSTILE = '</script><b onclick="x()">&amp;\u2028 ${1} {{js}} \\1'
@@ -64,7 +65,7 @@ def page_of(study):
 
 @hypothesis.given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))))
 def test_png_is_what_another_decoder_reads(image):
-    found = np.asarray(Image.open(io.BytesIO(_pictures.png(image))))
+    found = np.asarray(Image.open(io.BytesIO(images.png(image))))
     np.testing.assert_array_equal(found.reshape(image.shape), image)
 
 
@@ -316,7 +317,7 @@ def test_figures_are_files_of_every_format(tmp_path):
 
 
 def test_figures_show_the_curves_of_the_page():
-    from baal_jax.report import _figures
+    from baal_jax.study.report import _figures
 
     study = make_results(seeds=3, rounds=3)
     drawn = dict(_figures._all(study))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from baal_jax import report
+from baal_jax.study import report
 from tests import browser as browsers
 from tests.study_files import make_results
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from baal_jax import metrics, reporting
+from baal_jax import metrics
+from baal_jax.study import plots
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def test_reliability_averages_seeds_by_their_counts():
         confidence=np.array([[np.nan, 0.4, 0.9], [np.nan, 0.6, np.nan]]),
         accuracy=np.array([[np.nan, 1.0, 0.5], [np.nan, 0.2, np.nan]]),
     )
-    ax = reporting.plot_reliability({"bald": bins, "random": metrics.Reliability(*(part[0] for part in bins))})
+    ax = plots.plot_reliability({"bald": bins, "random": metrics.Reliability(*(part[0] for part in bins))})
     curve = ax.get_lines()[1]
     np.testing.assert_allclose(curve.get_xdata(), [0.55, 0.9])
     np.testing.assert_allclose(curve.get_ydata(), [0.4, 0.5])
@@ -28,7 +29,7 @@ def test_reliability_averages_seeds_by_their_counts():
 
 
 def test_class_histogram_has_a_bar_a_class_and_strategy():
-    ax = reporting.plot_class_histogram({"a": np.array([[1, 2], [3, 4]]), "b": np.array([5, 6])}, ["cat", "dog"])
+    ax = plots.plot_class_histogram({"a": np.array([[1, 2], [3, 4]]), "b": np.array([5, 6])}, ["cat", "dog"])
     assert [bar.get_height() for bar in ax.patches] == [2, 3, 5, 6]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["cat", "dog"]
     centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
@@ -37,7 +38,7 @@ def test_class_histogram_has_a_bar_a_class_and_strategy():
 
 def test_gallery_shows_every_image_with_its_caption():
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    figure = reporting.plot_gallery({"most": (images, ["x", "y"]), "least": (images[:1, ..., :1] / 255, ["z"])})
+    figure = plots.plot_gallery({"most": (images, ["x", "y"]), "least": (images[:1, ..., :1] / 255, ["z"])})
     shown = [ax for ax in figure.axes if ax.get_images()]
     assert [ax.texts[0].get_text() for ax in shown] == ["x", "y", "z"]
     np.testing.assert_array_equal(shown[1].get_images()[0].get_array(), images[1])
@@ -48,5 +49,5 @@ def test_axes_that_are_given_are_drawn_on():
     import matplotlib.pyplot as plt
 
     _, ax = plt.subplots()
-    assert reporting.plot_class_histogram({"a": np.ones(2)}, ["x", "y"], ax) is ax
-    assert reporting.plot_reliability({"a": metrics.Reliability(np.ones(2), np.ones(2), np.ones(2))}, ax) is ax
+    assert plots.plot_class_histogram({"a": np.ones(2)}, ["x", "y"], ax) is ax
+    assert plots.plot_reliability({"a": metrics.Reliability(np.ones(2), np.ones(2), np.ones(2))}, ax) is ax

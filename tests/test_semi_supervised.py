@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 import baal_jax as baal
-from baal_jax import heuristics, posteriors, selection, semi_supervised
+from baal_jax import heuristics, posteriors, selection
+from baal_jax.training import semi_supervised
 from tests.oracles import semi_supervised as oracle
 from tests.test_training import assert_same, classes_data, first, regression_data
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from baal_jax import Predictions, selection
-from baal_jax.selection import _kernel, feature_maps, selectors, transforms
+from baal_jax.selection.sets import _kernel, feature_maps, selectors, transforms
 from tests.oracles import sets as oracle
 
 NUM, SIZE, QUERY, NOISE = 40, 6, 9, 0.3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from baal_jax import statistics
+from baal_jax.study import statistics
 
 floats = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 3))
 NAN, INF = float("nan"), float("inf")

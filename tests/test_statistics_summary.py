@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from baal_jax import results as study_results
-from baal_jax import statistics
+from baal_jax.study import results as study_results
+from baal_jax.study import statistics
 from tests.study_files import make_results, write_study
 
 NAMES = ("random", "bald", "entropy", "margin")

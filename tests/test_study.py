@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, metrics, results, selection, stopping, study
-from baal_jax.study import _program
+from baal_jax import heuristics, metrics, selection, stopping, study
+from baal_jax.study import _program, results
 from tests.study_loops import centroids, data, loops
 
 TRAIN, TEST = data()
@@ -50,7 +50,7 @@ def read_table(folder):
 
 
 def test_every_seed_is_the_run_that_one_would_have_by_hand(home):
-    found = study.read(home)
+    found = study.results.read(home)
     for name, loop in loops().items():
         for seed in (0, 4):
             state, infos = plain_run(loop, seed)
@@ -64,14 +64,14 @@ def test_every_seed_is_the_run_that_one_would_have_by_hand(home):
 
 
 def test_strategies_share_their_first_labels_and_seeds_do_not(home):
-    random, bald = study.read(home).runs.values()
+    random, bald = study.results.read(home).runs.values()
     np.testing.assert_array_equal(random.initial, bald.initial)
     np.testing.assert_array_equal(random.metrics["nll"][:, 0], bald.metrics["nll"][:, 0])
     assert len({tuple(row) for row in random.initial}) == 5
 
 
 def test_the_table_holds_every_round(home):
-    found = study.read(home)
+    found = study.results.read(home)
     rows = read_table(home)
     assert len(rows) == 2 * 5 * 3
     for row in rows:
@@ -93,7 +93,7 @@ def test_seeds_and_strategies_are_added_to_what_is_there(home, tmp_path):
     fewer = run(tmp_path, loops(["bald"]), num_seeds=1, metric="nll", name="a title")  # less: nothing is taken away
     assert len(fewer.runs["random"].seeds) == 5
     assert fewer.description["baseline"] == "random"
-    assert study.read(tmp_path).description["metric"] == "nll"
+    assert study.results.read(tmp_path).description["metric"] == "nll"
 
 
 def test_a_strategy_is_compiled_once_and_a_seed_more_compiles_nothing_else(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_it_tells_what_was_asked_for_and_shows_it(tmp_path):
     images = rng.normal(size=(len(TRAIN.targets), 2, 2, 1)).astype(np.float32)
     options = {"metrics": metrics.classification(diagnostics=True)}
     run(tmp_path, loops(["bald"], **options), baal.Dataset(images, TRAIN.targets), baal.Dataset(images, TRAIN.targets))
-    found = study.read(tmp_path)
+    found = study.results.read(tmp_path)
     runs, pictures = found.runs["bald"], found.pictures
     np.testing.assert_array_equal(runs.diagnostics["query_targets"], TRAIN.targets[runs.indices])
     assert runs.diagnostics["reliability_accuracy"].shape == (3, 3, 15)
@@ -317,7 +317,7 @@ def test_names_may_look_alike_and_hold_anything(tmp_path):
     picks = {name: selection.random() for name in ("bald", "bald-0", "a/τ")}
     found = run(tmp_path, study.grid(centroids(), picks, query_size=3))
     assert list(found.runs) == list(picks)
-    again = study.read(tmp_path)
+    again = study.results.read(tmp_path)
     for name in picks:
         np.testing.assert_array_equal(again.runs[name].indices, found.runs[name].indices)
         assert again.runs[name].seeds.tolist() == [0, 1, 2]

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax._batches import Stream
+from baal_jax.training.batches import Stream
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 

@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 
 Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
@@ -110,7 +110,7 @@ def to_label_studio(
     class_names = _checked_names(class_names)
     _tag(kind)
     ids = np.atleast_1d(np.asarray(indices))
-    _checks.indices("indices", ids, 2**31 - 1)
+    checks.indices("indices", ids, 2**31 - 1)
     for name, value in (("references", references), ("predictions", predictions), ("scores", scores)):
         if value is not None and len(value) != len(ids):
             raise ValueError(f"{name} holds {len(value)} for {len(ids)} indices: pass one for each")

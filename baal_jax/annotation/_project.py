@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _files
+from baal_jax._util import checks, files
 from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
 from baal_jax.loop import ActiveLoop, round_keys
 from baal_jax.metrics import model_average
@@ -94,7 +94,7 @@ def start(
         "format": FORMAT,
         "kind": kind,
         "class_names": None if class_names is None else [str(name) for name in class_names],
-        "config": _files.plain(config or {}),
+        "config": files.plain(config or {}),
         "references": [str(reference) for reference in references],
     }
     if not content["references"]:
@@ -108,7 +108,7 @@ def start(
                 shown = "" if name == "references" else f" ({old.get(name)!r}, now {value!r})"
                 raise ValueError(f"folder={str(folder)!r} holds a project with other {name}{shown}: use another folder")
         return path
-    _files.write_text(folder / "label_config.xml", interface + "\n")
+    files.write_text(folder / "label_config.xml", interface + "\n")
     return _write_json(path, content)
 
 
@@ -150,12 +150,12 @@ def propose(
     folder = Path(folder)
     project = _project(folder)
     num_examples = len(project["references"])
-    if _checks.leading_axis("inputs", inputs) != num_examples:
+    if checks.leading_axis("inputs", inputs) != num_examples:
         raise ValueError(
-            f"inputs holds {_checks.leading_axis('inputs', inputs)} examples, but the project {num_examples}: "
+            f"inputs holds {checks.leading_axis('inputs', inputs)} examples, but the project {num_examples}: "
             "pass the pool that it was started with"
         )
-    _checks.typed_key("key", key)
+    checks.typed_key("key", key)
     queries = _queries(folder)
     if queries and not give_up:
         last = _as_query(folder, queries[-1])
@@ -167,7 +167,7 @@ def propose(
     keys = round_keys(key, jnp.asarray(number, jnp.int32))
     shown = None
     if not int(np.sum(np.asarray(state.labelled_at) >= 0)):
-        size = min(_checks.positive_int("num_initial", num_initial), num_examples)
+        size = min(checks.positive_int("num_initial", num_initial), num_examples)
         picked = _first(keys.select, available, size, cold_start, embeddings)
     else:
         size = loop.parts.sizes[min(max(number - 1, 0), len(loop.parts.sizes) - 1)]
@@ -185,7 +185,7 @@ def propose(
         "predictions": None if shown is None else np.asarray(shown, np.float64)[kept],
         "references": [project["references"][index] for index in ids],
     }
-    query = _files.plain(query)
+    query = files.plain(query)
     _write_tasks(folder, project, query)
     _write_json(folder / f"query-{number:04d}.json", query)  # last: a query is there once all of it is
     return _as_query(folder, query)
@@ -423,4 +423,4 @@ def _write_labels(folder: Path, labels: Mapping[int, Any], skipped: Mapping[int,
 
 
 def _write_json(path: Path, content: Any) -> Path:
-    return _files.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return files.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.calibration._scalings import Scaling
 from baal_jax.prediction import predict
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
@@ -89,18 +89,18 @@ def calibrated(
     """
     if not isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling!r} is no Scaling: call its builder, as in calibration.temperature()")
-    max_held_out = _checks.positive_int("max_held_out", max_held_out)
-    num_samples = _checks.positive_int("num_samples", num_samples)
-    batch_size = None if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    max_held_out = checks.positive_int("max_held_out", max_held_out)
+    num_samples = checks.positive_int("num_samples", num_samples)
+    batch_size = None if batch_size is None else checks.positive_int("batch_size", batch_size)
     if validation is not None:
         if held_out is not None or refit:
             raise ValueError(
                 f"held_out={held_out} and refit={refit} beside validation: leave them out, all labels are trained on"
             )
-        if not _checks.leading_axis("validation", validation):
+        if not checks.leading_axis("validation", validation):
             raise ValueError("validation is empty: give examples, or leave it out to hold labels out")
         _require_classes(validation)
-    share = 0.2 if held_out is None else _checks.finite_float("held_out", held_out, 0.0)
+    share = 0.2 if held_out is None else checks.finite_float("held_out", held_out, 0.0)
     if not 0.0 < share <= 0.5:
         raise ValueError(f"held_out={held_out} must be more than 0 and at most 0.5: it is a share of the labels")
 
@@ -154,6 +154,6 @@ def _hold_out(key: Key, labelled: Array, share: float, most: int) -> tuple[Array
     # A little more than the share, so that 0.3 of 10 is 3 in float32, too.
     wanted = jnp.floor(number.astype(jnp.float32) * np.float32(share) + 1e-3).astype(jnp.int32)
     wanted = jnp.minimum(jnp.minimum(wanted, number // 2), most)
-    values = _numerics.rank_values(jax.random.uniform(key, labelled.shape), labelled)
-    ids = _numerics.top_indices(values, most)
+    values = numerics.rank_values(jax.random.uniform(key, labelled.shape), labelled)
+    ids = numerics.top_indices(values, most)
     return jnp.maximum(ids, 0), jnp.arange(most, dtype=jnp.int32) < wanted

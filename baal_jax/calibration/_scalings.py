@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.calibration._search import (
     BOUNDS,
     Problem,
@@ -106,9 +106,9 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = BOUNDS) -
         >>> [f"{p:.3f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.750', '0.250']
     """
-    penalty = _checks.finite_float("penalty", penalty, 0.0)
+    penalty = checks.finite_float("penalty", penalty, 0.0)
     try:
-        low, high = (_checks.finite_float("bounds", bound, 0.0) for bound in bounds)
+        low, high = (checks.finite_float("bounds", bound, 0.0) for bound in bounds)
     except (TypeError, ValueError):
         low = high = 0.0
     if not 0.0 < low < high:
@@ -144,7 +144,7 @@ def vector(*, penalty: float = 0.0) -> Scaling:
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, jnp.zeros(2)))]
         ['0.75', '0.25']
     """
-    return _vector(_checks.finite_float("penalty", penalty, 0.0))
+    return _vector(checks.finite_float("penalty", penalty, 0.0))
 
 
 def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> Scaling:
@@ -179,9 +179,9 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.60', '0.30', '0.10']
     """
-    off_diagonal = _checks.finite_float("off_diagonal", off_diagonal, 0.0)
+    off_diagonal = checks.finite_float("off_diagonal", off_diagonal, 0.0)
     return _dirichlet(
-        off_diagonal, off_diagonal if intercept is None else _checks.finite_float("intercept", intercept, 0.0)
+        off_diagonal, off_diagonal if intercept is None else checks.finite_float("intercept", intercept, 0.0)
     )
 
 
@@ -223,12 +223,12 @@ def _dirichlet(off_diagonal: float, intercept: float) -> Scaling:
         return DirichletParams(jnp.eye(num_classes, dtype=dtype), jnp.zeros(num_classes, dtype))
 
     def apply(params: DirichletParams, logits: Array) -> Array:
-        log_p = _numerics.log_probs(_classes_of(logits, params.intercept.shape[-1]))
+        log_p = numerics.log_probs(_classes_of(logits, params.intercept.shape[-1]))
         finite, impossible = split_impossible(log_p)
         return jnp.where(impossible, log_p, affine(*params, finite))
 
     def solve(problem: Problem) -> DirichletParams:
-        log_p = _numerics.log_probs(problem.logits)
+        log_p = numerics.log_probs(problem.logits)
         return DirichletParams(*fit_affine(problem, log_p, 0.0, off_diagonal, intercept))
 
     return Scaling(_compiled_fit(solve, identity), jax.jit(apply))
@@ -237,7 +237,7 @@ def _dirichlet(off_diagonal: float, intercept: float) -> Scaling:
 def _compiled_fit(solve: Callable[[Problem], PyTree], identity: Callable[[int, Any], PyTree]) -> Callable[..., PyTree]:
     @jax.jit
     def compiled(logits: Array, targets: Array, weights: Array | None) -> PyTree:
-        problem = make_problem(*jax.lax.stop_gradient((_numerics.as_float(logits), targets, weights)))
+        problem = make_problem(*jax.lax.stop_gradient((numerics.as_float(logits), targets, weights)))
         at_rest = identity(logits.shape[-1], problem.logits.dtype)
         sound = jnp.isfinite(problem.loss(problem.logits))
         anything = jnp.any(problem.weights > 0)
@@ -259,4 +259,4 @@ def _classes_of(logits: Array, num_classes: int | None = None) -> Array:
             f"logits of shape {getattr(logits, 'shape', None)} do not fit a scaling of {num_classes or 'several'} "
             "classes: pass […, C] logits of the classes that it was fitted to"
         )
-    return _numerics.as_float(logits)
+    return numerics.as_float(logits)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _linalg, _numerics
+from baal_jax._util import checks, linalg, numerics
 from baal_jax.typing import Array
 
 BOUNDS = (1e-6, 1e6)
@@ -27,8 +27,8 @@ class Problem(NamedTuple):
     weights: Array
 
     def loss(self, scaled: Array) -> Array:
-        chosen = jnp.take_along_axis(_numerics.log_probs(scaled), self.targets[None, :, None], axis=-1, mode="fill")
-        average = _numerics.log_mean_exp(chosen[..., 0])
+        chosen = jnp.take_along_axis(numerics.log_probs(scaled), self.targets[None, :, None], axis=-1, mode="fill")
+        average = numerics.log_mean_exp(chosen[..., 0])
         return -jnp.sum(jnp.where(self.weights > 0, self.weights * average, 0.0))
 
     def mean(self, values: Array) -> Array:
@@ -54,7 +54,7 @@ def require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Arr
             f"logits has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
             "heuristics.binary_logits"
         )
-    if _checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
+    if checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
         raise ValueError(f"targets holds class {largest}, but logits has {logits.shape[-1]}: −1 stands for unknown")
     if weights is None:
         return logits, targets, None
@@ -64,7 +64,7 @@ def require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Arr
             f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …], or its "
             "leading axes"
         )
-    if _checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
+    if checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
         raise ValueError("weights holds a negative number, NaN or infinity: zero leaves a position out")
     return logits, targets, weights
 
@@ -88,7 +88,7 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
 
 def log_temperature(problem: Problem, penalty: float, bounds: tuple[float, float]) -> Array:
     """The best point of a grid, and bisection of the slope beside it."""
-    log_p, impossible = split_impossible(_numerics.log_probs(problem.logits))
+    log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
 
     def objective(log_t: Array) -> Array:
         # −inf · (1/T) has no slope in T.
@@ -148,7 +148,7 @@ def fit_affine(
 
     def descend_from(scale: Array) -> tuple[Array, Array, Array]:
         weight0 = start_at(scale)
-        p = jnp.exp(_numerics.log_probs(scaled(weight0, jnp.zeros(num_classes, dtype))))
+        p = jnp.exp(numerics.log_probs(scaled(weight0, jnp.zeros(num_classes, dtype))))
         curvature = jnp.maximum(problem.mean(p * (1.0 - p)), 1e-4)
         # A change of a weight moves the centre, and the offset that takes it back has a price.
         price = 2.0 * offset / num_classes
@@ -185,7 +185,7 @@ def fit_affine(
     if off_diagonal is not None:
         around = around / deviation[None, None]
         correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
-        spectrum, basis = _linalg.eigh(correlation / features.shape[0])
+        spectrum, basis = linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
 
     scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-log_temperature(problem, 0.0, BOUNDS))])

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.typing import Dataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time
@@ -35,7 +35,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         (dtype('float32'), dtype('int32'))
     """
     inputs = jax.tree.map(lambda leaf: _numbers("inputs", leaf), inputs)
-    total = _checks.leading_axis("inputs", inputs)
+    total = checks.leading_axis("inputs", inputs)
     if total == 0:
         raise ValueError("inputs hold no example")
     for leaf in jax.tree.leaves(inputs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.typing import Dataset
 
 
@@ -29,11 +29,11 @@ def digits(num_test: int = 360, seed: int = 0, *, image: bool = False) -> tuple[
         >>> train.inputs.shape, test.targets.shape
         ((1437, 64), (360,))
     """
-    datasets = _checks.optional_import("sklearn.datasets", "data")
+    datasets = checks.optional_import("sklearn.datasets", "data")
     loaded = datasets.load_digits()
     inputs = (loaded.data / 16).astype(np.float32)
     targets = loaded.target.astype(np.int32)
-    if _checks.positive_int("num_test", num_test) >= len(targets):
+    if checks.positive_int("num_test", num_test) >= len(targets):
         raise ValueError(f"num_test={num_test} leaves nothing to train on: there are {len(targets)} images")
     order = np.random.default_rng(seed).permutation(len(targets))
     # Dealing the shuffled examples class by class, an even comb holds out the same share of each.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 
 _CHUNK = 2048  # records in memory at a time
 _CHUNK_BYTES = 2**26  # of that many rows as long as the longest
@@ -27,7 +26,7 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
 
 
 def _array_records(path: Path) -> Iterator[list[bytes]]:
-    module = _checks.optional_import("array_record.python.array_record_module", "data")
+    module = checks.optional_import("array_record.python.array_record_module", "data")
     position = 0
     try:
         reader = module.ArrayRecordReader(str(path))
@@ -178,23 +177,6 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return result, position
     raise ValueError("a number has no end")
-
-
-def decode_image(encoded: bytes, size: tuple[int, int] | None, channels: int | None = None) -> np.ndarray:
-    """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others."""
-    image_module = _checks.optional_import("PIL.Image", "data")
-    with image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-            raise ValueError(f"its pixels are {image.mode}, not bytes")
-        mode = {None: "L" if image.mode in ("1", "L") else "RGB", 1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None:
-            raise ValueError(f"features.json declares {channels} channels, but 1, 3 or 4 can be read")
-        if image.mode != mode:
-            image = image.convert(mode)
-        if size is not None:
-            image = image.resize((size[1], size[0]))
-        pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 CURE = "copy or download the data set again"

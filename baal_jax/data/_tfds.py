@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks, images
 from baal_jax.data import _records
 from baal_jax.typing import Dataset
 
@@ -144,7 +144,7 @@ def load_with_tensorflow(
     if importlib.util.find_spec("tensorflow_datasets") is None:
         tried.append("tfds.load: tensorflow-datasets is not installed")
         return None
-    tfds = _checks.optional_import("tensorflow_datasets", "data")
+    tfds = checks.optional_import("tensorflow_datasets", "data")
     try:
         loaded = [
             tfds.as_numpy(tfds.load(name, split=split, data_dir=str(root_of(data_dir)), download=False))
@@ -246,7 +246,7 @@ def _decode(path: Path, number: int, record: bytes, reading: _Reading) -> tuple[
             f"{sorted(features)}: name the features with image=… and label=…"
         )
     try:
-        return _records.decode_image(encoded, reading.size, reading.channels), target
+        return images.decode(encoded, reading.size, reading.channels), target
     except ImportError:
         raise
     except Exception as error:  # and so can the decoder
@@ -326,6 +326,6 @@ def _version(folder: Path) -> tuple[int, ...]:
 def _resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     if size is None:
         return pixels
-    image_module = _checks.optional_import("PIL.Image", "data")
+    image_module = checks.optional_import("PIL.Image", "data")
     resized = np.asarray(image_module.fromarray(np.squeeze(pixels)).resize((size[1], size[0])))
     return resized[..., None] if resized.ndim == 2 else resized

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.typing import Dataset
 
 
@@ -45,7 +45,7 @@ def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regr
         ValueError: a line has another number of columns, or a value is not a finite number.
     """
     rows = _rows(Path(path))
-    num_test = max(len(rows) // 10, 1) if num_test is None else _checks.positive_int("num_test", num_test)
+    num_test = max(len(rows) // 10, 1) if num_test is None else checks.positive_int("num_test", num_test)
     if num_test >= len(rows) - 1:
         raise ValueError(f"num_test={num_test} leaves too little to train on: there are {len(rows)} examples")
     order = np.random.default_rng(seed).permutation(len(rows))

@@ -6,6 +6,7 @@ where the score is information. Everything is jitted, vmaps, and is differentiab
 
 from baal_jax.heuristics._compose import combine, reduce_spatial
 from baal_jax.heuristics._convert import binary_logits, from_baal_layout
+from baal_jax.heuristics._decomposition import Uncertainty, gaussian_uncertainty, uncertainty
 from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig
 from baal_jax.heuristics._information import bald, entropy, epig, expected_entropy
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
@@ -25,6 +26,7 @@ REGISTRY: dict[str, ScoreFn] = {
 
 __all__ = [
     "REGISTRY",
+    "Uncertainty",
     "bald",
     "binary_logits",
     "combine",
@@ -34,10 +36,12 @@ __all__ = [
     "from_baal_layout",
     "gaussian_bald",
     "gaussian_epig",
+    "gaussian_uncertainty",
     "least_confidence",
     "margin",
     "mean_std",
     "reduce_spatial",
+    "uncertainty",
     "variance",
     "variation_ratio",
 ]

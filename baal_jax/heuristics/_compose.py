@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Array, PyTree, ScoreFn
 
 _REDUCTIONS = ("mean", "sum", "max", "min")
@@ -47,7 +47,7 @@ def combine(
         [0.3465736 0.3465736]
     """
     score_fns = tuple(score_fns)
-    values = [1.0] * len(score_fns) if weights is None else [_checks.finite_float("weights", w, 0.0) for w in weights]
+    values = [1.0] * len(score_fns) if weights is None else [checks.finite_float("weights", w, 0.0) for w in weights]
     if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
         raise ValueError(
             f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each"
@@ -100,7 +100,7 @@ def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None =
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is unknown: choose one of {', '.join(_REDUCTIONS)}")
-    scores = _numerics.as_float(scores)
+    scores = numerics.as_float(scores)
     axes = tuple(range(1, scores.ndim))
     counts = jnp.broadcast_to(True if where is None else where, scores.shape)
     kept = jnp.where(counts, scores, {"max": -jnp.inf, "min": jnp.inf}.get(reduction, 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _numerics
+from baal_jax._util import numerics
 from baal_jax.typing import Array
 
 
@@ -32,7 +32,7 @@ def binary_logits(logit: Array) -> Array:
     """
     if logit.ndim == 0 or logit.shape[-1] != 1:
         raise ValueError(f"logit has shape {logit.shape}, but a last axis of 1 is needed: pass logit[..., None]")
-    logit = _numerics.as_float(logit)
+    logit = numerics.as_float(logit)
     return jnp.concatenate([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)], axis=-1)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _linalg, _numerics
+from baal_jax._util import checks, linalg, numerics
 from baal_jax.typing import Array
 
 
@@ -42,12 +42,12 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
         >>> print(heuristics.gaussian_bald(means, noise=1.0))                   # ½ log(1 + 1)
         [0.3465736]
     """
-    return _bald(outputs, _positive(noise))
+    return _bald(outputs, checks.noise(noise))
 
 
 @partial(jax.jit, static_argnames="noise")
 def _bald(outputs: Array, noise: float | None) -> Array:
-    mean, log_variance = _mean_and_log_variance("outputs", outputs, noise)
+    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, noise)
     aleatoric = jnp.exp(log_variance)
     epistemic = jnp.var(mean, axis=0)
     # As logarithms of ratios to the mean variance, small scores keep their digits.
@@ -86,20 +86,20 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
         [0.14384]
     """
     for name, value in (("outputs", outputs), ("target_outputs", target_outputs)):
-        _checks.draws(name, value)
+        checks.draws(name, value)
         if value.ndim != 3:
             raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
     if outputs.shape[0] != target_outputs.shape[0]:
         raise ValueError(
             f"{outputs.shape[0]} draws of outputs and {target_outputs.shape[0]} of target_outputs: use the same"
         )
-    return _epig(outputs, target_outputs, _positive(noise))
+    return _epig(outputs, target_outputs, checks.noise(noise))
 
 
 @partial(jax.jit, static_argnames="noise")
 def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
-    white = _whitened(*_mean_and_log_variance("outputs", outputs, noise))
-    target_white = _whitened(*_mean_and_log_variance("target_outputs", target_outputs, noise))
+    white = _whitened(*numerics.mean_and_log_variance("outputs", outputs, noise))
+    target_white = _whitened(*numerics.mean_and_log_variance("target_outputs", target_outputs, noise))
     num_draws, num_examples, size = white.shape
 
     def information(target: Array) -> Array:  # [S, C] -> [N]
@@ -108,34 +108,10 @@ def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
             return -0.5 * jnp.log1p(-jnp.minimum(shared[:, 0, 0] ** 2, 1.0))
         shared = jnp.matmul(shared, jnp.swapaxes(shared, 1, 2), precision="highest")
         rest = jnp.broadcast_to(jnp.eye(size, dtype=shared.dtype), shared.shape) - shared
-        return -0.5 * jnp.sum(jnp.log(_linalg.eliminate(rest, rest[..., :0]).pivots), axis=-1)
+        return -0.5 * jnp.sum(jnp.log(linalg.eliminate(rest, rest[..., :0]).pivots), axis=-1)
 
     scores = jax.lax.map(information, jnp.moveaxis(target_white, 1, 0), batch_size=16)
     return jnp.mean(scores, axis=0).reshape(num_examples)
-
-
-def _positive(noise: float | None) -> float | None:
-    if noise is None:
-        return None
-    noise = _checks.finite_float("noise", noise, 0.0)
-    if noise == 0.0:
-        raise ValueError(f"noise={noise!r} must be positive: labels without noise would tell everything")
-    return noise
-
-
-def _mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
-    """Both ``[S, N, …, C]``."""
-    _checks.draws(name, outputs)
-    outputs = _numerics.as_float(outputs)
-    if noise is not None:
-        return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
-    if outputs.shape[-1] % 2:
-        raise ValueError(
-            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed in the last axis: "
-            "pass noise= for a network that predicts means alone"
-        )
-    mean, log_variance = jnp.split(outputs, 2, axis=-1)
-    return mean, log_variance
 
 
 def _whitened(mean: Array, log_variance: Array) -> Array:
@@ -146,5 +122,5 @@ def _whitened(mean: Array, log_variance: Array) -> Array:
         return centred / jnp.sqrt(jnp.mean(centred**2, axis=0) + aleatoric)[None]
     covariance = jnp.einsum("snc,snd->ncd", centred, centred, precision="highest") / mean.shape[0]
     covariance += jax.vmap(jnp.diag)(aleatoric)
-    pivots, half, _ = _linalg.eliminate(covariance, jnp.moveaxis(centred, 0, -1))
+    pivots, half, _ = linalg.eliminate(covariance, jnp.moveaxis(centred, 0, -1))
     return jnp.moveaxis(half / jnp.sqrt(pivots)[..., None], -1, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Array
 
 _BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
@@ -35,8 +35,8 @@ def entropy(logits: Array) -> Array:
         >>> print(heuristics.entropy(jnp.zeros((20, 3, 2))))
         [0.6931472 0.6931472 0.6931472]
     """
-    _checks.classes("logits", logits)
-    return _numerics.entropy(_numerics.log_mean_exp(_numerics.log_probs(logits)))
+    checks.classes("logits", logits)
+    return numerics.entropy(numerics.log_mean_exp(numerics.log_probs(logits)))
 
 
 @jax.jit
@@ -63,8 +63,8 @@ def expected_entropy(logits: Array) -> Array:
         >>> print(heuristics.expected_entropy(jnp.log(jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))))
         [0.3465736]
     """
-    _checks.classes("logits", logits)
-    return jnp.mean(_numerics.entropy(_numerics.log_probs(logits)), axis=0)
+    checks.classes("logits", logits)
+    return jnp.mean(numerics.entropy(numerics.log_probs(logits)), axis=0)
 
 
 @jax.jit
@@ -96,9 +96,9 @@ def bald(logits: Array) -> Array:
         >>> print(heuristics.bald(certain[:, None]))
         [0.6931472]
     """
-    _checks.classes("logits", logits)
-    log_p = _numerics.log_probs(logits)
-    log_mean = _numerics.log_mean_exp(log_p)[None]
+    checks.classes("logits", logits)
+    log_p = numerics.log_probs(logits)
+    log_mean = numerics.log_mean_exp(log_p)[None]
     possible = ~jnp.isneginf(log_p)
     safe_log_p = jnp.where(possible, log_p, 0.0)
     ratio = jnp.where(possible, log_mean - safe_log_p, 0.0)  # log(mean / p)
@@ -138,7 +138,7 @@ def epig(logits: Array, target_logits: Array) -> Array:
         [0.6931472]
     """
     for name, value in (("logits", logits), ("target_logits", target_logits)):
-        _checks.draws(name, value)
+        checks.draws(name, value)
         if value.ndim != 3:
             raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
     if logits.shape[0] != target_logits.shape[0]:
@@ -170,8 +170,8 @@ def epig(logits: Array, target_logits: Array) -> Array:
 
 def _mean_and_lift(logits: Array) -> tuple[Array, Array]:
     """Mean probabilities ``[N, C]``, and what each draw has relative to them, ``p_s / mean``, ``[S, N, C]``."""
-    log_p = _numerics.log_probs(logits)
-    log_mean = _numerics.log_mean_exp(log_p)
+    log_p = numerics.log_probs(logits)
+    log_mean = numerics.log_mean_exp(log_p)
     possible = ~jnp.isneginf(log_p)
     lift = jnp.exp(jnp.where(possible, log_p - log_mean[None], 0.0))
     return jnp.exp(log_mean), jnp.where(possible, lift, 0.0)

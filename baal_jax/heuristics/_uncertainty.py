@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Array
 
 
@@ -33,7 +33,7 @@ def margin(logits: Array) -> Array:
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
-    _checks.classes("logits", logits)
+    checks.classes("logits", logits)
     best = jax.lax.top_k(_mean_probs(logits), 2)[0]
     return best[..., 1] - best[..., 0]
 
@@ -62,7 +62,7 @@ def least_confidence(logits: Array) -> Array:
         >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [0.5]
     """
-    _checks.classes("logits", logits)
+    checks.classes("logits", logits)
     return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
 
 
@@ -93,8 +93,8 @@ def variation_ratio(logits: Array) -> Array:
         >>> print(heuristics.variation_ratio(jax.nn.one_hot(votes, 3)[:, None]))
         [0.25]
     """
-    _checks.classes("logits", logits)
-    logits = _numerics.as_float(logits)
+    checks.classes("logits", logits)
+    logits = numerics.as_float(logits)
     votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
     ratio = 1.0 - jnp.max(jnp.mean(votes, axis=0), axis=-1)
     return jnp.where(jnp.any(jnp.isnan(logits), axis=(0, -1)), jnp.nan, ratio)
@@ -126,8 +126,8 @@ def mean_std(logits: Array) -> Array:
         >>> print(heuristics.mean_std(certain[:, None]))
         [0.5]
     """
-    _checks.classes("logits", logits)
-    p = jnp.exp(_numerics.log_probs(logits))
+    checks.classes("logits", logits)
+    p = jnp.exp(numerics.log_probs(logits))
     spread = jnp.var(p, axis=0)
     level = spread == 0  # the square root has no gradient at 0
     return jnp.mean(jnp.where(level, 0.0, jnp.sqrt(jnp.where(level, 1.0, spread))), axis=-1)
@@ -158,9 +158,9 @@ def variance(outputs: Array) -> Array:
         >>> print(heuristics.variance(jnp.array([1.0, 3.0]).reshape(2, 1, 1)))
         [1.]
     """
-    _checks.draws("outputs", outputs)
-    return jnp.mean(jnp.var(_numerics.as_float(outputs), axis=0), axis=-1)
+    checks.draws("outputs", outputs)
+    return jnp.mean(jnp.var(numerics.as_float(outputs), axis=0), axis=-1)
 
 
 def _mean_probs(logits: Array) -> Array:
-    return jnp.exp(_numerics.log_mean_exp(_numerics.log_probs(logits)))
+    return jnp.exp(numerics.log_mean_exp(numerics.log_probs(logits)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.metrics import _sums
 from baal_jax.metrics._common import MetricSet, Terms, mean
 from baal_jax.typing import Array, Predictions, PyTree
@@ -72,7 +72,7 @@ def accumulate(metric_set: MetricSet, *, capacity: int | None = None) -> Accumul
         0.667
     """
     if capacity is not None:
-        capacity = _checks.positive_int("capacity", capacity)
+        capacity = checks.positive_int("capacity", capacity)
     needing = [name for name, metric in _named(metric_set) if metric.sums_of is None]
     if needing and capacity is None:
         raise ValueError(
@@ -217,12 +217,12 @@ def _filled(shape: tuple[int, ...], value: float, dtype: DTypeLike) -> Array:
 
 def _append(buffer: _Buffer, summary: PyTree, targets: Array, rows: Array) -> _Buffer:
     """Puts the given rows behind those that are there; what finds no room is counted all the same."""
-    capacity, rows = buffer.targets.shape[0], _numerics.replicate(rows)
+    capacity, rows = buffer.targets.shape[0], numerics.replicate(rows)
     places = buffer.num_examples + jnp.cumsum(rows, dtype=jnp.int32) - 1
     places = jnp.where(rows, places, capacity)
 
     def write(there: Array, new: Array) -> Array:
-        return there.at[places].set(_numerics.replicate(new), mode="drop")
+        return there.at[places].set(numerics.replicate(new), mode="drop")
 
     return _Buffer(
         jax.tree.map(write, buffer.summary, summary),

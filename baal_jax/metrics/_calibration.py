@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.metrics import _sums
 from baal_jax.metrics._common import averaged, count_into, equal_width_bins, fit_classes, gather, predicted_class
 from baal_jax.typing import Array
@@ -42,7 +42,7 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
         0.25
     """
     confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins = _checks.positive_int("num_bins", num_bins)
+    num_bins = checks.positive_int("num_bins", num_bins)
     bins = equal_width_bins(confidence, num_bins)
     return _mean_gap(confidence, correct, bins, targets >= 0, num_bins)
 
@@ -111,7 +111,7 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
         [nan 0.2 0.5]
     """
     confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins, num_classes = _checks.positive_int("num_bins", num_bins), log_probs.shape[-1]
+    num_bins, num_classes = checks.positive_int("num_bins", num_bins), log_probs.shape[-1]
     cells = targets * num_bins + equal_width_bins(confidence, num_bins)
     gaps, counts = _gaps(confidence, correct, cells, targets >= 0, num_classes * num_bins)
     return _shares(jnp.abs(gaps).reshape(num_classes, num_bins), counts.reshape(num_classes, num_bins))
@@ -186,7 +186,7 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
         >>> print(metrics.adaptive_ece(log_probs, jnp.array([0, 0, 1, 1]), num_bins=2).round(3))
         0.4
     """
-    num_bins = _checks.positive_int("num_bins", num_bins)
+    num_bins = checks.positive_int("num_bins", num_bins)
     confidence, correct, targets = _confidence(log_probs, targets)
     unknown, confidence, correct = jax.lax.sort((targets < 0, confidence, correct), num_keys=2)
     known = ~unknown
@@ -218,7 +218,7 @@ class BinCounts(NamedTuple):
 def bin_counts(log_probs: Array, targets: Array, num_bins: int) -> BinCounts:
     """What :func:`reliability` and :func:`ece` are made of."""
     confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins = _checks.positive_int("num_bins", num_bins)
+    num_bins = checks.positive_int("num_bins", num_bins)
     return _count(confidence, correct, equal_width_bins(confidence, num_bins), targets >= 0, num_bins)
 
 
@@ -253,7 +253,7 @@ def calibration_error_of(counts: BinCounts) -> Array:
 def entropy_histogram(log_probs: Array, targets: Array) -> Array:
     """``int32[20]``: examples by the entropy of their prediction, in bins of equal width between 0 and ``log C``."""
     log_probs, targets = fit_classes(log_probs, targets)
-    share = _numerics.entropy(log_probs) / jnp.log(jnp.asarray(log_probs.shape[-1], log_probs.dtype))
+    share = numerics.entropy(log_probs) / jnp.log(jnp.asarray(log_probs.shape[-1], log_probs.dtype))
     counts = (targets >= 0) & ~jnp.isnan(share)
     return count_into(equal_width_bins(share, ENTROPY_BINS), counts, ENTROPY_BINS)
 
@@ -269,7 +269,7 @@ def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:
 
 def _classwise(log_probs: Array, targets: Array, num_bins: int) -> tuple[Array, Array, Array, Array, int]:
     """Probabilities, hits, cells and what counts, ``[n, C]`` each."""
-    num_bins = _checks.positive_int("num_bins", num_bins)
+    num_bins = checks.positive_int("num_bins", num_bins)
     log_probs, targets = gather(*fit_classes(log_probs, targets))
     num_classes = log_probs.shape[-1]
     probs, targets = jnp.exp(log_probs).reshape(targets.size, num_classes), targets.reshape(targets.size, 1)

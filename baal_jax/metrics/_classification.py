@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.metrics._common import (
     Terms,
     count_into,
@@ -262,7 +262,7 @@ def _ratio(part: Array, whole: Array, counts: ClassCounts, average: str | None, 
 def hit_terms(log_probs: Array, targets: Array, k: int) -> Terms:
     """1 for each example whose target is among the ``k`` best, else 0."""
     log_probs, targets = fit_classes(log_probs, targets)
-    if _checks.positive_int("k", k) > log_probs.shape[-1]:
+    if checks.positive_int("k", k) > log_probs.shape[-1]:
         raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
     best = jax.lax.top_k(log_probs, k)[1]
     hits = jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Array, Predictions, PyTree
 
 Terms = tuple[Array, Array]  # a value an example, and which of them count
@@ -45,8 +45,8 @@ def model_average(logits: Array) -> Array:
         >>> print(jnp.exp(metrics.model_average(jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]])))))
         [[0.7 0.3]]
     """
-    _checks.classes("logits", logits)
-    return _numerics.log_mean_exp(_numerics.log_probs(logits))
+    checks.classes("logits", logits)
+    return numerics.log_mean_exp(numerics.log_probs(logits))
 
 
 def fit_classes(log_probs: Array, targets: Array) -> tuple[Array, Array]:
@@ -56,7 +56,7 @@ def fit_classes(log_probs: Array, targets: Array) -> tuple[Array, Array]:
             f"targets {targets.dtype}{targets.shape} do not fit log_probs of shape {log_probs.shape}: "
             "pass integer classes with the shape of log_probs without the last axis"
         )
-    return _numerics.as_float(log_probs), targets.astype(jnp.int32)
+    return numerics.as_float(log_probs), targets.astype(jnp.int32)
 
 
 def fit_outputs(name: str, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
@@ -64,7 +64,7 @@ def fit_outputs(name: str, outputs: Array, targets: Array) -> tuple[Array, Array
 
     A single output dimension may be missing from the targets.
     """
-    outputs, targets = _numerics.as_float(outputs), jnp.asarray(targets)
+    outputs, targets = numerics.as_float(outputs), jnp.asarray(targets)
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         outputs = outputs[..., 0]
     if outputs.shape != targets.shape:
@@ -100,7 +100,7 @@ def averaged(values: Array, average: str | None) -> Array:
 
 def count_into(cells: Array, counts: Array, num_cells: int) -> Array:
     """``int32[num_cells]``: how many of ``cells`` that count fall into each."""
-    cells = _numerics.replicate(jnp.where(counts & (cells >= 0), cells, num_cells)).ravel()
+    cells = numerics.replicate(jnp.where(counts & (cells >= 0), cells, num_cells)).ravel()
     return jnp.zeros(num_cells, jnp.int32).at[cells].add(1, mode="drop")
 
 
@@ -118,4 +118,4 @@ def static_average(average: str | None) -> None:
 
 def gather(*arrays: Array) -> tuple[Array, ...]:
     """Brings together what must be ranked or counted, where an Explicit mesh has it apart."""
-    return jax.tree.map(_numerics.replicate, arrays)
+    return jax.tree.map(numerics.replicate, arrays)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _numerics
+from baal_jax._util import numerics
 from baal_jax.metrics._common import Terms, fit_outputs, mean
 from baal_jax.typing import Array
 
@@ -288,12 +288,12 @@ def crps_terms(draws: Array, targets: Array, fair: bool) -> Terms:
 
 def sorted_draws(draws: Array) -> Array:
     """``[S, N, …]`` to ``[N, …, S]`` in rising order, NaN last."""
-    return jnp.moveaxis(jnp.sort(_numerics.as_float(draws), axis=0), 0, -1)
+    return jnp.moveaxis(jnp.sort(numerics.as_float(draws), axis=0), 0, -1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _quantiles(draws: Array, levels: tuple[float, ...]) -> Array:
-    draws = _numerics.as_float(draws)
+    draws = numerics.as_float(draws)
     return jnp.quantile(draws, jnp.asarray(np.array(levels), draws.dtype), axis=0)
 
 

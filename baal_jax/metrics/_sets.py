@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.metrics import _calibration as calibration
 from baal_jax.metrics import _classification as classes
 from baal_jax.metrics import _ranking as ranking
@@ -62,7 +62,7 @@ def classification(
         >>> sorted(metric_set.compute(summary, jnp.array([0, 1])))
         ['accuracy', 'auroc', 'brier', 'ece', 'f1', 'nll']
     """
-    ks, num_bins = tuple(_checks.positive_int("top_k", k) for k in top_k), _checks.positive_int("num_bins", num_bins)
+    ks, num_bins = tuple(checks.positive_int("top_k", k) for k in top_k), checks.positive_int("num_bins", num_bins)
     return _classification(ks, num_bins, bool(diagnostics), _known_names(extra, CLASSIFICATION_EXTRA))
 
 
@@ -101,7 +101,7 @@ def regression(
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
     """
     noise_variance, names = (
-        _checks.finite_float("noise_variance", noise_variance, 0.0),
+        checks.finite_float("noise_variance", noise_variance, 0.0),
         _known_names(extra, REGRESSION_EXTRA),
     )
     quantile_levels = real.static_levels("levels", levels)
@@ -175,8 +175,8 @@ def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[flo
     lowest, highest = levels.index(min(levels)), levels.index(max(levels))
 
     def summarise(predictions: Predictions) -> tuple:
-        _checks.draws("outputs", predictions.logits)
-        outputs = _numerics.as_float(predictions.logits)
+        checks.draws("outputs", predictions.logits)
+        outputs = numerics.as_float(predictions.logits)
         moments = jnp.mean(outputs, axis=0), jnp.var(outputs, axis=0)
         kept = {"draws": real.sorted_draws(outputs)} if keeps_draws else {}
         if keeps_quantiles:

@@ -2,26 +2,28 @@
 
 from collections.abc import Callable
 
+from baal_jax.posteriors import kernels, layers
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
 from baal_jax.posteriors._bayes_by_backprop import VariationalState, bayes_by_backprop, bayesian_layers
 from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
+from baal_jax.posteriors._dropout_gp import DropoutGPState, dropout_gp
 from baal_jax.posteriors._epinet import EpinetState, epinet
 from baal_jax.posteriors._gaussian_process import GaussianProcessState, gaussian_process, gaussian_process_moments
 from baal_jax.posteriors._laplace import LaplaceState, Moments, laplace, laplace_moments
 from baal_jax.posteriors._mc_dropconnect import mc_dropconnect
 from baal_jax.posteriors._mc_dropout import mc_dropout
-from baal_jax.posteriors._nngp import NNGPState, nngp
+from baal_jax.posteriors._probit import probit
 from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
 from baal_jax.typing import Posterior
 
 REGISTRY: dict[str, Callable[..., Posterior]] = {
     "bayes_by_backprop": bayes_by_backprop,
     "deep_ensemble": deep_ensemble,
+    "dropout_gp": dropout_gp,
     "epinet": epinet,
     "laplace": laplace,
     "mc_dropconnect": mc_dropconnect,
     "mc_dropout": mc_dropout,
-    "nngp": nngp,
     "swag": swag,
 }
 """Name → builder ``(model, trainer) -> Posterior``."""
@@ -29,26 +31,29 @@ REGISTRY: dict[str, Callable[..., Posterior]] = {
 __all__ = [
     "REGISTRY",
     "ChainState",
+    "DropoutGPState",
     "EnsembleState",
     "EpinetState",
     "GaussianProcessState",
     "LaplaceState",
     "Moments",
-    "NNGPState",
     "SwagMoments",
     "SwagState",
     "VariationalState",
     "bayes_by_backprop",
     "bayesian_layers",
     "deep_ensemble",
+    "dropout_gp",
     "epinet",
     "from_blackjax",
     "gaussian_process",
     "gaussian_process_moments",
+    "kernels",
     "laplace",
     "laplace_moments",
+    "layers",
     "mc_dropconnect",
     "mc_dropout",
-    "nngp",
+    "probit",
     "swag",
 ]

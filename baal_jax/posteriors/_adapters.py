@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
-from baal_jax._batches import Stream
+from baal_jax._util import checks
 from baal_jax.training import TrainState
+from baal_jax.training.batches import Stream
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
 
 
@@ -93,11 +93,11 @@ def from_blackjax(
 
         Cabezas et al., `BlackJAX: composable Bayesian inference in JAX <https://arxiv.org/abs/2402.10797>`_, 2024.
     """
-    num_kept, thinning = _checks.positive_int("num_kept", num_kept), _checks.positive_int("thinning", thinning)
-    batch_size, burn_in = _checks.positive_int("batch_size", batch_size), _checks.positive_int("burn_in", burn_in, 0)
-    temperature = _checks.finite_float("temperature", temperature, 0.0)
+    num_kept, thinning = checks.positive_int("num_kept", num_kept), checks.positive_int("thinning", thinning)
+    batch_size, burn_in = checks.positive_int("batch_size", batch_size), checks.positive_int("burn_in", burn_in, 0)
+    temperature = checks.finite_float("temperature", temperature, 0.0)
     for name, value in {"step_size": step_size, "prior_std": prior_std}.items():
-        if _checks.finite_float(name, value, 0.0) == 0.0:
+        if checks.finite_float(name, value, 0.0) == 0.0:
             raise ValueError(f"{name}={value} must be positive: a chain that stands still samples nothing")
     train = trainer(model)
 

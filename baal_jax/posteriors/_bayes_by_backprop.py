@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _variational
+from baal_jax._util import checks
+from baal_jax.posteriors import _variational
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, Variables
 
@@ -105,14 +106,15 @@ def bayes_by_backprop(
 
 
 def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, kl_weight: float = 1.0) -> Posterior:
-    r"""Variational inference in a network that is built from :mod:`baal_jax.layers`.
+    r"""Variational inference in a network that is built from :mod:`baal_jax.posteriors.layers`.
 
     The same objective as :func:`bayes_by_backprop`, with the noise in training that the layers bring: one for every
     example, so gradients are less noisy. Parameters of other layers have one value, without a prior. A draw is a set of
     weights, with which dropout is off.
 
     Args:
-        model: a network with :class:`~baal_jax.layers.BayesianDense` or :class:`~baal_jax.layers.BayesianConv`, told by
+        model: a network with :class:`~baal_jax.posteriors.layers.BayesianDense` or
+    :class:`~baal_jax.posteriors.layers.BayesianConv`, told by
             a training flag when to be deterministic.
         trainer: from :func:`~baal_jax.trainer`, with a negative log-likelihood as loss.
         prior_std: ``σ_p``, the standard deviation of the prior.
@@ -133,7 +135,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> from baal_jax import posteriors
-        >>> from baal_jax.layers import BayesianDense
+        >>> from baal_jax.posteriors.layers import BayesianDense
         >>> class Net(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, x, train: bool):
@@ -153,7 +155,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
 
 def _penalty(prior_std: float, kl_weight: float) -> Penalty:
     prior_std = _variational.positive("prior_std", prior_std)
-    kl_weight = _checks.finite_float("kl_weight", kl_weight, 0.0)
+    kl_weight = checks.finite_float("kl_weight", kl_weight, 0.0)
 
     def penalty(params: PyTree, num_labelled: Array) -> Array:
         divergence = _variational.kl_divergence(params, prior_std)

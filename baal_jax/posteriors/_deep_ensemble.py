@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
 
@@ -80,8 +80,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=3).shape
         (3, 4, 2)
     """
-    num_members = _checks.positive_int("num_members", num_members)
-    at_a_time = num_members if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    num_members = checks.positive_int("num_members", num_members)
+    at_a_time = num_members if batch_size is None else checks.positive_int("batch_size", batch_size)
     train = trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: EnsembleState | None = None) -> EnsembleState:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics, features
+from baal_jax import features
+from baal_jax._util import checks, numerics
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
 
@@ -98,9 +99,9 @@ def epinet(
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=1000).shape
         (1000, 4, 2)
     """
-    index_dim = _checks.positive_int("index_dim", index_dim)
-    widths = [_checks.positive_int("hidden", width) for width in hidden]
-    prior_scale = _checks.finite_float("prior_scale", prior_scale, 0.0)
+    index_dim = checks.positive_int("index_dim", index_dim)
+    widths = [checks.positive_int("hidden", width) for width in hidden]
+    prior_scale = checks.finite_float("prior_scale", prior_scale, 0.0)
     train_base = trainer(model)
     train_epinet = trainer if epinet_trainer is None else epinet_trainer
 
@@ -139,13 +140,13 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
         return at(variables, inputs, jax.random.normal(key, (1, index_dim)))
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[Array, PyTree]:
-        indices = jax.random.normal(key, (_checks.leading_axis("inputs", inputs), index_dim))
+        indices = jax.random.normal(key, (checks.leading_axis("inputs", inputs), index_dim))
         return at(variables, inputs, indices), variables.collections
 
     def deterministic(variables: Variables, inputs: PyTree) -> Array:
         # What a trainer validates: one fixed index for each row, as index zero would show the base network alone.
         return at(
-            variables, inputs, jax.random.normal(jax.random.key(0), (_checks.leading_axis("inputs", inputs), index_dim))
+            variables, inputs, jax.random.normal(jax.random.key(0), (checks.leading_axis("inputs", inputs), index_dim))
         )
 
     return Model(init, apply, train, deterministic)
@@ -153,11 +154,11 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
 
 def _read(model: Model, variables: Variables, inputs: PyTree) -> tuple[Array, Array]:
     """Features ``[B, D]`` and outputs ``[B, …]`` of the trained network."""
-    read, outputs = features._hidden_and_outputs(model, variables, inputs)
-    outputs = features._one_array(outputs, "an epinet needs outputs [B, C]")
+    read, outputs = features.hidden_and_outputs(model, variables, inputs)
+    outputs = checks.one_array(outputs, "an epinet needs outputs [B, C]")
     if outputs.ndim > 2:
         raise ValueError(f"the outputs have shape {outputs.shape}, but an epinet needs [B, C]")
-    return read, _numerics.as_float(outputs)
+    return read, numerics.as_float(outputs)
 
 
 def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _linalg
-from baal_jax.kernels import Kernel
+from baal_jax._util import checks, linalg
+from baal_jax.posteriors.kernels import Kernel
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
 
 _MOST_LABELLED = 2048
@@ -89,7 +89,7 @@ def gaussian_process(
     computed once for all draws.
 
     Args:
-        kernel: from :mod:`baal_jax.kernels`, or your own :class:`~baal_jax.kernels.Kernel`.
+        kernel: from :mod:`baal_jax.posteriors.kernels`, or your own :class:`~baal_jax.posteriors.kernels.Kernel`.
         num_classes: ``C`` for targets that are classes, None for real values ``[N]`` or ``[N, C]``.
         scale: :math:`s`, factor of the kernel; None chooses among the powers of 4 from 1/16 to 1,024, at the price of a
             Cholesky factorisation each.
@@ -119,7 +119,8 @@ def gaussian_process(
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import kernels, posteriors
+        >>> from baal_jax.posteriors import kernels
+        >>> from baal_jax import posteriors
         >>> posterior = posteriors.gaussian_process(kernels.dense(2), num_classes=2, num_features=64)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
@@ -127,13 +128,13 @@ def gaussian_process(
         (5, 4, 2)
     """
     if num_classes is not None:
-        num_classes = _checks.positive_int("num_classes", num_classes, 2)
+        num_classes = checks.positive_int("num_classes", num_classes, 2)
     for name, value in {"scale": scale, "noise": noise, "alpha": alpha}.items():
-        if value is not None and _checks.finite_float(name, value, 0.0) == 0.0:
+        if value is not None and checks.finite_float(name, value, 0.0) == 0.0:
             raise ValueError(f"{name}={value} must be positive: without it the covariance cannot be inverted")
     if max_labelled is not None:
-        max_labelled = _checks.positive_int("max_labelled", max_labelled)
-    num_features = _checks.positive_int("num_features", num_features)
+        max_labelled = checks.positive_int("max_labelled", max_labelled)
+    num_features = checks.positive_int("num_features", num_features)
 
     def room(labelled: Array) -> int:
         return min(labelled.shape[0], _MOST_LABELLED if max_labelled is None else max_labelled)
@@ -155,7 +156,7 @@ def gaussian_process(
             rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
             # In classification the variances of the pseudo-targets are given, and noise is one.
             variances = jnp.where(known[None], seen.noise * noise**2 + rounding, 1.0)
-            cholesky = jax.vmap(_linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
+            cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
             return variances, cholesky, _log_evidence(cholesky, targets, known)
 
         noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
@@ -215,22 +216,22 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
     mean = state.mean + jnp.matmul(covariance, _solve(state, state.targets), precision="highest")
-    whitened = jax.vmap(lambda factor: _linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
+    whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
 
 def _check_labels(dataset: Dataset, labelled: Array, size: int, num_classes: int | None) -> None:
     """What can be told before anything is compiled."""
-    num_examples = _checks.leading_axis("dataset", dataset)
+    num_examples = checks.leading_axis("dataset", dataset)
     if labelled.shape != (num_examples,):
         raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-    if not _checks.is_concrete(labelled):
+    if not checks.is_concrete(labelled):
         return
     chosen = np.asarray(labelled)
     if (count := int(np.sum(chosen))) > size:
         raise ValueError(f"max_labelled={size}, but {count} examples are labelled: raise it")
-    if num_classes is not None and _checks.is_concrete(dataset.targets):
+    if num_classes is not None and checks.is_concrete(dataset.targets):
         largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
         if largest >= num_classes:
             raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
@@ -251,7 +252,7 @@ def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
     grouped = targets.reshape(targets.shape[0], kinds, -1).transpose(1, 0, 2)
-    white = jax.vmap(partial(_linalg.solve_triangular, lower=True))(cholesky, grouped)
+    white = jax.vmap(partial(linalg.solve_triangular, lower=True))(cholesky, grouped)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
 
@@ -289,6 +290,6 @@ def _solve(state: GaussianProcessState, values: Array) -> Array:
     """``(K + Σ)⁻¹ values`` for ``[L, C]``, with the noise of each output."""
     kinds, size = state.noise.shape
     grouped = values.reshape(size, kinds, -1).transpose(1, 0, 2)
-    half = jax.vmap(partial(_linalg.solve_triangular, lower=True))(state.cholesky, grouped)
-    solved = jax.vmap(partial(_linalg.solve_triangular, lower=True, trans="T"))(state.cholesky, half)
+    half = jax.vmap(partial(linalg.solve_triangular, lower=True))(state.cholesky, grouped)
+    solved = jax.vmap(partial(linalg.solve_triangular, lower=True, trans="T"))(state.cholesky, half)
     return solved.transpose(1, 0, 2).reshape(values.shape)

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
+from baal_jax.features import head, inputs_of
 from baal_jax.posteriors import _laplace_curvature, _laplace_evidence
 from baal_jax.posteriors._laplace_curvature import Curvature, Structure
-from baal_jax.posteriors._laplace_head import head, inputs_of
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
 
@@ -136,7 +136,7 @@ def laplace(
     if prior_precision != "evidence":
         prior_precision = _positive("prior_precision", prior_precision)
     noise = _positive("noise", noise)
-    batch_size = _checks.positive_int("batch_size", batch_size)
+    batch_size = checks.positive_int("batch_size", batch_size)
     train = trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: LaplaceState | None = None) -> LaplaceState:
@@ -165,7 +165,7 @@ def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:
 
     .. math:: f(x) \sim \mathcal N\bigl(f_*(x),\ J (h^\top \otimes I)\, \Sigma\, (h \otimes I) J^\top\bigr)
 
-    Class probabilities from it: ``baal_jax.predictive.probit(*moments)``. Labels of a regression have the variance
+    Class probabilities from it: ``baal_jax.posteriors.probit(*moments)``. Labels of a regression have the variance
     ``state.noise ** 2`` more.
 
     Args:
@@ -264,11 +264,11 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
                 "class an example, and the two logits of heuristics.binary_logits for a single one"
             )
         known = counts & (target >= 0)
-        log_p = _numerics.log_probs(outputs)
+        log_p = numerics.log_probs(outputs)
         p = jnp.exp(log_p)
         hessian = jnp.where(known, jnp.diag(p) - jnp.outer(p, p), 0.0)
         return jnp.where(known, -log_p[jnp.maximum(target, 0)], 0.0), hessian, known.astype(p.dtype)
-    target = _numerics.as_float(target).reshape(-1)
+    target = numerics.as_float(target).reshape(-1)
     if target.shape != outputs.shape:
         raise ValueError(
             f"{target.shape[0]} target values an example do not fit {outputs.shape[0]} outputs: a Gaussian of constant "
@@ -309,7 +309,7 @@ def _deviation(key: Key, state: LaplaceState) -> Array:
 
 
 def _positive(name: str, value: float | None) -> float | None:
-    if value is not None and _checks.finite_float(name, value, 0.0) == 0.0:
+    if value is not None and checks.finite_float(name, value, 0.0) == 0.0:
         cure = "None or 'evidence'" if name == "prior_precision" else "None to choose it by the marginal likelihood"
         raise ValueError(f"{name}={value!r} must be positive, or {cure}")
     return value

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from baal_jax import _linalg
+from baal_jax._util import linalg
 from baal_jax.typing import Array
 
 Structure = Literal["full", "kronecker", "diagonal"]
@@ -53,11 +53,11 @@ def decompose(structure: Structure, factors: tuple[Array, ...], num_examples: Ar
     if structure == "diagonal":
         return Curvature(factors[0], ())
     if structure == "kronecker":  # the mean over examples of one factor, times the sum of the other
-        (left_values, left), (right_values, right) = map(_linalg.eigh, factors)
+        (left_values, left), (right_values, right) = map(linalg.eigh, factors)
         left_values = jnp.maximum(left_values, 0.0) / jnp.maximum(num_examples, 1.0)
         return Curvature(left_values[:, None] * jnp.maximum(right_values, 0.0)[None], (left, right))
     shape = rows, width = factors[0].shape[:2]
-    values, vectors = _linalg.eigh(factors[0].reshape(rows * width, rows * width))
+    values, vectors = linalg.eigh(factors[0].reshape(rows * width, rows * width))
     return Curvature(jnp.maximum(values, 0.0).reshape(shape), (vectors,))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _random
+from baal_jax._util import random
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.typing import Array, Key, Model, Posterior, PyTree, Trainer, Variables
 
@@ -90,7 +90,7 @@ def _masked(params: PyTree, key: Key, rate: float, select: SelectWeights) -> PyT
     if not any(chosen):
         paths = ", ".join(f"{path!r} {leaf.shape}" for path, leaf in named)
         raise ValueError(f"select picks no weights to drop: let select(path, leaf) be true for some of {paths}")
-    key = _random.vectorised(key)
+    key = random.vectorised(key)
 
     def drop(path: str, leaf: Array) -> Array:
         # Keys by name: the mask of a layer stays the same when others come or go.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from baal_jax import _random
+from baal_jax._util import random
 from baal_jax.models import require_stochastic
 from baal_jax.training import TrainState
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer
@@ -66,7 +66,7 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
 
         def one(example: PyTree) -> PyTree:
             batch = jax.tree.map(lambda leaf: leaf[None], example)
-            outputs = model.apply(state.variables, batch, _random.of_example(draw, example))
+            outputs = model.apply(state.variables, batch, random.of_example(draw, example))
             return jax.tree.map(lambda leaf: leaf[0], outputs)
 
         return jax.vmap(one)(inputs)

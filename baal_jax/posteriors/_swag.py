@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _averaging, _checks, _random
-from baal_jax._batches import Stream
-from baal_jax.training import TrainState
+from baal_jax._util import checks, random
+from baal_jax.training import TrainState, averaging
+from baal_jax.training.batches import Stream
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
 
 if TYPE_CHECKING:
@@ -131,13 +131,13 @@ def swag(
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    rank = _checks.positive_int("rank", rank, least=0)
+    rank = checks.positive_int("rank", rank, least=0)
     if rank == 1:
         raise ValueError("rank=1 is no covariance, which divides by rank − 1: give 0 for the diagonal, or 2 or more")
     if not 0.0 <= start < 1.0:
         raise ValueError(f"start={start} must be at least 0 and less than 1: it is a share of the steps")
-    every = None if every is None else _checks.positive_int("every", every)
-    scale = _checks.finite_float("scale", scale, 0.0)
+    every = None if every is None else checks.positive_int("every", every)
+    scale = checks.finite_float("scale", scale, 0.0)
     train = trainer(model, transform=_gather(rank, start, every, least=2 if scale > 0 else 1))
 
     def network(key: Key, params: PyTree, trained: TrainState, inputs: PyTree) -> Variables:
@@ -181,7 +181,7 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
     ) -> tuple[PyTree, SwagMoments]:
         del extra
-        first = _averaging.share(start, total_steps)
+        first = averaging.share(start, total_steps)
         window = jnp.asarray(total_steps, jnp.int32) - first
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
@@ -274,6 +274,6 @@ def _with_statistics(model: Model, key: Key, variables: Variables, inputs: PyTre
         return variables
 
     def read(index: Array) -> tuple[Key, PyTree]:
-        return jax.random.fold_in(_random.vectorised(key), index), jax.tree.map(lambda leaf: leaf[index], inputs)
+        return jax.random.fold_in(random.vectorised(key), index), jax.tree.map(lambda leaf: leaf[index], inputs)
 
-    return _averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)
+    return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)

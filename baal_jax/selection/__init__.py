@@ -6,10 +6,16 @@ Scores that are NaN come last.
 
 from collections.abc import Callable
 
-from baal_jax.selection import feature_maps, selectors, transforms
+from baal_jax.selection import sets
 from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
-from baal_jax.selection._grid import (
+from baal_jax.selection._k_means import k_means
+from baal_jax.selection._names import by_name
+from baal_jax.selection._prob_cover import prob_cover
+from baal_jax.selection._rank import epig, precomputed, random, top_k
+from baal_jax.selection._stochastic import power, softmax, softrank
+from baal_jax.selection._typiclust import typiclust
+from baal_jax.selection.sets import (
     badge,
     bait,
     batch_bald_gaussian,
@@ -22,12 +28,6 @@ from baal_jax.selection._grid import (
     max_det,
     max_diag,
 )
-from baal_jax.selection._k_means import k_means
-from baal_jax.selection._names import by_name
-from baal_jax.selection._prob_cover import prob_cover
-from baal_jax.selection._rank import epig, precomputed, random, top_k
-from baal_jax.selection._stochastic import power, softmax, softrank
-from baal_jax.selection._typiclust import typiclust
 from baal_jax.typing import Acquisition
 
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
@@ -67,7 +67,6 @@ __all__ = [
     "cluster_margin",
     "core_set",
     "epig",
-    "feature_maps",
     "frank_wolfe",
     "grid",
     "k_center",
@@ -80,10 +79,9 @@ __all__ = [
     "precomputed",
     "prob_cover",
     "random",
-    "selectors",
+    "sets",
     "softmax",
     "softrank",
     "top_k",
-    "transforms",
     "typiclust",
 ]

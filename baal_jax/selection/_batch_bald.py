@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
 from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
 
@@ -58,11 +58,11 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         >>> picked.indices.tolist(), [round(float(gain), 3) for gain in picked.scores]
         ([0, 1], [0.693, 0.0])
     """
-    num_configurations = _checks.positive_int("num_configurations", num_configurations)
+    num_configurations = checks.positive_int("num_configurations", num_configurations)
 
     def summarise(predictions: Predictions) -> Array:
         _require_one_prediction_each(predictions.logits)
-        return jnp.moveaxis(_numerics.log_probs(predictions.logits), 0, 1)
+        return jnp.moveaxis(numerics.log_probs(predictions.logits), 0, 1)
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del labelled
@@ -98,7 +98,7 @@ def greedy(
     Returns:
         The selection, and ``int32[Q]``: how many examples were evaluated for each pick.
     """
-    query_size = _checks.positive_int("query_size", query_size)
+    query_size = checks.positive_int("query_size", query_size)
     if log_probs.ndim != 3 or log_probs.shape[0] != available.shape[0]:
         raise ValueError(
             f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed, one row each"
@@ -106,17 +106,17 @@ def greedy(
     if query_size > available.shape[0]:
         raise ValueError(f"query_size={query_size} exceeds the {available.shape[0]} examples: ask for fewer")
     num_draws, num_classes = log_probs.shape[1:]
-    log_probs = _numerics.replicate(_numerics.log_probs(log_probs.astype(jnp.float32)))
-    available = _numerics.replicate(available)
+    log_probs = numerics.replicate(numerics.log_probs(log_probs.astype(jnp.float32)))
+    available = numerics.replicate(available)
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
-    noise = jnp.mean(_numerics.entropy(log_probs), axis=1)
+    noise = jnp.mean(numerics.entropy(log_probs), axis=1)
     first = bald(jnp.moveaxis(log_probs, 1, 0))
     gains = jnp.where(broken, jnp.nan, first)
     left = available
 
     def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:
-        index = _numerics.top_indices(_numerics.rank_values(gains, left), 1)[0]
+        index = numerics.top_indices(numerics.rank_values(gains, left), 1)[0]
         gain = jnp.where(index < 0, jnp.nan, gains[index])
         return index, gain, left & (jnp.arange(left.shape[0]) != index)
 
@@ -252,7 +252,7 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
 
 
 def _require_one_prediction_each(logits: Array) -> None:
-    _checks.classes("logits", logits)
+    checks.classes("logits", logits)
     if logits.ndim != 3:
         raise ValueError(
             f"logits have shape {logits.shape}, but BatchBALD needs one prediction an example, [S, N, C]: rank maps "

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks, _numerics, heuristics
+from baal_jax import heuristics
+from baal_jax._util import checks, numerics
 from baal_jax.selection import _clustering
 from baal_jax.selection._features import over_features, read_features
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn
@@ -51,9 +52,9 @@ def cluster_margin(
         >>> acquisition.select(jax.random.key(0), margins, jnp.ones(6, bool), 2).indices.tolist()
         [3, 4]
     """
-    candidates_per_pick = _checks.positive_int("candidates_per_pick", candidates_per_pick)
+    candidates_per_pick = checks.positive_int("candidates_per_pick", candidates_per_pick)
     if num_clusters is not None:
-        num_clusters = _checks.positive_int("num_clusters", num_clusters)
+        num_clusters = checks.positive_int("num_clusters", num_clusters)
     given = None if clusters is None else _as_ids(clusters, num_clusters)
 
     def summarise(predictions: Predictions) -> PyTree:
@@ -66,7 +67,7 @@ def cluster_margin(
         if scores.ndim != 1:
             raise ValueError(f"scores of shape {scores.shape} cannot be ranked: one score an example [N] is needed")
         count = min(candidates_per_pick * query_size, scores.shape[0])
-        candidates = _numerics.top_indices(_numerics.rank_values(scores, available), count)
+        candidates = numerics.top_indices(numerics.rank_values(scores, available), count)
         there, ids = candidates >= 0, jnp.maximum(candidates, 0)
         if given is not None:
             if given.shape != scores.shape:
@@ -79,8 +80,8 @@ def cluster_margin(
             points = _clustering.centred(_clustering.rows(features[1], "cluster_margin")[ids], there)
             groups = _clustering.average_linkage(points, there, num_clusters or query_size)
         chosen = round_robin(jax.random.uniform(key, (count,)), groups, there)[:query_size]
-        indices = _numerics.take_or(candidates, chosen, -1)
-        return indices, _numerics.take_or(scores, indices, jnp.nan)
+        indices = numerics.take_or(candidates, chosen, -1)
+        return indices, numerics.take_or(scores, indices, jnp.nan)
 
     return over_features(find, summarise)
 
@@ -133,7 +134,7 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
         >>> bool(found[0] == found[2] != found[1] == found[3])
         True
     """
-    num_clusters = _checks.positive_int("num_clusters", num_clusters)
+    num_clusters = checks.positive_int("num_clusters", num_clusters)
     points = np.asarray(embeddings, np.float64)
     points = points.reshape(points.shape[0], -1)
     if num_clusters > points.shape[0]:
@@ -142,7 +143,7 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
         raise ValueError("embeddings hold numbers that are not finite: leave those examples out")
     if points.shape[0] == 1:
         return np.zeros(1, np.int32)
-    agglomerative = _checks.optional_import("sklearn.cluster", "data").AgglomerativeClustering
+    agglomerative = checks.optional_import("sklearn.cluster", "data").AgglomerativeClustering
     return agglomerative(n_clusters=num_clusters, linkage="average").fit_predict(points).astype(np.int32)
 
 

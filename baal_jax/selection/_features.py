@@ -8,7 +8,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
 
 
@@ -40,9 +40,9 @@ def over_features(
     def select(
         key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
     ) -> Selection:
-        query_size = _checks.positive_int("query_size", query_size)
+        query_size = checks.positive_int("query_size", query_size)
         available = jnp.asarray(available)
-        num_examples = _checks.leading_axis("features", summary)
+        num_examples = checks.leading_axis("features", summary)
         if available.shape != (num_examples,):
             raise ValueError(f"features of {num_examples} examples for {available.shape[0]}: one row each is needed")
         if query_size > num_examples:
@@ -50,9 +50,9 @@ def over_features(
         labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled)
         if labelled.shape != available.shape:
             raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
-        available = _numerics.replicate(available.astype(bool))
-        labelled = _numerics.replicate(labelled.astype(bool)) & ~available
-        features = jax.tree.map(lambda leaf: _numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32), summary)
+        available = numerics.replicate(available.astype(bool))
+        labelled = numerics.replicate(labelled.astype(bool)) & ~available
+        features = jax.tree.map(lambda leaf: numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32), summary)
         broken = broken_rows(features)
         features = jax.tree.map(lambda leaf: _without(leaf, broken), features)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.selection import _clustering
 from baal_jax.selection._features import over_features
 from baal_jax.typing import Acquisition, Array, Key
@@ -41,8 +41,8 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         [1, 3]
     """
     if num_clusters is not None:
-        num_clusters = _checks.positive_int("num_clusters", num_clusters)
-    num_iterations = _checks.positive_int("num_iterations", num_iterations)
+        num_clusters = checks.positive_int("num_clusters", num_clusters)
+    num_iterations = checks.positive_int("num_iterations", num_iterations)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         del labelled
@@ -56,6 +56,6 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         turn = _clustering.rank_within(assignment, jnp.where(size == 2, 0.0, distances))
         order = jnp.lexsort((-size, turn, ~available))[:query_size]
         indices = jnp.where(available[order], order, -1)
-        return indices, -_numerics.take_or(distances, indices, jnp.nan)
+        return indices, -numerics.take_or(distances, indices, jnp.nan)
 
     return over_features(find)

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.selection import _clustering
 from baal_jax.selection._features import over_features
-from baal_jax.selection._greedy import one_by_one
-from baal_jax.selection.transforms import positive_float
+from baal_jax.selection.sets._greedy import one_by_one
+from baal_jax.selection.sets.transforms import positive_float
 from baal_jax.typing import Acquisition, Array, Key
 
 _BLOCK = 64  # columns of the graph in work at a time
@@ -62,7 +62,7 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
         radius = positive_float("radius", radius)
     if positive_float("purity", purity) > 1.0:
         raise ValueError(f"purity={purity!r} is a share of balls: at most 1")
-    num_classes = _checks.positive_int("num_classes", num_classes)
+    num_classes = checks.positive_int("num_classes", num_classes)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         del key

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics, heuristics
+from baal_jax import heuristics
+from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
 from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
 
@@ -33,7 +34,7 @@ def top_k(score_fn: ScoreFn = bald) -> Acquisition:
 
     def rank(key: Key, scores: Array, available: Array) -> Array:
         del key
-        return _numerics.rank_values(scores, available)
+        return numerics.rank_values(scores, available)
 
     return ranking(score_fn, rank)
 
@@ -78,7 +79,7 @@ def random(score_fn: ScoreFn | None = None) -> Acquisition:
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del summary, labelled
         scores = jax.random.uniform(key, available.shape)
-        return _pick(scores, _numerics.rank_values(scores, available), query_size)
+        return _pick(scores, numerics.rank_values(scores, available), query_size)
 
     return Acquisition(None, jax.jit(select, static_argnames="query_size"))
 
@@ -107,7 +108,7 @@ def precomputed(scores: Array) -> Acquisition:
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del key, summary, labelled
         _require_one_each(given, available)
-        return _pick(given, _numerics.rank_values(given, available), query_size)
+        return _pick(given, numerics.rank_values(given, available), query_size)
 
     return Acquisition(None, jax.jit(select, static_argnames="query_size"))
 
@@ -120,7 +121,7 @@ def ranking(score_fn: ScoreFn, rank: Any) -> Acquisition:
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del labelled
-        scores = _numerics.as_float(summary)
+        scores = numerics.as_float(summary)
         _require_one_each(scores, available)
         return _pick(scores, rank(key, scores, available), query_size)
 
@@ -128,12 +129,12 @@ def ranking(score_fn: ScoreFn, rank: Any) -> Acquisition:
 
 
 def _pick(scores: Array, values: Array, query_size: int) -> Selection:
-    query_size = _checks.positive_int("query_size", query_size)
+    query_size = checks.positive_int("query_size", query_size)
     if query_size > values.shape[0]:
         raise ValueError(f"query_size={query_size} exceeds the {values.shape[0]} examples: ask for fewer")
-    scores = _numerics.replicate(scores)
-    indices = _numerics.top_indices(values, query_size)
-    return Selection(indices, _numerics.take_or(scores.astype(jnp.float32), indices, jnp.nan))
+    scores = numerics.replicate(scores)
+    indices = numerics.top_indices(values, query_size)
+    return Selection(indices, numerics.take_or(scores.astype(jnp.float32), indices, jnp.nan))
 
 
 def _require_one_each(scores: Array, available: Array) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
 from baal_jax.selection._rank import ranking
 from baal_jax.typing import Acquisition, Array, Key, ScoreFn
@@ -44,7 +44,7 @@ def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
         >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
         [1]
     """
-    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    coldness = checks.finite_float("coldness", coldness, 0.0)
     return ranking(score_fn, _gumbel(lambda scores, available: power_log_weights(scores, available, coldness)))
 
 
@@ -67,7 +67,7 @@ def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
         Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
         <https://arxiv.org/abs/2106.12059>`_, 2021.
     """
-    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    coldness = checks.finite_float("coldness", coldness, 0.0)
     return ranking(score_fn, _gumbel(lambda scores, available: softmax_log_weights(scores, available, coldness)))
 
 
@@ -92,7 +92,7 @@ def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
         Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
         <https://arxiv.org/abs/2106.12059>`_, 2021.
     """
-    coldness = _checks.finite_float("coldness", coldness, 0.0)
+    coldness = checks.finite_float("coldness", coldness, 0.0)
     return ranking(score_fn, _gumbel(lambda scores, available: softrank_log_weights(scores, available, coldness)))
 
 
@@ -113,8 +113,8 @@ def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Arr
 
 def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``−β log rank``, where equal scores share their average rank among what is available."""
-    values = -_numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
-    ordered = jnp.sort(_numerics.replicate(values))
+    values = -numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
+    ordered = jnp.sort(numerics.replicate(values))
     before = jnp.searchsorted(ordered, values, side="left")
     through = jnp.searchsorted(ordered, values, side="right")
     rank = (before + through + 1).astype(scores.dtype) / 2
@@ -138,8 +138,8 @@ def _gumbel(log_weights):
         key_gumbel, key_rest = jax.random.split(key)
         weights = log_weights(scores, available)
         perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
-        values = _numerics.rank_values(perturbed, available)
+        values = numerics.rank_values(perturbed, available)
         rest = available & jnp.isneginf(weights)
-        return jnp.where(rest, _numerics.weightless_tier(key_rest, scores.shape), values)
+        return jnp.where(rest, numerics.weightless_tier(key_rest, scores.shape), values)
 
     return rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from baal_jax import _checks, _numerics
+from baal_jax._util import checks, numerics
 from baal_jax.selection import _clustering
 from baal_jax.selection._features import over_features
 from baal_jax.typing import Acquisition, Array, Key
@@ -60,7 +60,7 @@ def typiclust(
         ("num_iterations", num_iterations),
         ("num_clusters", 1 if num_clusters is None else num_clusters),
     ):
-        _checks.positive_int(name, value)
+        checks.positive_int(name, value)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         known = available | labelled
@@ -70,7 +70,7 @@ def typiclust(
         assignment = _clustering.k_means(key, points, known, bound, num_iterations, active).assignment
         typicality = typicalities(points, known, assignment, num_neighbours)
         indices = most_typical(assignment, typicality, available, labelled, bound)[:query_size]
-        return indices, _numerics.take_or(typicality, indices, jnp.nan)
+        return indices, numerics.take_or(typicality, indices, jnp.nan)
 
     return over_features(find, reads_labelled=True)
 

@@ -10,12 +10,13 @@ print(statistics.markdown(statistics.summary(found)))
 report.write("runs/digits")
 ```
 
-Killed anywhere, the same call finishes what is missing. What is in the folder: :mod:`baal_jax.results`.
+Killed anywhere, the same call finishes what is missing. What is in the folder: :mod:`baal_jax.study.results`.
 """
 
-from baal_jax.results import read
+from baal_jax.study import plots, report, results, statistics
+from baal_jax.study._environment import environment
 from baal_jax.study._program import use_all_cores
 from baal_jax.study._streamed import Stream
 from baal_jax.study._study import grid, run
 
-__all__ = ["Stream", "grid", "read", "run", "use_all_cores"]
+__all__ = ["Stream", "environment", "grid", "plots", "report", "results", "run", "statistics", "use_all_cores"]

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax import _files, results
-from baal_jax._environment import environment
-from baal_jax.results import Cell, Results, Runs
+from baal_jax._util import files
+from baal_jax.study import results
+from baal_jax.study._environment import environment
+from baal_jax.study.results import Cell, Results, Runs
 
 SECONDS_BETWEEN_TABLES = 10.0
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
@@ -110,7 +111,7 @@ def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str
         chunk: seeds in a call.
 
     Returns:
-        A :class:`~baal_jax.results.Cell`.
+        A :class:`~baal_jax.study.results.Cell`.
     """
     found: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
     infos, initial = found
@@ -187,7 +188,7 @@ def describe_pool(targets: Any) -> dict[str, Any]:
 
 def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the folder is for: what it was, and what is asked for beyond."""
-    asked = {"format": results.FORMAT, **_files.plain(asked), "environment": environment()}
+    asked = {"format": results.FORMAT, **files.plain(asked), "environment": environment()}
     if not (path / "study.json").exists():
         left = sorted(path.glob("cells/*.npz"))
         if left:
@@ -219,7 +220,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        _files.write_text(path, text)
+        files.write_text(path, text)
 
 
 @contextmanager

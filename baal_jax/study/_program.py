@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from baal_jax import _checks, pool
+from baal_jax import pool
 from baal_jax._run import run
+from baal_jax._util import checks
 from baal_jax.loop import ActiveLoop, StepInfo
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree
@@ -88,7 +89,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
     Raises:
         ValueError: JAX has been used already, or the number is not positive.
     """
-    cores = os.cpu_count() or 1 if num_cores is None else _checks.positive_int("num_cores", num_cores)
+    cores = os.cpu_count() or 1 if num_cores is None else checks.positive_int("num_cores", num_cores)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return len(jax.devices("cpu"))  # somebody has decided
     try:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import _checks
+from baal_jax._util import checks
 from baal_jax.loop import ActiveLoop, active_loop
 from baal_jax.prediction import load
-from baal_jax.results import Results, read_pictures
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._folder import Folder
 from baal_jax.study._program import Data, Rounds, default_chunk, trace
 from baal_jax.study._streamed import Stream, abstract_pool, trace_streamed
+from baal_jax.study.results import Results, read_pictures
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
 
@@ -96,7 +96,7 @@ def run(
     else that differs is refused, be it the data, the number of rounds or the program of a strategy.
 
     Args:
-        folder: where the study is or will be. What is in it: :mod:`baal_jax.results`.
+        folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
         loops: name → loop, for example of :func:`grid`. Let them have ``metrics.classification(diagnostics=True)`` as
             ``metrics`` for a report with calibration and classes.
         train: the pool with all its targets.
@@ -127,7 +127,7 @@ def run(
         progress: shows a bar with the time that is left.
 
     Returns:
-        :class:`~baal_jax.results.Results`, strategies and seeds of earlier calls included.
+        :class:`~baal_jax.study.results.Results`, strategies and seeds of earlier calls included.
 
     Raises:
         ValueError: the folder holds another study, a strategy's program has changed since its first seeds were
@@ -149,14 +149,14 @@ def run(
         >>> {name: runs.num_labelled.tolist() for name, runs in found.runs.items()}
         {'random': [[2, 3], [2, 3]], 'bald': [[2, 3], [2, 3]]}
     """
-    seeds = range(_checks.positive_int("num_seeds", num_seeds))
+    seeds = range(checks.positive_int("num_seeds", num_seeds))
     rounds = Rounds(
-        _checks.positive_int("num_rounds", num_rounds), _checks.positive_int("num_initial", num_initial, least=0), stop
+        checks.positive_int("num_rounds", num_rounds), checks.positive_int("num_initial", num_initial, least=0), stop
     )
     for option, value in (("chunk", chunk), ("memory", memory)):
         if value is not None:
-            _checks.positive_int(option, value)
-    _checks.typed_key("key", key)
+            checks.positive_int(option, value)
+    checks.typed_key("key", key)
     _require_targets(train, test, stream)
     options = _options(compiler_options)
     if not loops:
@@ -216,9 +216,9 @@ def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> No
     for option, dataset in (("train", train), ("test", test)):
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    _checks.leading_axis("test", test)
+    checks.leading_axis("test", test)
     if stream is None:
-        _checks.leading_axis("train", train)
+        checks.leading_axis("train", train)
     elif len(train.inputs) != len(train.targets):
         raise ValueError(
             f"train has {len(train.inputs)} inputs, but {len(train.targets)} targets: give one target for each"
@@ -269,7 +269,7 @@ def _bar(
     if not progress:
         yield lambda strategy, done: None
         return
-    tqdm = _checks.optional_import("tqdm", "experiments")
+    tqdm = checks.optional_import("tqdm", "experiments")
     missing = num_rounds * sum(len(place.missing(name, seeds)) for name in loops)
     with tqdm.tqdm(total=missing, unit="round", dynamic_ncols=True) as shown:
 

@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 from baal_jax import Predictions, selection
-from baal_jax.selection import feature_maps, selectors
+from baal_jax.selection.sets import feature_maps, selectors
 
 NOISE = 0.1
 

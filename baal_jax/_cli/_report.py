@@ -1,0 +1,62 @@
+"""``python -m baal_jax report RESULTS``: a study as one HTML page, and as figures for papers."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from baal_jax._util import checks
+from baal_jax.study import report, results
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Writes a study as one self-contained HTML page.
+
+    The page needs no network and no other file: open it in a browser, or mail it. It holds learning curves whose bands
+    and strategies can be switched, the statistics, what was queried round by round, histograms of uncertainty,
+    calibration, and the exact configuration. A study that is still running is shown as far as it has come.
+
+        python -m baal_jax report runs/digits
+        python -m baal_jax report runs/digits --out digits.html --figures paper/figures
+    """
+
+    results: Path
+    """Folder of the study: the one that holds study.json."""
+
+    out: Path | None = None
+    """The page to write. By default report.html in the folder of the study."""
+
+    figures: Path | None = None
+    """Folder for the same figures as files, for papers. Needs matplotlib: pip install 'baal_jax[plot]'."""
+
+    formats: tuple[str, ...] = ("png", "pdf")
+    """Formats of those files: png, pdf, svg and others that matplotlib writes."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: what follows ``python -m baal_jax report``.
+
+    Returns:
+        0, or 1 where there is no study to show; the reason is on standard error.
+
+    Raises:
+        ImportError: tyro is not installed, or figures are wanted and matplotlib is not.
+    """
+    tyro = checks.optional_import("tyro", "experiments")
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    wanted = tyro.cli(Report, prog="python -m baal_jax report", args=argv, config=positional)
+    try:
+        study = results.read(wanted.results)
+        print(report.write(study, wanted.out or wanted.results / "report.html"))
+        if wanted.figures is not None:
+            for path in report.figures(study, wanted.figures, formats=wanted.formats):
+                print(path)
+    except ValueError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,123 @@
+"""Errors that name the argument, the value and the cure."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jax import core
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """Returns ``value`` as an int of at least ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+    return number
+
+
+def finite_float(name: str, value: Any, least: float) -> float:
+    """Returns ``value`` as a finite float of at least ``least``."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or not least <= float(value) < float("inf")
+    ):
+        raise ValueError(f"{name}={value!r} must be a finite number of at least {least}")
+    return float(value)
+
+
+def noise(value: Any) -> float | None:
+    """Returns ``value`` as a standard deviation above zero, or None."""
+    if value is not None and finite_float("noise", value, 0.0) == 0.0:
+        raise ValueError(f"noise={value!r} must be positive")
+    return value
+
+
+def is_concrete(*trees: Any) -> bool:
+    """True outside of jit, vmap and grad, where values can be looked at."""
+    return not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def typed_key(name: str, key: Any) -> None:
+    """Refuses anything but one typed key."""
+    if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{name}={key!r} must be a typed key: make one with jax.random.key(seed)")
+    if key.shape:
+        raise ValueError(f"{name} has shape {key.shape}, but one key is needed: vmap over several keys")
+
+
+def indices(name: str, values: Any, num_examples: int) -> None:
+    """Refuses repeated or out-of-range ids; −1 is padding. Traced values pass: their behaviour is defined instead."""
+    ids = np.asarray(values) if is_concrete(values) else jax.numpy.asarray(values)
+    if ids.size and not jax.numpy.issubdtype(ids.dtype, jax.numpy.integer):
+        raise ValueError(f"{name} must be integer ids, not {ids.dtype}: use jnp.flatnonzero(mask)")
+    if not isinstance(ids, np.ndarray):
+        return
+    wrong = ids[(ids < -1) | (ids >= num_examples)]
+    if wrong.size:
+        raise ValueError(f"{name} holds {wrong[0]}, outside of the {num_examples} examples (−1 is padding)")
+    unique, counts = np.unique(ids[ids >= 0], return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{name} holds {unique[counts > 1][0]} more than once: pass each id once")
+
+
+def draws(name: str, logits: Any) -> None:
+    """Refuses what cannot be ``[S, N, …, C]``."""
+    if isinstance(logits, list | tuple | dict):
+        raise ValueError(
+            f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
+        )
+    if logits is None and not name.startswith("target_"):
+        raise ValueError(
+            f"{name} is None: there is no fit to predict with, use a selection that reads embeddings alone"
+        )
+    if logits is None:
+        raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
+    if logits.ndim < 3:
+        raise ValueError(
+            f"{name} has shape {logits.shape}, but draws, examples and classes [S, N, …, C] are needed: "
+            f"a single deterministic prediction [N, C] becomes one draw by {name}[None]"
+        )
+
+
+def classes(name: str, logits: Any) -> None:
+    """Refuses what cannot be ``[S, N, …, C]`` with at least two classes."""
+    draws(name, logits)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
+            "heuristics.binary_logits"
+        )
+
+
+def one_array(outputs: Any, need: str) -> Any:
+    """The only leaf of ``outputs``, which is refused where there are several."""
+    leaves = jax.tree.leaves(outputs)
+    if len(leaves) != 1:
+        raise ValueError(f"the network has {len(leaves)} outputs, but {need}")
+    return leaves[0]
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """The length that all leaves of ``tree`` share as first axis."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or lengths == {()}:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        raise ValueError(f"{name} needs one common leading axis of examples, but its shapes are {shapes}")
+    return lengths.pop()[0]
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Imports what an extra of the package brings, or says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here: pip install 'baal_jax[{extra}]'") from error

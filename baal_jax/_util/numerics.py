@@ -1,0 +1,92 @@
+"""Array functions in log space that the rest is written in. Scores are in nats, reductions in at least float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from baal_jax._util import checks
+from baal_jax.typing import Array, Key
+
+# Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
+_LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
+
+
+def as_float(x: Array) -> Array:
+    """At least float32: half precision and integers are widened, float64 is kept."""
+    x = jnp.asarray(x)
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def log_probs(logits: Array) -> Array:
+    """``log_softmax`` over the last axis, in at least float32. Idempotent, so log-probabilities are logits too."""
+    return jax.nn.log_softmax(as_float(logits), axis=-1)
+
+
+def log_mean_exp(log_p: Array, axis: int = 0) -> Array:
+    """``log(mean(exp(log_p)))``, exact where all entries are equal, −inf where all are −inf."""
+    peak = jax.lax.stop_gradient(jnp.max(log_p, axis=axis, keepdims=True))
+    peak = jnp.where(jnp.isneginf(peak), 0.0, peak)
+    total = jnp.sum(jnp.exp(log_p - peak), axis=axis)
+    count = log_p.shape[axis]
+    mean = total / count
+    # A compiler may divide by a constant as a product, and 41 · (1/41) is not 1; the gradient stays that of the mean.
+    mean += jax.lax.stop_gradient(jnp.where(total == count, 1.0 - mean, 0.0))
+    log_mean = jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(mean == 0, 1.0, mean)))  # the log has no gradient at 0
+    return log_mean + peak.squeeze(axis)
+
+
+def entropy(log_p: Array) -> Array:
+    """``−Σ_c p_c log p_c`` over the last axis, with ``0 log 0 = 0`` in value and in gradient."""
+    possible = ~jnp.isneginf(log_p)
+    safe = jnp.where(possible, log_p, 0.0)
+    return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0.0), axis=-1)
+
+
+def rank_values(scores: Array, available: Array) -> Array:
+    """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
+    scores = scores.astype(jnp.float32)
+    scores = jnp.where(scores == 0, 0.0, scores)  # top_k would rank −0 below 0
+    values = jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST))
+    return jnp.where(available, values, -jnp.inf)
+
+
+def weightless_tier(key: Key, shape: tuple[int, ...]) -> Array:
+    """Random ranking keys below every ordinary score and above NaN."""
+    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape))
+
+
+def top_indices(values: Array, count: int) -> Array:
+    """``int32[count]`` positions of the largest ranking keys, best first, −1 for what is not available."""
+    best, indices = jax.lax.top_k(replicate(values), count)
+    return jnp.where(jnp.isneginf(best), -1, indices).astype(jnp.int32)
+
+
+def replicate(x: Array) -> Array:
+    """Gathers an array on an Explicit mesh, where ranking needs it; does nothing to any other."""
+    sharding = jax.typeof(x).sharding
+    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
+    if not explicit or all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+
+
+def take_or(values: Array, indices: Array, otherwise: float) -> Array:
+    """``values[indices]``, and ``otherwise`` where an index is −1."""
+    return jnp.where(indices >= 0, values[jnp.maximum(indices, 0)], otherwise)
+
+
+def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
+    """Both ``[S, N, …, C]``."""
+    checks.draws(name, outputs)
+    outputs = as_float(outputs)
+    if noise is not None:
+        return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
+    if outputs.shape[-1] % 2:
+        raise ValueError(
+            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed in the last axis: "
+            "pass noise= for a network that predicts means alone"
+        )
+    mean, log_variance = jnp.split(outputs, 2, axis=-1)
+    return mean, log_variance

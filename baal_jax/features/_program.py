@@ -1,0 +1,362 @@
+"""Weight layers of a traced program: where they are, what they read, and what their gradients are made of.
+
+A network of any module system becomes one flat list of equations, in which a weight layer is a ``dot_general`` or a
+``conv_general_dilated`` between a parameter and something that depends on the inputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from baal_jax._util import numerics
+from baal_jax.typing import Array
+
+_CALLS = {  # primitives that only call a program, and the parameter that holds it
+    primitives.jit_p: "jaxpr",
+    primitives.closed_call_p: "call_jaxpr",
+    primitives.call_p: "call_jaxpr",
+    primitives.remat_p: "jaxpr",
+}
+_RULES = {primitives.custom_jvp_call_p: "call_jaxpr", primitives.custom_vjp_call_p: "call_jaxpr"}
+_PRODUCTS = (primitives.dot_general_p, primitives.conv_general_dilated_p)
+_RESHAPES = (primitives.reshape_p, primitives.transpose_p, primitives.squeeze_p, primitives.convert_element_type_p)
+_MOVES = (
+    primitives.broadcast_in_dim_p,
+    primitives.concatenate_p,
+    primitives.pad_p,
+    primitives.rev_p,
+    primitives.slice_p,
+)
+
+
+class Program(NamedTuple):
+    """A traced function without calls and without dead code.
+
+    Attributes:
+        equations: what is computed, in order.
+        arguments: variables of the leaves of its arguments, one tuple an argument.
+        outputs: variables (or literals) of the leaves of its result.
+        structure: tree structure of its result.
+        constants: variable → value, of what the function closes over.
+    """
+
+    equations: list
+    arguments: list[list]
+    outputs: list
+    structure: Any
+    constants: dict
+
+
+class Layer(NamedTuple):
+    """A product of a weight and something else.
+
+    Attributes:
+        equation: ``dot_general`` or ``conv_general_dilated``.
+        read: variable of what the weight meets.
+        on_left: whether that is the left operand.
+    """
+
+    equation: Any
+    read: Any
+    on_left: bool
+
+
+def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Program:
+    """Traces a function of pytrees into a flat :class:`Program`.
+
+    Args:
+        function: to be traced; what it returns may be any pytree of arrays.
+        arguments: pytrees of arrays, whose values are not read.
+        keep_rules: whether functions with derivatives of their own stay whole, as differentiation needs. Those that are
+            products and moves of numbers alone are opened all the same: their derivative is no matter of choice.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    leaves = jax.tree.leaves(arguments)
+    flat = jax.make_jaxpr(lambda *leaves: _run(closed, leaves, keep_rules))(*leaves)
+    variables = iter(flat.jaxpr.invars)
+    grouped = [list(itertools.islice(variables, len(jax.tree.leaves(argument)))) for argument in arguments]
+    constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
+    outputs, structure = list(flat.jaxpr.outvars), jax.tree.structure(shapes)
+    return without_dead_code(Program(flat.jaxpr.eqns, grouped, outputs, structure, constants))
+
+
+def without_dead_code(program: Program) -> Program:
+    """The same outputs from the equations that they need."""
+    needed = {atom for atom in program.outputs if _is_variable(atom)}
+    kept = []
+    for equation in reversed(program.equations):
+        if needed.isdisjoint(equation.outvars):
+            continue
+        kept.append(equation)
+        needed.update(atom for atom in equation.invars if _is_variable(atom))
+    return program._replace(equations=kept[::-1])
+
+
+def evaluate(
+    program: Program, *arguments: Any, after: Callable[[Any, Callable[[Any], Any], list], list] | None = None
+) -> list:
+    """Runs a program.
+
+    Args:
+        program: what to run.
+        arguments: pytrees, as those that it was traced with.
+        after: ``(equation, read, results) -> results``, called after each equation; ``read`` gives the value of a
+            variable.
+
+    Returns:
+        Leaves of the outputs.
+    """
+    variables = itertools.chain.from_iterable(program.arguments)
+    values = dict(zip(variables, jax.tree.leaves(arguments), strict=True))
+    return _interpret(program.equations, {**program.constants, **values}, program.outputs, after=after)
+
+
+def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
+    """The last product of what depends on parameters alone and what depends on the inputs.
+
+    Args:
+        program: a network.
+        params: variables of the parameters.
+        inputs: variables of the inputs.
+
+    Raises:
+        ValueError: there is none, or it is out of sight within a loop, a branch or a kernel.
+    """
+    of_inputs = _depending(program, inputs)
+    weights = _depending(program, params) - of_inputs
+    chosen = _chosen(program, weights)
+    for equation in reversed(program.equations):
+        operands = [atom for atom in equation.invars if _is_variable(atom)]
+        if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
+            raise ValueError(
+                "the last weight layer of the network sits inside of a branch (cond) that depends on the inputs: move "
+                "it out, or write the features as (state, inputs) -> [B, D] yourself"
+            )
+        if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
+            continue
+        if equation.primitive not in _PRODUCTS:
+            if _holds_product(equation):
+                raise ValueError(
+                    f"the last weight layer of the network sits inside of a {equation.primitive.name}, where what it "
+                    "reads cannot be seen: move it out, or write the features as (state, inputs) -> [B, D] yourself"
+                )
+            continue
+        left, right = equation.invars
+        if left in of_inputs and right in weights:
+            return Layer(equation, left, True)
+        if right in of_inputs and left in weights and equation.primitive is primitives.dot_general_p:
+            return Layer(equation, right, False)
+    raise ValueError(
+        "the network has no weight layer, a matrix product or a convolution of a parameter with something that depends "
+        "on the inputs: write the features as (state, inputs) -> [B, D] yourself"
+    )
+
+
+def features_of(layer: Layer, read: Array) -> Array:
+    """What a layer reads as one vector: its channels, averaged over positions that meet the same weight."""
+    if layer.equation.primitive is primitives.dot_general_p:
+        contracted, shared = (pair[0 if layer.on_left else 1] for pair in layer.equation.params["dimension_numbers"])
+        channels = {*contracted, *shared}
+    else:
+        channels = {layer.equation.params["dimension_numbers"].lhs_spec[1]}
+    positions = tuple(axis for axis in range(read.ndim) if axis not in channels)
+    return jnp.mean(numerics.as_float(read), axis=positions).reshape(-1)
+
+
+def dense_layers(program: Program, params: Sequence) -> dict[int, Layer]:
+    """Products by which alone a parameter enters the program, up to its shape and type.
+
+    The gradient of such a parameter is a sum of outer products (:func:`factors`).
+
+    Returns:
+        Position in ``params`` → layer.
+    """
+    users: dict[Any, list] = {}
+    for equation in program.equations:
+        for atom in equation.invars:
+            if _is_variable(atom):
+                users.setdefault(atom, []).append(equation)
+    counts = Counter(atom for atom in program.outputs if _is_variable(atom))
+    found = {}
+    for position, variable in enumerate(params):
+        while len(used := users.get(variable, [])) == 1 and not counts[variable]:
+            equation = used[0]
+            if _is_reshape(equation):
+                variable = equation.outvars[0]
+                continue
+            layer = _plain_product(equation, variable)
+            if layer is not None:
+                found[position] = layer
+            break
+    return found
+
+
+def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
+    """The gradient of a layer's weight as ``Σ_t h_t ⊗ δ_t``, up to the order of its entries.
+
+    Args:
+        layer: the layer.
+        read: what the weight met.
+        cotangent: gradient with respect to the layer's output.
+
+    Returns:
+        ``h [T, I]`` and ``δ [T, O]``, in at least float32.
+    """
+    options = layer.equation.params
+    read, cotangent = numerics.as_float(read), numerics.as_float(cotangent)
+    if layer.equation.primitive is primitives.conv_general_dilated_p:
+        return _patches(layer.equation, read), _channels_last(cotangent, options["dimension_numbers"].out_spec)
+    contracted = options["dimension_numbers"][0][0 if layer.on_left else 1]
+    free = [axis for axis in range(read.ndim) if axis not in contracted]
+    rows = math.prod(read.shape[axis] for axis in free)
+    read = read.transpose(*free, *contracted).reshape(rows, -1)
+    return read, cotangent.reshape(rows, -1) if layer.on_left else cotangent.reshape(-1, rows).T
+
+
+def _run(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
+    jaxpr = getattr(closed, "jaxpr", closed)
+    values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def opened(equation: Any, operands: list) -> list | None:
+        inner = _callee(equation, keep_rules)
+        return None if inner is None else _run(inner, operands, keep_rules)
+
+    return _interpret(jaxpr.eqns, values, jaxpr.outvars, opened=opened)
+
+
+def _callee(equation: Any, keep_rules: bool) -> Any:
+    """The program that an equation calls and that is to be looked into."""
+    primitive = equation.primitive
+    if primitive in _CALLS:
+        return equation.params[_CALLS[primitive]]
+    if primitive in _RULES:
+        inner = equation.params[_RULES[primitive]]
+        return inner if not keep_rules or (_holds_product(equation) and _is_multilinear(inner)) else None
+    return None
+
+
+def _is_multilinear(closed: Any) -> bool:
+    """Whether a program only multiplies, reshapes and moves numbers."""
+
+    def is_simple(equation: Any) -> bool:
+        if equation.primitive in _CALLS:
+            return _is_multilinear(equation.params[_CALLS[equation.primitive]])
+        return equation.primitive in (*_PRODUCTS, *_MOVES) or _is_reshape(equation)
+
+    return all(is_simple(equation) for equation in closed.eqns)
+
+
+def _interpret(
+    equations: Sequence,
+    values: dict,
+    outputs: Sequence,
+    *,
+    after: Callable | None = None,
+    opened: Callable | None = None,
+) -> list:
+    def read(atom: Any) -> Any:
+        return values[atom] if _is_variable(atom) else atom.val
+
+    for equation in equations:
+        operands = [read(atom) for atom in equation.invars]
+        results = None if opened is None else opened(equation, operands)
+        if results is None:
+            with equation.ctx.manager:
+                results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+            results = results if equation.primitive.multiple_results else [results]
+        values.update(zip(equation.outvars, results if after is None else after(equation, read, results), strict=True))
+    return [read(atom) for atom in outputs]
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal)
+
+
+def _depending(program: Program, sources: Sequence) -> set:
+    found = set(sources)
+    for equation in program.equations:
+        if any(_is_variable(atom) and atom in found for atom in equation.invars):
+            found.update(equation.outvars)
+    return found
+
+
+def _chosen(program: Program, weights: set) -> set:
+    """Weights that the inputs choose, which is what becomes of a ``cond`` under ``vmap``."""
+    found = set()
+    for equation in program.equations:
+        cases = [atom for atom in equation.invars if _is_variable(atom)]
+        if equation.primitive is primitives.select_n_p:
+            is_chosen = cases[0] not in weights and len(cases) > 1 and weights.issuperset(cases[1:])
+        else:
+            is_chosen = _is_reshape(equation) and not found.isdisjoint(cases)
+        if is_chosen:
+            found.update(equation.outvars)
+    return found
+
+
+def _holds_product(equation: Any) -> bool:
+    return any(
+        inner.primitive in _PRODUCTS or _holds_product(inner)
+        for jaxpr in core.jaxprs_in_params(equation.params)
+        for inner in jaxpr.eqns
+    )
+
+
+def _is_reshape(equation: Any) -> bool:
+    primitive, (result, *_) = equation.primitive, equation.outvars
+    if not jnp.issubdtype(result.aval.dtype, jnp.floating):
+        return False
+    same_size = primitive is primitives.broadcast_in_dim_p and result.aval.size == equation.invars[0].aval.size
+    return primitive in _RESHAPES or same_size
+
+
+def _plain_product(equation: Any, weight: Any) -> Layer | None:
+    if equation.primitive is primitives.dot_general_p:
+        if any(equation.params["dimension_numbers"][1]):
+            return None
+        left, right = equation.invars
+        return Layer(equation, right, False) if left is weight else Layer(equation, left, True)
+    if equation.primitive is primitives.conv_general_dilated_p and equation.invars[1] is weight:
+        groups = equation.params["feature_group_count"], equation.params["batch_group_count"]
+        return Layer(equation, equation.invars[0], True) if groups == (1, 1) else None
+    return None
+
+
+def _channels_last(x: Array, spec: Sequence[int]) -> Array:
+    """``[positions, channels]`` of a map whose axes are batch, channels and space, in the order of ``spec``."""
+    return x.transpose(spec[0], *spec[2:], spec[1]).reshape(-1, x.shape[spec[1]])
+
+
+def _patches(equation: Any, read: Array) -> Array:
+    """What a convolution multiplies with its kernel, ``[positions, taps · channels]``.
+
+    Slices rather than a convolution with the identity: they cost memory traffic alone, on every device.
+    """
+    options, shape = equation.params, equation.outvars[0].aval.shape
+    lhs, rhs, out = options["dimension_numbers"]
+    maps = read.transpose(lhs[0], *lhs[2:], lhs[1])
+    padding = [
+        (0, 0, 0),
+        *((low, high, by - 1) for (low, high), by in zip(options["padding"], options["lhs_dilation"], strict=True)),
+        (0, 0, 0),
+    ]
+    maps = jax.lax.pad(maps, jnp.zeros((), maps.dtype), padding)
+    sizes = [shape[axis] for axis in out[2:]]
+    strides, steps = options["window_strides"], options["rhs_dilation"]
+    taps = itertools.product(*(range(equation.invars[1].aval.shape[axis]) for axis in rhs[2:]))
+    slices = []
+    for tap in taps:
+        start = [index * step for index, step in zip(tap, steps, strict=True)]
+        stop = [first + (size - 1) * stride + 1 for first, size, stride in zip(start, sizes, strides, strict=True)]
+        slices.append(jax.lax.slice(maps, [0, *start, 0], [maps.shape[0], *stop, maps.shape[-1]], [1, *strides, 1]))
+    return jnp.concatenate(slices, axis=-1).reshape(-1, len(slices) * maps.shape[-1])

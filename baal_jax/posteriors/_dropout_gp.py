@@ -1,0 +1,198 @@
+"""The Gaussian process of a network's stochastic passes, conditioned on what is labelled."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks, linalg, numerics
+from baal_jax.models import require_stochastic
+from baal_jax.training import TrainState
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+
+
+class DropoutGPState(NamedTuple):
+    """A trained network, and what is known of the weights of its passes.
+
+    Attributes:
+        network: the trained network.
+        key: of the ``T`` passes.
+        mean: ``float32[T]``, posterior mean of the weights of the passes.
+        root: ``float32[T, T]``, symmetric square root of their posterior covariance.
+        age: ``int32[]``, rounds since the network was trained.
+    """
+
+    network: TrainState
+    key: Key
+    mean: Array
+    root: Array
+    age: Array
+
+    @property
+    def variables(self) -> Variables:
+        """Weights and batch statistics of the network."""
+        return self.network.variables
+
+    @property
+    def steps(self) -> Array:
+        """Updates since the network was initialised."""
+        return self.network.steps
+
+    @property
+    def loss(self) -> Array:
+        """Running mean of the training loss."""
+        return self.network.loss
+
+
+def dropout_gp(
+    model: Model,
+    trainer: Trainer,
+    *,
+    num_passes: int = 128,
+    noise: float = 0.1,
+    retrain_every: int = 1,
+    batch_size: int = 256,
+) -> Posterior:
+    r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
+
+    .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
+              = \Phi(x)^\top \Phi(x')
+
+    The process is conditioned on the labelled examples, seen with noise of variance :math:`\sigma^2`. Its rank is
+    finite, so this is exact in weight space: a draw is one weight for each pass,
+
+    .. math:: f(x) = \bar f(x) + \Phi(x)^\top w, \qquad
+              w \mid L \sim \mathcal{N}\bigl(A^{-1} \Phi_L r_L / \sigma^2,\; A^{-1}\bigr), \quad
+              A = I + \Phi_L \Phi_L^\top / \sigma^2
+
+    and one function over the whole pool. All outputs of an example share the weights, which keeps the covariance
+    between them. Where targets are real values, the residuals are :math:`r = y - \bar f(x)`. For classes the outputs
+    are logits, of which no value was seen: :math:`r = 0`, the mean stays that of the passes and the covariance alone
+    shrinks around what is labelled.
+
+    Conditioning is cheap beside training, so a network can serve several rounds: with ``retrain_every=5`` four rounds
+    out of five keep it, and only what was labelled since sharpens the process. The passes of a batch of inputs are
+    computed once for all draws.
+
+    Args:
+        model: a network with dropout (or other random layers) and one array as output.
+        trainer: from :func:`~baal_jax.trainer`.
+        num_passes: ``T``. More labelled values than this leave little variance.
+        noise: :math:`\sigma`, standard deviation of the noise, in the unit of the outputs.
+        retrain_every: rounds from one training to the next. 1 trains in every round. The network of ``previous`` is
+            kept in between; vectorised over seeds, the compiler trains all the same and drops the result.
+        batch_size: labelled examples in work at a time while conditioning.
+
+    Returns:
+        A :class:`~baal_jax.Posterior` whose state is an :class:`DropoutGPState`. Unknown targets (negative classes,
+        NaN) do not count.
+
+    Raises:
+        ValueError: an argument is out of its range; or, when it is first used, the output of ``model`` does not depend
+            on the key, or real-valued targets do not fit the outputs.
+
+    References:
+        Tsymbalov et al., `Deeper connections between neural networks and Gaussian processes speed-up active learning
+        <https://arxiv.org/abs/1902.10350>`_, 2019.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn, optax
+        >>> from baal_jax import posteriors
+        >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
+        >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
+        >>> posterior = posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
+        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0.0, 1.0, 0.0, 1.0]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
+        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
+        (5, 4, 1)
+    """
+    num_passes = checks.positive_int("num_passes", num_passes, 2)
+    retrain_every = checks.positive_int("retrain_every", retrain_every)
+    batch_size = checks.positive_int("batch_size", batch_size)
+    if checks.finite_float("noise", noise, 0.0) == 0.0:
+        raise ValueError("noise=0 would be labels of infinite weight: give the standard deviation of the noise")
+    train = trainer(model)
+
+    def passes(variables: Variables, key: Key, inputs: PyTree) -> tuple[Array, Array]:
+        """Mean ``[B, …, C]`` and scaled deviations ``[T, B, …, C]``."""
+        keys = jax.random.split(key, num_passes)
+        outputs = numerics.as_float(jax.vmap(lambda key: model.apply(variables, inputs, key))(keys))
+        mean = jnp.mean(outputs, axis=0)
+        return mean, (outputs - mean[None]) / math.sqrt(num_passes)
+
+    def condition(variables: Variables, key: Key, dataset: Dataset, labelled: Array) -> tuple[Array, Array]:
+        """Posterior mean ``[T]`` and root of the covariance ``[T, T]`` of the weights."""
+        size = labelled.shape[0]
+        rows = min(batch_size, size)
+        ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
+        count = jnp.sum(labelled, dtype=jnp.int32)
+
+        def add(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+            positions = index * rows + jnp.arange(rows, dtype=jnp.int32)
+            batch = jax.tree.map(lambda leaf: leaf[ids[jnp.minimum(positions, size - 1)]], dataset)
+            mean, deviations = passes(variables, key, batch.inputs)
+            residual, known = _residual(batch.targets, mean)
+            known &= (positions < count).reshape(rows, *[1] * (known.ndim - 1))
+            seen = jnp.where(known[None], deviations, 0.0).reshape(num_passes, -1)
+            products = jnp.matmul(seen, seen.T, precision="highest")
+            return sums[0] + products, sums[1] + jnp.matmul(seen, residual.reshape(-1), precision="highest")
+
+        start = jnp.zeros((num_passes, num_passes), jnp.float32), jnp.zeros(num_passes, jnp.float32)
+        # As many batches as there are labels: unlabelled rows cost nothing.
+        products, moments = jax.lax.fori_loop(0, (count + rows - 1) // rows, add, start)
+        values, vectors = linalg.eigh(products)
+        shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
+        product = partial(jnp.matmul, precision="highest")
+        mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
+        return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
+
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: DropoutGPState | None = None) -> DropoutGPState:
+        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
+        require_stochastic(model, jax.eval_shape(model.init, key, row), row)
+        key_train, key_passes = jax.random.split(key)
+        labelled = jnp.asarray(labelled)
+
+        def renew() -> tuple[TrainState, Key, Array]:
+            network = train(key_train, dataset, labelled, None if previous is None else previous.network)
+            return network, key_passes, jnp.zeros((), jnp.int32)
+
+        if previous is None or retrain_every == 1:
+            network, key_passes, age = renew()
+        else:
+            old, age = previous, previous.age + 1
+            due = (age >= retrain_every) | (old.steps == 0)
+            network, key_passes, age = jax.lax.cond(due, renew, lambda: (old.network, old.key, age))
+        return DropoutGPState(network, key_passes, *condition(network.variables, key_passes, dataset, labelled), age)
+
+    def sample(key: Key, state: DropoutGPState, num_samples: int) -> Array:
+        def weights(key: Key) -> Array:
+            return state.mean + jnp.matmul(state.root, jax.random.normal(key, (num_passes,)), precision="highest")
+
+        return jax.vmap(weights)(jax.random.split(key, num_samples))
+
+    def apply(state: DropoutGPState, draw: Array, inputs: PyTree) -> Array:
+        mean, deviations = passes(state.variables, state.key, inputs)
+        return mean + jnp.tensordot(draw, deviations, axes=1, precision="highest")
+
+    return Posterior(jax.jit(fit), sample, apply)
+
+
+def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
+    """What was seen beyond the mean, and where anything was: ``[B, …, C]``, the latter up to broadcasting."""
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
+            raise ValueError(
+                f"targets are {targets.dtype} of shape {targets.shape}, which are classes for outputs of shape "
+                f"{(*targets.shape, 'C')}, but the outputs have shape {outputs.shape}: make real values float32"
+            )
+        return jnp.zeros_like(outputs), (targets >= 0)[..., None]
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        targets = targets[..., None]
+    if outputs.shape != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    known = ~jnp.isnan(targets)
+    return jnp.where(known, targets.astype(outputs.dtype) - outputs, 0.0), known

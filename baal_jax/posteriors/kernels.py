@@ -1,0 +1,317 @@
+r"""Covariance functions of infinitely wide networks: what a random network is before it has seen a label.
+
+In a network of weights drawn from a Gaussian, as its layers grow wide, outputs become a Gaussian process whose
+covariance follows layer by layer from that of the inputs:
+
+.. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
+          \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
+
+They need no training: :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks
+from baal_jax.typing import Array, Key, PyTree
+
+_MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
+
+
+class Kernel(NamedTuple):
+    """A covariance function, and random features of it.
+
+    Attributes:
+        gram: ``(x1 [N, …], x2 [M, …]) -> float32[N, M]``, covariances of all pairs.
+        diagonal: ``x [N, …] -> float32[N]``, variances.
+        init: ``(key, x [1, …], num_features) -> params``, for ``features``; of ``x`` only the shape counts.
+        features: ``(params, x [N, …]) -> float32[N, D]`` whose inner products have the variances of the kernel exactly
+            and its other covariances nearly, with an error that falls as ``1/√num_features``.
+    """
+
+    gram: Callable[[Array, Array], Array]
+    diagonal: Callable[[Array], Array]
+    init: Callable[[Key, Array, int], PyTree]
+    features: Callable[[PyTree, Array], Array]
+
+
+class _Activation(NamedTuple):
+    """A non-linearity, and its expected products under a Gaussian."""
+
+    function: Callable[[Array], Array]
+    covariance: Callable[[Array, Array, Array], Array]  # (covariance, variance, variance) -> E[φ(u)φ(u')]
+
+
+def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt(2.0), bias_std: float = 0.1) -> Kernel:
+    r"""The kernel of a fully connected network of infinite width.
+
+    .. math:: K^0(x, x') = \sigma_b^2 + \sigma_w^2\, x^\top x' / D
+
+    followed by ``depth`` hidden layers. With ``"relu"`` a layer is the arc-cosine kernel of degree one, with
+    :math:`\theta` the angle between the two inputs of it,
+
+    .. math:: \mathrm{E}[\phi\phi'] = \frac{\sqrt{K_{xx} K_{x'x'}}}{2\pi}
+              \bigl(\sin\theta + (\pi - \theta)\cos\theta\bigr)
+
+    and with ``"erf"``
+
+    .. math:: \mathrm{E}[\phi\phi'] = \frac2\pi \arcsin \frac{2 K_{xx'}}{\sqrt{(1 + 2K_{xx})(1 + 2K_{x'x'})}}
+
+    Args:
+        depth: number of hidden layers; 0 is a linear model.
+        activation: ``"relu"`` or ``"erf"``.
+        weight_std: :math:`\sigma_w`, of weights before the division by the root of their number. The default keeps
+            variances of ``"relu"`` layers as they are, up to the biases.
+        bias_std: :math:`\sigma_b`.
+
+    Returns:
+        A :class:`Kernel` of inputs ``[N, …]``, which are flattened to ``[N, D]``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    References:
+        Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018.
+
+        Cho and Saul, `Kernel methods for deep learning
+        <https://papers.nips.cc/paper/3628-kernel-methods-for-deep-learning>`_, 2009.
+
+        Williams, `Computing with infinite networks
+        <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
+
+    Example:
+        >>> from baal_jax.posteriors import kernels
+        >>> kernel = kernels.dense(2, activation="erf")
+        >>> kernel.gram(jnp.ones((3, 4)), jnp.zeros((5, 4))).shape
+        (3, 5)
+    """
+    depth = checks.positive_int("depth", depth, 0)
+    scale = _Scale(activation, weight_std, bias_std)
+
+    def flat(x: Array) -> Array:
+        return jnp.asarray(x).reshape(x.shape[0], -1).astype(jnp.float32)
+
+    def diagonal(x: Array) -> Array:
+        variance = scale.affine(jnp.mean(flat(x) ** 2, axis=1))
+        for _ in range(depth):
+            variance = scale.affine(scale.activation.covariance(variance, variance, variance))
+        return variance
+
+    def gram(x1: Array, x2: Array) -> Array:
+        x1, x2 = flat(x1), flat(x2)
+        covariance = scale.affine(_product(x1, x2) / x1.shape[1])
+        variance1, variance2 = (scale.affine(jnp.mean(x**2, axis=1)) for x in (x1, x2))
+        for _ in range(depth):
+            covariance = scale.affine(scale.activation.covariance(covariance, variance1[:, None], variance2[None]))
+            variance1, variance2 = (scale.affine(scale.activation.covariance(v, v, v)) for v in (variance1, variance2))
+        return covariance
+
+    def init(key: Key, x: Array, num_features: int) -> list[tuple[Array, Array]]:
+        sizes = [flat(x).shape[1], *[num_features] * depth]
+        keys = jax.random.split(key, max(depth, 1))
+        return [scale.layer(k, (m, n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=False)]
+
+    def features(params: list[tuple[Array, Array]], x: Array) -> Array:
+        hidden = flat(x)
+        for weights, bias in params:
+            hidden = scale.activation.function(_product(hidden, weights.T) + bias[None])
+        return scale.readout(hidden, hidden.shape[1], diagonal(x))
+
+    return Kernel(gram, diagonal, init, features)
+
+
+def convolutional(
+    depth: int,
+    filter_size: int | Sequence[int] = 3,
+    *,
+    activation: str = "relu",
+    weight_std: float = math.sqrt(2.0),
+    bias_std: float = 0.1,
+) -> Kernel:
+    r"""The kernel of a convolutional network with infinitely many channels, whose last activations are flattened.
+
+    Filters see the input surrounded by zeros, so that every layer has as many positions as the input. Between layers
+    covariances of a position :math:`p` are averaged over the filter, with offsets :math:`\delta`,
+
+    .. math:: K^{\ell+1}_p = \sigma_b^2 + \frac{\sigma_w^2}{|\Delta|} \sum_{\delta \in \Delta}
+              \mathrm{E}\bigl[\phi(u_{p+\delta})\,\phi(u'_{p+\delta})\bigr]
+
+    and at the end over all positions: only covariances at the same position matter. Expectations are those of
+    :func:`dense`. Gram matrices are computed some rows at a time, so that memory is bounded.
+
+    Args:
+        depth: number of convolutional layers.
+        filter_size: side of the filters, one number or one a spatial axis.
+        activation: ``"relu"`` or ``"erf"``.
+        weight_std: :math:`\sigma_w`.
+        bias_std: :math:`\sigma_b`.
+
+    Returns:
+        A :class:`Kernel` of inputs ``[N, spatial…, channels]``. Its ``features`` are those of a network of
+        ``num_features`` channels, so they cost its square: a few hundred are plenty.
+
+    Raises:
+        ValueError: an argument is out of its range; or, when it is used, the inputs have no spatial axis or another
+            number of them than ``filter_size``.
+
+    References:
+        Novak et al., `Bayesian deep convolutional networks with many channels are Gaussian processes
+        <https://arxiv.org/abs/1810.05148>`_, 2019.
+
+    Example:
+        >>> from baal_jax.posteriors import kernels
+        >>> kernel = kernels.convolutional(2, 3)
+        >>> kernel.gram(jnp.ones((3, 8, 8, 1)), jnp.zeros((5, 8, 8, 1))).shape
+        (3, 5)
+    """
+    depth = checks.positive_int("depth", depth)
+    sides = [filter_size] if isinstance(filter_size, int) else list(filter_size)
+    sides = [checks.positive_int("filter_size", side) for side in sides]
+    scale = _Scale(activation, weight_std, bias_std)
+
+    def windows(x: Array) -> tuple[int, ...]:
+        spatial = x.ndim - 2
+        if spatial < 1 or len(sides) not in (1, spatial):
+            raise ValueError(
+                f"inputs have shape {x.shape}, but [N, spatial…, channels] with as many spatial axes as "
+                f"filter_size={filter_size} has numbers is needed"
+            )
+        return tuple(sides * spatial if len(sides) == 1 else sides)
+
+    def convolved(covariance: Array, sides: tuple[int, ...]) -> Array:
+        return scale.affine(_window_mean(covariance, sides))
+
+    def variances(x: Array) -> list[Array]:
+        """Before every activation."""
+        found = [convolved(jnp.mean(x**2, axis=-1), windows(x))]
+        for _ in range(depth - 1):
+            found.append(convolved(scale.activation.covariance(found[-1], found[-1], found[-1]), windows(x)))
+        return found
+
+    def read(covariance: Array, positions: int) -> Array:
+        return scale.affine(jnp.mean(covariance, axis=tuple(range(covariance.ndim - positions, covariance.ndim))))
+
+    def diagonal(x: Array) -> Array:
+        last = variances(_float(x))[-1]
+        return read(scale.activation.covariance(last, last, last), x.ndim - 2)
+
+    def gram(x1: Array, x2: Array) -> Array:
+        x1, x2 = _float(x1), _float(x2)
+        variances2 = variances(x2)
+
+        def row(x: Array) -> Array:  # one example with all of x2
+            covariance = convolved(jnp.mean(x[None] * x2, axis=-1), windows(x2))
+            for layer, (v1, v2) in enumerate(zip(variances(x[None]), variances2, strict=True)):
+                covariance = scale.activation.covariance(covariance, v1, v2)
+                covariance = covariance if layer == depth - 1 else convolved(covariance, windows(x2))
+            return read(covariance, x2.ndim - 2)
+
+        rows = max(1, _MAX_ELEMENTS // max(x2.size, 1))
+        return jax.vmap(row)(x1) if x1.shape[0] <= rows else jax.lax.map(row, x1, batch_size=rows)
+
+    def init(key: Key, x: Array, num_features: int) -> tuple[list[tuple[Array, Array]], Array]:
+        key_signs, *keys = jax.random.split(key, depth + 1)
+        channels = [x.shape[-1], *[num_features] * depth]
+        layers = [
+            scale.layer(k, (*windows(x), m, n)) for k, m, n in zip(keys, channels[:-1], channels[1:], strict=True)
+        ]
+        return layers, jax.random.rademacher(key_signs, (*x.shape[1:-1], num_features), jnp.float32)
+
+    def features(params: tuple[list[tuple[Array, Array]], Array], x: Array) -> Array:
+        layers, signs = params
+        hidden = _float(x)
+        for weights, bias in layers:
+            hidden = scale.activation.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))
+        # One random sum over the positions of each channel: in expectation over signs, products of positions vanish.
+        sums = jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest")
+        return scale.readout(sums, signs.size, diagonal(x))
+
+    return Kernel(gram, diagonal, init, features)
+
+
+class _Scale:
+    """The spread of weights and biases, and the activation between them."""
+
+    def __init__(self, activation: str, weight_std: float, bias_std: float) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} must be one of {', '.join(map(repr, _ACTIVATIONS))}")
+        self.activation = _ACTIVATIONS[activation]
+        self.weight_std = checks.finite_float("weight_std", weight_std, 0.0)
+        self.bias_std = checks.finite_float("bias_std", bias_std, 0.0)
+
+    def affine(self, covariance: Array) -> Array:
+        return self.bias_std**2 + self.weight_std**2 * covariance
+
+    def layer(self, key: Key, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
+        key_weights, key_bias = jax.random.split(key)
+        spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
+        weights = spread * jax.random.normal(key_weights, shape)
+        return weights, self.bias_std * jax.random.normal(key_bias, shape[-1:])
+
+    def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
+        """Features whose inner products are covariances after a last affine layer, with exact variances."""
+        found = hidden * (self.weight_std / math.sqrt(terms))
+        found = jnp.concatenate([found, jnp.full((found.shape[0], 1), self.bias_std, found.dtype)], axis=1)
+        norm = jnp.sum(found**2, axis=1)
+        return found * jnp.sqrt(variance / jnp.where(norm > 0, norm, 1.0))[:, None]
+
+
+@jax.custom_jvp
+def _arc_cosine(cosine: Array) -> Array:
+    """``sin θ + (π − θ) cos θ``."""
+    sine = jnp.sqrt((1.0 - cosine) * (1.0 + cosine))
+    return sine + (math.pi - jnp.arctan2(sine, cosine)) * cosine
+
+
+@_arc_cosine.defjvp
+def _arc_cosine_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (cosine,), (tangent,) = primals, tangents
+    # The infinite slopes of sine and angle at equal inputs cancel; automatically they would be NaN.
+    return _arc_cosine(cosine), (math.pi - jnp.arccos(cosine)) * tangent
+
+
+def _relu_covariance(covariance: Array, variance1: Array, variance2: Array) -> Array:
+    norm = jnp.sqrt(jnp.maximum(variance1, 1e-30)) * jnp.sqrt(jnp.maximum(variance2, 1e-30))
+    return norm * _arc_cosine(jnp.clip(covariance / norm, -1.0, 1.0)) / (2.0 * math.pi)
+
+
+def _erf_covariance(covariance: Array, variance1: Array, variance2: Array) -> Array:
+    norm = jnp.sqrt(1.0 + 2.0 * variance1) * jnp.sqrt(1.0 + 2.0 * variance2)
+    return jnp.arcsin(jnp.clip(2.0 * covariance / norm, -1.0, 1.0)) * (2.0 / math.pi)
+
+
+_ACTIVATIONS = {
+    "relu": _Activation(jax.nn.relu, _relu_covariance),
+    "erf": _Activation(jax.scipy.special.erf, _erf_covariance),
+}
+
+
+def _float(x: Array) -> Array:
+    return jnp.asarray(x).astype(jnp.float32)
+
+
+def _product(x1: Array, x2: Array) -> Array:
+    return jnp.matmul(x1, x2.T, precision="highest")
+
+
+def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
+    """Mean over windows of the last axes, zeros around."""
+    before = (1,) * (x.ndim - len(sides))
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (*before, *sides), (1,) * x.ndim, "SAME")
+    return total / math.prod(sides)
+
+
+def _convolution(x: Array, weights: Array) -> Array:
+    spatial = x.ndim - 2
+    axes = "".join(chr(ord("a") + i) for i in range(spatial))
+    layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return jax.lax.conv_general_dilated(
+        x, weights, (1,) * spatial, "SAME", dimension_numbers=layout, precision="highest"
+    )

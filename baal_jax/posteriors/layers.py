@@ -1,0 +1,186 @@
+r"""Flax linen layers with Gaussian weights, for networks that are Bayesian layer by layer.
+
+:class:`BayesianDense` and :class:`BayesianConv` are ``nn.Dense`` and ``nn.Conv`` with a mean and a standard deviation
+for every weight. In training, noise that differs between the examples of a batch makes gradients far less noisy than
+one set of weights for all of them would; without randomness a layer is the stock one at its means. Fit and sample such
+a network with :func:`~baal_jax.posteriors.bayesian_layers`, whose draws are weights, so one draw is one function.
+Networks that are not to be edited go through :func:`~baal_jax.posteriors.bayes_by_backprop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from baal_jax.posteriors._variational import constant_raw_std, kl_divergence, positive, standard_normal, std_of
+from baal_jax.typing import Array, PyTree
+
+__all__ = ["BayesianConv", "BayesianDense", "kl_divergence"]
+
+Estimator = Literal["local_reparameterization", "flipout"]
+
+
+class BayesianDense(nn.Dense):
+    r"""A dense layer with independent Gaussian weights and biases.
+
+    With ``estimator="local_reparameterization"`` training samples activations in place of weights,
+
+    .. math:: y_{bj} \sim \mathcal{N}\Bigl( \sum_i x_{bi} \mu_{ij} + \mu_j,\ \sum_i x_{bi}^2 \sigma_{ij}^2 +
+              \sigma_j^2 \Bigr)
+
+    with ``"flipout"`` all examples share one perturbation of the weights, behind signs of their own:
+
+    .. math:: y_b = x_b M + \bigl( (x_b \circ s_b)\, \Delta W \bigr) \circ r_b, \qquad \Delta W = \sigma \circ \epsilon
+
+    The activations of one example have the distribution that sampled weights give them: with flipout always, with
+    local reparameterisation except that several positions of an example (tokens) are sampled apart from each other.
+
+    Attributes:
+        estimator: ``"local_reparameterization"`` or ``"flipout"``.
+        initial_std: standard deviation of every weight at the start.
+        deterministic: at the means, without noise; here or in the call, as in ``nn.Dropout``.
+        rng_collection: the random stream that noise comes from.
+
+    All fields of ``nn.Dense`` are fields here too. Inputs are ``[B, …, D]``.
+
+    References:
+        Kingma et al., `Variational dropout and the local reparameterization trick
+        <https://arxiv.org/abs/1506.02557>`_, 2015; Wen et al., `Flipout: efficient pseudo-independent weight
+        perturbations on mini-batches <https://arxiv.org/abs/1803.04386>`_, 2018.
+
+    Example:
+        >>> import baal_jax as baal, flax.linen as nn
+        >>> from baal_jax.posteriors.layers import BayesianDense
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train: bool):
+        ...         x = nn.relu(BayesianDense(8)(x, deterministic=not train))
+        ...         return BayesianDense(3, estimator="flipout")(x, deterministic=not train)
+        >>> model = baal.from_linen(Net())
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.train(variables, jnp.ones((2, 4)), jax.random.key(1))[0].shape
+        (2, 3)
+    """
+
+    estimator: Estimator = "local_reparameterization"
+    initial_std: float = 0.01
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
+        """``[B, …, D] -> [B, …, features]``."""
+        return _forward(self, nn.Dense, inputs, 2, deterministic)
+
+
+class BayesianConv(nn.Conv):
+    r"""A convolution with independent Gaussian weights and biases.
+
+    The same two estimators as in :class:`BayesianDense`, with ``*`` in place of the matrix product:
+
+    .. math:: y \sim \mathcal{N}(x * M,\ x^2 * \sigma^2) \qquad\text{or}\qquad
+              y_b = x_b * M + \bigl( (x_b \circ s_b) * \Delta W \bigr) \circ r_b
+
+    where signs have one value for a channel. Local reparameterisation draws noise for every pixel apart, as Bayesian
+    convolutional networks are usually trained; flipout keeps how the pixels of an example vary together.
+
+    Attributes:
+        estimator: ``"local_reparameterization"`` or ``"flipout"``.
+        initial_std: standard deviation of every weight at the start.
+        deterministic: at the means, without noise; here or in the call, as in ``nn.Dropout``.
+        rng_collection: the random stream that noise comes from.
+
+    All fields of ``nn.Conv`` are fields here too, ``conv_general_dilated`` among them. Inputs are ``[B, …, D]`` with as
+    many axes between as ``kernel_size`` has.
+
+    References:
+        Shridhar et al., `A comprehensive guide to Bayesian convolutional neural network with variational inference
+        <https://arxiv.org/abs/1901.02731>`_, 2019, and those of :class:`BayesianDense`.
+
+    Example:
+        >>> from baal_jax.posteriors.layers import BayesianConv
+        >>> conv = BayesianConv(6, (5, 5), padding="VALID", deterministic=True)
+        >>> variables = conv.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> conv.apply(variables, jnp.ones((2, 32, 32, 3))).shape
+        (2, 28, 28, 6)
+    """
+
+    estimator: Estimator = "local_reparameterization"
+    initial_std: float = 0.01
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
+        """``[B, …, D] -> [B, …, features]``."""
+        axes = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
+        return _forward(self, nn.Conv, inputs, 2 + axes, deterministic)
+
+
+def _check(layer: BayesianDense | BayesianConv) -> None:
+    if layer.estimator not in ("local_reparameterization", "flipout"):
+        raise ValueError(f"estimator={layer.estimator!r} must be 'local_reparameterization' or 'flipout'")
+    positive("initial_std", layer.initial_std)
+
+
+def _forward(
+    layer: BayesianDense | BayesianConv,
+    stock_class: type[nn.Module],
+    inputs: Array,
+    least_rank: int,
+    deterministic: bool | None,
+) -> Array:
+    """The stock layer on means, and noise from the same stock layer on other weights: it is linear in them."""
+    if inputs.ndim < least_rank:
+        raise ValueError(
+            f"inputs has shape {inputs.shape}, but a leading axis of examples is needed: pass inputs[None]"
+        )
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        inputs = inputs.astype(layer.dtype or jnp.float32)  # squares and signs of bytes would wrap around
+    deterministic = nn.merge_param("deterministic", layer.deterministic, deterministic)
+    names = {field.name for field in dataclasses.fields(stock_class)} - {"parent", "name"}
+    stock = stock_class(**{name: getattr(layer, name) for name in names}, parent=None)
+
+    def linear(weights: PyTree, inputs: Array) -> Array:
+        return stock.apply({"params": weights}, inputs)  # pyright: ignore[reportReturnType]
+
+    mean: Any = layer.param("mean", lambda key: stock.init(key, inputs)["params"])
+    outputs = linear(mean, inputs)
+    if deterministic and not layer.is_initializing():
+        return outputs  # also where raw_std is missing: a draw has none
+    raw_std: Any = layer.param(
+        "raw_std", lambda _: jax.tree.map(lambda m: constant_raw_std(m, layer.initial_std), mean)
+    )
+    if deterministic:
+        return outputs
+    std, key = jax.tree.map(std_of, raw_std), layer.make_rng(layer.rng_collection)
+    if layer.estimator == "flipout":
+        return _flipout(linear, key, std, inputs, outputs)
+    variance = linear(jax.tree.map(jnp.square, std), jnp.square(inputs))
+    # The root has no gradient at zero, where inputs without a bias may stand.
+    spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
+    return outputs + spread * jax.random.normal(key, spread.shape, spread.dtype)
+
+
+def _flipout(linear: Any, key: Array, std: PyTree, inputs: Array, outputs: Array) -> Array:
+    """``outputs`` with the noise of one perturbation, which every example sees behind signs of its own."""
+    key_weights, key_signs = jax.random.split(key)
+    leaves, structure = jax.tree.flatten(std)
+    shared = structure.unflatten(s * e for s, e in zip(leaves, standard_normal(key_weights, leaves), strict=True))
+    channels = inputs.shape[-1] + outputs.shape[-1]
+    signs = jax.random.rademacher(key_signs, (len(inputs), *(1,) * (inputs.ndim - 2), channels), inputs.dtype)
+    before, after = jnp.split(signs, [inputs.shape[-1]], axis=-1)  # the same at all positions
+    # Biases turn with the outputs: their noise is symmetric.
+    return outputs + linear(shared, inputs * before) * after.astype(outputs.dtype)

@@ -1,0 +1,225 @@
+"""BAIT: labels that shrink the posterior where the whole pool needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks, linalg
+from baal_jax.selection.sets._greedy import Selector, best_of
+from baal_jax.selection.sets._kernel import Features, dense, posterior_root
+from baal_jax.selection.sets.transforms import positive_float
+from baal_jax.typing import Array, Key
+
+_CHANGE = 10.0  # factor by which the spreads may change before rounding errors count
+
+
+class _Posterior(NamedTuple):
+    """What the picks so far have left of the uncertainty.
+
+    Attributes:
+        covariance: ``P [D, D]``.
+        variances: ``V P Vᵀ [N, r, r]``.
+        spreads: ``V P F P Vᵀ [N, r, r]``.
+        level: ``[]``, mean size of the spreads when all this was last computed anew.
+    """
+
+    covariance: Array
+    variances: Array
+    spreads: Array
+    level: Array
+
+
+def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float = 2.0) -> Selector:
+    r"""Greedy minimisation of the mean posterior variance over the pool: V-optimal design, or Fisher information ratio.
+
+    .. math:: \arg\min_P\; \operatorname{tr}\Bigl( F\, \bigl(I + \sigma^{-2} \sum_{i \in L \cup P} V_i^\top V_i
+              \bigr)^{-1} \Bigr), \qquad F = \sum_{i} V_i^\top V_i \text{ over pool and labelled}
+
+    Forward, the pick is the one that shrinks the trace most; with ``oversampling`` above 1 that many times more are
+    picked, and then those are dropped whose loss costs least. Each pick costs two products with the features.
+
+    Args:
+        noise: ``σ``; with :func:`~baal_jax.selection.sets.feature_maps.fisher`, ``1/σ²`` is the weight of one label
+            against the prior.
+        use_labelled: whether ``L`` is what is labelled, or empty.
+        oversampling: how many times the query is picked before the backward steps; 1 is forward alone.
+
+    Returns:
+        A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores are the decreases of
+        the trace when an example was picked.
+
+    Raises:
+        ValueError: ``noise`` is not positive, or ``oversampling`` is below 1.
+
+    References:
+        Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
+        2021; Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
+        <https://arxiv.org/abs/2203.09410>`_, 2022.
+    """
+    noise = positive_float("noise", noise)
+    oversampling = checks.finite_float("oversampling", oversampling, 1.0)
+
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        del key
+        if len(features.factors) == 1 and features.factors[0].ndim == 3:
+            rows = features.factors[0]
+        else:
+            rows = dense(features, "selectors.bait")[:, None]
+        fisher = _gram(rows, available | labelled)
+        rows = rows / noise  # observations of unit noise from here on
+        known = jnp.repeat(labelled & use_labelled, rows.shape[1])
+        root = posterior_root(rows.reshape(-1, rows.shape[-1]), known)
+        first = min(max(query_size, round(oversampling * query_size)), rows.shape[0])
+        indices, scores = _forward(root, fisher, rows, available, first)
+        if first == query_size:
+            return indices, scores
+        kept = _backward(root, fisher, rows, indices, query_size)
+        # The order of picking stays that of the forward pass.
+        order = jnp.argsort(~kept, stable=True)[:query_size]
+        return indices[order], scores[order]
+
+    return select
+
+
+def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_size: int) -> tuple[Array, Array]:
+    def pick(state: _Posterior, carry: tuple, turn: Array) -> tuple[_Posterior, tuple]:
+        left, indices, scores = carry
+        gains = _traces(_plus_one(state.variances), state.spreads)
+        index = best_of(gains, left)
+        left &= jnp.arange(left.shape[0]) != index
+        return _told(state, fisher, rows, rows[index], 1.0), (
+            left,
+            indices.at[turn].set(index),
+            scores.at[turn].set(gains[index]),
+        )
+
+    carry = available, jnp.full(query_size, -1, jnp.int32), jnp.full(query_size, jnp.nan, rows.dtype)
+    total = jnp.minimum(jnp.sum(available, dtype=jnp.int32), query_size)
+
+    def root_of(carry: tuple) -> Array:
+        picked = jnp.where((carry[1] >= 0)[:, None, None], rows[jnp.maximum(carry[1], 0)], 0.0)
+        return _root_with(root, picked)
+
+    return _in_turns(pick, root_of, fisher, rows, carry, total)[1:]
+
+
+def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
+    """Which of the picks stay, ``bool[P]``, when the dearest ``query_size`` are kept."""
+    valid = indices >= 0
+    picked = jnp.where(valid[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
+
+    def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
+        del turn
+        losses = _traces(_plus_one(-state.variances), state.spreads)
+        index = best_of(-losses, kept)
+        return _told(state, fisher, picked, picked[index], -1.0), kept & (jnp.arange(kept.shape[0]) != index)
+
+    surplus = jnp.maximum(jnp.sum(valid, dtype=jnp.int32) - query_size, 0)
+
+    def root_of(kept: Array) -> Array:
+        return _root_with(root, jnp.where(kept[:, None, None], picked, 0.0))
+
+    return _in_turns(drop, root_of, fisher, picked, valid, surplus)
+
+
+def _in_turns(
+    step: Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]],
+    root_of: Callable[[Any], Array],
+    fisher: Array,
+    rows: Array,
+    carry: Any,
+    total: Array,
+) -> Any:
+    """Takes ``total`` steps and gives the last ``carry``.
+
+    Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
+    from, all is computed anew from ``root_of(carry)``, a root of the precision.
+    """
+
+    def steady(carry: tuple[Array, _Posterior, Any]) -> Array:
+        turn, state, _ = carry
+        change = _level(state.spreads) / state.level
+        return (turn < total) & ~((change < 1 / _CHANGE) | (change > _CHANGE))
+
+    def one(carry: tuple[Array, _Posterior, Any]) -> tuple[Array, _Posterior, Any]:
+        turn, state, rest = carry
+        state, rest = step(state, rest, turn)
+        return turn + 1, state, rest
+
+    def several(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        turn, rest = carry
+        state = _posterior(root_of(rest), fisher, rows)
+        turn, _, rest = jax.lax.while_loop(steady, one, (turn, state, rest))
+        return turn, rest
+
+    start = jnp.zeros((), jnp.int32), carry
+    return jax.lax.while_loop(lambda carry: carry[0] < total, several, start)[1]
+
+
+def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
+    inverse = linalg.solve_triangular(root, jnp.eye(root.shape[0], dtype=root.dtype))
+    white = jnp.matmul(rows, inverse, precision="highest")  # P = R⁻¹ R⁻ᵀ
+    variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
+    inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
+    spread = jnp.matmul(white, inner, precision="highest")
+    spreads = jnp.einsum("nrd,nqd->nrq", spread, white, precision="highest")
+    covariance = jnp.matmul(inverse, inverse.T, precision="highest")
+    return _Posterior(covariance, variances, spreads, _level(spreads))
+
+
+def _root_with(root: Array, rows: Array) -> Array:
+    """The root of a precision with the information of ``rows [P, r, D]`` more."""
+    return linalg.triangular_root(jnp.concatenate([root, rows.reshape(-1, rows.shape[-1])]))
+
+
+def _level(spreads: Array) -> Array:
+    return jnp.mean(jnp.trace(spreads, axis1=-2, axis2=-1))
+
+
+def _told(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
+    """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1).
+
+    With W = P Vᵀ and S = I ± V W, the covariance becomes P ∓ W S⁻¹ Wᵀ; everything else follows from two products.
+    """
+    wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
+    inverse = _inverse_small(_plus_one(sign * jnp.matmul(label, wide, precision="highest")))
+    spread = jnp.matmul(fisher, wide, precision="highest")
+    both = jnp.concatenate([wide, jnp.matmul(state.covariance, spread, precision="highest")], axis=1)
+    num, rank, size = rows.shape
+    products = jnp.matmul(rows.reshape(-1, size), both, precision="highest").reshape(num, rank, -1)
+    near, far = jnp.split(products, 2, axis=-1)  # V W and V P F W, [N, r, r]
+    gain = jnp.einsum("nrq,qp->nrp", near, inverse, precision="highest")
+    shrunk = jnp.einsum("nrp,nsp->nrs", gain, near, precision="highest")
+    cross = jnp.einsum("nrp,nsp->nrs", gain, far, precision="highest")
+    inner = jnp.matmul(wide.T, spread, precision="highest")
+    square = jnp.einsum("nrp,pq,nsq->nrs", gain, inner, gain, precision="highest")
+    update = jnp.matmul(wide, jnp.matmul(inverse, wide.T, precision="highest"), precision="highest")
+    spreads = state.spreads - sign * (cross + jnp.swapaxes(cross, -1, -2)) + square
+    return _Posterior(state.covariance - sign * update, state.variances - sign * shrunk, spreads, state.level)
+
+
+def _gram(rows: Array, counted: Array) -> Array:
+    """``Σ Vᵀ V`` over the rows that count, ``[D, D]``."""
+    flat = jnp.where(counted[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
+    return jnp.matmul(flat.T, flat, precision="highest")
+
+
+def _traces(outer: Array, inner: Array) -> Array:
+    """``tr(outer⁻¹ inner)`` of symmetric matrices ``[N, r, r]``."""
+    if outer.shape[-1] == 1:
+        return (inner / outer)[:, 0, 0]
+    return jnp.trace(linalg.eliminate(outer, inner).solution, axis1=-2, axis2=-1)
+
+
+def _plus_one(matrices: Array) -> Array:
+    """``I + matrices``."""
+    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return matrices + jnp.broadcast_to(identity, matrices.shape)
+
+
+def _inverse_small(matrix: Array) -> Array:
+    return 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)

@@ -1,0 +1,291 @@
+"""Features → transforms → selector: every set acquisition over features is a point of this grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax.selection._features import over_features
+from baal_jax.selection.sets import feature_maps, selectors
+from baal_jax.selection.sets._greedy import Selector
+from baal_jax.selection.sets._kernel import Features
+from baal_jax.selection.sets.feature_maps import FeatureMap
+from baal_jax.selection.sets.transforms import Transform, positive_float
+from baal_jax.typing import Acquisition, Array, Key, PyTree, Selection
+
+
+def grid(
+    features: FeatureMap = feature_maps.embedding,
+    transforms: Sequence[Transform] = (),
+    selector: Selector | None = None,
+    *,
+    reads_labelled: bool = True,
+) -> Acquisition:
+    r"""A set acquisition from its three parts.
+
+    A feature map makes features of predictions, transforms make other features of them (a posterior given what is
+    labelled, a sketch), and a selector picks a set.
+
+    Args:
+        features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
+            :mod:`~baal_jax.selection.sets.feature_maps` or your own.
+        transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
+        selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
+        reads_labelled: whether a transform or the selector reads what is labelled; if none does, False allows
+            ``max_sample`` in the loop.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; its scores mean what those of the selector do. Examples whose features are
+        not finite are picked last.
+
+    References:
+        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
+        <https://arxiv.org/abs/2203.09410>`_, 2022.
+
+    Example:
+        >>> from baal_jax import selection
+        >>> from baal_jax.selection.sets import feature_maps, selectors, transforms
+        >>> acquisition = selection.grid(
+        ...     feature_maps.embedding,
+        ...     [transforms.scale(), transforms.posterior(noise=0.1)],
+        ...     selectors.max_det(noise=0.1),
+        ... )
+        >>> features = jnp.array([[2.0, 0.0], [2.1, 0.0], [0.0, 1.0]])
+        >>> acquisition.select(jax.random.key(0), features, jnp.ones(3, bool), 2).indices.tolist()
+        [1, 2]
+    """
+    selector = selectors.lcmd() if selector is None else selector
+
+    def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        key_select, *keys = jax.random.split(key, 1 + len(transforms))
+        found = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
+        for key_transform, transform in zip(keys, transforms, strict=True):
+            found = transform(key_transform, found, labelled, available | labelled)
+        return selector(key_select, found, available, query_size, labelled)
+
+    return over_features(find, features, reads_labelled=reads_labelled)
+
+
+def _rows(leaf: Array) -> Array:
+    if leaf.ndim > 3:
+        raise ValueError(f"features of shape {leaf.shape}, but [N, D] is needed: flatten what comes after the examples")
+    return leaf[:, None] if leaf.ndim == 1 else leaf
+
+
+def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = ()) -> Acquisition:
+    """The largest ``k(x, x)``, blind to redundancy; :func:`~baal_jax.selection.sets.selectors.max_diag` over features.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`.
+    """
+    return grid(features, transforms, selectors.max_diag(), reads_labelled=bool(transforms))
+
+
+def max_det(
+    features: FeatureMap = feature_maps.embedding,
+    transforms: Sequence[Transform] = (),
+    noise: float = 0.1,
+    *,
+    use_labelled: bool = True,
+) -> Acquisition:
+    """Greedy determinant maximisation, :func:`~baal_jax.selection.sets.selectors.max_det` over features.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features; ``transforms.scale()`` makes ``noise`` comparable between networks.
+        noise: ``σ``, standard deviation of observation noise.
+        use_labelled: whether the Gaussian process knows what is labelled.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are conditional variances.
+    """
+    return grid(features, transforms, selectors.max_det(noise, use_labelled=use_labelled))
+
+
+def k_center(
+    features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
+) -> Acquisition:
+    """Farthest-first traversal, :func:`~baal_jax.selection.sets.selectors.k_center` over features.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+        use_labelled: whether labelled examples are centres.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are distances.
+
+    Example:
+        >>> from baal_jax import selection
+        >>> line = jnp.array([[0.0], [1.0], [5.0], [9.0]])
+        >>> labelled = jnp.array([True, False, False, False])
+        >>> selection.k_center().select(jax.random.key(0), line, ~labelled, 2, labelled).indices.tolist()
+        [3, 2]
+    """
+    return grid(features, transforms, selectors.k_center(use_labelled=use_labelled))
+
+
+def core_set() -> Acquisition:
+    """CoreSet (Sener and Savarese 2018): farthest-first over the last hidden layer, from what is labelled.
+
+    The loop needs ``features=baal_jax.features.last_hidden(model)``.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are distances.
+
+    References:
+        Sener and Savarese, `Active learning for convolutional neural networks: a core-set approach
+        <https://arxiv.org/abs/1708.00489>`_, 2018.
+    """
+    return k_center()
+
+
+def k_means_pp(
+    features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
+) -> Acquisition:
+    """Sampling by squared distance, :func:`~baal_jax.selection.sets.selectors.k_means_pp` over features.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+        use_labelled: whether labelled examples are centres.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are distances.
+    """
+    return grid(features, transforms, selectors.k_means_pp(use_labelled=use_labelled))
+
+
+def lcmd(
+    features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
+) -> Acquisition:
+    """Largest cluster, maximum distance: :func:`~baal_jax.selection.sets.selectors.lcmd` over features.
+
+    The best of the benchmark of Holzmüller et al. with ``features=baal_jax.features.gradient(model)`` in the loop.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+        use_labelled: whether labelled examples are centres.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are distances.
+
+    References:
+        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
+        <https://arxiv.org/abs/2203.09410>`_, 2022.
+    """
+    return grid(features, transforms, selectors.lcmd(use_labelled=use_labelled))
+
+
+def frank_wolfe(
+    features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = False
+) -> Acquisition:
+    """Sparse approximation of the pool's sum of features, :func:`~baal_jax.selection.sets.selectors.frank_wolfe`.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+        use_labelled: whether labelled examples are in the sum, and picked first.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are inner products with what is still missing.
+    """
+    selector = selectors.frank_wolfe(use_labelled=use_labelled)
+    return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
+
+
+def bait(
+    features: FeatureMap = feature_maps.fisher,
+    transforms: Sequence[Transform] = (),
+    noise: float = 1.0,
+    *,
+    use_labelled: bool = True,
+    oversampling: float = 2.0,
+) -> Acquisition:
+    """BAIT (Ash et al. 2021): the labels that shrink the posterior where the pool needs it.
+
+    The loop needs ``features=baal_jax.features.last_hidden(model)``. A network with one output has a Gaussian
+    likelihood, with several a categorical one.
+
+    Args:
+        features: a feature map.
+        transforms: transforms of the features.
+        noise: ``σ``, as in :func:`~baal_jax.selection.sets.selectors.bait`.
+        use_labelled: whether what is labelled is known.
+        oversampling: how many times the query is picked before backward steps; 1 is forward alone.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are decreases of the mean variance's trace.
+
+    References:
+        Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
+        2021.
+    """
+    return grid(features, transforms, selectors.bait(noise, use_labelled=use_labelled, oversampling=oversampling))
+
+
+def badge(transforms: Sequence[Transform] = ()) -> Acquisition:
+    """BADGE (Ash et al. 2020): k-means++ over the gradient of the predicted class's loss in the last layer.
+
+    The gradient is the outer product of ``p − e_ŷ`` and the last hidden layer; its inner products are products of two,
+    and ``N × C·D`` numbers are never written. The first pick has the largest gradient. The loop needs
+    ``features=baal_jax.features.last_hidden(model)``.
+
+    Args:
+        transforms: transforms of the two factors, such as ``transforms.sketch()``.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are distances between gradients.
+
+    References:
+        Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
+        <https://arxiv.org/abs/1906.03671>`_, 2020.
+    """
+    selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
+    return grid(feature_maps.badge, transforms, selector, reads_labelled=bool(transforms))
+
+
+def batch_bald_gaussian(
+    features: FeatureMap = feature_maps.probability_draws, noise: float = 0.1, *, use_labelled: bool = False
+) -> Acquisition:
+    r"""BatchBALD of Gaussian predictions: greedy picks by mutual information, which no number of draws bounds.
+
+    .. math:: I(y_P; f) = \tfrac12 \log\det\bigl(I + \sigma^{-2} K_{PP}\bigr)
+
+    With the covariance of Monte-Carlo draws as kernel this is for regression with one output what BatchBALD is for
+    classification; for features of a network it is the Bayesian linear model on them. Covariances of several outputs
+    are added up, as if one label told their sum: a stand-in, not the information of a vector.
+
+    Args:
+        features: a feature map: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` for
+            classification (the default, with the Brier-like Gaussian as a stand-in), or ``feature_maps.embedding``.
+        noise: ``σ``, standard deviation of observation noise.
+        use_labelled: condition on what is labelled; posterior draws know of it already.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, and do not increase until rounding errors are
+        all that is left (a millionth of the largest variance).
+
+    References:
+        Kirsch, van Amersfoort and Gal, `BatchBALD <https://arxiv.org/abs/1906.08158>`_, 2019; Holzmüller et al., `A
+        framework and benchmark for deep batch active learning for regression <https://arxiv.org/abs/2203.09410>`_,
+        2022.
+    """
+    noise = positive_float("noise", noise)
+    selector = selectors.max_det(noise, use_labelled=use_labelled)
+    acquisition = grid(features, (), selector, reads_labelled=use_labelled)
+
+    def select(
+        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
+    ) -> Selection:
+        picked = acquisition.select(key, summary, available, query_size, labelled)
+        return picked._replace(scores=0.5 * jnp.log(jnp.maximum(picked.scores / noise**2, 1.0)))
+
+    return acquisition._replace(select=jax.jit(select, static_argnames="query_size"))

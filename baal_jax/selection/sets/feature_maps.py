@@ -1,0 +1,169 @@
+"""Feature maps: from :class:`~baal_jax.Predictions` to features, the first part of :func:`~baal_jax.selection.grid`.
+
+A feature map gives ``[B, D]``, or a tuple of such arrays whose inner products multiply: the gradient of a last layer is
+an outer product, and is never written out.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks, numerics
+from baal_jax.selection._features import read_features
+from baal_jax.typing import Array, Predictions, PyTree
+
+FeatureMap = Callable[[Predictions], PyTree]
+
+
+def embedding(predictions: Predictions) -> PyTree:
+    """What the ``features`` function of the loop returned: embeddings, a last hidden layer, a (sketched) gradient.
+
+    Args:
+        predictions: with ``features [B, …]``, or a tuple of such arrays.
+
+    Returns:
+        ``[B, D]``, or the tuple of them.
+
+    Raises:
+        ValueError: there are no features.
+    """
+    return read_features(predictions)
+
+
+def draws(predictions: Predictions) -> Array:
+    r"""Outputs centred over draws, for regression; their kernel is the Monte-Carlo covariance of the posterior.
+
+    .. math:: k(x, x') = \tfrac1{S-1} \sum_s \sum_c (f_{sc}(x) - \bar f_c(x)) (f_{sc}(x') - \bar f_c(x'))
+
+    Args:
+        predictions: with ``logits [S, B, C]``, all of them means: of a network that gives log-variances too, hand over
+            ``predictions._replace(logits=predictions.logits[..., :C])``.
+
+    Returns:
+        ``[B, S·C]``.
+
+    Raises:
+        ValueError: there is only one draw, or the outputs have not three axes.
+    """
+    return _centred_draws(_three_axes(predictions))
+
+
+def probability_draws(predictions: Predictions) -> Array:
+    """Class probabilities centred over draws, for classification, as in :func:`draws`.
+
+    Args:
+        predictions: with ``logits [S, B, C]``.
+
+    Returns:
+        ``[B, S·C]``.
+
+    Raises:
+        ValueError: there is only one draw or one class, or the logits have not three axes.
+    """
+    checks.classes("logits", predictions.logits)
+    return _centred_draws(jnp.exp(numerics.log_probs(_three_axes(predictions))))
+
+
+def badge(predictions: Predictions) -> tuple[Array, Array]:
+    r"""The gradient of the loss of the predicted class in the last layer, as two factors.
+
+    .. math:: \nabla_W \ell = h\, (\bar p - e_{\hat y})^\top, \qquad
+              \langle g_i, g_j \rangle = \langle \bar p_i - e_{\hat y_i}, \bar p_j - e_{\hat y_j} \rangle
+              \langle h_i, h_j \rangle
+
+    Args:
+        predictions: with ``logits [S, B, C]``, of which the mean prediction is taken, and ``features [B, D]``, the last
+            hidden layer.
+
+    Returns:
+        ``([B, C], [B, D])``.
+
+    Raises:
+        ValueError: there are no features, or the logits have not three axes or one class.
+
+    References:
+        Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
+        <https://arxiv.org/abs/1906.03671>`_, 2020.
+    """
+    checks.classes("logits", predictions.logits)
+    mean = jnp.exp(numerics.log_mean_exp(numerics.log_probs(_three_axes(predictions))))
+    predicted = jax.nn.one_hot(jnp.argmax(mean, axis=-1), mean.shape[-1], dtype=mean.dtype)
+    return mean - predicted, _one_array(read_features(predictions))
+
+
+def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
+    r"""Square roots of the Fisher information that one label holds about the last layer, for :func:`bait`.
+
+    .. math:: F(x) = \sum_c \bar p_c\, \bigl((e_c - \bar p) \otimes h\bigr) \bigl((e_c - \bar p) \otimes h\bigr)^\top
+
+    With a single output the likelihood is Gaussian, and ``F(x) = h hᵀ``.
+
+    Args:
+        predictions: with ``logits [S, B, C]``, of which the mean prediction is taken, and ``features [B, D]``, the last
+            hidden layer.
+        sketch_size: project the ``C·D`` numbers of a row to this many, at random but alike in every round, if they are
+            more; None keeps them. ``N·C·sketch_size`` numbers are kept, and some three times that while picking.
+
+    Returns:
+        ``[B, C, K]``, one row a class; ``[B, D]`` for a single output.
+
+    Raises:
+        ValueError: there are no features, or the logits have not three axes.
+
+    References:
+        Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
+        2021.
+    """
+    if sketch_size is not None:
+        sketch_size = checks.positive_int("sketch_size", sketch_size)
+    logits = _three_axes(predictions)
+    hidden = _one_array(read_features(predictions))
+    if logits.shape[-1] == 1:
+        return hidden
+    mean = jnp.exp(numerics.log_mean_exp(numerics.log_probs(logits)))
+    residual = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None] - mean[:, None]  # [B, C, C], row c is e_c − p
+    weighted = jnp.sqrt(mean)[..., None] * residual
+    if sketch_size is None or sketch_size >= residual.shape[-1] * hidden.shape[-1]:
+        return (weighted[..., None] * hidden[:, None, None].astype(mean.dtype)).reshape(*mean.shape, -1)
+    left, right = projections((residual.shape[-1], hidden.shape[-1]), sketch_size, jax.random.key(0))
+    return sketched((weighted, hidden[:, None]), (left, right))
+
+
+def projections(sizes: tuple[int, ...], sketch_size: int, key: Array) -> tuple[Array, ...]:
+    """A random matrix ``[D_f, K]`` for every factor, with standard normal entries."""
+    keys = jax.random.split(key, len(sizes))
+    return tuple(jax.random.normal(k, (size, sketch_size)) for k, size in zip(keys, sizes, strict=True))
+
+
+def sketched(factors: tuple[Array, ...], matrices: tuple[Array, ...]) -> Array:
+    """The product of the projected factors, ``[…, K]``; inner products are unbiased."""
+    projected = [jnp.matmul(f, m.astype(f.dtype), precision="highest") for f, m in zip(factors, matrices, strict=True)]
+    return functools.reduce(operator.mul, projected) / jnp.sqrt(float(matrices[0].shape[1]))
+
+
+def _centred_draws(outputs: Array) -> Array:
+    num_draws, num_examples = outputs.shape[:2]
+    if num_draws < 2:
+        raise ValueError("one draw has no covariance: ask for num_samples of at least 2")
+    centred = outputs - jnp.mean(outputs, axis=0, keepdims=True)
+    return jnp.moveaxis(centred, 0, 1).reshape(num_examples, -1) / jnp.sqrt(num_draws - 1.0)
+
+
+def _three_axes(predictions: Predictions) -> Array:
+    checks.draws("logits", predictions.logits)
+    if predictions.logits.ndim != 3:
+        raise ValueError(
+            f"logits have shape {predictions.logits.shape}, but one prediction an example, [S, B, C], is needed"
+        )
+    return numerics.as_float(predictions.logits)
+
+
+def _one_array(features: PyTree) -> Array:
+    if not isinstance(features, jax.Array):
+        raise ValueError("features are several factors, but the last hidden layer [B, D] is needed here")
+    return numerics.as_float(features)

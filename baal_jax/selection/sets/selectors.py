@@ -1,0 +1,279 @@
+"""Selectors: greedy choices of a set, the last part of :func:`~baal_jax.selection.grid`.
+
+A selector is ``(key, Features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q])``. Kernels
+are never formed: each pick needs one column, so a batch costs ``Q`` passes over the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks, numerics
+from baal_jax.selection.sets import _kernel
+from baal_jax.selection.sets._bait import bait
+from baal_jax.selection.sets._greedy import Selector, best_of, one_by_one
+from baal_jax.selection.sets._kernel import Features
+from baal_jax.selection.sets.transforms import centred, positive_float, posterior
+from baal_jax.typing import Array, Key
+
+__all__ = ["Selector", "bait", "frank_wolfe", "k_center", "k_means_pp", "lcmd", "max_det", "max_diag"]
+
+_EXHAUSTED = 1e-6  # share of the largest variance that is rounding error in float32
+
+
+def max_diag() -> Selector:
+    """The largest ``k(x, x)``: uncertainty alone, blind to redundancy. A warning more than a method.
+
+    Returns:
+        A selector; scores are ``k(x, x)``.
+    """
+
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        del key, labelled
+        diag = _kernel.diagonal(features)
+        indices = numerics.top_indices(numerics.rank_values(diag, available), query_size)
+        return indices, numerics.take_or(diag, indices, jnp.nan)
+
+    return select
+
+
+def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
+    r"""Greedy maximisation of the determinant of the picks' covariance, by a pivoted Cholesky factorisation.
+
+    .. math:: \arg\max_x\; k(x, x) + \sigma^2 - k(x, P)\,(K_{PP} + \sigma^2 I)^{-1} k(P, x)
+
+    The same as repeatedly taking the most uncertain point of a Gaussian process that is told of every pick. Once the
+    picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
+    what remains is picked at random.
+
+    Args:
+        noise: ``σ``, standard deviation of observation noise.
+        use_labelled: condition on what is labelled first (needs ``noise`` above 0).
+
+    Returns:
+        A selector; scores are the conditional variances above.
+
+    Raises:
+        ValueError: ``noise`` is negative, or 0 with ``use_labelled``.
+    """
+    noise = positive_float("noise", noise) if use_labelled else checks.finite_float("noise", noise, 0.0)
+
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        if use_labelled:
+            features = posterior(noise)(key, features, labelled, available | labelled)
+        features = features._replace(noise=features.noise + jnp.float32(noise) ** 2)
+        variances = _kernel.diagonal(features)
+        least = _EXHAUSTED * jnp.max(jnp.where(available, variances, 0.0))
+        at_random = numerics.weightless_tier(key, variances.shape)
+
+        def pick(state: tuple[Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
+            del turn
+            variances = state[0]
+            index = best_of(jnp.where(variances > least, variances, at_random), left)
+            return index, jnp.maximum(variances[index], 0.0)
+
+        def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
+            variances, roots = state
+            pivot = variances[index]
+            found = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
+            root = jnp.where(pivot > least, found * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
+            return variances - root**2, roots.at[:, turn].set(root)
+
+        state = variances, jnp.zeros((features.num_examples, query_size), variances.dtype)
+        return one_by_one(pick, update, state, available, query_size)
+
+    return select
+
+
+def k_center(*, use_labelled: bool = True) -> Selector:
+    r"""Farthest-first traversal, a 2-approximation of the smallest radius that covers the pool.
+
+    .. math:: \arg\max_x \min_{c \in L \cup P} \lVert \phi(x) - \phi(c) \rVert
+
+    Without any centre the first pick is the example with the largest ``k(x, x)``.
+
+    Args:
+        use_labelled: whether labelled examples are centres.
+
+    Returns:
+        A selector; scores are distances (of the first pick, without a centre, to the origin).
+
+    References:
+        Gonzalez, `Clustering to minimize the maximum intercluster distance
+        <https://doi.org/10.1016/0304-3975(85)90224-5>`_, 1985; Sener and Savarese, `Active learning for convolutional
+        neural networks: a core-set approach <https://arxiv.org/abs/1708.00489>`_, 2018.
+    """
+
+    def values(nearest: _kernel.Nearest, pool: Array) -> Array:
+        del pool
+        return nearest.distances
+
+    return _by_distance(values, use_labelled)
+
+
+def lcmd(*, use_labelled: bool = True) -> Selector:
+    r"""Largest cluster, maximum distance: the farthest example of the cluster with the largest sum of squares.
+
+    Every example belongs to its nearest centre. The cluster is that with the largest
+    :math:`\sum_x \lVert \phi(x) - \phi(c) \rVert^2`, which respects the density of the pool where farthest-first does
+    not. Without any centre the first pick is the example with the largest ``k(x, x)``.
+
+    Args:
+        use_labelled: whether labelled examples are centres.
+
+    Returns:
+        A selector; scores are distances, as in :func:`k_center`.
+
+    References:
+        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
+        <https://arxiv.org/abs/2203.09410>`_, 2022.
+    """
+
+    def values(nearest: _kernel.Nearest, pool: Array) -> Array:
+        centres = jnp.maximum(nearest.centres, 0)
+        sizes = jax.ops.segment_sum(jnp.where(pool, nearest.distances, 0.0), centres, centres.shape[0])
+        mine = sizes[centres]
+        return jnp.where(mine == jnp.max(jnp.where(pool, mine, -jnp.inf)), nearest.distances, -jnp.inf)
+
+    return _by_distance(values, use_labelled)
+
+
+def _by_distance(values: Callable[[_kernel.Nearest, Array], Array], use_labelled: bool) -> Selector:
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        del key
+        centres = labelled if use_labelled else jnp.zeros_like(labelled)
+        length = _kernel.diagonal(features)
+        features = _moved(features, available | centres)
+        diag = _kernel.diagonal(features)
+        start = _kernel.nearest_of(features, diag, centres)
+
+        def pick(nearest: _kernel.Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
+            first = (turn == 0) & ~jnp.any(centres)
+            value = jnp.where(first, length, values(nearest, available))
+            index = best_of(value, left)
+            return index, jnp.sqrt(jnp.where(first, length[index], nearest.distances[index]))
+
+        def update(nearest: _kernel.Nearest, index: Array, turn: Array) -> _kernel.Nearest:
+            del turn
+            return _kernel.with_centre(features, diag, nearest, index)
+
+        return one_by_one(pick, update, start, available, query_size)
+
+    return select
+
+
+def k_means_pp(*, use_labelled: bool = True, largest_first: bool = False) -> Selector:
+    r"""The seeding of k-means++: each pick with probability proportional to its squared distance to the nearest centre.
+
+    .. math:: P(x) \propto \min_{c \in L \cup P} \lVert \phi(x) - \phi(c) \rVert^2
+
+    Without any centre the first pick is uniform. Pick ``t`` inverts the cumulative distribution, in order of ids, at
+    ``jax.random.uniform(key, (Q,))[t]``. Where all distances are 0, the rest is picked uniformly.
+
+    Args:
+        use_labelled: whether labelled examples are centres.
+        largest_first: without any centre, start from the example with the largest ``k(x, x)`` instead, as BADGE does.
+
+    Returns:
+        A selector; scores are distances (infinite for a uniform first pick).
+
+    References:
+        Arthur and Vassilvitskii, `k-means++: the advantages of careful seeding
+        <https://dl.acm.org/doi/10.5555/1283383.1283494>`_, 2007.
+    """
+
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        uniforms = jax.random.uniform(key, (query_size,))
+        centres = labelled if use_labelled else jnp.zeros_like(labelled)
+        length = _kernel.diagonal(features)
+        features = _moved(features, available | centres)
+        diag = _kernel.diagonal(features)
+        start = _kernel.nearest_of(features, diag, centres)
+
+        def pick(nearest: _kernel.Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
+            first = (turn == 0) & ~jnp.any(centres)
+            index = _inverse(uniforms[turn], jnp.where(jnp.isinf(nearest.distances), 1.0, nearest.distances), left)
+            score = jnp.sqrt(nearest.distances[index])
+            if not largest_first:
+                return index, score
+            largest = best_of(length, left)
+            return jnp.where(first, largest, index), jnp.where(first, jnp.sqrt(length[largest]), score)
+
+        def update(nearest: _kernel.Nearest, index: Array, turn: Array) -> _kernel.Nearest:
+            del turn
+            return _kernel.with_centre(features, diag, nearest, index)
+
+        return one_by_one(pick, update, start, available, query_size)
+
+    return select
+
+
+def frank_wolfe(*, use_labelled: bool = False) -> Selector:
+    r"""Frank–Wolfe approximation of the sum of all features by few of them: a Bayesian core set.
+
+    With :math:`\hat\phi = \phi / \lVert \phi \rVert`, :math:`r = \sum_x \lVert \phi(x) \rVert` and the residual
+    :math:`v` of the sum, the pick is :math:`\arg\max_x \langle \hat\phi(x), v \rangle`, and the approximation moves
+    towards :math:`r \hat\phi(x)` by an exact line search.
+
+    Args:
+        use_labelled: whether labelled examples are in the sum, and picked first.
+
+    Returns:
+        A selector of plain features ``[N, D]``; scores are the inner products above.
+
+    References:
+        Pinsler et al., `Bayesian batch active learning as sparse subset approximation
+        <https://arxiv.org/abs/1908.02144>`_, 2019.
+    """
+
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        del key
+        phi = _kernel.dense(features, "selectors.frank_wolfe")
+        before = labelled if use_labelled else jnp.zeros_like(labelled)
+        phi = jnp.where((available | before)[:, None], phi, 0.0)
+        lengths = jnp.linalg.norm(phi, axis=1)
+        unit = phi / jnp.where(lengths > 0, lengths, 1.0)[:, None]
+        target, radius = jnp.sum(phi, axis=0), jnp.sum(lengths)
+
+        def update(approximation: Array, index: Array, turn: Array | None = None) -> Array:
+            del turn
+            towards = radius * unit[index] - approximation
+            length = jnp.sum(towards**2)
+            share = jnp.sum(towards * (target - approximation)) / jnp.where(length > 0, length, 1.0)
+            return approximation + share * towards
+
+        def pick(approximation: Array, left: Array, turn: Array) -> tuple[Array, Array]:
+            del turn
+            value = jnp.matmul(unit, target - approximation, precision="highest")
+            index = best_of(value, left)
+            return index, value[index]
+
+        ids = jnp.flatnonzero(before, size=before.shape[0], fill_value=0)
+        count = jnp.sum(before, dtype=jnp.int32)
+        start = jax.lax.fori_loop(0, count, lambda i, state: update(state, ids[i]), jnp.zeros_like(target))
+        return one_by_one(pick, update, start, available, query_size)
+
+    return select
+
+
+def _moved(features: Features, counted: Array) -> Features:
+    """Distances do not change when plain features are centred, and rounding errors shrink."""
+    first, *others = features.factors
+    if others or first.ndim != 2:
+        return features
+    return features._replace(factors=(centred(first, counted),))
+
+
+def _inverse(uniform: Array, weights: Array, left: Array) -> Array:
+    """The id whose interval of the cumulative weights holds ``uniform``; uniform over ``left`` without any weight."""
+    weights = jnp.where(left, weights, 0.0)
+    weights = jnp.where(jnp.any(weights > 0), weights, left.astype(weights.dtype))
+    cumulative = jnp.cumsum(weights)
+    index = jnp.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
+    index = jnp.minimum(index, last)
+    # A weight too small to move the sum leaves the id before it; what has no weight is never picked.
+    return jnp.where(weights[index] > 0, index, best_of(weights, left)).astype(jnp.int32)

@@ -1,0 +1,168 @@
+"""Transforms of features, the second part of :func:`~baal_jax.selection.grid`.
+
+A transform is ``(key, Features, labelled bool[N], counted bool[N]) -> Features``, where ``counted`` marks the rows that
+are labelled or available. The builders below follow Holzmüller et al. 2022.
+
+References:
+    Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
+    <https://arxiv.org/abs/2203.09410>`_, 2022.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from baal_jax._util import checks, linalg
+from baal_jax.selection.sets._kernel import Features, dense, posterior_root
+from baal_jax.selection.sets.feature_maps import projections, sketched
+from baal_jax.typing import Array, Key
+
+Transform = Callable[[Key, Features, Array, Array], Features]
+
+
+def scale() -> Transform:
+    r"""Divides the kernel by its mean diagonal over what is labelled (over all rows while nothing is).
+
+    A Gaussian process then starts with a mean variance of one, so that ``noise`` means the same for any network.
+
+    Returns:
+        A transform.
+    """
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del key
+        squares = [jnp.sum(factor**2, axis=tuple(range(1, factor.ndim))) for factor in features.factors]
+        diag = functools.reduce(operator.mul, squares) + features.noise
+        rows = jnp.where(jnp.any(labelled), labelled, counted)
+        mean = jnp.sum(jnp.where(rows, diag, 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
+        factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
+        first, *others = features.factors
+        return Features((first * jnp.sqrt(factor), *others), features.noise * factor)
+
+    return transform
+
+
+def centre() -> Transform:
+    """Subtracts the mean feature of the rows that count.
+
+    Returns:
+        A transform of plain features ``[N, D]``.
+    """
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del key, labelled
+        return features._replace(factors=(centred(dense(features, "transforms.centre"), counted),))
+
+    return transform
+
+
+def normalise() -> Transform:
+    """Divides the features of every example by their length, so that inner products are cosines.
+
+    Returns:
+        A transform.
+    """
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del key, labelled, counted
+        axes = [tuple(range(1, factor.ndim)) for factor in features.factors]
+        pairs = zip(features.factors, axes, strict=True)
+        lengths = [jnp.sqrt(jnp.sum(factor**2, axis=axis, keepdims=True)) for factor, axis in pairs]
+        pairs = zip(features.factors, lengths, strict=True)
+        return features._replace(factors=tuple(factor / jnp.where(n > 0, n, 1.0) for factor, n in pairs))
+
+    return transform
+
+
+def sketch(size: int = 512) -> Transform:
+    r"""Random projection to ``size`` dimensions; inner products stay the same in expectation.
+
+    .. math:: \phi'(x) = \tfrac1{\sqrt K}\, (U_1^\top \phi_1(x)) \odot \dots \odot (U_F^\top \phi_F(x)),
+              \qquad U \sim \mathcal N(0, 1)
+
+    A product of factors becomes plain features without being formed. The projection is a new one in every round.
+
+    Args:
+        size: ``K``.
+
+    Returns:
+        A transform.
+
+    Raises:
+        ValueError: ``size`` is not positive.
+    """
+    size = checks.positive_int("size", size)
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del labelled, counted
+        matrices = projections(tuple(factor.shape[-1] for factor in features.factors), size, key)
+        return features._replace(factors=(sketched(features.factors, matrices),))
+
+    return transform
+
+
+def posterior(noise: float = 1.0) -> Transform:
+    r"""The Gaussian-process posterior given what is labelled.
+
+    .. math:: k(x, x' \mid L) = \phi(x)^\top A^{-1} \phi(x'), \qquad
+              A = I + \sigma^{-2} \sum_{i \in L} \phi_i \phi_i^\top
+
+    Features become ``R⁻ᵀ φ`` with ``A = RᵀR``.
+
+    Args:
+        noise: ``σ``, the standard deviation of observation noise.
+
+    Returns:
+        A transform of plain features ``[N, D]``.
+
+    Raises:
+        ValueError: ``noise`` is not positive.
+    """
+    noise = positive_float("noise", noise)
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del key, counted
+        phi = dense(features, "transforms.posterior")
+        root = posterior_root(phi, labelled, noise)
+        return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
+
+    return transform
+
+
+def predictive(noise: float = 1.0) -> Transform:
+    """Adds the variance of observation noise to the diagonal: the covariance of labels, not of function values.
+
+    Args:
+        noise: ``σ``, its standard deviation.
+
+    Returns:
+        A transform.
+
+    Raises:
+        ValueError: ``noise`` is not positive.
+    """
+    noise = positive_float("noise", noise)
+
+    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+        del key, labelled, counted
+        return features._replace(noise=features.noise + jnp.float32(noise) ** 2)
+
+    return transform
+
+
+def centred(phi: Array, counted: Array) -> Array:
+    """Minus the mean of the rows that count."""
+    total = jnp.sum(jnp.where(counted[:, None], phi, 0.0), axis=0, keepdims=True)
+    return phi - total / jnp.maximum(jnp.sum(counted, dtype=phi.dtype), 1.0)
+
+
+def positive_float(name: str, value: float) -> float:
+    """A finite number above 0."""
+    value = checks.finite_float(name, value, 0.0)
+    if value == 0.0:
+        raise ValueError(f"{name}={value!r} must be positive")
+    return value

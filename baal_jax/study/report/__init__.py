@@ -1,0 +1,54 @@
+"""A study as something to look at and to send around: one HTML page, and the same figures for papers.
+
+The page is one file. It loads nothing from anywhere, is read in light and dark, on a telephone and on paper, and shows
+learning curves with bands that can be switched, the statistics, what was asked for round by round, uncertainty,
+calibration, and the exact configuration. What a study does not have is said, not hidden.
+
+Besides the fields that :mod:`baal_jax.study.results` names, two are shown where a study has them:
+``diagnostics["query_targets"]`` ``[n, R, Q]``, the targets of what was asked for, and
+``description["class_counts"]``, how many examples of each class the pool has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from baal_jax._util import files
+from baal_jax.study import results
+from baal_jax.study.report._figures import figures
+from baal_jax.study.report._page import page
+from baal_jax.study.results import Results
+
+__all__ = ["figures", "write"]
+
+
+def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
+    """Writes a study as one HTML page that needs no other file, no network and no matplotlib.
+
+    An unfinished study is shown as far as it has come. Statistics are those of :mod:`baal_jax.study.statistics`.
+
+    Args:
+        study: the folder of a study, finished or not, or :class:`~baal_jax.study.results.Results`.
+        path: where to; folders are made. By default ``report.html`` in the folder of the study.
+
+    Returns:
+        The path. A reader never sees half of the page: it is written under another name and renamed.
+
+    Raises:
+        ValueError: there is no study in the folder, or results are given without a path.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from baal_jax.study import report
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     study = {"format": 1, "name": "begun a minute ago", "strategies": ["random", "bald"]}
+        ...     _ = pathlib.Path(folder, "study.json").write_text(json.dumps(study))
+        ...     path = report.write(folder)
+        ...     "nothing is there of random, bald" in path.read_text()
+        True
+    """
+    if isinstance(study, Results) and path is None:
+        raise ValueError("path=None, but results have no folder to write to: pass path")
+    found = study if isinstance(study, Results) else results.read(study)
+    where = Path(str(study)) / "report.html" if path is None else Path(path)
+    return files.write_text(where, page(found))

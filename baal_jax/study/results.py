@@ -1,0 +1,293 @@
+"""What a study leaves on disk: a folder that any process can read, and that every kill leaves whole.
+
+```text
+study.json               what was asked for, and with which versions and hardware
+cells/NAME-SEEDS.npz     what one call computed: one strategy, some seeds; written at once or not at all
+results.csv              all of it as one tidy table: a line for every strategy, seed and round
+pictures.npz             inputs of what was queried, where the data are images
+```
+
+The cells hold everything; the table is made of them and is the same, byte for byte, however often a study was stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from baal_jax._util import files
+
+FORMAT = 1
+_COLUMNS = ("strategy", "seed", "round", "num_labelled", "num_picked", "mean_score", "stopped")
+
+
+class Runs(NamedTuple):
+    """The runs of one strategy, a row for every seed.
+
+    Rounds after a run has stopped did not happen: ``stopped`` is True there, numbers are NaN, picks −1.
+
+    Attributes:
+        seeds: ``int[n]``, ascending.
+        num_labelled: ``int[n, R]``, labels that each round's fit has seen.
+        num_picked: ``int[n, R]``, labels that each round asked for.
+        mean_score: ``float[n, R]``, mean score of the pool; NaN where there is none.
+        stopped: ``bool[n, R]``, rounds that did not happen.
+        metrics: name → ``float[n, R]``.
+        initial: ``int[n, I]``, ids of the examples labelled at first.
+        indices: ``int[n, R, Q]``, ids in order of picking; −1 is padding.
+        scores: ``float[n, R, Q]``, their scores.
+        diagnostics: name → ``float[n, R, …]``, what is an array in every round, such as reliability bins.
+    """
+
+    seeds: np.ndarray
+    num_labelled: np.ndarray
+    num_picked: np.ndarray
+    mean_score: np.ndarray
+    stopped: np.ndarray
+    metrics: dict[str, np.ndarray]
+    initial: np.ndarray
+    indices: np.ndarray
+    scores: np.ndarray
+    diagnostics: dict[str, np.ndarray]
+
+
+class Cell(NamedTuple):
+    """What one call computed.
+
+    Attributes:
+        runs: some seeds of one strategy.
+        program: fingerprint of what computed them.
+        chunk: seeds that a call takes, padding included.
+    """
+
+    runs: Runs
+    program: str
+    chunk: int
+
+
+class Pictures(NamedTuple):
+    """Examples to look at.
+
+    Attributes:
+        ids: ``int[m]``, ascending ids into the pool.
+        images: ``[m, H, W, 1 or 3]``, bytes.
+        targets: ``[m, …]``.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    targets: np.ndarray
+
+
+class Results(NamedTuple):
+    """A study.
+
+    Attributes:
+        description: the content of ``study.json``; ``description["strategies"]`` has the names in order,
+            ``description["baseline"]`` the one that others are compared with, ``description["class_names"]`` the names
+            of the classes or None, ``description["metric"]`` the metric that matters most.
+        runs: name → :class:`Runs`, in the order of ``description["strategies"]``; only what is there.
+        pictures: :class:`Pictures`, or None.
+    """
+
+    description: dict[str, Any]
+    runs: dict[str, Runs]
+    pictures: Pictures | None
+
+
+def read(folder: str | Path) -> Results:
+    """Reads a study, finished or not.
+
+    Args:
+        folder: where the study is.
+
+    Returns:
+        :class:`Results`.
+
+    Raises:
+        ValueError: there is no study in the folder, or it is of a newer format.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    runs = {}
+    for name in description["strategies"]:
+        cells = read_cells(folder, name)
+        if cells:
+            runs[name] = merge(cells)
+    path = folder / "pictures.npz"
+    pictures = read_pictures(path) if path.exists() else None
+    return Results(description, runs, pictures)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of ``study.json``.
+
+    Args:
+        folder: where the study is.
+
+    Returns:
+        Nested dictionaries.
+
+    Raises:
+        ValueError: there is none, or it is of a newer format.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {description.get('format')}, but this version reads {FORMAT}: update baal_jax"
+        )
+    return description
+
+
+def table(results: Results) -> str:
+    """All runs as CSV, a line for every strategy, seed and round; NaN is left empty.
+
+    Args:
+        results: from :func:`read`.
+
+    Returns:
+        The text of ``results.csv``. Numbers have nine significant digits, which is all of a float32.
+    """
+    metrics = list(dict.fromkeys(name for runs in results.runs.values() for name in runs.metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *metrics])
+    for strategy, runs in results.runs.items():
+        rounds = runs.num_labelled.shape[1]
+        for i, seed in enumerate(runs.seeds):
+            for r in range(rounds):
+                found = [runs.metrics[name][i, r] if name in runs.metrics else np.nan for name in metrics]
+                writer.writerow(
+                    [
+                        strategy,
+                        int(seed),
+                        r,
+                        int(runs.num_labelled[i, r]),
+                        int(runs.num_picked[i, r]),
+                        _number(runs.mean_score[i, r]),
+                        int(runs.stopped[i, r]),
+                        *map(_number, found),
+                    ]
+                )
+    return text.getvalue()
+
+
+def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
+    """Writes what one call computed, whole or not at all.
+
+    Args:
+        folder: of the study.
+        strategy: its name.
+        cell: the seeds of this call.
+
+    Returns:
+        The path.
+    """
+    content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
+    for group in ("metrics", "diagnostics"):
+        content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
+    seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
+    content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
+    return _write_arrays(folder / "cells" / f"{slug(strategy)}-{seeds}.npz", content)
+
+
+def read_cells(folder: Path, strategy: str) -> list[Cell]:
+    """All cells of a strategy.
+
+    Args:
+        folder: of the study.
+        strategy: its name.
+
+    Returns:
+        A list of :class:`Cell`, in the order of their first seeds.
+    """
+    found = []
+    for path in (folder / "cells").glob(f"{slug(strategy)}-*.npz"):
+        with np.load(path, allow_pickle=False) as content:
+            if str(content["strategy"]) != strategy:  # "bald-3" has files that look like those of "bald"
+                continue
+            parts = {name: content[name] for name in Runs._fields if name in content}
+            for group in ("metrics", "diagnostics"):
+                parts[group] = {
+                    name.partition("/")[2]: content[name] for name in content if name.startswith(f"{group}/")
+                }
+            found.append(Cell(Runs(**parts), str(content["program"]), int(content["chunk"])))
+    return sorted(found, key=lambda cell: tuple(cell.runs.seeds))
+
+
+def write_pictures(path: Path, pictures: Pictures) -> Path:
+    """Writes pictures, whole or not at all."""
+    return _write_arrays(path, pictures._asdict())
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Reads what :func:`write_pictures` wrote."""
+    with np.load(path, allow_pickle=False) as found:
+        return Pictures(found["ids"], found["images"], found["targets"])
+
+
+def merge(cells: Iterable[Cell]) -> Runs:
+    """Puts cells of one strategy together, seeds ascending; a seed that is there twice is taken once.
+
+    Args:
+        cells: from :func:`read_cells`.
+
+    Returns:
+        :class:`Runs`.
+    """
+    parts = [cell.runs for cell in cells]
+    _, first = np.unique(np.concatenate([runs.seeds for runs in parts]), return_index=True)
+
+    def joined(found: list[Any]) -> Any:
+        if isinstance(found[0], dict):
+            return {name: joined([part[name] for part in found]) for name in sorted(found[0])}
+        return np.concatenate(found)[first]
+
+    return Runs(*(joined([getattr(runs, name) for runs in parts]) for name in Runs._fields))
+
+
+def select(results: Results, strategies: Mapping[str, Any] | Iterable[str]) -> Results:
+    """Keeps some strategies, in the order given.
+
+    Args:
+        results: from :func:`read`.
+        strategies: names.
+
+    Returns:
+        :class:`Results`.
+
+    Raises:
+        ValueError: a strategy is not among the results.
+    """
+    names = list(strategies)
+    for name in names:
+        if name not in results.runs:
+            raise ValueError(f"strategy {name!r} is not in the results: there are {', '.join(results.runs)}")
+    return results._replace(runs={name: results.runs[name] for name in names})
+
+
+def slug(name: str) -> str:
+    """A name for files: letters, digits, dots and underscores; changed names get a digest, so that none are alike."""
+    safe = re.sub(r"[^A-Za-z0-9._]+", "_", name)
+    return safe if safe == name else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _number(value: Any) -> str:
+    return "" if np.isnan(value) else f"{value:.9g}"
+
+
+def _write_arrays(path: Path, content: Mapping[str, Any]) -> Path:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    return files.write_bytes(path, buffer.getvalue())

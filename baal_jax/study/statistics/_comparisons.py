@@ -1,0 +1,359 @@
+"""Paired comparisons: an interval, an exact test, and a correction for having looked at many strategies."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from baal_jax.study.statistics._curves import check_confidence, is_higher_better
+
+_EXACT = 32  # seeds up to which every one of the sign flips is counted
+
+
+class Comparison(NamedTuple):
+    """Two strategies, compared over the seeds they share.
+
+    Attributes:
+        difference: mean of ``a - b``.
+        low: lower bound of its interval; −inf where there are too few seeds to bound it.
+        high: upper bound of its interval, likewise.
+        p_value: how often chance alone gives a difference as large, in either direction.
+        least_p_value: the smallest ``p_value`` that as many seeds can give.
+        num_seeds: pairs that counted.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    least_p_value: float
+    num_seeds: int
+
+
+class Verdict(NamedTuple):
+    """What one of many comparisons shows.
+
+    Attributes:
+        comparison: :class:`Comparison` with the baseline.
+        adjusted_p_value: its p-value after :func:`holm`'s correction.
+        verdict: ``"better"``, ``"worse"``, ``"no difference shown"`` or ``"too few seeds to show a difference"``.
+    """
+
+    comparison: Comparison
+    adjusted_p_value: float
+    verdict: str
+
+
+class Saved(NamedTuple):
+    """Labels that a strategy needed for a target, against a baseline.
+
+    Attributes:
+        median: of the strategy's labels; inf if half of the seeds or more did not reach the target.
+        baseline_median: of the baseline's labels, likewise.
+        ratio: ``median / baseline_median``: below 1, labels are saved. 0 or inf where only one of them reached the
+            target, NaN where neither did.
+        low: lower bound of the ratio's interval.
+        high: upper bound of the ratio's interval.
+        reached: how many seeds of the strategy reached the target.
+        baseline_reached: how many seeds of the baseline did.
+        num_seeds: pairs of seeds.
+    """
+
+    median: float
+    baseline_median: float
+    ratio: float
+    low: float
+    high: float
+    reached: int
+    baseline_reached: int
+    num_seeds: int
+
+
+def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 4999, seed: int = 0) -> Comparison:
+    r"""Mean difference of paired numbers, with a bootstrap interval and a permutation test.
+
+    The interval is the studentised bootstrap. With ``d = a - b`` of mean :math:`\bar d` and standard error ``s``, and
+    :math:`t^* = (\bar d^* - \bar d) / s^*` of seeds drawn with replacement,
+
+    .. math:: [\,\bar d - s\, t^*_{(1 + c)/2},\; \bar d - s\, t^*_{(1 - c)/2}\,].
+
+    In simulated studies of 5, 7, 10 and 20 seeds, 1,500 of each, the interval of 95 % held the true difference in 94 to
+    95 % of them for normal differences, 92 to 95 % for heavy tails (Student's t with 3 degrees of freedom), 94 to 95 %
+    for skewed ones (exponential) and 89 to 92 % for very skewed ones (log-normal). At 5 seeds, percentiles of the mean
+    held it in 85, 84, 77 and 73 %, BCa in 86, 83, 79 and 76 %. The price is width: at 5 seeds typically a third more
+    than Student's t, and several times more where one seed is unlike the others. With fewer than four seeds the
+    interval is infinite.
+
+    The p-value is that of the sign-flip test: if the two do not differ, each difference could as well have had the
+    other sign,
+
+    .. math:: p = 2^{-n} \sum_{\sigma \in \{-1, 1\}^n} \mathbf 1\Bigl[\bigl|\sum_i \sigma_i d_i\bigr| \ge
+              \bigl|\sum_i d_i\bigr|\Bigr].
+
+    It assumes nothing but that, and is exact to 32 seeds; beyond, it is a Monte-Carlo estimate :math:`(1 + k)/(1 + m)`.
+    No p-value is below :math:`2^{1-n}`: five seeds cannot show a difference at 5 %.
+
+    Args:
+        a: ``float[seeds]``.
+        b: ``float[seeds]``, of the same seeds. Pairs whose difference is not finite are left out.
+        confidence: ``c``.
+        num_resamples: how often seeds are drawn, and signs beyond 32 seeds.
+        seed: of the resampling; with the same seed the result is the same.
+
+    Returns:
+        A :class:`Comparison`; NaN without any pair, and NaN bounds with one.
+
+    Raises:
+        ValueError: the shapes differ, or the confidence or the number of resamples is out of range.
+
+    References:
+        Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 12 and 15.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> found = statistics.compare([0.8, 0.9, 0.7, 0.8, 0.9, 0.8], [0.7, 0.7, 0.6, 0.6, 0.8, 0.7])
+        >>> round(found.difference, 3), found.p_value, found.least_p_value
+        (0.133, 0.03125, 0.03125)
+    """
+    level = check_confidence(confidence)
+    if num_resamples < 99:
+        raise ValueError(f"num_resamples={num_resamples!r} must be at least 99: tails need some draws")
+    first, second = _pairs(a, b)
+    with np.errstate(invalid="ignore"):
+        differences = first - second
+    differences = differences[np.isfinite(differences)]
+    count = len(differences)
+    if not count:
+        return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    low, high = _studentised(differences, level, num_resamples, seed)
+    p_value = _sign_flip(differences, num_resamples, seed)
+    least = 2.0 ** (1 - count) if count <= _EXACT else 1 / (num_resamples + 1)
+    return Comparison(float(differences.mean()), low, high, p_value, least, count)
+
+
+def holm(p_values: Any) -> np.ndarray:
+    r"""Holm's adjustment: as many p-values below ``α`` as wished, with a chance of at most ``α`` that any is false.
+
+    .. math:: \tilde p_{(i)} = \max_{j \le i} \min\bigl(1, (m - j + 1)\, p_{(j)}\bigr)
+
+    Args:
+        p_values: ``float[m]``; a NaN stays one and does not count.
+
+    Returns:
+        ``float[m]``, in the order given.
+
+    Raises:
+        ValueError: a p-value is not between 0 and 1.
+
+    References:
+        Holm, *A simple sequentially rejective multiple test procedure*, 1979.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> statistics.holm([0.01, 0.04, 0.03]).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, np.float64)
+    there = ~np.isnan(values)
+    if values.ndim != 1 or ((values < 0) | (values > 1))[there].any():
+        raise ValueError(f"p_values={p_values!r} must be a list of numbers between 0 and 1")
+    order = np.argsort(values[there], kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    adjusted, found = np.full(values.shape, np.nan), np.empty(len(order))
+    found[order] = np.minimum(np.maximum.accumulate(values[there][order] * factors), 1.0)
+    adjusted[there] = found
+    return adjusted
+
+
+def compare_all(
+    values: Mapping[str, Any],
+    baseline: str,
+    *,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 4999,
+    seed: int = 0,
+) -> dict[str, Verdict]:
+    """Every strategy against a baseline, with verdicts that hold all together.
+
+    The chance that any of the verdicts ``"better"`` or ``"worse"`` is false is at most ``1 - confidence``
+    (:func:`holm`). Where even the clearest result would not have been enough, the verdict says so instead of
+    ``"no difference shown"``, which never means that there is none. Intervals are not widened for their number.
+
+    Args:
+        values: name → ``float[seeds]``, such as areas, of the same seeds in the same order.
+        baseline: one of the names.
+        metric: its name, which tells whether more is better (:func:`is_higher_better`).
+        higher_is_better: says so itself.
+        confidence: of the intervals and the verdicts.
+        num_resamples: as in :func:`compare`.
+        seed: as in :func:`compare`.
+
+    Returns:
+        Name → :class:`Verdict`, for all but the baseline, in the order given.
+
+    Raises:
+        ValueError: the baseline is not among the names, shapes differ, or the direction is not known.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> areas = {"random": [0.7, 0.6, 0.8, 0.7], "bald": [0.8, 0.7, 0.9, 0.8]}
+        >>> statistics.compare_all(areas, "random", metric="accuracy")["bald"].verdict
+        'too few seeds to show a difference'
+    """
+    if baseline not in values:
+        raise ValueError(f"baseline={baseline!r} is not among the strategies: there are {', '.join(values)}")
+    higher = direction(metric, higher_is_better)
+    alpha = 1 - check_confidence(confidence)
+    found = {
+        name: compare(value, values[baseline], confidence=confidence, num_resamples=num_resamples, seed=seed)
+        for name, value in values.items()
+        if name != baseline
+    }
+    p_values = np.array([one.p_value for one in found.values()])
+    adjusted = holm(p_values)
+    verdicts = {}
+    for i, (name, one) in enumerate(found.items()):
+        best_case = p_values.copy()
+        best_case[i] = one.least_p_value
+        if adjusted[i] <= alpha:
+            text = "better" if (one.difference > 0) == higher else "worse"
+        elif not holm(best_case)[i] <= alpha:
+            text = "too few seeds to show a difference"
+        else:
+            text = "no difference shown"
+        verdicts[name] = Verdict(one, float(adjusted[i]), text)
+    return verdicts
+
+
+def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 4999, seed: int = 0) -> Saved:
+    r"""Labels needed for a target, as a share of what a baseline needed.
+
+    .. math:: \rho = \operatorname{median}(a) / \operatorname{median}(b)
+
+    Seeds that never reached the target count as needing more labels than any other, which a median can bear; so do runs
+    that stopped before they reached it, though nobody knows how many labels they would have needed. The interval holds
+    the percentiles of :math:`\rho^*` over seeds drawn with replacement, in pairs. Where neither median of a draw is
+    finite, the ratio could be anything: such a draw counts as 0 below and as inf above.
+
+    Args:
+        a: ``float[seeds]``, from :func:`labels_to_target`; inf where the target was not reached.
+        b: ``float[seeds]``, the baseline's, of the same seeds. Pairs with a NaN are left out.
+        confidence: of the interval.
+        num_resamples: how often seeds are drawn.
+        seed: of the resampling.
+
+    Returns:
+        A :class:`Saved`; NaN without any pair, and NaN bounds with one.
+
+    Raises:
+        ValueError: the shapes differ, a number of labels is not positive, or the confidence is out of range.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> found = statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, float("inf"), 70, 60])
+        >>> found.ratio, found.baseline_reached
+        (0.5, 4)
+    """
+    level = check_confidence(confidence)
+    if num_resamples < 99:
+        raise ValueError(f"num_resamples={num_resamples!r} must be at least 99: tails need some draws")
+    pairs = np.stack(_pairs(a, b))
+    pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    if (pairs <= 0).any():
+        raise ValueError(f"{pairs.min():g} labels are not a number of labels: pass what labels_to_target returns")
+    count = pairs.shape[1]
+    if not count:
+        return Saved(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
+    reached = np.isfinite(pairs).sum(axis=1)
+    median, baseline_median = np.median(pairs, axis=1)
+    low = high = math.nan
+    if count > 1:
+        chosen = np.random.default_rng(seed).integers(count, size=(num_resamples, count))
+        ratios = _ratio(*np.median(pairs[:, chosen], axis=2))
+        below, above = np.sort(np.nan_to_num(ratios, nan=0.0, posinf=np.inf)), np.sort(ratios)  # NaN is last, as inf
+        position = int(num_resamples * (1 - level) / 2 + 1e-9)
+        low, high = float(below[position]), float(above[num_resamples - 1 - position])
+        high = math.inf if math.isnan(high) else high
+    ratio = float(_ratio(median, baseline_median))
+    return Saved(float(median), float(baseline_median), ratio, low, high, int(reached[0]), int(reached[1]), count)
+
+
+def direction(metric: str | None, higher_is_better: bool | None) -> bool:
+    """Whether more is better: as said, or else by the metric's name."""
+    if higher_is_better is not None:
+        return bool(higher_is_better)
+    if metric is None:
+        raise ValueError("metric=None does not tell whether more is better: pass metric or higher_is_better")
+    return is_higher_better(metric)
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    with np.errstate(invalid="ignore"):  # inf / inf is NaN: nobody knows
+        return np.divide(a, b)
+
+
+def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"a and b have shapes {first.shape} and {second.shape}, but both must be [seeds], in pairs")
+    return first, second
+
+
+@functools.lru_cache(maxsize=8)  # a study compares many strategies over the same seeds
+def _weights(count: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each seed is drawn, as shares ``[seeds, resamples]``."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), num_resamples)
+    return np.ascontiguousarray(drawn.T / count)
+
+
+def _studentised(differences: np.ndarray, level: float, num_resamples: int, seed: int) -> tuple[float, float]:
+    count, mean = len(differences), differences.mean()
+    if count < 2:
+        return math.nan, math.nan
+    centred = differences - mean
+    variance = np.mean(centred**2)
+    if variance == 0:
+        return float(mean), float(mean)
+    weights = _weights(count, num_resamples, seed)
+    moved = centred @ weights
+    spread = centred**2 @ weights - moved**2
+    # One seed drawn every time has no spread, and no bound follows from it.
+    none = spread <= 1e-12 * variance
+    t = np.where(none, np.copysign(np.inf, moved), moved / np.sqrt(np.where(none, 1.0, spread)))
+    position = int((num_resamples + 1) * (1 - level) / 2 + 1e-9) - 1
+    if position < 0:
+        return -math.inf, math.inf
+    last = num_resamples - 1 - position
+    t = np.partition(t, (position, last))
+    scale = math.sqrt(variance)  # both spreads are without Bessel's correction, which cancels
+    return float(mean - scale * t[last]), float(mean - scale * t[position])
+
+
+def _sign_flip(differences: np.ndarray, num_resamples: int, seed: int) -> float:
+    count, total = len(differences), np.abs(differences).sum()
+    # Sums that are equal on paper differ by rounding.
+    bound = abs(differences.sum()) - 1e-12 * total
+    if bound <= 0:
+        return 1.0
+    if count > _EXACT:
+        signs = np.random.default_rng(seed).integers(0, 2, (num_resamples, count), np.int8)
+        sums = (2.0 * signs - 1.0) @ differences
+        return float((1 + (np.abs(sums) >= bound).sum()) / (1 + num_resamples))
+    # A sum of all is one of the first half plus one of the second: 2^n sums are counted in 2^(n/2) searches.
+    left, right = (_all_sums(part) for part in np.array_split(differences, 2))
+    right.sort()
+    above = len(right) - np.searchsorted(right, bound - left, side="left")
+    return float(2 * above.sum() / 2.0**count)
+
+
+def _all_sums(values: np.ndarray) -> np.ndarray:
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums - value, sums + value])
+    return sums

@@ -1,0 +1,247 @@
+"""Learning curves: their bands, their areas, and where they reach a target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_HIGHER = {
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "auroc",
+    "auc",
+    "ap",
+    "map",
+    "iou",
+    "miou",
+    "dice",
+    "r2",
+    "likelihood",
+}
+_LOWER = {"nll", "brier", "ece", "rmse", "mse", "mae", "crps", "pinball", "loss", "error", "regret", "perplexity"}
+
+
+class Band(NamedTuple):
+    """A mean learning curve with its confidence band.
+
+    Attributes:
+        mean: ``float[R]``.
+        low: ``float[R]``, NaN where fewer than two seeds are left.
+        high: ``float[R]``, likewise.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether more of a metric is better, by the words in its name.
+
+    Args:
+        metric: a name such as ``"top_5_accuracy"`` (more is better) or ``"nll"`` (less is).
+
+    Returns:
+        True or False.
+
+    Raises:
+        ValueError: no word of the name is known, or they disagree.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> statistics.is_higher_better("accuracy"), statistics.is_higher_better("adaptive_ece")
+        (True, False)
+    """
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    higher, lower = bool(words & _HIGHER), bool(words & _LOWER)
+    if higher == lower:
+        raise ValueError(f"metric={metric!r} does not tell whether more is better: pass higher_is_better")
+    return higher != ("negative" in words)
+
+
+def band(values: Any, confidence: float = 0.95) -> Band:
+    r"""Mean over seeds, and the interval of Student's t for every round by itself.
+
+    .. math:: \bar x \pm t_{n-1,\,(1 + c)/2}\; s / \sqrt{n}
+
+    Seeds that are NaN in a round, because their run has stopped or failed, are left out of that round: late rounds
+    speak of the runs that are still going.
+
+    Args:
+        values: ``float[seeds, R]``.
+        confidence: ``c``.
+
+    Returns:
+        A :class:`Band`.
+
+    Raises:
+        ValueError: the values are not a matrix, or the confidence is not between 0 and 1.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> found = statistics.band([[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])
+        >>> found.mean.round(3).tolist(), found.low.round(3).tolist()
+        ([0.6, 0.8], [0.352, 0.552])
+    """
+    from scipy import special
+
+    values, level = matrix("values", values), check_confidence(confidence)
+    mean, error, count = mean_and_error(values)
+    quantile = special.stdtrit(np.maximum(count - 1, 1), (1 + level) / 2)
+    return Band(mean, mean - quantile * error, mean + quantile * error)
+
+
+def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of labels that all strategies have seen, seed by seed.
+
+    Only there can they be compared: a run that stopped early says nothing about what more labels would have given.
+
+    Args:
+        runs: for each strategy ``num_labelled`` and ``values`` as in :func:`area`, all with the same seeds.
+
+    Returns:
+        ``low`` and ``high``, each ``float[seeds]``. A run without any value does not count; a seed without any is NaN.
+        Where runs do not overlap, ``low`` exceeds ``high``.
+
+    Raises:
+        ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
+    """
+    ends = []
+    for num_labelled, values in runs:
+        labels, values = _curves(num_labelled, values)
+        ends.append(_ends(labels, values))
+    if not ends:
+        raise ValueError("runs is empty: pass at least one strategy")
+    if len({len(low) for low, _ in ends}) > 1:
+        raise ValueError(f"runs have {[len(low) for low, _ in ends]} seeds: pass the same seeds of every strategy")
+    return np.fmax.reduce([low for low, _ in ends]), np.fmin.reduce([high for _, high in ends])
+
+
+def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -> np.ndarray:
+    r"""Area under each learning curve, divided by its width: the mean height of the curve.
+
+    .. math:: \frac{1}{b - a} \int_a^b f(n)\, dn
+
+    ``f`` is linear between rounds (the trapezoid rule, with the values at ``a`` and ``b`` interpolated), and the
+    integral runs over numbers of labels, so that runs which labelled in steps of different sizes are alike. NaN rounds
+    do not count. In the limit ``a = b`` it is the value there.
+
+    Args:
+        num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
+        values: ``float[seeds, R]``; NaN after a run has stopped.
+        low: ``a``, a number or ``[seeds]``. By default, where the latest of these runs begins.
+        high: ``b``, likewise. By default, where the first of these runs to end has ended. To compare strategies, pass
+            the :func:`shared_range` of all of them.
+
+    Returns:
+        ``float[seeds]``; NaN for a run that does not cover the range.
+
+    Raises:
+        ValueError: the shapes do not fit, or numbers of labels decrease.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> statistics.area([10, 20, 40], [[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]]).round(4).tolist()
+        [0.7333, 0.6]
+    """
+    labels, values = _curves(num_labelled, values)
+    begins, ends = _ends(labels, values)
+    some = ~np.isnan(begins)
+    if not some.any():
+        return np.full(len(values), np.nan)
+    lows = np.broadcast_to(np.asarray(begins[some].max() if low is None else low, np.float64), len(values))
+    highs = np.broadcast_to(np.asarray(ends[some].min() if high is None else high, np.float64), len(values))
+    found = np.full(len(values), np.nan)
+    for i in np.flatnonzero((begins <= lows) & (lows <= highs) & (highs <= ends)):
+        there = ~np.isnan(values[i])
+        found[i] = _mean_height(labels[i, there], values[i, there], lows[i], highs[i])
+    return found
+
+
+def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is_better: bool = True) -> np.ndarray:
+    """How many labels each seed needed until a metric first reached a target.
+
+    Args:
+        num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ.
+        values: ``float[seeds, R]``; NaN reaches nothing.
+        target: the value to reach.
+        higher_is_better: False if the metric has to fall to the target, as an NLL has.
+
+    Returns:
+        ``float[seeds]``; inf for a seed that never reached it.
+
+    Raises:
+        ValueError: the shapes do not fit, numbers of labels decrease, or the target is NaN.
+
+    Example:
+        >>> from baal_jax.study import statistics
+        >>> statistics.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
+        [30.0, inf]
+        >>> statistics.labels_to_target([20, 30], [[0.9, 0.4]], 0.5, higher_is_better=False).tolist()
+        [30.0]
+    """
+    labels, values = _curves(num_labelled, values)
+    if np.isnan(target):
+        raise ValueError(f"target={target!r} is not a number: pass a value of the metric")
+    reached = values >= target if higher_is_better else values <= target
+    return np.where(reached, labels, np.inf).min(axis=1, initial=np.inf)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis, its standard error and the count, of what is not NaN."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    mean = np.where(there, values, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
+    with np.errstate(invalid="ignore"):  # infinite values have no spread
+        squares = (np.where(there, values - mean, 0.0) ** 2).sum(axis=0)
+    return mean, np.sqrt(squares / np.where(count > 1, (count - 1) * count, np.nan)), count
+
+
+def matrix(name: str, values: Any) -> np.ndarray:
+    """``values`` as ``float64[seeds, R]``."""
+    found = np.asarray(values, np.float64)
+    if found.ndim != 2:
+        raise ValueError(f"{name} has shape {found.shape}, but [seeds, R] is needed: a single run becomes {name}[None]")
+    return found
+
+
+def check_confidence(confidence: float) -> float:
+    """Returns a confidence that is between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must be between 0 and 1, such as 0.95")
+    return float(confidence)
+
+
+def _curves(num_labelled: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = matrix("values", values), np.asarray(num_labelled, np.float64)
+    if labels.shape not in (values.shape, values.shape[1:]):
+        raise ValueError(f"num_labelled has shape {labels.shape}, but {values.shape[1:]} or {values.shape} is needed")
+    labels = np.broadcast_to(labels, values.shape)
+    # Rounds that did not happen may say anything, so only the others are looked at.
+    seen = np.maximum.accumulate(np.where(np.isnan(values), -np.inf, labels), axis=1)
+    if (np.isnan(labels) & ~np.isnan(values)).any() or (seen > labels)[~np.isnan(values)].any():
+        raise ValueError("num_labelled must not decrease from round to round: put the rounds in order")
+    return labels, values
+
+
+def _ends(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run begins and ends; NaN for a run without values."""
+    there = ~np.isnan(values)
+    some = there.any(axis=1)
+    low = np.where(there, labels, np.inf).min(axis=1, initial=np.inf)
+    high = np.where(there, labels, -np.inf).max(axis=1, initial=-np.inf)
+    return np.where(some, low, np.nan), np.where(some, high, np.nan)
+
+
+def _mean_height(labels: np.ndarray, values: np.ndarray, low: float, high: float) -> float:
+    if low == high:
+        return float(np.interp(low, labels, values))
+    inside = (labels > low) & (labels < high)
+    x = np.concatenate([[low], labels[inside], [high]])
+    y = np.concatenate([[np.interp(low, labels, values)], values[inside], [np.interp(high, labels, values)]])
+    return float(np.trapezoid(y, x) / (high - low))

@@ -1,0 +1,134 @@
+"""Random changes of a training batch that leave its labels true; compiled into the fit.
+
+Each is a builder of a pure ``(key, batch) -> batch`` on a :class:`~baal_jax.Dataset` whose inputs are images
+``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks
+from baal_jax.typing import Array, Dataset, Key
+
+Augmentation = Callable[[Key, Dataset], Dataset]
+
+
+def compose(*parts: Augmentation) -> Augmentation:
+    """One augmentation after the other, each with a key of its own.
+
+    Args:
+        parts: augmentations, the first one first.
+
+    Returns:
+        ``(key, batch) -> batch``.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> from baal_jax.training import augmentation
+        >>> augment = augmentation.compose(augmentation.flip(), augmentation.shift(4), augmentation.cutout(8))
+        >>> batch = baal.Dataset(jnp.ones((2, 32, 32, 3), jnp.uint8), jnp.array([0, 1]))
+        >>> augment(jax.random.key(0), batch).inputs.shape
+        (2, 32, 32, 3)
+    """
+
+    def augment(key: Key, batch: Dataset) -> Dataset:
+        for i, part in enumerate(parts):
+            batch = part(jax.random.fold_in(key, i), batch)
+        return batch
+
+    return augment
+
+
+def flip(probability: float = 0.5) -> Augmentation:
+    """Mirrors images left to right.
+
+    Args:
+        probability: of each example to be mirrored.
+
+    Returns:
+        ``(key, batch) -> batch``.
+
+    Raises:
+        ValueError: ``probability`` is not between 0 and 1.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability={probability} must lie between 0 and 1")
+
+    def augment(key: Key, batch: Dataset) -> Dataset:
+        images = _images(batch)
+        mirrored = jax.random.bernoulli(key, probability, (images.shape[0], 1, 1, 1))
+        return batch._replace(inputs=jnp.where(mirrored, images[:, :, ::-1], images))
+
+    return augment
+
+
+def shift(pixels: int) -> Augmentation:
+    """Moves images by up to ``pixels`` along each axis and fills with zeros: a random crop of the padded image.
+
+    Args:
+        pixels: largest shift; every shift from ``-pixels`` to ``pixels`` is as likely.
+
+    Returns:
+        ``(key, batch) -> batch``.
+
+    Raises:
+        ValueError: ``pixels`` is not a positive integer.
+    """
+    pixels = checks.positive_int("pixels", pixels)
+
+    def augment(key: Key, batch: Dataset) -> Dataset:
+        images = _images(batch)
+        padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+        corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pixels + 1)
+
+        def crop(image: Array, corner: Array) -> Array:
+            return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+
+        return batch._replace(inputs=jax.vmap(crop)(padded, corners))
+
+    return augment
+
+
+def cutout(size: int) -> Augmentation:
+    """Blanks a square with zeros; its centre may be any pixel, so that part of it may lie outside.
+
+    Args:
+        size: side of the square in pixels.
+
+    Returns:
+        ``(key, batch) -> batch``.
+
+    Raises:
+        ValueError: ``size`` is not a positive integer.
+
+    References:
+        DeVries and Taylor, `Improved regularization of convolutional neural networks with cutout
+        <https://arxiv.org/abs/1708.04552>`_, 2017.
+    """
+    size = checks.positive_int("size", size)
+
+    def augment(key: Key, batch: Dataset) -> Dataset:
+        images = _images(batch)
+        examples, height, width, _ = images.shape
+        key_rows, key_columns = jax.random.split(key)
+
+        def inside(key: Key, length: int) -> Array:
+            start = jax.random.randint(key, (examples, 1), 0, length) - size // 2
+            offset = jnp.arange(length, dtype=jnp.int32)[None] - start
+            return (offset >= 0) & (offset < size)
+
+        hole = inside(key_rows, height)[:, :, None, None] & inside(key_columns, width)[:, None, :, None]
+        return batch._replace(inputs=jnp.where(hole, jnp.zeros((), images.dtype), images))
+
+    return augment
+
+
+def _images(batch: Dataset) -> Array:
+    if getattr(batch.inputs, "ndim", None) != 4:
+        shapes = jax.tree.map(jnp.shape, batch.inputs)
+        raise ValueError(f"inputs have shape {shapes}, but augmentation needs images [B, H, W, C]")
+    return jnp.asarray(batch.inputs)
