@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from baal_jax.posteriors import kernels, layers
+from baal_jax.posteriors import kernels
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
 from baal_jax.posteriors._bayes_by_backprop import VariationalState, bayes_by_backprop, bayesian_layers
 from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
@@ -51,7 +51,6 @@ __all__ = [
     "kernels",
     "laplace",
     "laplace_moments",
-    "layers",
     "mc_dropconnect",
     "mc_dropout",
     "probit",
