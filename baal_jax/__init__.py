@@ -20,15 +20,25 @@ from baal_jax import (
     study,
     training,
 )
-from baal_jax._run import run
 from baal_jax._util import __version__ as __version__
 from baal_jax._util.random import fast_key
-from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
+from baal_jax.loop import ActiveLoop, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
 from baal_jax.training import TrainState, trainer
-from baal_jax.typing import Acquisition, Dataset, Model, Posterior, Predictions, Selection, Variables
+from baal_jax.typing import (
+    Acquisition,
+    Dataset,
+    LoopState,
+    Model,
+    Posterior,
+    Predictions,
+    Round,
+    Selection,
+    StepInfo,
+    Variables,
+)
 
 __all__ = [
     "Acquisition",
@@ -39,6 +49,7 @@ __all__ = [
     "PoolState",
     "Posterior",
     "Predictions",
+    "Round",
     "Selection",
     "StepInfo",
     "TrainState",

@@ -4,86 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import pool
-from baal_jax._util import checks, numerics, random
+from baal_jax import pool as pools
+from baal_jax._util import checks, numerics, random, sources
 from baal_jax.metrics import MetricSet, model_average
 from baal_jax.pool import PoolState
-from baal_jax.prediction import evaluate, summarise
-from baal_jax.typing import Acquisition, Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, Selection
-
-
-class LoopState(NamedTuple):
-    """What the next round needs, and nothing else.
-
-    Attributes:
-        key: typed key of the whole run; round ``r`` uses ``fold_in(key, r)``.
-        pool: which examples are labelled.
-        posterior: state of the last fit; zeros before the first.
-        step: ``int32[]``, rounds of this loop so far.
-        stopping: ``(memory of the criterion, stopped bool[])`` in a run that may stop, else None.
-    """
-
-    key: Key
-    pool: PoolState
-    posterior: Any
-    step: Any = 0
-    stopping: Any = None
-
-
-class StepInfo(NamedTuple):
-    """What one would plot.
-
-    Attributes:
-        round: ``int32[]``.
-        num_labelled: ``int32[]``, labels that this round's fit has seen.
-        indices: ``int32[Q]``, what was picked, best first; −1 where the pool ran out.
-        scores: ``float32[Q]``, their scores.
-        num_picked: ``int32[]``, how many were picked; 0 once the pool is empty.
-        mean_score: ``float32[]``, mean score of the available examples that were scored, NaN aside (NaN where the
-            acquisition keeps more than a score).
-        num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.
-        metrics: name → value on the test set given to :func:`~baal_jax.run`, else None.
-        stopped: ``bool[]``, True for a round that did not happen because the run had stopped before: its numbers are
-            NaN, its picks −1.
-    """
-
-    round: Array
-    num_labelled: Array
-    indices: Array
-    scores: Array
-    num_picked: Array
-    mean_score: Array
-    num_nan: Array
-    metrics: Any = None
-    stopped: Any = False
-
-
-class LoopParts(NamedTuple):
-    """What a loop is made of, as given to :func:`active_loop`.
-
-    Attributes:
-        posterior: what to do with labels.
-        acquisition: which examples to label next.
-        sizes: query size of each round; the last one holds for all after it.
-        num_samples: ``S``.
-        max_sample: examples scored in a round, None for all.
-        last_rounds: rounds whose labels are trained on, None for all.
-        features: offered to the acquisition, or None.
-    """
-
-    posterior: Posterior
-    acquisition: Acquisition
-    sizes: tuple[int, ...]
-    num_samples: int
-    max_sample: int | None
-    last_rounds: int | None
-    features: FeatureFn | None
+from baal_jax.prediction import evaluate, predict, summarise
+from baal_jax.stopping import Criterion, Outcome
+from baal_jax.typing import (
+    Acquisition,
+    Array,
+    Dataset,
+    FeatureFn,
+    Key,
+    LoopState,
+    Posterior,
+    PyTree,
+    Round,
+    Selection,
+    StepInfo,
+)
 
 
 class ActiveLoop(NamedTuple):
@@ -94,20 +39,24 @@ class ActiveLoop(NamedTuple):
             ``num_initial`` examples, at random or by an acquisition that needs no fit (the cold start:
             ``selection.typiclust()`` and others, from ``embeddings [N, D]``), or continues from a
             :class:`~baal_jax.PoolState`.
-        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, jitted.
+        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round. On arrays it is one compiled
+            program; ``dataset.inputs`` may be a source on the host (``__len__`` and ``__getitem__``), of which only the
+            labelled examples and one batch are on the device.
         evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted. Before the first step
             there is no fit to evaluate.
-        average: ``(state, inputs [M, …]) -> log-probabilities [M, …, C]``: the model average of the last fit, jitted.
-        vmap_method: how :func:`~baal_jax.run` behaves under ``vmap``.
-        parts: what the loop is made of.
+        predict: ``(state, inputs [M, …]) -> outputs [S, M, …, C]``: the draws of the last fit, jitted.
+        round: the parts of a step, for rounds of your own.
+        sizes: query size of each round; the last one holds for all after it.
+        batch_size: examples in work at a time when predicting, None for all.
     """
 
     init: Callable[..., LoopState]
     step: Callable[..., tuple[LoopState, StepInfo]]
     evaluate: Callable[[LoopState, Dataset], dict[str, Array]]
-    average: Callable[[LoopState, PyTree], Array]
-    vmap_method: str
-    parts: LoopParts
+    predict: Callable[[LoopState, PyTree], PyTree]
+    round: Round
+    sizes: tuple[int, ...]
+    batch_size: int | None
 
 
 def active_loop(
@@ -121,7 +70,6 @@ def active_loop(
     last_rounds: int | None = None,
     features: FeatureFn | None = None,
     metrics: MetricSet | None = None,
-    vmap_method: Literal["auto", "sequential", "vectorized"] = "auto",
 ) -> ActiveLoop:
     """An active-learning loop from its parts.
 
@@ -130,23 +78,19 @@ def active_loop(
         acquisition: which examples to label next.
         query_size: ``Q``, labels a round; or one number for each round, the last of which holds for all after it, as
             in a schedule that grows: ``(5, 10, 20, 40)``. ``Q`` is the largest then, and smaller rounds are padded.
-            Every different size is compiled, and computed in every round where ``vmap`` is vectorised.
+            Every different size is compiled, and computed in every round of a run under ``vmap``.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
         last_rounds: train only on the labels of the latest rounds; None for all.
         features: ``(state, inputs) -> [B, D]``, for acquisitions that read features.
         metrics: what ``evaluate`` computes; by default chosen by the type of the targets.
-        vmap_method: what ``vmap`` over keys makes of a round. "sequential" runs the seeds one after the other inside
-            the one program, which on a CPU is as fast for dense networks and several times faster for convolutions, and
-            bit-identical to a single run; "vectorized" batches them, for accelerators, and is what reverse-mode
-            ``grad`` through :func:`~baal_jax.run` needs. "auto" chooses by the default backend.
 
     Returns:
         An :class:`ActiveLoop`.
 
     Raises:
-        ValueError: a number is not positive, or ``vmap_method`` is unknown.
+        ValueError: a number is not positive, or ``max_sample`` hides what the acquisition reads.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -172,128 +116,101 @@ def active_loop(
         raise ValueError(
             f"max_sample={max_sample} would hide the labelled examples that this acquisition reads: leave it out"
         )
+    predicting: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
 
-    def init(
-        key: Key,
-        dataset: Dataset,
-        num_initial: int = 0,
-        pool: PoolState | None = None,
-        *,
-        acquisition: Acquisition | None = None,
-        embeddings: PyTree = None,
-    ) -> LoopState:
-        if acquisition is None and embeddings is not None:
-            raise ValueError("embeddings are given but no acquisition that reads them: pass selection.typiclust()")
-        if acquisition is not None and not num_initial:
-            raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
-        cold_start = None if acquisition is None else partial(_cold_start, acquisition, embeddings)
-        return _init(key, dataset, num_initial, pool, posterior, sizes[0], cold_start)
+    def fit(key: Key, dataset: Dataset, state: LoopState) -> Any:
+        dataset = _with_stored_targets(dataset, state.pool)
+        return posterior.fit(key, dataset, pools.labelled(state.pool, last_rounds), state.posterior)
 
-    parts = LoopParts(posterior, acquisition, sizes, num_samples, max_sample, last_rounds, features)
+    def summarise_inputs(key: Key, fitted: Any, inputs: PyTree, target_inputs: PyTree = None) -> PyTree:
+        if acquisition.summarise is None:
+            return None
+        read = {"features": features, "target_inputs": target_inputs}
+        return summarise(key, posterior, fitted, inputs, acquisition.summarise, **predicting, **read)
+
+    def candidates(key: Key, state: LoopState) -> tuple[Array | None, Array]:
+        return _candidates(key, state.pool, max_sample)
+
+    parts = Round(
+        jax.jit(fit),
+        jax.jit(candidates),
+        jax.jit(summarise_inputs),
+        jax.jit(partial(_select, acquisition, sizes)),
+        jax.jit(_advance),
+    )
+
+    def compose(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
+        fitted, selection, info = query(loop, state, dataset, target_inputs)
+        return parts.advance(state, fitted, selection), info
+
+    compiled = jax.jit(compose)
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        dataset = _with_stored_targets(dataset, state.pool)
-        keys = round_keys(state.key, state.pool.round)
-        fitted = posterior.fit(keys.fit, dataset, pool.labelled(state.pool, last_rounds), state.posterior)
-        ids, available = candidates(keys.subset, state.pool, max_sample)
-        summary = None
-        if acquisition.summarise is not None:
-            summary = summarise(
-                keys.draws,
-                posterior,
-                fitted,
-                jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs),
-                acquisition.summarise,
-                num_samples=num_samples,
-                batch_size=batch_size,
-                features=features,
-                target_inputs=target_inputs,
-            )
-        picked, info = pick(parts, keys.select, state, summary, ids, available)
-        return after(state, fitted, picked), info
+        return (compose if sources.is_source(dataset.inputs) else compiled)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
-        key = round_keys(state.key, state.pool.round - 1).evaluate
-        return evaluate(
-            key, posterior, state.posterior, dataset, metrics=metrics, num_samples=num_samples, batch_size=batch_size
-        )
+        return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=metrics, **predicting)
 
-    def average(state: LoopState, inputs: PyTree) -> Array:
-        key = round_keys(state.key, state.pool.round - 1).evaluate
-        return summarise(
-            key,
-            posterior,
-            state.posterior,
-            inputs,
-            lambda predictions: model_average(predictions.logits),
-            num_samples=num_samples,
-            batch_size=batch_size,
-        )
+    def predict_last(state: LoopState, inputs: PyTree) -> PyTree:
+        return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
-    return ActiveLoop(init, jax.jit(step), jax.jit(evaluate_last), jax.jit(average), _resolve(vmap_method), parts)
+    init = partial(_init, posterior, sizes[0])
+    loop = ActiveLoop(init, step, jax.jit(evaluate_last), jax.jit(predict_last), parts, sizes, batch_size)
+    return loop
 
 
-def _init(
-    key: Key,
-    dataset: Dataset,
-    num_initial: int,
-    given: PoolState | None,
-    posterior: Posterior,
-    query_size: int,
-    cold_start: Callable[[Key, PoolState, int], PoolState] | None,
-) -> LoopState:
-    checks.typed_key("key", key)
-    num_examples = checks.leading_axis("dataset", dataset)
-    num_initial = checks.positive_int("num_initial", num_initial, least=0)
-    state = pool.init(num_examples) if given is None else given
-    if state.labelled_at.shape != (num_examples,):
-        raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
-    if num_initial and state.targets is not None:
-        raise ValueError(
-            f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
-            "ask for their labels, store them with pool.annotate, and leave num_initial out"
-        )
-    known = checks.is_concrete(state.labelled_at)
-    left = np.count_nonzero(np.asarray(state.labelled_at) < 0) if known else num_examples
-    if num_initial > left:
-        raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
-    if query_size > left - num_initial:
-        raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
-    key_run, key_initial = jax.random.split(key)
-    if num_initial:
-        state = (cold_start or pool.label_randomly)(key_initial, state, num_initial)
-    labelled = jax.ShapeDtypeStruct((num_examples,), jnp.bool)
-    fitted = jax.eval_shape(posterior.fit, key_run, _with_stored_targets(dataset, state), labelled)
-    return LoopState(key_run, state, zeros(fitted), jnp.zeros((), jnp.int32))
+def query(
+    loop: ActiveLoop, state: LoopState, dataset: Dataset, target_inputs: PyTree = None, *, capacity: int | None = None
+) -> tuple[Any, Selection, StepInfo]:
+    """A round up to its picks, which nobody has labelled yet: fit, candidates, summarise, select.
+
+    This is where a round is put together, once for all: ``loop.step``, :func:`~baal_jax.run`, studies and projects with
+    annotators call it, and their keys come from :func:`round_keys`.
+
+    Args:
+        loop: from :func:`active_loop`.
+        state: of the loop.
+        dataset: the pool; its inputs are arrays, or a source on the host.
+        target_inputs: inputs whose predictions matter, for acquisitions that read them.
+        capacity: room for labelled examples of a source; a fit is compiled anew for another one. By default the power
+            of two that holds what is labelled.
+
+    Returns:
+        ``(fitted, selection, info)``; ``loop.round.advance(state, fitted, selection)`` is the next round's state.
+    """
+    parts = loop.round
+    keys = round_keys(state.key, state.pool.round)
+    ids, available = parts.candidates(keys.subset, state)
+    if not sources.is_source(dataset.inputs):
+        fitted = parts.fit(keys.fit, dataset, state)
+        scored = dataset.inputs if ids is None else jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs)
+        summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
+    else:
+        fitted = parts.fit(keys.fit, *_labelled_part(dataset, state, capacity))
+        source = dataset.inputs if ids is None else sources.View(dataset.inputs, ids=np.asarray(ids))
+        summarise_batch = partial(parts.summarise, keys.draws, fitted, target_inputs=target_inputs)
+        summary = sources.mapped(summarise_batch, source, loop.batch_size)
+    selection, info = parts.select(keys.select, state, summary, ids, available)
+    return fitted, selection, info
 
 
-def _cold_start(acquisition: Acquisition, embeddings: PyTree, key: Key, state: PoolState, num: int) -> PoolState:
-    """Labels ``num`` examples that an acquisition picks from embeddings, before there is a fit."""
-    available = pool.available(state)
-    summary = None
-    if acquisition.summarise is not None:
-        if embeddings is None:
-            raise ValueError("embeddings is None: an acquisition that reads features needs embeddings=[N, D] here")
-        if checks.leading_axis("embeddings", embeddings) != available.shape[0]:
-            raise ValueError(
-                f"embeddings of {checks.leading_axis('embeddings', embeddings)} examples for {available.shape[0]}: "
-                "one row for every example of the data set is needed"
-            )
-        summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
-    picked = acquisition.select(key, summary, available, num, pool.labelled(state))
-    return pool.label(state, picked.indices)
+def _labelled_part(dataset: Dataset, state: LoopState, capacity: int | None) -> tuple[Dataset, LoopState]:
+    """The labelled examples of a source, and the state of a pool of these alone, of a size that rarely changes."""
+    # Ascending, as a fit on the whole pool counts them.
+    labelled = np.flatnonzero(np.asarray(pools.labelled(state.pool)))
+    room = _room(len(labelled), len(dataset.inputs)) if capacity is None else capacity
+    known = _with_stored_targets(dataset, state.pool).targets
+    rows = labelled if len(labelled) else np.zeros(1, int)
+    part = Dataset(sources.load(dataset.inputs, rows), np.asarray(known)[rows])
+    part = jax.tree.map(lambda leaf: sources.pad(leaf, room), part)
+    since = np.full(room, -1, np.int32)
+    since[: len(labelled)] = np.asarray(state.pool.labelled_at)[labelled]
+    return part, state._replace(pool=state.pool._replace(labelled_at=jnp.asarray(since), targets=None))
 
 
-def zeros(shapes: PyTree) -> PyTree:
-    """The state of a fit that has not happened yet."""
-    return jax.tree.map(_zero, shapes)
-
-
-def _zero(leaf: jax.ShapeDtypeStruct) -> Array:
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.zeros(leaf.shape, leaf.dtype)
-    data = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=random.implementation(leaf))
+def _room(count: int, total: int) -> int:
+    """A power of two, so that a growing labelled part is compiled a few times and not in every round."""
+    return min(1 << max(count - 1, 31).bit_length(), total)
 
 
 class RoundKeys(NamedTuple):
@@ -311,48 +228,79 @@ def round_keys(key: Key, number: Array) -> RoundKeys:
     return RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(RoundKeys._fields)))
 
 
-def _resolve(vmap_method: str) -> str:
-    methods = ("auto", "sequential", "vectorized")
-    if vmap_method not in methods:
-        raise ValueError(f"vmap_method={vmap_method!r} is unknown: choose one of {', '.join(methods)}")
-    if vmap_method != "auto":
-        return vmap_method
-    return "sequential" if jax.default_backend() == "cpu" else "vectorized"
+def _key_after(state: LoopState) -> Key:
+    """Of the evaluation of the round that is over, since a state begins the next one."""
+    return round_keys(state.key, state.pool.round - 1).evaluate
+
+
+def _init(
+    posterior: Posterior,
+    query_size: int,
+    key: Key,
+    dataset: Dataset,
+    num_initial: int = 0,
+    pool: PoolState | None = None,
+    *,
+    acquisition: Acquisition | None = None,
+    embeddings: PyTree = None,
+) -> LoopState:
+    checks.typed_key("key", key)
+    num_initial = checks.positive_int("num_initial", num_initial, least=0)
+    if acquisition is None and embeddings is not None:
+        raise ValueError("embeddings are given but no acquisition that reads them: pass selection.typiclust()")
+    if acquisition is not None and not num_initial:
+        raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
+    shapes, num_examples = _shapes(dataset)
+    state = pools.init(num_examples) if pool is None else pool
+    if state.labelled_at.shape != (num_examples,):
+        raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
+    if num_initial and state.targets is not None:
+        raise ValueError(
+            f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
+            "ask for their labels, store them with pool.annotate, and leave num_initial out"
+        )
+    known = np.asarray(state.labelled_at) if checks.is_concrete(state.labelled_at) else np.full(num_examples, -1)
+    left = np.count_nonzero(known == -1)
+    if num_initial > left:
+        raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
+    if query_size > left - num_initial:
+        raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
+    key_rounds, key_first = jax.random.split(key)
+    if num_initial:
+        state = pools.label(state, pools.first_query(key_first, state, num_initial, acquisition, embeddings).indices)
+    shapes = _with_stored_targets(shapes, state)
+    if sources.is_source(dataset.inputs):
+        room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
+    labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)
+    fitted = jax.eval_shape(posterior.fit, key_rounds, shapes, labelled)
+    return LoopState(key_rounds, state, random.zeros(fitted), jnp.zeros((), jnp.int32))
+
+
+def _shapes(dataset: Dataset) -> tuple[Dataset, int]:
+    """What a data set holds, as far as shapes are concerned, and how many examples."""
+    if not sources.is_source(dataset.inputs):
+        return dataset, checks.leading_axis("dataset", dataset)
+    num_examples, targets = len(dataset.inputs), dataset.targets
+    if targets is not None and len(targets) != num_examples:
+        raise ValueError(f"dataset has {num_examples} inputs, but {len(targets)} targets: give one target for each")
+    return dataset._replace(inputs=sources.shapes_of(dataset.inputs)), num_examples
 
 
 def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
-def candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
-    """Ids of what is to be scored (None for the whole data set) and which of them can be picked."""
-    available = pool.available(state)
+def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
+    available = pools.available(state)
     if max_sample is None or max_sample >= available.shape[0]:
         return None, available
-    values = numerics.rank_values(jax.random.uniform(key, available.shape), available)
-    ids = numerics.top_indices(values, max_sample)
+    ids = pools.random_query(key, state, max_sample)
     return ids, ids >= 0
 
 
 def _rows(leaf: Any, ids: Array | None) -> Any:
     return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
-
-
-def pick(
-    parts: LoopParts, key: Key, state: LoopState, summary: PyTree, ids: Array | None, available: Array
-) -> tuple[Selection, StepInfo]:
-    """What an acquisition picks from the summaries of the candidates ``ids``, and what there is to say of the round."""
-    labelled = _rows(pool.labelled(state.pool), ids)
-    picked = _select(parts.acquisition, key, summary, available, parts.sizes, state.step, labelled)
-    if ids is not None:
-        picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
-    return picked, _describe(state.pool, picked, summary, available)
-
-
-def after(state: LoopState, fitted: Any, picked: Selection) -> LoopState:
-    """The state when a round is over."""
-    step = jnp.asarray(state.step, jnp.int32) + 1
-    return state._replace(pool=pool.label(state.pool, picked.indices), posterior=fitted, step=step)
 
 
 def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:
@@ -364,14 +312,15 @@ def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:
 
 def _select(
     acquisition: Acquisition,
-    key: Key,
-    summary: PyTree,
-    available: Array,
     sizes: tuple[int, ...],
-    step: Array,
-    labelled: Array,
-) -> Selection:
-    """``acquisition.select`` at this round's size, padded to the largest size."""
+    key: Key,
+    state: LoopState,
+    summary: PyTree,
+    ids: Array | None,
+    available: Array,
+) -> tuple[Selection, StepInfo]:
+    """What the acquisition picks at this round's size, padded to the largest size."""
+    labelled = _rows(pools.labelled(state.pool), ids)
 
     def select(size: int) -> Selection:
         possible = min(size, available.shape[0])
@@ -384,9 +333,13 @@ def _select(
 
     different = sorted(set(sizes))
     if len(different) == 1:
-        return select(different[0])
-    which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(step, len(sizes) - 1)]
-    return jax.lax.switch(which, [partial(select, size) for size in different])
+        picked = select(different[0])
+    else:
+        which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(state.step, len(sizes) - 1)]
+        picked = jax.lax.switch(which, [partial(select, size) for size in different])
+    if ids is not None:
+        picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
+    return picked, _describe(state.pool, picked, summary, available)
 
 
 def _describe(state: PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
@@ -399,10 +352,146 @@ def _describe(state: PoolState, picked: Selection, summary: PyTree, available: A
         mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)
     return StepInfo(
         round=state.round,
-        num_labelled=pool.num_labelled(state),
+        num_labelled=pools.num_labelled(state),
         indices=picked.indices,
         scores=picked.scores,
         num_picked=jnp.sum(picked.indices >= 0, dtype=jnp.int32),
         mean_score=mean_score,
         num_nan=jnp.sum(broken & available, dtype=jnp.int32),
     )
+
+
+def _advance(state: LoopState, fitted: Any, selection: Selection) -> LoopState:
+    step = jnp.asarray(state.step, jnp.int32) + 1
+    return state._replace(pool=pools.label(state.pool, selection.indices), posterior=fitted, step=step)
+
+
+def run(
+    loop: ActiveLoop,
+    key: Key | None,
+    dataset: Dataset,
+    test: Dataset | None = None,
+    *,
+    num_initial: int = 0,
+    num_rounds: int,
+    state: LoopState | None = None,
+    target_inputs: PyTree = None,
+    stop: Criterion | None = None,
+    stop_inputs: PyTree = None,
+) -> tuple[LoopState, StepInfo]:
+    """Several rounds, the same as calling ``loop.step`` that often: one compiled ``lax.scan``.
+
+    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it; ``jax.lax.map`` runs them one after the
+    other in one program, as CPUs do: there it is as fast for dense networks and several times faster for convolutions.
+    ``jax.grad`` goes through where the trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then, since its root
+    has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
+    round are in the pool but not in a fit; ask for one round more to see what they bring.
+
+    Args:
+        loop: from :func:`active_loop`.
+        key: a typed key; None when ``state`` is given.
+        dataset: the pool with all its targets. Where its inputs are a source on the host, rounds are a Python loop.
+        test: where to evaluate every round's fit; ``infos.metrics`` holds the values.
+        num_initial: examples to label at random first.
+        num_rounds: ``R``.
+        state: continue from here; the outcome is bit-identical to a run that was never interrupted.
+        target_inputs: inputs whose predictions matter, for acquisitions that read them.
+        stop: from :mod:`baal_jax.stopping`, asked at the end of every round. Rounds after it has said yes change
+            nothing and say so in ``infos.stopped``; under ``vmap`` every seed stops in its own round. They cost nothing
+            where seeds run one after the other, and a round under ``vmap``.
+        stop_inputs: inputs whose predictions the criterion reads.
+
+    Returns:
+        ``(state, infos)``: the last state, and every :class:`~baal_jax.StepInfo` stacked along a leading axis ``R``.
+
+    Raises:
+        ValueError: a number is not positive, both or neither of ``key`` and ``state`` are given, or ``state`` comes
+            from a run with another criterion.
+    """
+    num_rounds = checks.positive_int("num_rounds", num_rounds)
+    if (key is None) == (state is None):
+        raise ValueError("give a key to start a run, or a state to continue one, not both")
+    if state is None:
+        state = loop.init(key, dataset, num_initial)
+    elif num_initial:
+        raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
+    others = test, target_inputs, stop_inputs
+    blank: Any = None
+    if stop is not None:
+        outcome = jax.eval_shape(partial(_one_round, loop), state, (_shapes(dataset)[0], *others))[1]
+        state, blank = _remember(stop, outcome, state), outcome.info
+    # A first state may hold Python numbers, a carry may not.
+    state = state._replace(step=jnp.asarray(state.step, jnp.int32))
+    if not sources.is_source(dataset.inputs):
+        return _scan(loop, num_rounds, stop, state, dataset, *others)
+    # The last query is not trained on, so this is all that the device will ever hold.
+    after = range(int(state.step), int(state.step) + num_rounds - 1)
+    asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
+    capacity = min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs))
+    infos = []
+    for _ in range(num_rounds):
+        over = stop is not None and bool(state.stopping[1])
+        turn = partial(_no_round, blank) if over else partial(_watched_round, loop, stop, max(capacity, 1))
+        state, info = turn(state, dataset, *others)
+        infos.append(info)
+    return state, jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *infos)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _scan(
+    loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any
+) -> tuple[LoopState, StepInfo]:
+    turn = partial(_watched_round, loop, stop, None)
+
+    def one(state: LoopState, _: None) -> tuple[LoopState, StepInfo]:
+        if stop is None:
+            return turn(state, *data)
+        blank = jax.eval_shape(turn, state, *data)[1]
+        return jax.lax.cond(state.stopping[1], partial(_no_round, blank), turn, state, *data)
+
+    return jax.lax.scan(one, state, None, length=num_rounds)
+
+
+def _one_round(
+    loop: ActiveLoop, state: LoopState, data: tuple[Any, ...], capacity: int | None = None
+) -> tuple[LoopState, Outcome]:
+    """A step, evaluated, with what a criterion may look at."""
+    dataset, test, target_inputs, stop_inputs = data
+    fitted, selection, info = query(loop, state, dataset, target_inputs, capacity=capacity)
+    state = loop.round.advance(state, fitted, selection)
+    info = info._replace(stopped=jnp.zeros((), bool), metrics=None if test is None else loop.evaluate(state, test))
+    log_probs = None if stop_inputs is None else model_average(loop.predict(state, stop_inputs))
+    return state, Outcome(state.pool, info, log_probs)
+
+
+def _watched_round(
+    loop: ActiveLoop, stop: Criterion | None, capacity: int | None, state: LoopState, *data: Any
+) -> tuple[LoopState, StepInfo]:
+    state, outcome = _one_round(loop, state, data, capacity)
+    if stop is None:
+        return state, outcome.info
+    memory, stopped = stop.update(state.stopping[0], outcome)
+    return state._replace(stopping=(memory, jnp.asarray(stopped, bool))), outcome.info
+
+
+def _no_round(shapes: StepInfo, state: LoopState, *data: Any) -> tuple[LoopState, StepInfo]:
+    """A round after the run has stopped: the state as it is, numbers NaN and picks −1."""
+    del data
+    blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
+    return state, jax.tree.map(blank, shapes)._replace(
+        round=state.pool.round,
+        num_labelled=pools.num_labelled(state.pool),
+        num_picked=jnp.zeros((), jnp.int32),
+        num_nan=jnp.zeros((), jnp.int32),
+        stopped=jnp.ones((), bool),
+    )
+
+
+def _remember(stop: Criterion, shapes: Outcome, state: LoopState) -> LoopState:
+    """The state with what the criterion remembers before its first round; as it is if that is there already."""
+    fresh = (stop.init(shapes), jnp.zeros((), bool))
+    if state.stopping is None:
+        return state._replace(stopping=fresh)
+    if jax.tree.map(jnp.shape, state.stopping) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError("state remembers another stopping criterion than stop: continue with the one it was made with")
+    return state

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array, Key
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
 
 
 class PoolState(NamedTuple):
@@ -149,8 +149,22 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
 
 @partial(jax.jit, static_argnums=2)
 def _label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
+    return _label(state, random_query(key, state, num), advance=True)
+
+
+def random_query(key: Key, state: PoolState, num: int) -> Array:
+    """Ids drawn uniformly without replacement from what is available.
+
+    Args:
+        key: a typed key.
+        state: the pool.
+        num: how many.
+
+    Returns:
+        ``int32[num]`` in random order, −1 where fewer are available.
+    """
     values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
-    return _label(state, numerics.top_indices(values, num), advance=True)
+    return numerics.top_indices(values, num)
 
 
 def unlabel(state: PoolState, indices: Any) -> PoolState:
@@ -172,6 +186,12 @@ def unlabel(state: PoolState, indices: Any) -> PoolState:
 @jax.jit
 def _unlabel(state: PoolState, indices: Array) -> PoolState:
     return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, -1, jnp.int32)))
+
+
+def exclude(state: PoolState, indices: Any) -> PoolState:
+    """TEMPORARY: merged from elsewhere."""
+    indices = _as_ids(state, indices)
+    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, -2, jnp.int32)))
 
 
 def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
@@ -202,7 +222,7 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
 
 def available(state: PoolState) -> Array:
     """``bool[N]``: what can still be labelled."""
-    return state.labelled_at < 0
+    return state.labelled_at == -1
 
 
 def num_labelled(state: PoolState) -> Array:
@@ -212,7 +232,7 @@ def num_labelled(state: PoolState) -> Array:
 
 def num_available(state: PoolState) -> Array:
     """``int32[]``: how many examples can still be labelled."""
-    return jnp.sum(state.labelled_at < 0, dtype=jnp.int32)
+    return jnp.sum(state.labelled_at == -1, dtype=jnp.int32)
 
 
 def _as_ids(state: PoolState, indices: Any) -> Array:
@@ -223,3 +243,38 @@ def _as_ids(state: PoolState, indices: Any) -> Array:
 def _set(array: Array, indices: Array, values: Array) -> Array:
     # A negative index would wrap around to the last example, even under mode="drop".
     return array.at[indices].set(values, mode="drop", wrap_negative_indices=False)
+
+
+def first_query(
+    key: Key, state: PoolState, num: int, acquisition: Acquisition | None = None, embeddings: PyTree = None
+) -> Selection:
+    """Picks before there is a fit: at random, or by an acquisition that needs none (the cold start).
+
+    Args:
+        key: a typed key.
+        state: of the pool.
+        num: how many.
+        acquisition: such as ``selection.typiclust()``; None for uniformly random picks.
+        embeddings: ``[N, D]``, what the acquisition reads.
+
+    Returns:
+        A :class:`~baal_jax.Selection` of ``num`` ids, −1 where fewer are left.
+
+    Raises:
+        ValueError: the acquisition reads embeddings and there are none, or not one for every example.
+    """
+    free = available(state)
+    if acquisition is None:
+        indices = random_query(key, state, num)
+        return Selection(indices, jnp.full(indices.shape, jnp.nan, jnp.float32))
+    summary = None
+    if acquisition.summarise is not None:
+        if embeddings is None:
+            raise ValueError("embeddings is None: an acquisition that reads features needs embeddings=[N, D] here")
+        if checks.leading_axis("embeddings", embeddings) != free.shape[0]:
+            raise ValueError(
+                f"embeddings of {checks.leading_axis('embeddings', embeddings)} examples for {free.shape[0]}: "
+                "one row for every example of the data set is needed"
+            )
+        summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
+    return acquisition.select(key, summary, free, num, labelled(state))

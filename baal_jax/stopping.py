@@ -5,7 +5,7 @@ A criterion is two pure functions. ``run(…, stop=criterion)`` asks it in every
 
 ```python
 memory = criterion.init(round)
-memory, stop = criterion.update(memory, stopping.Round(state.pool, info))
+memory, stop = criterion.update(memory, stopping.Outcome(state.pool, info))
 ```
 """
 
@@ -23,7 +23,7 @@ from baal_jax.pool import PoolState, num_labelled
 from baal_jax.typing import Array, PyTree
 
 
-class Round(NamedTuple):
+class Outcome(NamedTuple):
     """What a criterion may look at when a round is over.
 
     Attributes:
@@ -41,12 +41,12 @@ class Criterion(NamedTuple):
     """A rule with a memory.
 
     Attributes:
-        init: ``Round -> memory``; reads shapes alone.
-        update: ``(memory, Round) -> (memory, stop bool[])``.
+        init: ``Outcome -> memory``; reads shapes alone.
+        update: ``(memory, Outcome) -> (memory, stop bool[])``.
     """
 
-    init: Callable[[Round], PyTree]
-    update: Callable[[PyTree, Round], tuple[PyTree, Array]]
+    init: Callable[[Outcome], PyTree]
+    update: Callable[[PyTree, Outcome], tuple[PyTree, Array]]
 
 
 @functools.cache  # one object for one configuration, so that a run compiles once
@@ -67,7 +67,7 @@ def labelling_budget(budget: int) -> Criterion:
     Example:
         >>> from baal_jax import pool, stopping
         >>> rule = stopping.labelling_budget(2)
-        >>> bool(rule.update((), stopping.Round(pool.label(pool.init(5), [0, 3]), None))[1])
+        >>> bool(rule.update((), stopping.Outcome(pool.label(pool.init(5), [0, 3]), None))[1])
         True
     """
     budget = checks.positive_int("budget", budget)
@@ -117,11 +117,11 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     """
     patience = checks.positive_int("patience", patience)
 
-    def init(found: Round) -> _Recent:
+    def init(found: Outcome) -> _Recent:
         value = _metric(found, metric)
         return _Recent(jnp.full(patience + 1, jnp.nan, value.dtype), jnp.zeros((), jnp.int32))
 
-    def update(memory: _Recent, found: Round) -> tuple[_Recent, Array]:
+    def update(memory: _Recent, found: Outcome) -> tuple[_Recent, Array]:
         latest = _metric(found, metric)
         recent = jnp.append(memory.values[1:], latest)
         count = jnp.minimum(memory.rounds + 1, patience + 1)
@@ -165,14 +165,14 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     window = checks.positive_int("window", window)
     threshold = float(threshold)
 
-    def init(found: Round) -> _Agreement:
+    def init(found: Outcome) -> _Agreement:
         if found.log_probs is None:
             raise ValueError("stabilising_predictions needs stop_inputs: give the run some unlabelled inputs")
         return _Agreement(
             jnp.zeros(found.log_probs.shape[:-1], jnp.int32), jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
         )
 
-    def update(memory: _Agreement, found: Round) -> tuple[_Agreement, Array]:
+    def update(memory: _Agreement, found: Outcome) -> tuple[_Agreement, Array]:
         predicted = jnp.argmax(found.log_probs, axis=-1).astype(jnp.int32)
         kappa = _kappa(memory.predicted, predicted, found.log_probs.shape[-1])
         kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, jnp.nan))
@@ -212,17 +212,17 @@ def all_of(*criteria: Criterion) -> Criterion:
 
 @functools.cache
 def _combined(criteria: tuple[Criterion, ...], combine: Callable[[Array], Array]) -> Criterion:
-    def init(found: Round) -> tuple[PyTree, ...]:
+    def init(found: Outcome) -> tuple[PyTree, ...]:
         return tuple(criterion.init(found) for criterion in criteria)
 
-    def update(memories: tuple[PyTree, ...], found: Round) -> tuple[tuple[PyTree, ...], Array]:
+    def update(memories: tuple[PyTree, ...], found: Outcome) -> tuple[tuple[PyTree, ...], Array]:
         answers = [criterion.update(memory, found) for criterion, memory in zip(criteria, memories, strict=True)]
         return tuple(memory for memory, _ in answers), combine(jnp.stack([stop for _, stop in answers]))
 
     return Criterion(init, update)
 
 
-def _metric(found: Round, name: str) -> Array:
+def _metric(found: Outcome, name: str) -> Array:
     metrics = found.info.metrics or {}
     if name not in metrics:
         known = ", ".join(metrics) or "none, because it has no test set"

@@ -158,3 +158,70 @@ class Acquisition(NamedTuple):
     summarise: Callable[[Predictions], PyTree] | None
     select: SelectFn
     reads_labelled: bool = False
+
+
+class LoopState(NamedTuple):
+    """What the next round needs, and nothing else.
+
+    Attributes:
+        key: typed key of the whole run; round ``r`` uses ``fold_in(key, r)``.
+        pool: which examples are labelled.
+        posterior: state of the last fit; zeros before the first.
+        step: ``int32[]``, rounds of this loop so far.
+        stopping: ``(memory of the criterion, stopped bool[])`` in a run that may stop, else None.
+    """
+
+    key: Key
+    pool: Any
+    posterior: Any
+    step: Any = 0
+    stopping: Any = None
+
+
+class StepInfo(NamedTuple):
+    """What one would plot.
+
+    Attributes:
+        round: ``int32[]``.
+        num_labelled: ``int32[]``, labels that this round's fit has seen.
+        indices: ``int32[Q]``, what was picked, best first; −1 where the pool ran out.
+        scores: ``float32[Q]``, their scores.
+        num_picked: ``int32[]``, how many were picked; 0 once the pool is empty.
+        mean_score: ``float32[]``, mean score of the available examples that were scored, NaN aside (NaN where the
+            acquisition keeps more than a score).
+        num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.
+        metrics: name → value on the test set given to :func:`~baal_jax.run`, else None.
+        stopped: ``bool[]``, True for a round that did not happen because the run had stopped before: its numbers are
+            NaN, its picks −1.
+    """
+
+    round: Array
+    num_labelled: Array
+    indices: Array
+    scores: Array
+    num_picked: Array
+    mean_score: Array
+    num_nan: Array
+    metrics: Any = None
+    stopped: Any = False
+
+
+class Round(NamedTuple):
+    """A step, taken apart: five functions, each pure and jitted, of which every sequence of rounds is composed.
+
+    Attributes:
+        fit: ``(key, dataset, state) -> fitted``: the posterior's fit to what the pool of ``state`` has labelled.
+        candidates: ``(key, state) -> (ids, available)``: ids of what is to be scored (None for the whole data set),
+            and which of them can be picked.
+        summarise: ``(key, fitted, inputs, target_inputs=None) -> summary``: what the acquisition keeps of the
+            predictions on these inputs, a pytree ``[N, …]``; None where nothing is predicted.
+        select: ``(key, state, summary, ids, available) -> (selection, info)``: what is picked, by its ids in the whole
+            data set, and the :class:`StepInfo` of the round.
+        advance: ``(state, fitted, selection) -> state``: the picks are labelled, the next round begins.
+    """
+
+    fit: Callable[..., Any]
+    candidates: Callable[..., tuple[Array | None, Array]]
+    summarise: Callable[..., PyTree]
+    select: Callable[..., tuple[Selection, StepInfo]]
+    advance: Callable[..., LoopState]

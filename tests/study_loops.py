@@ -50,4 +50,4 @@ def centroids(scale=3.0):
 
 def loops(names=("random", "bald"), **options):
     options = {"query_size": 3, "num_samples": 6, **options}
-    return study.grid(centroids(), {name: ACQUISITIONS[name] for name in names}, **options)
+    return study.strategies(centroids(), {name: ACQUISITIONS[name] for name in names}, **options)

@@ -13,7 +13,6 @@ import pytest
 
 from baal_jax import Predictions, annotation, selection
 from baal_jax import __main__ as command_line
-from baal_jax.loop import round_keys
 from tests.study_loops import data, loops
 
 TRAIN, _ = data()
@@ -73,11 +72,11 @@ def test_the_whole_round_trip(tmp_path):
     assert found.new.tolist() == sorted(ids[2:])
     assert found.skipped.tolist() == [ids[0]]
     assert found.waiting.tolist() == [ids[1]]
-    state, skipped = annotation.answers(home)
+    state = annotation.answers(home)
     labelled = np.flatnonzero(np.asarray(state.labelled_at) >= 0)
     assert labelled.tolist() == sorted(ids[2:])
     np.testing.assert_array_equal(np.asarray(state.targets)[labelled], TRAIN.targets[labelled])
-    assert np.flatnonzero(skipped).tolist() == [ids[0]]
+    assert np.flatnonzero(np.asarray(state.labelled_at) == -2).tolist() == [ids[0]]
     assert np.all(np.asarray(state.targets)[np.asarray(state.labelled_at) < 0] == -1)
 
     waiting = ask(home)  # one answer is missing: the same query
@@ -100,7 +99,7 @@ def test_the_whole_round_trip(tmp_path):
 
     both = exported(second) + tasks  # one project collects all queries
     assert annotation.ingest(home, save(tmp_path, both)).new.tolist() == sorted(second.indices)
-    state, _ = annotation.answers(home)
+    state = annotation.answers(home)
     assert sorted(np.asarray(state.labelled_at)[second.indices]) == [1] * 5
     assert ask(home).round == 2
 
@@ -148,12 +147,10 @@ def test_an_export_twice_changes_nothing_and_a_later_one_corrects(tmp_path):
     assert NAMES[int(annotation.answers(home)[0].targets[index])] == other
     tasks[0]["annotations"] = [{"was_cancelled": True, "result": []}]
     annotation.ingest(home, save(tmp_path, tasks[:1], "last.json"))
-    state, skipped = annotation.answers(home)
-    assert skipped[index]
-    assert int(state.labelled_at[index]) == -1
+    state = annotation.answers(home)
+    assert int(state.labelled_at[index]) == -2
     annotation.ingest(home, path)  # and back
-    state, skipped = annotation.answers(home)
-    assert not skipped[index]
+    state = annotation.answers(home)
     assert int(state.labelled_at[index]) == 0
 
 
@@ -318,7 +315,7 @@ def test_a_cold_start_picks_the_first_query(tmp_path):
     typical = selection.typiclust()
     summary = typical.summarise(Predictions(None, jnp.asarray(TRAIN.inputs)))
     everything = jnp.ones(40, bool)
-    expected = typical.select(round_keys(jax.random.key(0), 0).select, summary, everything, 6, ~everything).indices
+    expected = typical.select(jax.random.split(jax.random.key(0))[1], summary, everything, 6, ~everything).indices
     np.testing.assert_array_equal(query.indices, expected)
     assert query.indices.tolist() != ask(begin(tmp_path / "random")).indices.tolist()
     with pytest.raises(ValueError, match="embeddings is None"):

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 import baal_jax as baal
-from baal_jax import heuristics, pool, selection, stopping
+from baal_jax import heuristics, metrics, pool, selection, stopping
 
 # The rules of Baal are conformance case 48.
 
@@ -28,12 +28,12 @@ def answers(criterion, rounds):
 
 def measured(values, name="nll"):
     infos = [SimpleNamespace(metrics={name: jnp.float32(value)}, mean_score=jnp.float32(value)) for value in values]
-    return [stopping.Round(None, info) for info in infos]
+    return [stopping.Outcome(None, info) for info in infos]
 
 
 def predicted(*rounds, num_classes=3):
     return [
-        stopping.Round(None, None, jnp.log(jax.nn.one_hot(jnp.array(found), num_classes) + 0.1)) for found in rounds
+        stopping.Outcome(None, None, jnp.log(jax.nn.one_hot(jnp.array(found), num_classes) + 0.1)) for found in rounds
     ]
 
 
@@ -43,13 +43,13 @@ def test_a_budget_counts_every_label_whenever_it_was_given():
     for i in range(1, 4):
         states.append(pool.label(states[-1], [i]))
     assert int(pool.labelled(states[-1], last_rounds=1).sum()) == 1
-    assert answers(stopping.labelling_budget(3), [stopping.Round(state, None) for state in states]) == [0, 0, 1, 1]
+    assert answers(stopping.labelling_budget(3), [stopping.Outcome(state, None) for state in states]) == [0, 0, 1, 1]
 
 
 def test_a_budget_is_not_spent_by_padding_nor_by_labels_taken_back():
     state = pool.label(pool.init(5), [0, 1, -1])
     full = pool.label(state, [2])
-    rounds = [stopping.Round(found, None) for found in (state, full, pool.unlabel(full, [0]))]
+    rounds = [stopping.Outcome(found, None) for found in (state, full, pool.unlabel(full, [0]))]
     assert answers(stopping.labelling_budget(3), rounds) == [False, True, False]
 
 
@@ -109,7 +109,7 @@ def test_a_network_that_predicts_one_class_everywhere_agrees_with_itself():
 
 def test_criteria_combine():
     rounds = [
-        stopping.Round(pool.label(pool.init(4), list(range(n))), SimpleNamespace(mean_score=jnp.float32(score)))
+        stopping.Outcome(pool.label(pool.init(4), list(range(n))), SimpleNamespace(mean_score=jnp.float32(score)))
         for n, score in ((1, 0.1), (1, 0.9), (2, 0.9), (2, 0.1))
     ]
     rules = stopping.labelling_budget(2), stopping.low_uncertainty(0.5)
@@ -170,13 +170,8 @@ def setting():
     data = baal.Dataset(jnp.asarray(inputs), jnp.asarray(targets))
     train, test = (jax.tree.map(lambda leaf, part=part: leaf[part], data) for part in (slice(40), slice(40, 60)))
 
-    @functools.cache
-    def make(method):
-        return baal.active_loop(
-            POSTERIOR, selection.top_k(heuristics.bald), query_size=(1, 2), num_samples=5, vmap_method=method
-        )
-
-    return make, train, test
+    loop = baal.active_loop(POSTERIOR, selection.top_k(heuristics.bald), query_size=(1, 2), num_samples=5)
+    return loop, train, test
 
 
 def by_hand(loop, criterion, key, train, test):
@@ -185,7 +180,7 @@ def by_hand(loop, criterion, key, train, test):
     for _ in range(ROUNDS):
         state, info = loop.step(state, train)
         info = info._replace(metrics=loop.evaluate(state, test))
-        found = stopping.Round(state.pool, info, loop.average(state, test.inputs))
+        found = stopping.Outcome(state.pool, info, metrics.model_average(loop.predict(state, test.inputs)))
         memory, stop = criterion.update(criterion.init(found) if memory is None else memory, found)
         picks.append(info.indices)
         if stop:
@@ -193,17 +188,17 @@ def by_hand(loop, criterion, key, train, test):
     return len(picks), np.stack(picks)
 
 
-@pytest.mark.parametrize(("name", "method"), [*((name, "sequential") for name in CRITERIA), ("any", "vectorized")])
-def test_every_seed_of_a_vmap_stops_where_its_loop_in_python_does(name, method, setting):
-    make, train, test = setting
-    loop, keys = make(method), jax.random.split(jax.random.key(3), SEEDS)
+@pytest.mark.parametrize(("name", "over_keys"), [*((name, jax.lax.map) for name in CRITERIA), ("any", None)])
+def test_every_seed_of_many_stops_where_its_loop_in_python_does(name, over_keys, setting):
+    loop, train, test = setting
+    keys = jax.random.split(jax.random.key(3), SEEDS)
 
     def one(key):
         return baal.run(
             loop, key, train, test, num_initial=4, num_rounds=ROUNDS, stop=CRITERIA[name], stop_inputs=test.inputs
         )
 
-    states, infos = jax.jit(jax.vmap(one))(keys)
+    states, infos = jax.jit(lambda keys: over_keys(one, keys) if over_keys else jax.vmap(one)(keys))(keys)
     lengths = []
     for s in range(SEEDS):
         length, picks = by_hand(loop, CRITERIA[name], keys[s], train, test)
@@ -221,8 +216,8 @@ def test_every_seed_of_a_vmap_stops_where_its_loop_in_python_does(name, method, 
 
 
 def test_a_run_that_continues_decides_as_one_that_was_never_interrupted(setting):
-    make, train, test = setting
-    loop, key = make("sequential"), jax.random.key(4)
+    loop, train, test = setting
+    key = jax.random.key(4)
     arguments = {"stop": CRITERIA["predictions"], "stop_inputs": test.inputs}
     whole, infos = baal.run(loop, key, train, test, num_initial=4, num_rounds=4, **arguments)
     half, first = baal.run(loop, key, train, test, num_initial=4, num_rounds=2, **arguments)
@@ -235,8 +230,8 @@ def test_a_run_that_continues_decides_as_one_that_was_never_interrupted(setting)
 
 
 def test_criteria_say_what_they_miss(setting):
-    make, train, test = setting
-    run = functools.partial(baal.run, make("sequential"), jax.random.key(0), train, num_initial=4, num_rounds=1)
+    loop, train, test = setting
+    run = functools.partial(baal.run, loop, jax.random.key(0), train, num_initial=4, num_rounds=1)
     with pytest.raises(ValueError, match="'auroc' is not among the metrics of the run: accuracy"):
         run(test, stop=stopping.plateau("auroc"))
     with pytest.raises(ValueError, match="no test set"):
@@ -246,14 +241,14 @@ def test_criteria_say_what_they_miss(setting):
 
 
 def test_a_schedule_of_query_sizes(setting):
-    make, train, _ = setting
-    state, infos = baal.run(make("sequential"), jax.random.key(0), train, num_initial=4, num_rounds=3)
+    loop, train, _ = setting
+    state, infos = baal.run(loop, jax.random.key(0), train, num_initial=4, num_rounds=3)
     assert infos.num_picked.tolist() == [1, 2, 2]  # the last size holds on
     assert infos.num_labelled.tolist() == [4, 5, 7]
     assert (infos.indices >= 0).tolist() == [[True, False], [True, True], [True, True]]
     # Where the schedule stands travels in the state.
-    half, _ = baal.run(make("sequential"), jax.random.key(0), train, num_initial=4, num_rounds=1)
-    rest, later = baal.run(make("sequential"), None, train, state=half, num_rounds=2)
+    half, _ = baal.run(loop, jax.random.key(0), train, num_initial=4, num_rounds=1)
+    rest, later = baal.run(loop, None, train, state=half, num_rounds=2)
     assert later.num_picked.tolist() == [2, 2]
     chex.assert_trees_all_equal(rest.pool, state.pool)
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, metrics, selection, stopping, study
-from baal_jax.study import _program, results
+from baal_jax import metrics, selection, stopping, study
+from baal_jax.data import View
+from baal_jax.study import results
 from tests.study_loops import centroids, data, loops
 
 TRAIN, TEST = data()
-OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 SIZE = {"num_seeds": 3, "num_rounds": 3, "num_initial": 4}
 
 
@@ -90,7 +90,9 @@ def test_seeds_and_strategies_are_added_to_what_is_there(home, tmp_path):
     assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
     assert list(found.runs) == ["random", "bald"]
     assert found.description["seeds"] == list(range(5))
-    fewer = run(tmp_path, loops(["bald"]), num_seeds=1, metric="nll", name="a title")  # less: nothing is taken away
+    fewer = run(
+        tmp_path, loops(["bald"]), num_seeds=1, about=study.About(metric="nll", name="a title")
+    )  # less: nothing is taken away
     assert len(fewer.runs["random"].seeds) == 5
     assert fewer.description["baseline"] == "random"
     assert study.results.read(tmp_path).description["metric"] == "nll"
@@ -112,36 +114,6 @@ def test_a_strategy_is_compiled_once_and_a_seed_more_compiles_nothing_else(tmp_p
     run(tmp_path, num_seeds=10)
     assert compiled[2:] == compiled[:2]
     assert not any("callback" in text for text in compiled)
-
-
-def program(loop, chunk, memory=None, may_shrink=False):
-    shared = _program.Data(jax.random.key(0), *jax.tree.map(jnp.asarray, (TRAIN, TEST, None, None)))
-    return _program.trace(loop, _program.Rounds(2, 4, None), shared, chunk).compile(memory, may_shrink)
-
-
-def test_memory_grows_in_proportion_to_the_seeds_and_bounds_them():
-    loop = baal.active_loop(
-        centroids(), selection.top_k(heuristics.bald), query_size=3, num_samples=64, vmap_method="vectorized"
-    )
-    num_devices = len(jax.devices())
-    sizes = {n: program(loop, n * num_devices).memory for n in (2, 8)}
-    shared = sum(leaf.nbytes for leaf in jax.tree.leaves((TRAIN, TEST)))
-    one = (sizes[8] - sizes[2]) / 6
-    assert sizes[8] == pytest.approx(shared + 8 * one, rel=0.1)
-    limit = int(shared + 5.5 * one)
-    found = program(loop, 8 * num_devices, limit, may_shrink=True)
-    assert found.memory <= limit
-    assert found.chunk in (4 * num_devices, 5 * num_devices)
-    with pytest.raises(ValueError, match=r"a call for \d+ seeds takes .* smaller chunk"):
-        program(loop, 8 * num_devices, limit)
-    with pytest.raises(ValueError, match=r"memory=0.000954 MiB"):
-        program(loop, 1, 1000, may_shrink=True)
-
-
-def test_a_study_with_less_memory_has_smaller_calls_and_the_same_numbers(home, tmp_path):
-    enough = int(1.5 * program(loops()["bald"], 1).memory)
-    run(tmp_path, num_seeds=5, memory=enough)
-    assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
 
 
 def test_every_seed_stops_for_itself(tmp_path):
@@ -203,8 +175,8 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(tmp_path, case):
     options = {"num_rounds": 4, "num_seeds": 2, "stop": stopping.labelling_budget(9)}
     inside = run(tmp_path / "device", strategies, **options)
     source = Items(TRAIN.inputs)
-    reader = study.Stream(batch_size=16, inputs_of=lambda item: item["input"])
-    outside = run(tmp_path / "host", strategies, TRAIN._replace(inputs=source), stream=reader, **options)
+    train = TRAIN._replace(inputs=View(source, lambda item: item["input"]))
+    outside = run(tmp_path / "host", strategies, train, **options)
     assert source.read
     for name, runs in inside.runs.items():
         streamed = outside.runs[name]
@@ -215,24 +187,8 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(tmp_path, case):
     before = (tmp_path / "host" / "results.csv").read_bytes()
     for path in (tmp_path / "host" / "cells").glob("bald-*"):
         path.unlink()
-    run(tmp_path / "host", strategies, TRAIN._replace(inputs=source), stream=reader, **options)
+    run(tmp_path / "host", strategies, train, **options)
     assert (tmp_path / "host" / "results.csv").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("stream", "programs"), [(None, {"some_seeds"}), (study.Stream(), {"fit", "summary", "pick", "after"})]
-)
-def test_what_is_compiled_has_the_options(tmp_path, stream, programs):
-    """The option makes the compiler write down what it is given."""
-    options = {"xla_dump_to": str(tmp_path / "dump"), "xla_dump_hlo_as_text": True}
-    given = {"stream": stream, "compiler_options": options, "num_seeds": 1}
-    found = run(tmp_path / "study", loops(["bald"]), **given)
-    assert found.description["compiler_options"] == options
-    dumped = " ".join(path.name for path in (tmp_path / "dump").iterdir())
-    assert all(f"jit_{name}" in dumped for name in programs), dumped
-    before = (tmp_path / "study" / "results.csv").read_bytes()
-    run(tmp_path / "study", loops(["bald"]), **given)
-    assert (tmp_path / "study" / "results.csv").read_bytes() == before
 
 
 def test_sources_may_be_lists_and_memory_maps_and_their_changes_are_seen(tmp_path):
@@ -240,29 +196,28 @@ def test_sources_may_be_lists_and_memory_maps_and_their_changes_are_seen(tmp_pat
     sources = {"list": list(TRAIN.inputs), "map": np.load(tmp_path / "pool.npy", mmap_mode="r")}
     strategies = loops(["bald"])
     found = {
-        name: run(tmp_path / name, strategies, TRAIN._replace(inputs=source), stream=study.Stream(), num_seeds=1)
+        name: run(tmp_path / name, strategies, TRAIN._replace(inputs=source), num_seeds=1)
         for name, source in sources.items()
     }
     np.testing.assert_array_equal(found["list"].runs["bald"].indices, found["map"].runs["bald"].indices)
     with pytest.raises(ValueError, match="another program"):
-        run(tmp_path / "list", strategies, TRAIN._replace(inputs=sources["list"]), stream=study.Stream(batch_size=7))
+        run(tmp_path / "list", loops(["bald"], batch_size=7), TRAIN._replace(inputs=sources["list"]))
     with pytest.raises(ValueError, match="train has 39 inputs, but 40 targets"):
-        run(tmp_path / "list", strategies, TRAIN._replace(inputs=sources["list"][1:]), stream=study.Stream())
+        run(tmp_path / "list", strategies, TRAIN._replace(inputs=sources["list"][1:]))
 
 
 CHANGES = {
     "num_rounds": ({"num_rounds": 4}, "num_rounds=3, but now it is 4"),
     "num_initial": ({"num_initial": 5}, "num_initial=4, but now it is 5"),
     "key": ({"key": jax.random.key(1)}, "key="),
-    "implementation of the key": ({"key": baal.fast_key(0)}, "another program"),
+    "implementation of the key": ({"key": jax.random.key(0, impl="rbg")}, "key="),
     "data": ({"train": TRAIN._replace(inputs=TRAIN.inputs + 1)}, "data="),
     "test data": ({"test": TEST._replace(inputs=TEST.inputs + 1)}, "data="),
-    "config": ({"config": {"rate": 0.5}}, "config="),
-    "options": ({"compiler_options": OPTIONS}, "compiler_options=None, but now it is {'xla_"),
+    "config": ({"about": study.About(config={"rate": 0.5})}, "config="),
     "query size": ({"strategies": loops(query_size=2)}, r"loops\['random'\] is another program"),
     "draws": ({"strategies": loops(num_samples=7)}, r"loops\['random'\] is another program"),
     "posterior": (
-        {"strategies": study.grid(centroids(1.0), {"random": selection.random()}, query_size=3)},
+        {"strategies": study.strategies(centroids(1.0), {"random": selection.random()}, query_size=3)},
         "another prog",
     ),
 }
@@ -281,12 +236,18 @@ WRONG = {
     "no strategy": ({"strategies": {}}, "loops is empty"),
     "no seeds": ({"num_seeds": 0}, "num_seeds=0"),
     "chunk": ({"chunk": 0}, "chunk=0"),
-    "baseline": ({"baseline": "badge"}, "baseline='badge' is not among the strategies: random, bald"),
-    "metric": ({"metric": "auroc"}, "metric='auroc' is not what 'random' reports: choose one of accuracy"),
+    "baseline": (
+        {"about": study.About(baseline="badge")},
+        "baseline='badge' is not among the strategies: random, bald",
+    ),
+    "metric": (
+        {"about": study.About(metric="auroc")},
+        "metric='auroc' is not what 'random' reports: choose",
+    ),
     "targets": ({"train": TRAIN._replace(targets=None)}, "train has no targets"),
     "lengths": ({"train": TRAIN._replace(targets=TRAIN.targets[1:])}, "train needs one common leading axis"),
     "key": ({"key": 0}, "key=0 must be a typed key"),
-    "option": ({"compiler_options": {"xla_cpu_vectors": 512}}, r"compiler_options=.*No such compile option"),
+    "test source": ({"test": TEST._replace(inputs=View(TEST.inputs))}, "test.inputs is a source"),
     "too many": ({"num_initial": 39}, "query_size=3 exceeds the 1 unlabelled"),
 }
 
@@ -315,7 +276,7 @@ def test_cells_without_a_description_are_refused(tmp_path):
 
 def test_names_may_look_alike_and_hold_anything(tmp_path):
     picks = {name: selection.random() for name in ("bald", "bald-0", "a/τ")}
-    found = run(tmp_path, study.grid(centroids(), picks, query_size=3))
+    found = run(tmp_path, study.strategies(centroids(), picks, query_size=3))
     assert list(found.runs) == list(picks)
     again = study.results.read(tmp_path)
     for name in picks:
@@ -377,11 +338,11 @@ def test_killed_at_any_moment_the_same_command_finishes_it(home, tmp_path):
 
 def test_names_of_a_grid():
     several = {"near": centroids(9.0), "far": centroids(1.0)}
-    assert list(study.grid(several, selection.random(), query_size=1)) == ["near", "far"]
+    assert list(study.strategies(several, selection.random(), query_size=1)) == ["near", "far"]
     with pytest.raises(ValueError, match="without a name"):
-        study.grid(centroids(), selection.random(), query_size=1)
+        study.strategies(centroids(), selection.random(), query_size=1)
     with pytest.raises(ValueError, match="query_size=0"):
-        study.grid(several, selection.random(), query_size=0)
+        study.strategies(several, selection.random(), query_size=0)
 
 
 def test_cores_are_decided_before_jax_computes(monkeypatch):

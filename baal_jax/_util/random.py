@@ -124,6 +124,18 @@ def implementation(keys: Key | jax.ShapeDtypeStruct) -> Any:
     return found[0]
 
 
+def zeros(shapes: PyTree) -> PyTree:
+    """Arrays of zeros of these shapes, keys included."""
+
+    def zero(leaf: jax.ShapeDtypeStruct) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=implementation(leaf))
+
+    return jax.tree.map(zero, shapes)
+
+
 def vectorised(key: Key) -> Key:
     """The same key with bits that compile into one loop; keys of any other kind come back unchanged."""
     if str(jax.random.key_impl(key)) != "threefry2x32":

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from baal_jax import pool
 from baal_jax._util import checks, files
 from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
-from baal_jax.loop import ActiveLoop, round_keys
+from baal_jax.loop import ActiveLoop
+from baal_jax.loop import query as query_pool
 from baal_jax.metrics import model_average
 from baal_jax.pool import PoolState
-from baal_jax.pool import init as empty_pool
-from baal_jax.prediction import summarise
-from baal_jax.typing import Acquisition, Array, Dataset, Key, Predictions, PyTree
+from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
 FORMAT = 1
 
@@ -132,7 +131,8 @@ def propose(
 
     Args:
         folder: of a project that :func:`start` began.
-        loop: its posterior, acquisition, schedule of query sizes and draws are used.
+        loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
+            same first labels it picks the same examples.
         inputs: ``[N, …]`` of the pool.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.
@@ -162,17 +162,23 @@ def propose(
         if last.waiting.size:
             return last
     number = len(queries)
-    state, skipped = answers(folder)
-    available = jnp.asarray((np.asarray(state.labelled_at) < 0) & ~skipped)
-    keys = round_keys(key, jnp.asarray(number, jnp.int32))
+    answered = answers(folder)
+    key_rounds, key_first = jax.random.split(key)  # as in a loop, whose picks are the same for the same key
     shown = None
-    if not int(np.sum(np.asarray(state.labelled_at) >= 0)):
+    if not int(pool.num_labelled(answered)):
         size = min(checks.positive_int("num_initial", num_initial), num_examples)
-        picked = _first(keys.select, available, size, cold_start, embeddings)
+        key_first = (
+            jax.random.fold_in(key_first, number) if number else key_first
+        )  # others when the first were given up
+        selection = pool.first_query(key_first, answered, size, cold_start, embeddings)
     else:
-        size = loop.parts.sizes[min(max(number - 1, 0), len(loop.parts.sizes) - 1)]
-        picked, shown = _next(loop, keys, Dataset(inputs, state.targets), state, available, size, target_inputs)
-    ids, scores = np.asarray(picked.indices), np.asarray(picked.scores, np.float64)
+        state = LoopState(key_rounds, answered, None, step=jnp.asarray(max(number - 1, 0), jnp.int32))
+        fitted, selection, _ = query_pool(loop, state, Dataset(inputs), target_inputs)
+        queried = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.maximum(selection.indices, 0)], inputs)
+        outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)
+        is_number = jnp.issubdtype(answered.targets.dtype, jnp.floating)
+        shown = jnp.mean(outputs, axis=0).reshape(outputs.shape[1]) if is_number else jnp.exp(model_average(outputs))
+    ids, scores = np.asarray(selection.indices), np.asarray(selection.scores, np.float64)
     kept = ids >= 0
     if not kept.any():
         raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
@@ -265,15 +271,15 @@ def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
     return datetime.fromisoformat(known["time"]) > datetime.fromisoformat(time)
 
 
-def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
+def answers(folder: str | Path) -> PoolState:
     """All answers so far, as a pool that stores them.
 
     Args:
         folder: of the project.
 
     Returns:
-        ``(pool, skipped bool[N])``. Targets are −1 (numbers: NaN) where there is no answer; ``labelled_at`` holds the
-        query that asked. What was skipped is not labelled, and should not be picked.
+        A :class:`~baal_jax.PoolState` that stores targets, −1 (numbers: NaN) where there is no answer; ``labelled_at``
+        holds the query that asked. What was skipped is excluded: neither trained on nor queried again.
 
     Raises:
         ValueError: there is no project, or a file of it is damaged.
@@ -287,47 +293,9 @@ def answers(folder: str | Path) -> tuple[PoolState, np.ndarray]:
     labelled_at = np.full(num_examples, -1, np.int32)
     for index, label in labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
-    left_out = np.zeros(num_examples, bool)
-    left_out[list(skipped)] = True
-    state = empty_pool(num_examples, targets=jnp.asarray(targets))
     number = jnp.asarray(len(_queries(folder)), jnp.int32)
-    return state._replace(labelled_at=jnp.asarray(labelled_at), round=number), left_out
-
-
-def _first(key: Key, available: Array, size: int, cold_start: Acquisition | None, embeddings: PyTree) -> Any:
-    from baal_jax.selection import random
-
-    acquisition = random() if cold_start is None else cold_start
-    summary = None
-    if acquisition.summarise is not None:
-        if embeddings is None:
-            raise ValueError("embeddings is None: a cold start reads them, pass embeddings=[N, D]")
-        summary = acquisition.summarise(Predictions(None, jnp.asarray(embeddings)))
-    return acquisition.select(key, summary, available, size, jnp.zeros_like(available))
-
-
-def _next(
-    loop: ActiveLoop, keys: Any, dataset: Dataset, state: PoolState, available: Array, size: int, target_inputs: PyTree
-) -> tuple[Any, Any]:
-    """What the loop's acquisition picks after a fit to the answers, and the predictions of what it picked."""
-    parts, labelled = loop.parts, state.labelled_at >= 0
-    fitted = jax.jit(parts.posterior.fit)(keys.fit, dataset, labelled)
-    predict = partial(summarise, keys.draws, parts.posterior, fitted, num_samples=parts.num_samples, batch_size=256)
-    summary_fn = parts.acquisition.summarise
-    summary = None
-    if summary_fn is not None:
-        of_pool = lambda data, aims: predict(data, summary_fn, features=parts.features, target_inputs=aims)  # noqa: E731
-        summary = jax.jit(of_pool)(dataset.inputs, target_inputs)
-    picked = parts.acquisition.select(keys.select, summary, available, min(size, len(available)), labelled)
-    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.maximum(picked.indices, 0)], dataset.inputs)
-    is_number = jnp.issubdtype(state.targets.dtype, jnp.floating)
-
-    def shown(predictions: Predictions) -> Array:
-        if is_number:
-            return jnp.mean(predictions.logits, axis=0).reshape(predictions.logits.shape[1])
-        return jnp.exp(model_average(predictions.logits))
-
-    return picked, predict(rows, shown)
+    state = PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
+    return pool.exclude(state, np.array(sorted(skipped), np.int32))
 
 
 def _project(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Data sets as arrays. Nothing above imports this; whatever a loader needs is imported where it is used."""
 
+from baal_jax._util.sources import View
 from baal_jax.data._adapters import from_arrays, from_huggingface
 from baal_jax.data._cifar10 import CIFAR10_CLASSES, cifar10
 from baal_jax.data._digits import digits
@@ -9,6 +10,7 @@ from baal_jax.data._uci import Regression, uci
 __all__ = [
     "CIFAR10_CLASSES",
     "Regression",
+    "View",
     "cifar10",
     "class_names",
     "digits",

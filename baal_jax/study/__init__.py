@@ -4,9 +4,10 @@
 numbers. Here that is a call:
 
 ```python
-loops = study.grid(posterior, {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}, query_size=10)
-found = study.run("runs/digits", loops, train, test, num_seeds=20, num_rounds=15, num_initial=20, key=key)
-print(statistics.markdown(statistics.summary(found)))
+picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
+loops = study.strategies(posterior, picks, query_size=10)
+results = study.run("runs/digits", loops, train, test, num_seeds=20, num_rounds=15, num_initial=20, key=key)
+print(statistics.markdown(statistics.summary(results)))
 report.write("runs/digits")
 ```
 
@@ -16,7 +17,6 @@ Killed anywhere, the same call finishes what is missing. What is in the folder: 
 from baal_jax.study import plots, report, results, statistics
 from baal_jax.study._environment import environment
 from baal_jax.study._program import use_all_cores
-from baal_jax.study._streamed import Stream
-from baal_jax.study._study import grid, run
+from baal_jax.study._run import About, run, strategies
 
-__all__ = ["Stream", "environment", "grid", "plots", "report", "results", "run", "statistics", "use_all_cores"]
+__all__ = ["About", "environment", "plots", "report", "results", "run", "statistics", "strategies", "use_all_cores"]

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._run import run
 from baal_jax._util import checks
-from baal_jax.loop import ActiveLoop, StepInfo
+from baal_jax._util.sources import is_source, shapes_of
+from baal_jax.loop import ActiveLoop, run
 from baal_jax.stopping import Criterion
-from baal_jax.typing import Array, Dataset, Key, PyTree
-
-SHARE_OF_MEMORY = 0.9  # the rest is for what the allocator cannot use
+from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
 
 
 class Rounds(NamedTuple):
@@ -42,35 +40,18 @@ class Data(NamedTuple):
     stop_inputs: PyTree
 
 
-class Traced(NamedTuple):
-    """A strategy before it is compiled.
-
-    Attributes:
-        compile: ``(memory, may_shrink) -> Program``: as it is, or for fewer seeds in a call where these take more than
-            ``memory`` bytes of a device (None: nine tenths of what it says that it has).
-        chunk: seeds in a call.
-        fingerprint: of what is computed, and by what.
-    """
-
-    compile: Callable[[int | None, bool], Program]
-    chunk: int
-    fingerprint: str
-
-
 class Program(NamedTuple):
-    """A compiled strategy.
+    """A strategy, compiled when it is called first.
 
     Attributes:
         call: ``int32[chunk] seeds -> (initial int32[chunk, I], infos [chunk, R, …])``.
         chunk: seeds in a call.
         fingerprint: of what is computed, and by what.
-        memory: bytes of a device that a call takes, as the compiler counts them.
     """
 
     call: Callable[[np.ndarray], tuple[Array, StepInfo]]
     chunk: int
     fingerprint: str
-    memory: int
 
 
 def use_all_cores(num_cores: int | None = None) -> int:
@@ -103,49 +84,33 @@ def use_all_cores(num_cores: int | None = None) -> int:
     return cores
 
 
-def trace(
-    loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int, compiler_options: dict[str, Any] | None = None
-) -> Traced:
-    """The program of a strategy, not compiled yet.
+def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program:
+    """The program of a strategy, one call of which runs ``chunk`` seeds; not compiled yet.
 
     Args:
         loop: of the strategy.
         rounds: what a seed does.
         data: what all seeds share.
-        chunk: seeds in a call, rounded up to a multiple of the devices.
-        compiler_options: of XLA.
+        chunk: seeds in a call, rounded up to a multiple of the devices; 1 where the pool is a source on the host.
 
     Returns:
-        :class:`Traced`.
+        A :class:`Program`.
     """
+    if is_source(data.train.inputs):
+        return _on_host(loop, rounds, data)
     devices = jax.devices()
-    per_device = -(-chunk // len(devices))
-    chunk = per_device * len(devices)
+    chunk = -(-chunk // len(devices)) * len(devices)
     mesh = Mesh(np.array(devices), ("seeds",))
     split = NamedSharding(mesh, PartitionSpec("seeds"))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    program = _over_devices(partial(_one_seed, loop, rounds), mesh)
-    lowered = program.lower(jax.ShapeDtypeStruct((chunk,), jnp.int32, sharding=split), data)
-    found = fingerprint([lowered.as_text()], devices[0])
+    over_devices = _over_devices(partial(_one_seed, loop, rounds), mesh)
+    lowered = over_devices.lower(jax.ShapeDtypeStruct((chunk,), jnp.int32, sharding=split), data)
+    compiled = cache(lowered.compile)
 
-    def compile_it(memory: int | None, may_shrink: bool) -> Program:
-        limit = memory if memory is not None else _memory_of(devices[0])
-        compiled = lowered.compile(compiler_options=compiler_options)
-        shared, varying = _bytes(compiled, data)
-        if limit is None or shared + varying <= limit:
-            call = lambda seeds: compiled(jax.device_put(seeds.astype(np.int32), split), data)  # noqa: E731
-            return Program(call, chunk, found, shared + varying)
-        if per_device == 1 or not may_shrink:
-            raise ValueError(
-                f"a call for {chunk} seeds takes {_mib(shared + varying)} of a device, {_mib(shared)} of them for the "
-                f"data, but memory={_mib(limit)} is what it may take: ask for a smaller chunk or a smaller batch_size "
-                "of the loop, or pass stream=study.Stream() for data that do not fit"
-            )
-        fitting = int((limit - shared) // -(-varying // per_device))  # linear in the seeds
-        fewer = max(1, min(per_device - 1, fitting)) * len(devices)
-        return trace(loop, rounds, data, fewer, compiler_options).compile(memory, True)
+    def call(seeds: np.ndarray) -> tuple[Array, StepInfo]:
+        return compiled()(jax.device_put(seeds.astype(np.int32), split), data)
 
-    return Traced(compile_it, chunk, found)
+    return Program(call, chunk, _fingerprint([lowered.as_text()]))
 
 
 def default_chunk(num_seeds: int) -> int:
@@ -157,14 +122,28 @@ def _over_devices(one_seed: Callable[[Array, Data], Any], mesh: Mesh) -> Any:
     def some_seeds(seeds: Array, data: Data) -> Any:
         if seeds.shape[0] == 1:  # a batch of one is a loop that nothing simplifies
             return jax.tree.map(lambda leaf: leaf[None], one_seed(seeds[0], data))
-        return jax.vmap(one_seed, in_axes=(0, None))(seeds, data)
+        # A batch of seeds has batched kernels, with which a CPU's convolutions are several times slower.
+        one = lambda seed: one_seed(seed, data)  # noqa: E731
+        return jax.lax.map(one, seeds) if jax.default_backend() == "cpu" else jax.vmap(one)(seeds)
 
     split, shared = PartitionSpec("seeds"), PartitionSpec()
     return jax.jit(jax.shard_map(some_seeds, mesh=mesh, in_specs=(split, shared), out_specs=split, check_vma=False))
 
 
-def fingerprint(texts: Sequence[str], device: Any) -> str:
+def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
+    """One seed a call, whose rounds are a loop in Python."""
+
+    def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
+        return jax.tree.map(lambda leaf: leaf[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
+
+    pool_shapes = data.train._replace(inputs=shapes_of(data.train.inputs))
+    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=pool_shapes))
+    return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
+
+
+def _fingerprint(texts: Sequence[str]) -> str:
     """Of programs and of what turns them into numbers."""
+    device = jax.devices()[0]
     made_with = f"{jax.__version__} {importlib.metadata.version('jaxlib')} {device.platform} {device.device_kind}"
     return hashlib.sha256("\n".join([made_with, *texts]).encode()).hexdigest()[:16]
 
@@ -185,23 +164,3 @@ def _one_seed(loop: ActiveLoop, rounds: Rounds, seed: Array, data: Data) -> tupl
         stop_inputs=data.stop_inputs,
     )
     return initial.astype(jnp.int32), infos
-
-
-def _bytes(compiled: Any, data: Data) -> tuple[int, int]:
-    """What a call takes on a device: what all seeds share, and what grows with them."""
-    found = compiled.memory_analysis()
-    leaves = jax.tree.leaves(data)
-    keys = [jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves]
-    shared = sum(leaf.nbytes for leaf in keys)
-    total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return shared, max(total - shared, 0)
-
-
-def _memory_of(device: Any) -> int | None:
-    """Bytes that a call may take, None where the device does not say."""
-    stats = device.memory_stats()
-    return None if not stats or "bytes_limit" not in stats else int(stats["bytes_limit"] * SHARE_OF_MEMORY)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.3g} MiB"

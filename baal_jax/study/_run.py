@@ -6,25 +6,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks
+from baal_jax._util.sources import is_source, load, shapes_of
 from baal_jax.loop import ActiveLoop, active_loop
-from baal_jax.prediction import load
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._folder import Folder
-from baal_jax.study._program import Data, Rounds, default_chunk, trace
-from baal_jax.study._streamed import Stream, abstract_pool, trace_streamed
+from baal_jax.study._program import Data, Rounds, default_chunk, program
 from baal_jax.study.results import Results, read_pictures
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
 
-def grid(
+class About(NamedTuple):
+    """What is written down about a study, and changes no run of it.
+
+    Attributes:
+        name: a title for the report.
+        baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
+        metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
+        target: value of that metric for "labels to reach it".
+        class_names: of the ``C`` classes.
+        config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
+        images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
+    """
+
+    name: str | None = None
+    baseline: str | None = None
+    metric: str | None = None
+    target: float | None = None
+    class_names: Sequence[str] | None = None
+    config: Mapping[str, Any] | None = None
+    images: Any = None
+
+
+def strategies(
     posteriors: Posterior | Mapping[str, Posterior],
     acquisitions: Acquisition | Mapping[str, Acquisition],
     **options: Any,
@@ -47,7 +68,7 @@ def grid(
         >>> from baal_jax import heuristics, selection, study
         >>> coin = baal.Posterior(fit=None, sample=None, apply=None)
         >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
-        >>> list(study.grid({"dropout": coin, "ensemble": coin}, picks, query_size=2))
+        >>> list(study.strategies({"dropout": coin, "ensemble": coin}, picks, query_size=2))
         ['dropout, random', 'dropout, bald', 'ensemble, random', 'ensemble, bald']
     """
     if isinstance(posteriors, Posterior) and isinstance(acquisitions, Acquisition):
@@ -74,17 +95,8 @@ def run(
     stop: Criterion | None = None,
     stop_inputs: PyTree = None,
     target_inputs: PyTree = None,
-    baseline: str | None = None,
-    metric: str | None = None,
-    target: float | None = None,
-    name: str | None = None,
-    class_names: Sequence[str] | None = None,
-    config: Mapping[str, Any] | None = None,
-    images: Any = None,
-    stream: Stream | None = None,
+    about: About | None = None,
     chunk: int | None = None,
-    memory: int | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Results:
     """Runs what is missing of a study, and returns all of it.
@@ -97,9 +109,11 @@ def run(
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
-        loops: name → loop, for example of :func:`grid`. Let them have ``metrics.classification(diagnostics=True)`` as
-            ``metrics`` for a report with calibration and classes.
-        train: the pool with all its targets.
+        loops: name → loop, for example of :func:`strategies`. Their ``metrics`` should be
+            ``metrics.classification(diagnostics=True)`` for a report with calibration and classes.
+        train: the pool with all its targets. Its inputs may be a source on the host, with ``__len__`` and
+            ``__getitem__``: the labelled examples and one batch are on the device then, seeds and rounds run one after
+            the other, and a fit sees the labelled examples alone, so that it must not be semi-supervised.
         test: where every round's fit is evaluated.
         key: a typed key, of everything.
         num_seeds: runs of every strategy, seeds 0, 1, ….
@@ -108,22 +122,10 @@ def run(
         stop: a criterion of :mod:`baal_jax.stopping`; every seed stops for itself.
         stop_inputs: inputs whose predictions the criterion reads.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
-        baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
-        metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
-        target: value of that metric for "labels to reach it".
-        name: a title for the report.
-        class_names: of the ``C`` classes, for the report.
-        config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
-        images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
-        stream: for a pool that does not fit on the device: ``train.inputs`` is a source with ``__len__`` and
-            ``__getitem__`` then, and only the labelled examples and one batch of it are on the device. Seeds and rounds
-            run one after the other. A fit sees the labelled examples alone, so it must not be semi-supervised.
+        about: title, baseline, metric and what else is written down, an :class:`About`.
         chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
-            :func:`use_all_cores`), all of them on an accelerator, or as many as fit.
-        memory: bytes of a device that a call may use; by default nine tenths of what an accelerator has. A program that
-            takes more is compiled again for as many seeds as fit.
-        compiler_options: of XLA, as in ``jax.jit(compiler_options=…)``. They may change the last digits of numbers, so
-            all seeds of a folder have the same.
+            :func:`use_all_cores`), where more would take turns, and all of them on an accelerator: ask for fewer where
+            they do not fit in its memory.
         progress: shows a bar with the time that is left.
 
     Returns:
@@ -131,7 +133,7 @@ def run(
 
     Raises:
         ValueError: the folder holds another study, a strategy's program has changed since its first seeds were
-            computed, another process is at work, a seed does not fit in memory, or a number is not positive.
+            computed, another process is at work, or a number is not positive.
         ImportError: ``progress`` needs tqdm, which is not installed.
 
     Example:
@@ -141,68 +143,55 @@ def run(
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
-        >>> loops = study.grid(posteriors.mc_dropout(baal.from_linen(net), trainer), picks, query_size=1)
+        >>> loops = study.strategies(posteriors.mc_dropout(baal.from_linen(net), trainer), picks, query_size=1)
         >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
         >>> with tempfile.TemporaryDirectory() as home:
         ...     options = {"key": jax.random.key(0), "num_seeds": 2, "num_rounds": 2, "num_initial": 2}
-        ...     found = study.run(home, loops, train, train, **options)
-        >>> {name: runs.num_labelled.tolist() for name, runs in found.runs.items()}
+        ...     results = study.run(home, loops, train, train, **options)
+        >>> {name: runs.num_labelled.tolist() for name, runs in results.runs.items()}
         {'random': [[2, 3], [2, 3]], 'bald': [[2, 3], [2, 3]]}
     """
+    about = About() if about is None else about
     seeds = range(checks.positive_int("num_seeds", num_seeds))
     rounds = Rounds(
         checks.positive_int("num_rounds", num_rounds), checks.positive_int("num_initial", num_initial, least=0), stop
     )
-    for option, value in (("chunk", chunk), ("memory", memory)):
-        if value is not None:
-            checks.positive_int(option, value)
+    if chunk is not None:
+        checks.positive_int("chunk", chunk)
     checks.typed_key("key", key)
-    _require_targets(train, test, stream)
-    options = _options(compiler_options)
+    _require_targets(train, test)
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
-    if baseline is not None and baseline not in loops:
-        raise ValueError(f"baseline={baseline!r} is not among the strategies: {', '.join(loops)}")
-    hashed = train if stream is None else Dataset(load(train.inputs, [0], stream.inputs_of), train.targets)
-    shown = train if stream is None else abstract_pool(train.inputs, train.targets, stream)
+    if about.baseline is not None and about.baseline not in loops:
+        raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
     test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
-    data = Data(key, jax.tree.map(_on_device, shown), test, target_inputs, stop_inputs)
+    on_host = is_source(train.inputs)
+    data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
+    hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
     description = {
-        "name": name,
+        **about._asdict(),
         "strategies": list(loops),
-        "baseline": baseline,
-        "metric": _metric_of_all(loops, data, rounds, metric),
-        "target": target,
-        "class_names": None if class_names is None else list(class_names),
+        "metric": _metric_of_all(loops, data, rounds, about.metric),
+        "class_names": None if about.class_names is None else list(about.class_names),
         "seeds": list(seeds),
         "num_rounds": rounds.num_rounds,
         "num_initial": rounds.num_initial,
         "key": jax.random.key_data(key).tolist(),
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
-        "config": config,
-        "compiler_options": options,
     }
+    del description["images"]
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
-            begun = place.chunk(strategy)
-            if stream is None:
-                traced = trace(loop, rounds, data, begun or chunk or default_chunk(num_seeds), options)
-            else:
-                targets = np.asarray(train.targets)
-                traced = trace_streamed(loop, rounds, data, train.inputs, targets, stream, options)
-            place.require_same_program(strategy, traced.fingerprint)
-            missing = place.missing(strategy, seeds)
-            if not missing.size:
-                continue
-            program = traced.compile(memory, begun is None and chunk is None)
-            for now, padded in _calls(missing, program.chunk):
-                initial, infos = program.call(padded)
-                found = _folder.cell(now, initial, infos, train.targets, program.fingerprint, program.chunk)
-                place.add(strategy, found)
+            now_program = program(loop, rounds, data, place.chunk(strategy) or chunk or default_chunk(num_seeds))
+            place.require_same_program(strategy, now_program.fingerprint)
+            for now, padded in _calls(place.missing(strategy, seeds), now_program.chunk):
+                initial, infos = now_program.call(padded)
+                cell = _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, now_program.chunk)
+                place.add(strategy, cell)
                 advance(strategy, len(now) * num_rounds)
-        return _finish(place, train, images)
+        return _finish(place, train, about.images)
 
 
 def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -212,36 +201,18 @@ def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.nda
         yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
 
 
-def _require_targets(train: Dataset, test: Dataset, stream: Stream | None) -> None:
+def _require_targets(train: Dataset, test: Dataset) -> None:
     for option, dataset in (("train", train), ("test", test)):
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    checks.leading_axis("test", test)
-    if stream is None:
-        checks.leading_axis("train", train)
-    elif len(train.inputs) != len(train.targets):
-        raise ValueError(
-            f"train has {len(train.inputs)} inputs, but {len(train.targets)} targets: give one target for each"
-        )
-
-
-def _options(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the compiler takes, None for nothing; next to nothing is compiled, since it alone knows its options."""
-    if not given:
-        return None
-    options = dict(given)
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"compiler_options={options!r} is not what this version of XLA takes: leave out or correct what it names "
-            f"({error})"
-        ) from error
-    return options
-
-
-def _on_device(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+        if not is_source(dataset.inputs):
+            checks.leading_axis(option, dataset)
+        elif option == "test":
+            raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
+        elif len(dataset.inputs) != len(dataset.targets):
+            raise ValueError(
+                f"train has {len(dataset.inputs)} inputs, but {len(dataset.targets)} targets: give one for each"
+            )
 
 
 def _metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, wanted: str | None) -> str:
@@ -250,6 +221,9 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, 
     def values(loop: ActiveLoop, data: Data) -> Any:
         return loop.evaluate(loop.init(data.key, data.train, rounds.num_initial), data.test)
 
+    train = data.train
+    if is_source(train.inputs):
+        data = data._replace(train=train._replace(inputs=shapes_of(train.inputs)))
     usual = "accuracy" if jnp.issubdtype(data.train.targets.dtype, jnp.integer) else "rmse"
     for name, loop in loops.items():
         numbers = [key for key, value in jax.eval_shape(partial(values, loop), data).items() if value.ndim == 0]

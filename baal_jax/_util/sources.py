@@ -1,0 +1,121 @@
+"""Pools that stay on the host: anything with ``__len__`` and ``__getitem__`` that is no array in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baal_jax._util import checks
+
+
+class Source(Protocol):
+    """A collection on the host: a memory-mapped array, a TFDS data source, a torch data set, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+def is_source(inputs: Any) -> bool:
+    """Whether ``inputs`` are read example by example; arrays, and dictionaries and tuples of them, are not."""
+    if isinstance(inputs, np.memmap | list):
+        return True
+    is_array_or_tree = hasattr(inputs, "shape") or not jax.tree_util.all_leaves([inputs])
+    return not is_array_or_tree and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+
+
+def load(source: Source, ids: Any) -> Any:
+    """Inputs ``[b, …]`` of the examples ``ids``, a slice or integers, in NumPy."""
+    if isinstance(source, np.ndarray | jax.Array):
+        return np.asarray(source[ids])
+    ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
+    whole_batches = getattr(source, "__getitems__", None)
+    items = whole_batches(ids) if whole_batches else [source[i] for i in ids]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *items)
+
+
+def shapes_of(source: Source) -> Any:
+    """What the whole source would be on the device, as shapes, which its first item tells."""
+    rows = lambda leaf: jax.ShapeDtypeStruct((len(source), *leaf.shape[1:]), jnp.asarray(leaf).dtype)  # noqa: E731
+    return jax.tree.map(rows, load(source, [0]))
+
+
+def stream(run: Callable[[Any], Any], source: Source, batch_size: int, axis: int = 0) -> Iterator[Any]:
+    """``run`` on every batch of a source, as NumPy arrays without their padding; all batches have one shape."""
+    batch_size = checks.positive_int("batch_size", batch_size)
+    total = len(source)
+    if total == 0:
+        raise ValueError("source is empty: there is nothing to predict")
+
+    def outputs() -> Iterator[Any]:
+        waiting: tuple[Any, int] | None = None  # dispatched, not read back: the host loads while the device computes
+        for start in range(0, total, batch_size):
+            stop = min(start + batch_size, total)
+            batch = load(source, slice(start, stop))
+            dispatched = run(jax.tree.map(lambda leaf: pad(leaf, batch_size), batch)), stop - start
+            if waiting is not None:
+                yield _read_back(*waiting, axis)
+            waiting = dispatched
+        if waiting is not None:
+            yield _read_back(*waiting, axis)
+
+    return outputs()
+
+
+def _read_back(outputs: Any, length: int, axis: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).take(range(length), axis=axis), outputs)
+
+
+def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) -> Any:
+    """``run`` on a whole source, ``[N, …]`` on the host; a source of whose items nothing is asked is not read."""
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), shapes_of(source))
+    if not jax.tree.leaves(jax.eval_shape(run, first)):
+        return None
+    batches = list(stream(run, source, len(source) if batch_size is None else batch_size))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def pad(leaf: Any, length: int) -> Any:
+    """Repeats the last example up to ``length``, so that padding is as harmless as data."""
+    missing = length - leaf.shape[0]
+    numpy = np if isinstance(leaf, np.ndarray) else jnp
+    return numpy.concatenate([leaf, numpy.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
+
+
+class View:
+    """Part of a source: some of its examples, and of every item what the network reads.
+
+    Args:
+        source: anything with ``__len__`` and ``__getitem__``.
+        inputs_of: what of an item is the input, for example ``lambda item: item["image"]``; None for the whole item.
+        ids: the examples, in this order; None for all. −1 is padding and reads the first.
+
+    Example:
+        >>> from baal_jax import data
+        >>> photos = [{"image": [0.0, 1.0], "name": "a.png"}, {"image": [2.0, 3.0], "name": "b.png"}]
+        >>> data.View(photos, lambda item: item["image"])[1]
+        [2.0, 3.0]
+    """
+
+    def __init__(self, source: Source, inputs_of: Callable[[Any], Any] | None = None, ids: Any = None):
+        self.source, self.inputs_of = source, inputs_of
+        self.ids = None if ids is None else np.maximum(np.asarray(ids), 0)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.source) if self.ids is None else len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        """Several of them, as one batch where the source reads batches."""
+        wanted = [int(i) for i in (indices if self.ids is None else self.ids[np.asarray(indices)])]
+        whole_batches = getattr(self.source, "__getitems__", None)
+        items = whole_batches(wanted) if whole_batches else [self.source[i] for i in wanted]
+        return list(items) if self.inputs_of is None else [self.inputs_of(item) for item in items]
