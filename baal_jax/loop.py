@@ -131,22 +131,19 @@ def active_loop(
     def candidates(key: Key, state: LoopState) -> tuple[Array | None, Array]:
         return _candidates(key, state.pool, max_sample)
 
-    parts = Round(
-        jax.jit(fit),
-        jax.jit(candidates),
-        jax.jit(summarise_inputs),
-        jax.jit(partial(_select, acquisition, sizes)),
-        jax.jit(_advance),
-    )
+    parts = Round(fit, candidates, summarise_inputs, partial(_select, acquisition, sizes), _advance)
 
-    def compose(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        fitted, selection, info = query(loop, state, dataset, target_inputs)
+    def compose(
+        parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None
+    ) -> tuple[LoopState, StepInfo]:
+        fitted, selection, info = query(loop._replace(round=parts), state, dataset, target_inputs)
         return parts.advance(state, fitted, selection), info
 
-    compiled = jax.jit(compose)
+    as_one_program = jax.jit(partial(compose, parts))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        return (compose if sources.is_source(dataset.inputs) else compiled)(state, dataset, target_inputs)
+        on_host = sources.is_source(dataset.inputs)
+        return (partial(compose, loop.round) if on_host else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
         return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=metrics, **predicting)
@@ -155,7 +152,8 @@ def active_loop(
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
     init = partial(_init, posterior, sizes[0])
-    loop = ActiveLoop(init, step, jax.jit(evaluate_last), jax.jit(predict_last), parts, sizes, batch_size)
+    jitted = Round(*map(jax.jit, parts))
+    loop = ActiveLoop(init, step, jax.jit(evaluate_last), jax.jit(predict_last), jitted, sizes, batch_size)
     return loop
 
 

@@ -41,6 +41,16 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes and meanings are in the text
 autodoc_preserve_defaults = True
 
+
+def setup(app):
+    """Leaves out the fields of records, which their docstrings list."""
+    app.connect("autodoc-skip-member", lambda app, what, name, member, skip, options: skip or _is_field(member))
+
+
+def _is_field(member):
+    return type(member).__name__ == "_tuplegetter"
+
+
 html_theme = "sphinx_book_theme"
 html_title = "baal_jax"
 html_show_copyright = False
