@@ -22,7 +22,6 @@ from baal_jax import (
 )
 from baal_jax._run import run
 from baal_jax._util import __version__ as __version__
-from baal_jax._util.random import fast_key
 from baal_jax.loop import ActiveLoop, LoopState, StepInfo, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
@@ -49,7 +48,6 @@ __all__ = [
     "checkpoint",
     "data",
     "evaluate",
-    "fast_key",
     "features",
     "from_functions",
     "from_linen",

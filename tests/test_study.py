@@ -17,6 +17,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics, selection, stopping, study
+from baal_jax._util import random
 from baal_jax.study import _program, results
 from tests.study_loops import centroids, data, loops
 
@@ -254,7 +255,7 @@ CHANGES = {
     "num_rounds": ({"num_rounds": 4}, "num_rounds=3, but now it is 4"),
     "num_initial": ({"num_initial": 5}, "num_initial=4, but now it is 5"),
     "key": ({"key": jax.random.key(1)}, "key="),
-    "implementation of the key": ({"key": baal.fast_key(0)}, "another program"),
+    "implementation of the key": ({"key": random.vectorised(jax.random.key(0))}, "another program"),
     "data": ({"train": TRAIN._replace(inputs=TRAIN.inputs + 1)}, "data="),
     "test data": ({"test": TEST._replace(inputs=TEST.inputs + 1)}, "data="),
     "config": ({"config": {"rate": 0.5}}, "config="),
