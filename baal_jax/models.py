@@ -332,8 +332,8 @@ def _without_randomness(apply: _Apply, cure: str) -> Callable[[Variables, PyTree
         program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
         if _reads_last_argument(program):
             raise ValueError(
-                "the model's output depends on the key with every known random layer off, so there is no network "
-                f"without randomness: {cure}, or give the function yourself: model._replace(deterministic=…)"
+                "the model's output depends on the key with every known random layer off, so it has no evaluation "
+                f"mode: {cure}, or give the function yourself: model._replace(deterministic=…)"
             )
         return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(arguments)))
 

@@ -20,7 +20,8 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import checkpoint, heuristics, posteriors, selection
-from baal_jax._util import files, random
+from baal_jax._util import files
+from baal_jax._util import random as random_util
 
 CONFIG = {"rate": 0.1, "layers": (1, 2), "out": Path("x")}
 
@@ -39,7 +40,7 @@ def assert_identical(found, expected):
 
 def example_key(seed):
     """A key of an implementation that jax has no name for."""
-    return random.of_example(jax.random.key(seed), jnp.ones(3))
+    return random_util.of_example(jax.random.key(seed), jnp.ones(3))
 
 
 def everything():

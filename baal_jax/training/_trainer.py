@@ -78,7 +78,7 @@ def trainer(
             learning rate should stay high meanwhile.
         warm_start: continue from the parameters and the optimizer state of the round before.
         validation: labelled examples beside the pool that decide which weights are returned: those with the smallest
-            mean loss, without randomness, among the weights of every ``validate_every``-th step and the last. They are
+            mean loss, in evaluation mode, among the weights of every ``validate_every``-th step and the last. They are
             part of the compiled program.
         validate_every: steps between two looks at ``validation``.
         unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.training.semi_supervised`; part of

@@ -1,7 +1,7 @@
 r"""Learning from unlabelled inputs: what two random views of one input should have in common.
 
 A :class:`Consistency` goes into :func:`baal_jax.trainer` as ``unlabelled=…``. Every step then reads a batch of inputs,
-whose targets nobody looks at, beside the labelled batch. Two views of them go through the network in training mode,
+whose targets are not read, beside the labelled batch. Two views of them go through the network in training mode,
 under different dropout masks and different augmentations, and what differs is added to the loss:
 
 .. math:: \frac{1}{B} \sum_{i=1}^{B} \ell(f(x_i), y_i) + w(t) \, \frac{1}{U} \sum_{j=1}^{U} d(f(u_j), f(\tilde u_j))
