@@ -21,7 +21,6 @@ from baal_jax import (
     training,
 )
 from baal_jax._util import __version__ as __version__
-from baal_jax._util.random import fast_key
 from baal_jax.loop import ActiveLoop, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
@@ -60,7 +59,6 @@ __all__ = [
     "checkpoint",
     "data",
     "evaluate",
-    "fast_key",
     "features",
     "from_functions",
     "from_linen",

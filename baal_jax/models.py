@@ -2,7 +2,7 @@
 
 The only file that knows flax. No network has to be edited: a stock module with one ``train: bool`` works, whether the
 flag is a constructor argument, a keyword or a position. In prediction dropout is on, batch normalisation uses its
-running statistics, and one key is one function. Without randomness, dropout is off and no key is needed.
+running statistics, and one key is one function. In evaluation mode, dropout is off and no key is needed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from jax.interpreters import partial_eval
 from baal_jax._util import random
 from baal_jax.typing import Key, Model, PyTree, Variables
 
+_Apply = Callable[[Variables, PyTree, Key], PyTree]
+_Flags = Mapping[str, bool]
+_Run = tuple[PyTree, PyTree]  # outputs, collections
+
 # Values that the usual flags have in training.
-_TRAINING: dict[str, bool] = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "inference": False,
-    "use_running_average": False,
-}
-_INFERENCE = {name: not value for name, value in _TRAINING.items()}
+_ON, _OFF = ("train", "training", "is_training"), ("deterministic", "inference", "use_running_average")
+_TRAINING: _Flags = {**dict.fromkeys(_ON, True), **dict.fromkeys(_OFF, False)}
+_EVALUATION = {name: not value for name, value in _TRAINING.items()}
+_OWN_LAYERS = "name your own random layers: from_linen(…, stochastic=(MyLayer,)), from_nnx(…, stochastic=(MyLayer,))"
 
 
 def from_functions(
@@ -44,7 +43,7 @@ def from_functions(
         apply: ``(params, inputs [B, …], key) -> outputs [B, …, C]``, with dropout on. Training calls it with a batch;
             prediction calls it with one example at a time under ``vmap``, so that one key is one function.
         deterministic: ``(params, inputs [B, …]) -> outputs [B, …, C]``, with dropout off, for what reads the network
-            without randomness (``features``). Not needed for an ``apply`` that does not use its key.
+            in evaluation mode (``features``). Not needed for an ``apply`` that does not use its key.
 
     Returns:
         A :class:`~baal_jax.typing.Model`. Its ``deterministic`` raises ``ValueError`` where ``apply`` is random and
@@ -62,20 +61,14 @@ def from_functions(
         (2, 3)
     """
 
-    def init_variables(key: Key, inputs: PyTree) -> Variables:
-        return Variables(init(key, inputs), {})
+    def run(variables: Variables, inputs: PyTree, key: Key, keywords: Mapping, flags: _Flags | None) -> _Run:
+        del keywords
+        if flags is _EVALUATION and deterministic is not None:
+            return deterministic(variables.params, inputs), variables.collections
+        return apply(variables.params, inputs, key), variables.collections
 
-    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        return apply(variables.params, inputs, key)
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        return apply(variables.params, inputs, random.vectorised(key)), variables.collections
-
-    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        return predict(variables, inputs, key) if deterministic is None else deterministic(variables.params, inputs)
-
-    advice = "pass from_functions(…, deterministic=(params, inputs) -> outputs), the network with dropout off"
-    return Model(init_variables, _one_function(predict), train, _without_randomness(at_rest, advice))
+    cure = "pass from_functions(…, deterministic=(params, inputs) -> outputs), the network with dropout off"
+    return _model(lambda key, inputs: Variables(init(key, inputs), {}), run, {}, {}, cure)
 
 
 def from_linen(
@@ -90,24 +83,22 @@ def from_linen(
     """A network from a flax linen module, unedited.
 
     The module is called in training mode: flags named ``train``, ``training``, ``is_training``, ``deterministic``,
-    ``inference`` or ``use_running_average`` are found in the constructor or in ``__call__`` and set. In prediction
-    ``nn.Dropout`` and ``nn.MultiHeadDotProductAttention`` are held on and ``nn.BatchNorm`` is held in inference mode,
-    whatever the module asks of them. Without randomness all of them are in inference mode and the flags are those of
-    inference.
+    ``inference`` or ``use_running_average`` are set, in the constructor or in ``__call__``. In prediction
+    ``nn.Dropout`` and ``nn.MultiHeadDotProductAttention`` are held on and ``nn.BatchNorm`` is held in evaluation mode,
+    whatever the module asks of them. In evaluation mode, that is where all of them and the flags are.
 
     Args:
         module: a linen module, called as ``module(inputs)`` or with one of the flags above. Several inputs are one
             tuple or dict; wrap a module that takes them one by one.
         stochastic: classes of your own to keep random in prediction (DropPath, noise layers), by the same flags.
-        frozen: classes of your own to keep in inference mode in prediction (normalisation with running statistics).
+        frozen: classes of your own to keep in evaluation mode in prediction (normalisation with running statistics).
         rng_collections: names of the random streams that the module reads.
-        train_kwargs: keywords of ``__call__`` in training, in place of the flags found.
+        train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training. Pass
             ``{"train": False}`` for a module whose training mode changes what it returns.
 
     Returns:
-        A :class:`~baal_jax.typing.Model`. Every collection except ``params`` and what is sown is carried through
-        training.
+        A :class:`~baal_jax.typing.Model`; training carries every collection except ``params`` and what is sown.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn
@@ -122,18 +113,18 @@ def from_linen(
     """
     import flax.linen as nn
 
-    random_classes = (nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic)
-    random_layers, resting_layers = (random_classes, _TRAINING), (random_classes, _INFERENCE)
-    frozen_layers = ((nn.BatchNorm, *frozen), _INFERENCE)
+    random_classes, frozen_classes = (nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), (nn.BatchNorm, *frozen)
     call = type(module).__call__
-    fields = {name: value for name, value in _TRAINING.items() if name in type(module).__dataclass_fields__}
-    module_at_rest = module.clone(**_at_rest(fields)) if fields else module
-    module = module.clone(**fields) if fields else module
+    # A flag is a field of the module or an argument of its call; where it is both, flax refuses to be told twice, and
+    # the field wins. What the module then asks of the layers inside is its own affair, and overridden layer by layer.
+    fields = [name for name in _TRAINING if name in type(module).__dataclass_fields__]
     if train_kwargs is None:
         train_kwargs = {name: value for name, value in _call_flags(call).items() if name not in fields}
-    predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
 
-    def intercept(forced: Sequence, next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def told(flags: _Flags) -> Any:
+        return module.clone(**{name: flags[name] for name in fields}) if fields else module
+
+    def intercept(forced: list, next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         layer, flags = context.module, _flags_for(context.module, forced)
         if context.method_name != "__call__" or flags is None:
             return next_call(*args, **kwargs)
@@ -150,40 +141,28 @@ def from_linen(
     def streams(key: Key) -> dict[str, Key]:
         return {name: jax.random.fold_in(key, i) for i, name in enumerate(rng_collections)}
 
-    def run(
-        variables: Variables, inputs: PyTree, key: Key, keywords: Mapping[str, Any], module: Any = module
-    ) -> tuple[PyTree, PyTree]:
+    def run(variables: Variables, inputs: PyTree, key: Key, keywords: Mapping, flags: _Flags | None) -> _Run:
+        mode = _TRAINING if flags is None else flags
+        forced = [(random_classes, mode), *([] if flags is None else [(frozen_classes, _EVALUATION)])]
         args, kwargs = _call_arguments(call, inputs, keywords)
         arrays = {"params": variables.params, **variables.collections}
-        # Collections are mutable even in prediction: what a module writes there is dropped, not refused.
-        return module.apply(arrays, *args, rngs=streams(key), mutable=list(variables.collections), **kwargs)
+        mutable = list(variables.collections)  # even in prediction: what a module writes there is dropped, not refused
+        with nn.intercept_methods(partial(intercept, forced)):
+            outputs, collections = told(mode).apply(arrays, *args, rngs=streams(key), mutable=mutable, **kwargs)
+        return outputs, dict(collections)
 
     def init(key: Key, inputs: PyTree) -> Variables:
         key_params, key_streams = jax.random.split(key)
         args, kwargs = _call_arguments(call, inputs, train_kwargs)
-        arrays = module.init({"params": key_params, **streams(key_streams)}, *args, **kwargs)
+        arrays = told(_TRAINING).init({"params": key_params, **streams(key_streams)}, *args, **kwargs)
         collections = {name: value for name, value in arrays.items() if name != "params"}
         variables = Variables(arrays.get("params", {}), collections)
         # What a call makes longer was sown: it is a record of calls, not state of the network.
-        after = jax.eval_shape(lambda: run(variables, inputs, key_streams, train_kwargs)[1])
+        after = jax.eval_shape(lambda: run(variables, inputs, key_streams, train_kwargs, None)[1])
         state = {name: value for name, value in collections.items() if _same_shapes(value, after.get(name))}
         return variables._replace(collections=state)
 
-    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        with nn.intercept_methods(partial(intercept, [random_layers, frozen_layers])):
-            return run(variables, inputs, key, predict_kwargs)[0]
-
-    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        with nn.intercept_methods(partial(intercept, [resting_layers, frozen_layers])):
-            return run(variables, inputs, key, _at_rest(predict_kwargs), module_at_rest)[0]
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        with nn.intercept_methods(partial(intercept, [random_layers])):  # also where a layer inside says otherwise
-            outputs, collections = run(variables, inputs, random.vectorised(key), train_kwargs)
-        return outputs, dict(collections)
-
-    advice = "name your own random layers: from_linen(…, stochastic=(MyLayer,))"
-    return Model(init, _one_function(predict), train, _without_randomness(at_rest, advice))
+    return _model(init, run, train_kwargs, predict_kwargs, _OWN_LAYERS)
 
 
 def from_nnx(
@@ -198,16 +177,16 @@ def from_nnx(
 
     Training runs the module as after ``module.train()`` and with the flags of :func:`from_linen` set where ``__call__``
     has them (``rngs`` too). In prediction ``nnx.Dropout`` and ``nnx.MultiHeadAttention`` are held on and
-    ``nnx.BatchNorm`` is held in inference mode, whatever the module asks of them. Without randomness all of them are in
-    inference mode and the flags are those of inference. Your object is never changed.
+    ``nnx.BatchNorm`` is held in evaluation mode, whatever the module asks of them; in evaluation mode all of them and
+    the flags are. Your object is never changed.
 
     Args:
         module: a function of ``rngs`` (by name or position) that makes the module, from which every ``init`` draws new
             weights; a class with only ``rngs`` to give is one. Or a module, whose weights every ``init`` returns to,
             whatever the key. Random streams must be attributes of the module.
         stochastic: classes of your own to keep random in prediction, by the same flags.
-        frozen: classes of your own to keep in inference mode in prediction.
-        train_kwargs: keywords of ``__call__`` in training, in place of the flags found.
+        frozen: classes of your own to keep in evaluation mode in prediction.
+        train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
 
     Returns:
@@ -228,8 +207,7 @@ def from_nnx(
     """
     from flax import nnx
 
-    random_classes = (nnx.Dropout, nnx.MultiHeadAttention, *stochastic)
-    frozen_layers = ((nnx.BatchNorm, *frozen), _INFERENCE)
+    random_classes, frozen_classes = (nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen)
     given = isinstance(module, nnx.Module)
     signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
     by_keyword = "rngs" in signature.parameters
@@ -237,15 +215,16 @@ def from_nnx(
     def make(rngs: Any) -> Any:
         return module(rngs=rngs) if by_keyword else module(rngs)
 
+    def set_flags(network: Any, flags: _Flags) -> None:
+        named = {name: value for name, value in flags.items() if name != "train"}  # a method of every nnx module
+        network.set_attributes(raise_if_not_found=False, **named)
+
     template = nnx.clone(module) if given else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    # `train` is a method of every nnx module; the other flags may be attributes.
-    attributes = {name: value for name, value in _TRAINING.items() if name != "train"}
-    template.set_attributes(**attributes, raise_if_not_found=False)
+    set_flags(template, _TRAINING)
     graph, _, streams, _, _ = nnx.split(template, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     stream_leaves, stream_structure = jax.tree.flatten(nnx.to_pure_dict(streams))
     call = type(template).__call__
     train_kwargs = _call_flags(call) if train_kwargs is None else train_kwargs
-    predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
     takes_rngs = "rngs" in inspect.signature(call).parameters
 
     def build(variables: Variables, key: Key) -> Any:
@@ -256,14 +235,8 @@ def from_nnx(
                 leaves.append(jax.random.split(stream, leaf.shape) if leaf.shape else stream)
             else:
                 leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
-        streams = jax.tree.unflatten(stream_structure, leaves)
-        return nnx.merge(graph, nnx.State(_merged(_merged(variables.params, variables.collections), streams)))
-
-    def run(network: Any, inputs: PyTree, key: Key, keywords: Mapping[str, Any]) -> PyTree:
-        if takes_rngs:
-            keywords = {**keywords, "rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))}
-        args, kwargs = _call_arguments(call, inputs, keywords)
-        return network(*args, **kwargs)
+        parts = (variables.params, variables.collections, jax.tree.unflatten(stream_structure, leaves))
+        return nnx.merge(graph, *(nnx.State(part) for part in parts))
 
     def variables_of(network: Any) -> Variables:
         _, params, _, _, rest = nnx.split(network, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
@@ -275,56 +248,66 @@ def from_nnx(
         del inputs
         return variables_of(make(nnx.Rngs(key))) if initial is None else initial
 
-    def force(network: Any, flags_of_random: dict[str, bool]) -> None:
-        for _, layer in nnx.iter_modules(network):
-            flags = _flags_for(layer, [(random_classes, flags_of_random), frozen_layers])
-            if flags is not None:
-                object.__setattr__(layer, "__class__", _forced_class(type(layer), flags))
-
-    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+    def run(variables: Variables, inputs: PyTree, key: Key, keywords: Mapping, flags: _Flags | None) -> _Run:
         network = build(variables, key)
-        force(network, _TRAINING)
-        return run(network, inputs, key, predict_kwargs)
-
-    def at_rest(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        network = build(variables, key)
-        network.set_attributes(**_at_rest(attributes), raise_if_not_found=False)
-        force(network, _INFERENCE)
-        return run(network, inputs, key, _at_rest(predict_kwargs))
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        key = random.vectorised(key)
-        network = build(variables, key)
-        outputs = run(network, inputs, key, train_kwargs)
+        if flags is not None:
+            set_flags(network, flags)
+            for _, layer in nnx.iter_modules(network):
+                _force_layer(layer, [(random_classes, flags), (frozen_classes, _EVALUATION)])
+        if takes_rngs:
+            keywords = {**keywords, "rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))}
+        args, kwargs = _call_arguments(call, inputs, keywords)
+        outputs = network(*args, **kwargs)
         return outputs, variables_of(network).collections
 
-    advice = "name your own random layers: from_nnx(…, stochastic=(MyLayer,))"
-    return Model(init, _one_function(predict), train, _without_randomness(at_rest, advice))
+    return _model(init, run, train_kwargs, predict_kwargs, _OWN_LAYERS)
 
 
-def require_stochastic(model: Model, variables: Variables, inputs: PyTree) -> None:
+def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: str | None = None) -> None:
     """Refuses a network whose output does not depend on the key, from its traced program, without running it.
 
     Args:
         model: the network.
         variables: its arrays (values are not read).
         inputs: ``[B, …]`` (values are not read).
+        why: what is wrong then, and the cure; by default that of MC-dropout.
 
     Raises:
         ValueError: all draws would be the same function.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
     if not _reads_last_argument(jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0))):
-        raise ValueError(
-            "the model's output does not depend on the key, so every Monte-Carlo draw would be the same function and "
-            "MC-dropout would be deterministic: all disagreement scores would be 0. Add dropout with a rate above 0, "
-            "or name your own random layers: from_linen(…, stochastic=(MyLayer,)), from_nnx(…, stochastic=(MyLayer,))"
+        otherwise = (
+            ", so every Monte-Carlo draw would be the same function and MC-dropout would be deterministic: all "
+            f"disagreement scores would be 0. Add dropout with a rate above 0, or {_OWN_LAYERS}"
         )
+        raise ValueError(f"the model's output does not depend on the key{otherwise if why is None else why}")
 
 
-def _one_function(
-    apply: Callable[[Variables, PyTree, Key], PyTree],
-) -> Callable[[Variables, PyTree, Key], PyTree]:
+def _model(
+    init: Callable[[Key, PyTree], Variables],
+    run: Callable[[Variables, PyTree, Key, Mapping, _Flags | None], _Run],
+    train_kwargs: Mapping[str, Any],
+    predict_kwargs: Mapping[str, Any] | None,
+    cure: str,
+) -> Model:
+    """The four functions from one: its last argument are the flags of random layers, and None in training."""
+    predict_kwargs = train_kwargs if predict_kwargs is None else predict_kwargs
+    evaluate_kwargs = {name: _EVALUATION.get(name, value) for name, value in predict_kwargs.items()}
+
+    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        return run(variables, inputs, key, predict_kwargs, _TRAINING)[0]
+
+    def train(variables: Variables, inputs: PyTree, key: Key) -> _Run:
+        return run(variables, inputs, random.vectorised(key), train_kwargs, None)
+
+    def evaluate(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        return run(variables, inputs, key, evaluate_kwargs, _EVALUATION)[0]
+
+    return Model(init, _one_function(predict), train, _without_randomness(evaluate, cure))
+
+
+def _one_function(apply: _Apply) -> _Apply:
     """Maps a network over single examples with one key: every row meets the same sampled function.
 
     The masks and whatever does not depend on the key stay unbatched, so the compiler sees plain batched layers.
@@ -342,27 +325,20 @@ def _one_function(
     return apply_rows
 
 
-def _without_randomness(
-    apply: Callable[[Variables, PyTree, Key], PyTree], advice: str
-) -> Callable[[Variables, PyTree], PyTree]:
-    """Maps a network that leaves its key alone over single examples, and refuses one that does not."""
+def _without_randomness(apply: _Apply, cure: str) -> Callable[[Variables, PyTree], PyTree]:
+    """The same for a network that leaves its key alone; refuses one that does not."""
 
-    def apply_rows(variables: Variables, inputs: PyTree) -> PyTree:
-        def one(example: PyTree) -> PyTree:
-            batch = jax.tree.map(lambda leaf: leaf[None], example)
-            arguments = variables, batch, jax.random.key(0)
-            program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
-            if _reads_last_argument(program):
-                raise ValueError(
-                    "the model's output depends on the key with every known random layer off, so there is no network "
-                    f"without randomness: {advice}, or give the function yourself: model._replace(deterministic=…)"
-                )
-            outputs = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
-            return jax.tree.unflatten(jax.tree.structure(shapes), [leaf[0] for leaf in outputs])
+    def checked(*arguments: PyTree) -> PyTree:
+        program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
+        if _reads_last_argument(program):
+            raise ValueError(
+                "the model's output depends on the key with every known random layer off, so it has no evaluation "
+                f"mode: {cure}, or give the function yourself: model._replace(deterministic=…)"
+            )
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(arguments)))
 
-        return jax.vmap(one)(inputs)
-
-    return apply_rows
+    rows = _one_function(checked)
+    return lambda variables, inputs: rows(variables, inputs, jax.random.key(0))
 
 
 def _reads_last_argument(program: Any) -> bool:
@@ -379,11 +355,6 @@ def _call_flags(call: Callable) -> dict[str, bool]:
     return {name: _TRAINING[name] for name in inspect.signature(call).parameters if name in _TRAINING}
 
 
-def _at_rest(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keywords with the known flags as in inference."""
-    return {name: _INFERENCE.get(name, value) for name, value in keywords.items()}
-
-
 def _call_arguments(call: Callable, inputs: PyTree, keywords: Mapping[str, Any]) -> tuple[tuple, dict]:
     """Arguments after ``self``, positional where the signature insists on it."""
     parameters = inspect.signature(call).parameters.values()
@@ -392,18 +363,14 @@ def _call_arguments(call: Callable, inputs: PyTree, keywords: Mapping[str, Any])
     return args, {name: value for name, value in keywords.items() if name not in names}
 
 
-def _flags_for(layer: Any, forced: Sequence[tuple[tuple, dict[str, bool]]]) -> dict[str, bool] | None:
+def _flags_for(layer: Any, forced: Sequence[tuple[tuple, _Flags]]) -> _Flags | None:
     return next((flags for classes, flags in forced if isinstance(layer, classes)), None)
 
 
-def _force(
-    call: Callable, layer: Any, args: tuple, kwargs: dict, flags: Mapping[str, bool]
-) -> tuple[tuple, dict, dict[str, bool]]:
-    """Forces flags, wherever the caller put them.
+def _force(call: Callable, layer: Any, args: tuple, kwargs: dict, flags: _Flags) -> tuple[tuple, dict, dict]:
+    """A call with flags forced, wherever the caller put them, and what to set on the layer meanwhile.
 
-    Returns:
-        ``(args, kwargs, attributes)``: the call, and what to set on the layer meanwhile. A flag that is an attribute
-        leaves the call, because flax refuses one that is given twice.
+    A flag that is an attribute leaves the call, because flax refuses one that is given twice.
     """
     bound = inspect.signature(call).bind_partial(layer, *args, **kwargs)
     attributes = {}
@@ -416,8 +383,11 @@ def _force(
     return bound.args[1:], bound.kwargs, attributes
 
 
-def _forced_class(cls: type, flags: Mapping[str, bool]) -> type:
-    """A subclass of an nnx layer that ignores how its caller sets the flags."""
+def _force_layer(layer: Any, forced: Sequence[tuple[tuple, _Flags]]) -> None:
+    """Gives an nnx layer a class that ignores how its caller sets the flags."""
+    flags, cls = _flags_for(layer, forced), type(layer)
+    if flags is None:
+        return
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs, attributes = _force(cls.__call__, self, args, kwargs, flags)
@@ -425,11 +395,5 @@ def _forced_class(cls: type, flags: Mapping[str, bool]) -> type:
             setattr(self, name, value)
         return cls.__call__(self, *args, **kwargs)
 
-    return type(cls)(cls.__name__, (cls,), {"__call__": call})
-
-
-def _merged(left: Any, right: Any) -> Any:
-    """Two nested dicts as one."""
-    if not isinstance(left, dict) or not isinstance(right, dict):
-        return right
-    return {**left, **{name: _merged(left[name], value) if name in left else value for name, value in right.items()}}
+    metaclass: Any = type(cls)
+    object.__setattr__(layer, "__class__", metaclass(cls.__name__, (cls,), {"__call__": call}))

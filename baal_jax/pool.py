@@ -1,4 +1,4 @@
-"""Which examples are labelled: an immutable mask and the transitions between masks.
+"""Which examples are labelled, available or excluded: an immutable record and the transitions between records.
 
 Indices are always ids into the whole data set; there is no second, pool-relative numbering. Every transition takes a
 :class:`PoolState` and returns a new one, costs O(N) on the device, and goes through ``jit``, ``vmap`` and ``scan``.
@@ -16,12 +16,15 @@ import numpy as np
 from baal_jax._util import checks, numerics
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
 
+_AVAILABLE, _EXCLUDED = -1, -2
+
 
 class PoolState(NamedTuple):
     """Which examples are labelled, and since when.
 
     Attributes:
-        labelled_at: ``int32[N]``, the round in which an example was labelled, −1 while it is not.
+        labelled_at: ``int32[N]``, the round in which an example was labelled; −1 while it is available, −2 once it is
+            excluded: never queried and never trained on.
         round: ``int32[]``, the round that the next labels belong to.
         targets: ``[N, …]`` labels collected so far, where people give them; None when the data set knows them already.
     """
@@ -58,14 +61,15 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
             raise ValueError(
                 f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}"
             )
-    return PoolState(jnp.full(num_examples, -1, jnp.int32), jnp.zeros((), jnp.int32), targets)
+    return PoolState(jnp.full(num_examples, _AVAILABLE, jnp.int32), jnp.zeros((), jnp.int32), targets)
 
 
 def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool = True) -> PoolState:
     """Labels examples in the current round.
 
-    An example that is labelled already keeps its round, and −1 is padding that labels nothing. Eager calls refuse
-    repeated and out-of-range ids; inside compiled code a repeated id counts once and an out-of-range one not at all.
+    An example that is labelled already keeps its round, an excluded one stays excluded, and −1 is padding that labels
+    nothing. Eager calls refuse repeated and out-of-range ids; inside compiled code a repeated id counts once and an
+    out-of-range one not at all.
 
     Args:
         state: the pool.
@@ -94,8 +98,8 @@ def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool 
 
 @partial(jax.jit, static_argnames="advance")
 def _label(state: PoolState, indices: Array, *, advance: bool) -> PoolState:
-    old = state.labelled_at.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    labelled_at = _set(state.labelled_at, indices, jnp.where(old >= 0, old, state.round))
+    old = _get(state, indices)
+    labelled_at = _set(state.labelled_at, indices, jnp.where(old == _AVAILABLE, state.round, old))
     return state._replace(labelled_at=labelled_at, round=state.round + int(advance))
 
 
@@ -124,8 +128,37 @@ def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
     return state._replace(targets=_set(state.targets, indices, targets))
 
 
+def random_query(key: Key, state: PoolState, num: int) -> Array:
+    """Draws available examples uniformly without replacement.
+
+    Args:
+        key: a typed key.
+        state: the pool.
+        num: how many.
+
+    Returns:
+        ``int32[num]`` distinct ids, −1 where fewer are left.
+
+    Raises:
+        ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is available).
+    """
+    num = checks.positive_int("num", num, least=0)
+    left = state.labelled_at.shape[0]
+    if checks.is_concrete(state.labelled_at):
+        left = np.count_nonzero(np.asarray(state.labelled_at) == _AVAILABLE)  # jax.numpy would trace it inside jit
+    if num > left:
+        raise ValueError(f"num={num} exceeds the {left} unlabelled examples: ask for fewer")
+    return _random_query(key, state, num)
+
+
+@partial(jax.jit, static_argnums=2)
+def _random_query(key: Key, state: PoolState, num: int) -> Array:
+    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
+    return numerics.top_indices(values, num)
+
+
 def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
-    """Labels ``num`` examples drawn uniformly without replacement from those still available, as one round.
+    """Labels what :func:`random_query` draws, as one round.
 
     Args:
         key: a typed key.
@@ -136,35 +169,9 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
         The new :class:`PoolState`.
 
     Raises:
-        ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is still unlabelled).
+        ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is available).
     """
-    num = checks.positive_int("num", num, least=0)
-    left = state.labelled_at.shape[0]
-    if checks.is_concrete(state.labelled_at):
-        left = np.count_nonzero(np.asarray(state.labelled_at) < 0)  # jax.numpy would trace it inside jit
-    if num > left:
-        raise ValueError(f"num={num} exceeds the {left} unlabelled examples: label fewer")
-    return _label_randomly(key, state, num)
-
-
-@partial(jax.jit, static_argnums=2)
-def _label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
     return _label(state, random_query(key, state, num), advance=True)
-
-
-def random_query(key: Key, state: PoolState, num: int) -> Array:
-    """Ids drawn uniformly without replacement from what is available.
-
-    Args:
-        key: a typed key.
-        state: the pool.
-        num: how many.
-
-    Returns:
-        ``int32[num]`` in random order, −1 where fewer are available.
-    """
-    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
-    return numerics.top_indices(values, num)
 
 
 def unlabel(state: PoolState, indices: Any) -> PoolState:
@@ -172,7 +179,7 @@ def unlabel(state: PoolState, indices: Any) -> PoolState:
 
     Args:
         state: the pool.
-        indices: ``int[Q]`` ids; −1 and unlabelled examples are left alone.
+        indices: ``int[Q]`` ids; −1, unlabelled and excluded examples are left alone.
 
     Returns:
         The new :class:`PoolState`, in the same round.
@@ -185,13 +192,34 @@ def unlabel(state: PoolState, indices: Any) -> PoolState:
 
 @jax.jit
 def _unlabel(state: PoolState, indices: Array) -> PoolState:
-    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, -1, jnp.int32)))
+    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.minimum(_get(state, indices), _AVAILABLE)))
 
 
 def exclude(state: PoolState, indices: Any) -> PoolState:
-    """TEMPORARY: merged from elsewhere."""
-    indices = _as_ids(state, indices)
-    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, -2, jnp.int32)))
+    """Excludes examples for good: they are never queried and, where they are labelled, no longer trained on.
+
+    Args:
+        state: the pool.
+        indices: ``int[Q]`` ids; −1 excludes nothing.
+
+    Returns:
+        The new :class:`PoolState`, in the same round. Ids and stored targets stay what they are.
+
+    Raises:
+        ValueError: repeated or out-of-range ids.
+
+    Example:
+        >>> from baal_jax import pool
+        >>> state = pool.label(pool.exclude(pool.init(4), [1]), [1, 2])
+        >>> pool.labelled(state).tolist(), pool.available(state).tolist()
+        ([False, False, True, False], [True, False, False, True])
+    """
+    return _exclude(state, _as_ids(state, indices))
+
+
+@jax.jit
+def _exclude(state: PoolState, indices: Array) -> PoolState:
+    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, _EXCLUDED, jnp.int32)))
 
 
 def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
@@ -222,7 +250,7 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
 
 def available(state: PoolState) -> Array:
     """``bool[N]``: what can still be labelled."""
-    return state.labelled_at == -1
+    return state.labelled_at == _AVAILABLE
 
 
 def num_labelled(state: PoolState) -> Array:
@@ -232,12 +260,16 @@ def num_labelled(state: PoolState) -> Array:
 
 def num_available(state: PoolState) -> Array:
     """``int32[]``: how many examples can still be labelled."""
-    return jnp.sum(state.labelled_at == -1, dtype=jnp.int32)
+    return jnp.sum(available(state), dtype=jnp.int32)
 
 
 def _as_ids(state: PoolState, indices: Any) -> Array:
     checks.indices("indices", indices, state.labelled_at.shape[0])
     return jnp.atleast_1d(jnp.asarray(indices, jnp.int32))
+
+
+def _get(state: PoolState, indices: Array) -> Array:
+    return state.labelled_at.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 def _set(array: Array, indices: Array, values: Array) -> Array:

@@ -1,12 +1,13 @@
 """What the draws predict: all of it, summarised on the fly, or from a source that does not fit on the device.
 
-There is one engine, :func:`summarise`: a map over batches of examples with a small result for each. Prediction, scores,
-acquisition and evaluation are thin on top of it. No result depends on ``batch_size``, on the order of the examples or
-on the number of devices, because a draw is one function.
+There is one engine, :func:`summarise`: a map over batches of examples with a small summary for each. Prediction,
+scores, acquisition and evaluation are thin on top of it. No number depends on ``batch_size``, on the order of the
+examples or on the number of devices, because a draw is one function.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -58,13 +59,9 @@ def predict(
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import posteriors
-        >>> coin = baal.Posterior(
-        ...     fit=None,
-        ...     sample=lambda key, state, num_samples: jax.random.normal(key, (num_samples,)),
-        ...     apply=lambda state, draw, inputs: inputs * draw,
-        ... )
-        >>> baal.predict(jax.random.key(0), coin, None, jnp.ones((5, 3)), num_samples=4, batch_size=2).shape
+        >>> sample = lambda key, state, num_samples: jax.random.normal(key, (num_samples,))
+        >>> scaled = baal.Posterior(fit=None, sample=sample, apply=lambda state, draw, inputs: inputs * draw)
+        >>> baal.predict(jax.random.key(0), scaled, None, jnp.ones((5, 3)), num_samples=4, batch_size=2).shape
         (4, 5, 3)
     """
 
@@ -95,14 +92,14 @@ def score(
         inputs: array or pytree ``[N, …]``.
         score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``. It is compiled in: reuse the same function object, a
             new lambda compiles again.
-        num_samples: ``S``.
-        batch_size: how many examples are in work at a time, None for all.
+        num_samples: ``S``, as in :func:`predict`.
+        batch_size: as in :func:`predict`.
 
     Returns:
         ``[N, …]`` scores, equal to ``score_fn(predict(…))``.
 
     Raises:
-        ValueError: a number is not positive, the key is not typed, or the model would be deterministic.
+        ValueError: as in :func:`predict`.
     """
 
     def scores(predictions: Predictions) -> Array:
@@ -133,14 +130,14 @@ def evaluate(
         dataset: inputs and targets ``[N, …]``.
         metrics: a :class:`~baal_jax.metrics.MetricSet`; by default ``metrics.classification()`` for integer targets and
             ``metrics.regression()`` for others.
-        num_samples: ``S``.
-        batch_size: how many examples are in work at a time, None for all.
+        num_samples: ``S``, as in :func:`predict`.
+        batch_size: as in :func:`predict`.
 
     Returns:
         Name → ``float32`` value.
 
     Raises:
-        ValueError: a number is not positive, the key is not typed, or the targets do not fit.
+        ValueError: as in :func:`predict`, or the targets do not fit.
     """
     checks.leading_axis("dataset", dataset)
     metrics = default_metrics(dataset.targets) if metrics is None else metrics
@@ -184,13 +181,13 @@ def summarise(
     checks.typed_key("key", key)
     num_samples = checks.positive_int("num_samples", num_samples)
     num_examples = checks.leading_axis("inputs", inputs)
-    batch_size = num_examples if batch_size is None else checks.positive_int("batch_size", batch_size)
+    batch_size = checks.optional_int("batch_size", batch_size) or num_examples
     draws = posterior.sample(key, state, num_samples)
     target_logits = None if target_inputs is None else _apply(posterior, state, draws, target_inputs)
 
     def one_batch(batch: PyTree) -> PyTree:
-        found = None if features is None else features(state, batch)
-        return summary_fn(Predictions(_apply(posterior, state, draws, batch), found, target_logits))
+        embeddings = None if features is None else features(state, batch)
+        return summary_fn(Predictions(_apply(posterior, state, draws, batch), embeddings, target_logits))
 
     num_batches = -(-num_examples // batch_size)
     if num_batches <= 1:
@@ -203,7 +200,7 @@ def summarise(
         lambda j: one_batch(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
         jnp.arange(num_batches),
     )
-    return jax.tree.map(lambda leaf: _unstride(leaf)[:num_examples], summaries)
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:num_examples], summaries)
 
 
 def predict_stream(
@@ -238,7 +235,7 @@ def predict_stream(
     Raises:
         ValueError: the source is empty, or a number is not positive.
     """
-    run = partial(_stream_logits, key, posterior, state, num_samples=num_samples)
+    run = partial(predict, key, posterior, state, num_samples=num_samples, batch_size=None)
     return stream(run, source, batch_size, inputs_of, axis=1)
 
 
@@ -259,56 +256,44 @@ def score_stream(
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        source: anything with ``__len__`` and ``__getitem__``, as in :func:`predict_stream`.
+        source: as in :func:`predict_stream`.
         score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``.
         num_samples: ``S``.
         batch_size: ``B``.
-        inputs_of: what of an item is the input; the whole item by default.
+        inputs_of: as in :func:`predict_stream`.
 
     Returns:
         NumPy ``[N, …]``.
 
     Raises:
-        ValueError: the source is empty, or a number is not positive.
+        ValueError: as in :func:`predict_stream`.
     """
     run = partial(score, key, posterior, state, score_fn=score_fn, num_samples=num_samples, batch_size=None)
     return np.concatenate(list(stream(run, source, batch_size, inputs_of, axis=0)))
 
 
-def _stream_logits(key: Key, posterior: Posterior, state: Any, inputs: PyTree, *, num_samples: int) -> PyTree:
-    return predict(key, posterior, state, inputs, num_samples=num_samples, batch_size=None)
-
-
-def stream(
-    run: Callable[[PyTree], PyTree],
-    source: Source,
-    batch_size: int,
-    inputs_of: Callable[[Any], PyTree] | None,
-    axis: int,
-) -> Iterator[PyTree]:
-    """``run`` on every batch of a source, read back without its padding."""
-    batch_size = checks.positive_int("batch_size", batch_size)
-    total = len(source)
+def stream(run: Callable, source: Source, batch_size: int, inputs_of: Callable | None, axis: int) -> Iterator[PyTree]:
+    """Yields ``run(inputs [B, …])`` of every batch, in NumPy and without padding; ``axis`` is that of the examples."""
+    batch_size, total = checks.positive_int("batch_size", batch_size), len(source)
     if total == 0:
         raise ValueError("source is empty: there is nothing to predict")
 
-    def results() -> Iterator[PyTree]:
-        waiting: tuple[PyTree, int] | None = None  # dispatched, not read back: the host loads while the device computes
+    def outputs() -> Iterator[PyTree]:
+        # Two batches are in flight: the host loads one while the device computes the other.
+        dispatched: deque[tuple[PyTree, int]] = deque()
         for start in range(0, total, batch_size):
-            stop = min(start + batch_size, total)
-            batch = load(source, slice(start, stop), inputs_of)
-            dispatched = run(jax.tree.map(lambda leaf: _pad(leaf, batch_size), batch)), stop - start
-            if waiting is not None:
-                yield _read_back(*waiting, axis)
-            waiting = dispatched
-        if waiting is not None:
-            yield _read_back(*waiting, axis)
+            ids = slice(start, min(start + batch_size, total))
+            inputs = jax.tree.map(lambda leaf: _pad(leaf, batch_size), load(source, ids, inputs_of))
+            dispatched.append((run(inputs), ids.stop - start))
+            if len(dispatched) == 2:
+                yield _read_back(*dispatched.popleft(), axis)
+        yield _read_back(*dispatched.popleft(), axis)
 
-    return results()
+    return outputs()
 
 
 def load(source: Source, ids: Any, inputs_of: Callable[[Any], PyTree] | None) -> PyTree:
-    """Inputs ``[b, …]`` of the examples ``ids``, a slice or integers, in NumPy."""
+    """Reads inputs ``[b, …]`` of the examples ``ids``, a slice or integers, into NumPy."""
     if isinstance(source, np.ndarray | jax.Array):
         batch = np.asarray(source[ids])
         return batch if inputs_of is None else inputs_of(batch)
@@ -332,7 +317,3 @@ def _pad(leaf: Any, length: int) -> Any:
     missing = length - leaf.shape[0]
     numpy = np if isinstance(leaf, np.ndarray) else jnp
     return numpy.concatenate([leaf, numpy.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
-
-
-def _unstride(leaf: Array) -> Array:
-    return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])

@@ -73,9 +73,7 @@ class Variables(NamedTuple):
 
 def _no_deterministic(variables: Variables, inputs: PyTree) -> PyTree:
     del variables, inputs
-    raise ValueError(
-        "this model does not say how to run without randomness: make it with from_functions(init, apply, deterministic)"
-    )
+    raise ValueError("this model has no evaluation mode: make it with from_functions(init, apply, deterministic)")
 
 
 class Model(NamedTuple):
@@ -85,7 +83,7 @@ class Model(NamedTuple):
         init: ``(key, inputs [B, …]) -> Variables``, fresh weights.
         apply: ``(variables, inputs [B, …], key) -> outputs [B, …, C]``, one stochastic function for all rows.
         train: ``(variables, inputs [B, …], key) -> (outputs, collections)``, training mode.
-        deterministic: ``(variables, inputs [B, …]) -> outputs [B, …, C]``, without randomness, each row on its own.
+        deterministic: ``(variables, inputs [B, …]) -> outputs [B, …, C]``, evaluation mode, each row on its own.
     """
 
     init: Callable[[Key, PyTree], Variables]

@@ -22,6 +22,7 @@ operations = st.lists(
         st.tuples(st.just("label with targets"), padded_ids, st.integers(0, 99)),
         st.tuples(st.just("annotate"), padded_ids, st.integers(0, 99)),
         st.tuples(st.just("unlabel"), padded_ids, st.none()),
+        st.tuples(st.just("exclude"), padded_ids, st.none()),
         st.tuples(st.just("label randomly"), st.integers(0, 3), st.integers(0, 2**31 - 1)),
     ),
     max_size=8,
@@ -32,21 +33,29 @@ class Model:
     """What a pool is, in plain Python."""
 
     def __init__(self):
-        self.labelled_at, self.targets, self.round = {}, {}, 0
+        self.labelled_at, self.targets, self.round, self.excluded = {}, {}, 0, set()
 
     def label(self, chosen, advance=True):
-        for i in chosen:
+        for i in set(chosen) - self.excluded:
             self.labelled_at.setdefault(i, self.round)
         self.round += advance
 
+    def unlabel(self, chosen):
+        for i in chosen:
+            self.labelled_at.pop(i, None)
+
+    def available(self):
+        return set(range(SIZE)) - set(self.labelled_at) - self.excluded
+
     def check(self, state):
         assert int(state.round) == self.round
-        assert state.labelled_at.tolist() == [self.labelled_at.get(i, -1) for i in range(SIZE)]
+        otherwise = [-2 if i in self.excluded else -1 for i in range(SIZE)]
+        assert state.labelled_at.tolist() == [self.labelled_at.get(i, otherwise[i]) for i in range(SIZE)]
         assert state.targets.tolist() == [self.targets.get(i, -1) for i in range(SIZE)]
         assert set(np.flatnonzero(pool.labelled(state))) == set(self.labelled_at)
-        assert set(np.flatnonzero(pool.available(state))) == set(range(SIZE)) - set(self.labelled_at)
+        assert set(np.flatnonzero(pool.available(state))) == self.available()
         assert int(pool.num_labelled(state)) == len(self.labelled_at)
-        assert int(pool.num_available(state)) == SIZE - len(self.labelled_at)
+        assert int(pool.num_available(state)) == len(self.available())
         latest = max(self.labelled_at.values(), default=0)
         for last in (1, 2, 5):
             recent = {i for i, at in self.labelled_at.items() if at > latest - last}
@@ -65,14 +74,17 @@ def test_every_sequence_of_transitions_does_what_the_plain_model_does(steps):
             model.label(chosen, option)
         elif name == "unlabel":
             state = pool.unlabel(state, argument)
-            for i in chosen:
-                model.labelled_at.pop(i, None)
+            model.unlabel(chosen)
+        elif name == "exclude":
+            state = pool.exclude(state, argument)
+            model.unlabel(chosen)
+            model.excluded.update(chosen)
         elif name == "label randomly":
-            number = min(argument, SIZE - len(model.labelled_at))
+            number = min(argument, len(model.available()))
+            drawn = pool.random_query(jax.random.key(option), state, number)
+            assert len(set(drawn.tolist()) & model.available()) == number
             state = pool.label_randomly(jax.random.key(option), state, number)
-            new = set(np.flatnonzero(pool.labelled(state))) - set(model.labelled_at)
-            assert len(new) == number
-            model.label(new)
+            model.label(drawn.tolist())
         else:
             given_targets = [option + place for place in range(SLOTS)]
             model.targets.update({i: t for i, t in zip(argument, given_targets, strict=True) if i >= 0})
@@ -96,10 +108,12 @@ def test_compiled_code_counts_repeated_ids_once_and_ignores_those_out_of_range(c
     assert int(new.round) == 2
     kept = unlabel_compiled(new, jnp.array(chosen))
     assert set(np.flatnonzero(pool.labelled(kept))) == set(already) - valid
+    assert set(np.flatnonzero(exclude_compiled(new, jnp.array(chosen)).labelled_at == -2)) == valid
 
 
 label_compiled = jax.jit(pool.label)
 unlabel_compiled = jax.jit(pool.unlabel)
+exclude_compiled = jax.jit(pool.exclude)
 
 
 def test_one_of_a_hundred_then_the_rest_and_nothing_twice():
@@ -186,6 +200,8 @@ def test_ids_that_make_no_sense_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
         pool.unlabel(state, chosen)
     with pytest.raises(ValueError, match=message):
+        pool.exclude(state, chosen)
+    with pytest.raises(ValueError, match=message):
         pool.annotate(state, chosen, [1] * len(chosen))
 
 
@@ -203,6 +219,17 @@ def test_other_errors_name_the_argument():
         pool.label_randomly(jax.random.key(0), state, 4)
     with pytest.raises(ValueError, match="num=-1"):
         pool.label_randomly(jax.random.key(0), state, -1)
+
+
+def test_excluded_examples_count_neither_as_labelled_nor_as_left():
+    state = pool.exclude(pool.label(pool.label(pool.init(6), [1]), [4]), [4, 0])
+    assert state.labelled_at.tolist() == [-2, 0, -1, -1, -2, -1]
+    assert pool.labelled(state, last_rounds=1).tolist() == [False, True, False, False, False, False]
+    assert sorted(pool.random_query(jax.random.key(0), state, 3).tolist()) == [2, 3, 5]
+    with pytest.raises(ValueError, match="num=4 exceeds the 3 unlabelled"):
+        pool.random_query(jax.random.key(0), state, 4)
+    all_labelled = jax.jit(lambda state: pool.label_randomly(jax.random.key(0), state, 6))(state)
+    assert all_labelled.labelled_at.tolist() == [-2, 0, 2, 2, -2, 2]
 
 
 def test_compiled_random_labels_end_where_the_pool_ends():

@@ -1,4 +1,4 @@
-"""Vectorised keys give jax's bits, fast keys good ones; shuffling without a table is a uniform permutation."""
+"""Vectorised keys give jax's bits, keys of examples good ones; shuffling without a table is a uniform permutation."""
 
 import functools
 import math
@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import baal_jax as baal
 from baal_jax._util import random
-from tests.study_loops import data as study_data
-from tests.study_loops import loops
 
 KEYS = [jax.random.key(0), jax.random.key(2**32 - 1), jax.random.fold_in(jax.random.key(7), 123)]
 every_key = pytest.mark.parametrize("key", KEYS, ids=["zero", "ones", "folded"])
@@ -236,43 +233,34 @@ def test_hashes_of_examples_spread_evenly():
     assert len(np.unique(found)) > 40_000 - 6  # 0.2 pairs are expected to meet
 
 
-# fast keys
+def example_key():
+    return random.of_example(jax.random.key(7), EXAMPLES[0])
 
 
-def test_new_keys_of_a_fast_key_are_those_of_jax():
-    fast, plain = baal.fast_key(7), jax.random.key(7)
-    np.testing.assert_array_equal(data(jax.random.split(fast, 3)), data(jax.random.split(plain, 3)))
-    np.testing.assert_array_equal(data(jax.random.fold_in(fast, 5)), data(jax.random.fold_in(plain, 5)))
-    assert not np.array_equal(jax.random.bits(fast, (8,)), jax.random.bits(plain, (8,)))
-    assert random.vectorised(fast) is fast
+def test_new_keys_of_a_key_of_an_example_are_those_of_jax():
+    hashed = example_key()
+    plain = jax.random.wrap_key_data(jax.random.key_data(hashed))
+    np.testing.assert_array_equal(data(jax.random.split(hashed, 3)), data(jax.random.split(plain, 3)))
+    np.testing.assert_array_equal(data(jax.random.fold_in(hashed, 5)), data(jax.random.fold_in(plain, 5)))
+    assert not np.array_equal(jax.random.bits(hashed, (8,)), jax.random.bits(plain, (8,)))
+    assert random.vectorised(hashed) is hashed
 
 
-def test_bits_of_fast_keys_are_the_hash_as_written():
+def test_bits_of_an_example_are_the_hash_as_written():
     def mix(x):
         x = ((x ^ (x >> 16)) * 0x85EBCA6B) % 2**32
         x = ((x ^ (x >> 13)) * 0xC2B2AE35) % 2**32
         return x ^ (x >> 16)
 
-    first, second = (int(word) for word in data(baal.fast_key(2**31 - 1)))
+    first, second = (int(word) for word in data(example_key()))
     expected = [mix((mix(counter ^ first) + second) % 2**32) for counter in range(12)]
-    np.testing.assert_array_equal(jax.random.bits(baal.fast_key(2**31 - 1), (3, 4)).ravel(), expected)
+    np.testing.assert_array_equal(jax.random.bits(example_key(), (3, 4)).ravel(), expected)
 
 
-def test_bits_of_fast_keys_do_not_depend_on_vmap_or_jit():
-    keys = jax.random.split(baal.fast_key(1), 5)
+def test_bits_of_an_example_do_not_depend_on_vmap_or_jit():
+    keys = jax.random.split(example_key(), 5)
     alone = [jax.random.bits(key, (3, 2)) for key in keys]
     np.testing.assert_array_equal(jax.jit(jax.vmap(lambda key: jax.random.bits(key, (3, 2))))(keys), alone)
-
-
-def test_a_run_with_a_fast_key_is_one_program_of_its_bits():
-    train, test = study_data()
-    loop = loops()["bald"]
-    program = jax.jit(lambda key: baal.run(loop, key, train, test, num_initial=4, num_rounds=2)[0])
-    fast, plain = program(baal.fast_key(0)), program(jax.random.key(0))
-    assert jax.random.key_impl(fast.key) == jax.random.key_impl(baal.fast_key(0))
-    assert not np.array_equal(fast.pool.labelled_at, plain.pool.labelled_at)
-    assert "fry" in str(jax.make_jaxpr(program)(jax.random.key(0)))
-    assert "fry" not in str(jax.make_jaxpr(program)(baal.fast_key(0)))
 
 
 # shuffled

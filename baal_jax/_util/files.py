@@ -25,7 +25,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # a temporary file is private, a result is not
+        os.chmod(temporary, 0o644)  # a temporary file is private, what is written is not
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

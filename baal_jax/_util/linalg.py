@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
-
-from baal_jax.typing import Array
+from jax import Array
 
 _SMALL = 16  # rows, up to which elimination is written out
 

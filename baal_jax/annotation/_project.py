@@ -166,7 +166,7 @@ def propose(
     key_rounds, key_first = jax.random.split(key)  # as in a loop, whose picks are the same for the same key
     shown = None
     if not int(pool.num_labelled(answered)):
-        size = min(checks.positive_int("num_initial", num_initial), num_examples)
+        size = min(checks.positive_int("num_initial", num_initial), int(pool.num_available(answered)))
         key_first = (
             jax.random.fold_in(key_first, number) if number else key_first
         )  # others when the first were given up

@@ -1,10 +1,10 @@
 """Fitting a network to the labelled part of a data set: the trainer, what it reads, and what may change a batch.
 
 :mod:`~baal_jax.training.augmentation` changes batches, :mod:`~baal_jax.training.semi_supervised` reads inputs without
-targets, :mod:`~baal_jax.training.averaging` averages weights.
+targets.
 """
 
-from baal_jax.training import augmentation, averaging, batches, semi_supervised
+from baal_jax.training import augmentation, semi_supervised
 from baal_jax.training._trainer import TrainState, trainer
 
-__all__ = ["TrainState", "augmentation", "averaging", "batches", "semi_supervised", "trainer"]
+__all__ = ["TrainState", "augmentation", "semi_supervised", "trainer"]

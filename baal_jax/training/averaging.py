@@ -11,20 +11,28 @@ from baal_jax.typing import Array, Key, Model, PyTree, Variables
 
 
 def share(average_from: float, total: Array | int) -> Array:
-    """The first step that counts."""
+    """The first of ``total`` steps that counts, where those from the share ``average_from`` on do."""
     first = jnp.floor(average_from * jnp.asarray(total, jnp.float32)).astype(jnp.int32)
     return jnp.minimum(first, jnp.asarray(total, jnp.int32) - 1)
 
 
 def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
-    """Mean of the weights, ``before`` steps of which it holds already; untouched while that is negative."""
+    """Adds weights to a mean.
+
+    Args:
+        average: mean so far.
+        params: the next weights, a tree like ``average``.
+        before: ``int32[]``, how many weights the mean holds already; while it is negative, nothing is added.
+
+    Returns:
+        The new mean, in the dtypes of ``average``.
+    """
     import optax
 
     def update() -> PyTree:
         share = 1.0 / (before.astype(jnp.float32) + 1.0)
         with jax.numpy_dtype_promotion("standard"):
-            mean = optax.incremental_update(params, average, share)
-        return jax.tree.map(lambda leaf, old: as_dtype(leaf, old.dtype), mean, average)
+            return cast_like(optax.incremental_update(params, average, share), average)
 
     return jax.lax.cond(before >= 0, update, lambda: average)
 
@@ -32,10 +40,16 @@ def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
 def with_new_statistics(
     model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]], num_batches: int = 100
 ) -> Variables:
-    """Batch statistics that belong to the averaged weights, from ``num_batches`` batches.
+    """Estimates batch statistics anew, for weights that training never ran with.
 
-    A running mean keeps a share of what it started from: 37 % of it after 100 batches with a momentum of 0.99. Two
-    starts that differ by one end apart by that share, and so it can be taken out.
+    Args:
+        model: the network.
+        variables: the weights, and batch statistics of others.
+        inputs_of: ``index int32[] -> (key, inputs [B, …])``, a batch and the key of its pass.
+        num_batches: how many batches to estimate from.
+
+    Returns:
+        The same weights with statistics of the batches alone.
     """
     old = variables.collections
     if not jax.tree.leaves(old):
@@ -47,12 +61,11 @@ def with_new_statistics(
     def step(index: Array, carried: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         key, inputs = inputs_of(index.astype(jnp.int32))
         # Training reads no running statistics: the compiler runs the network once for both.
-        new = [model.train(Variables(variables.params, collections), inputs, key)[1] for collections in carried]
-        cast = [
-            jax.tree.map(lambda leaf, old: as_dtype(leaf, old.dtype), *pair) for pair in zip(new, carried, strict=True)
-        ]
-        return cast[0], cast[1]
+        one, other = (model.train(Variables(variables.params, start), inputs, key)[1] for start in carried)
+        return cast_like(one, carried[0]), cast_like(other, carried[1])
 
+    # A running mean keeps a share of what it started from: 37 % after 100 batches with a momentum of 0.99, and the
+    # momentum is not known here. Two passes that start one apart end apart by just that share, so it can be taken out.
     shifted = jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype) if is_float(leaf) else leaf, old)
     ends = jax.lax.fori_loop(0, num_batches, step, (old, shifted))
 
@@ -60,12 +73,17 @@ def with_new_statistics(
         if not is_float(end):
             return end
         share = other_end - end
-        running = (share > 1e-3) & (share < 0.999)
+        running = (share > 1e-3) & (share < 0.999)  # others have forgotten their start, or no batch changes them
         return jnp.where(running, (end - share * start) / jnp.where(running, 1 - share, 1), end).astype(end.dtype)
 
     return variables._replace(collections=jax.tree.map(without_start, old, *ends))
 
 
-def as_dtype(leaf: Array, dtype: jnp.dtype) -> Array:
-    """``leaf`` in another dtype; keys stay what they are."""
-    return leaf if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(leaf).astype(dtype)
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` in the dtypes of ``like``, none of them weak; keys stay what they are."""
+
+    def cast(leaf: Array, old: Array) -> Array:
+        dtype = jnp.asarray(old).dtype
+        return leaf if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(leaf).astype(dtype)
+
+    return jax.tree.map(cast, tree, like)

@@ -1,7 +1,7 @@
 r"""Learning from unlabelled inputs: what two random views of one input should have in common.
 
 A :class:`Consistency` goes into :func:`baal_jax.trainer` as ``unlabelled=…``. Every step then reads a batch of inputs,
-whose targets nobody looks at, beside the labelled batch. Two views of them go through the network in training mode,
+whose targets are not read, beside the labelled batch. Two views of them go through the network in training mode,
 under different dropout masks and different augmentations, and what differs is added to the loss:
 
 .. math:: \frac{1}{B} \sum_{i=1}^{B} \ell(f(x_i), y_i) + w(t) \, \frac{1}{U} \sum_{j=1}^{U} d(f(u_j), f(\tilde u_j))
@@ -64,8 +64,7 @@ def probability_difference(first: Array, second: Array) -> Array:
         >>> print(semi_supervised.probability_difference(jnp.zeros((1, 2)), jnp.array([[50.0, -50.0]])))
         [0.25]
     """
-    for name, logits in (("first", first), ("second", second)):
-        _several_classes(name, logits, "pass distance=semi_supervised.squared_difference for regression")
+    _require_classes(first, second, "pass distance=semi_supervised.squared_difference for regression")
     difference = jnp.exp(numerics.log_probs(first)) - jnp.exp(numerics.log_probs(second))
     return jnp.mean(difference**2, axis=-1)
 
@@ -111,7 +110,8 @@ def gaussian_ramp(weight: float, ramp_up: int) -> Callable[[Array], Array]:
         >>> [round(float(curve(jnp.int32(step))), 3) for step in (0, 50, 100, 1000)]
         [0.067, 2.865, 10.0, 10.0]
     """
-    weight = _checked_weight(weight)
+    if checks.is_concrete(weight):  # one that jax traces may be mapped over or differentiated by
+        weight = checks.finite_float("weight", weight, 0.0)
     ramp_up = checks.positive_int("ramp_up", ramp_up, least=0)
 
     def schedule(steps: Array) -> Array:
@@ -179,7 +179,7 @@ def fix_match(
     weight: float = 1.0,
     threshold: float = 0.95,
 ) -> Consistency:
-    r"""FixMatch: what the network is sure of under weak augmentation is the label under strong augmentation.
+    r"""FixMatch: where the network is confident under weak augmentation, that is the label under strong augmentation.
 
     .. math:: w \, \frac{1}{U} \sum_j [\max_c q_{jc} \ge \tau] \, H(\arg\max_c q_{jc}, \, p(\text{strong}(u_j))),
         \qquad q_j = p(\text{weak}(u_j))
@@ -205,18 +205,12 @@ def fix_match(
         <https://arxiv.org/abs/2001.07685>`_, 2020.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> from baal_jax.training import augmentation, semi_supervised
         >>> strong = augmentation.compose(augmentation.shift(1), augmentation.cutout(2))
         >>> consistency = semi_supervised.fix_match(strong, weak=augmentation.shift(1))
-        >>> net = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(2)])
-        >>> trainer = baal.trainer(
-        ...     optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10, batch_size=2, unlabelled=consistency
-        ... )
-        >>> train = baal.Dataset(jnp.ones((6, 4, 4, 1)), jnp.array([0, 1, -1, -1, -1, -1]))
-        >>> state = trainer(baal.from_linen(net))(jax.random.key(0), train, train.targets >= 0)
-        >>> int(state.steps), bool(jnp.isfinite(state.loss))
-        (10, True)
+        >>> confident, unsure = jnp.array([[5.0, 0.0]]), jnp.array([[0.5, 0.0]])
+        >>> print(consistency.loss(confident, unsure), consistency.loss(unsure, confident))
+        [0.474077] [0.]
     """
     if not callable(strong):
         raise ValueError(f"strong={strong!r} must be an augmentation, such as augmentation.cutout(4)")
@@ -225,8 +219,7 @@ def fix_match(
         raise ValueError(f"threshold={threshold} must lie between 0 and 1: it is a probability")
 
     def loss(first: Array, second: Array) -> Array:
-        for name, logits in (("first", first), ("second", second)):
-            _several_classes(name, logits, "turn sigmoid outputs into two with heuristics.binary_logits")
+        _require_classes(first, second, "turn sigmoid outputs into two with heuristics.binary_logits")
         log_q = jax.lax.stop_gradient(numerics.log_probs(first))
         labels = jnp.argmax(log_q, axis=-1, keepdims=True)
         surprise = -jnp.take_along_axis(numerics.log_probs(second), labels, axis=-1)[..., 0]
@@ -235,16 +228,12 @@ def fix_match(
     return Consistency(loss, gaussian_ramp(weight, 0), weak, strong)
 
 
-def _several_classes(name: str, logits: Any, cure: str) -> None:
-    if getattr(logits, "ndim", 0) < 2:
-        raise ValueError(f"the {name} outputs are no array [U, …, C] but {jax.tree.map(jnp.shape, logits)}: {_OWN}")
-    if logits.shape[-1] < 2:
-        raise ValueError(f"the {name} outputs have shape {logits.shape} with a single class: {cure}")
-
-
-_OWN = "write a loss of these outputs, with consistency._replace(loss=…)"
-
-
-def _checked_weight(weight: float) -> float:
-    # A weight that jax traces may be mapped over or differentiated by.
-    return checks.finite_float("weight", weight, 0.0) if checks.is_concrete(weight) else weight
+def _require_classes(first: Any, second: Any, cure: str) -> None:
+    for name, logits in (("first", first), ("second", second)):
+        if getattr(logits, "ndim", 0) < 2:
+            raise ValueError(
+                f"the {name} outputs are no array [U, …, C] but {jax.tree.map(jnp.shape, logits)}: "
+                "write a loss of these outputs, with consistency._replace(loss=…)"
+            )
+        if logits.shape[-1] < 2:
+            raise ValueError(f"the {name} outputs have shape {logits.shape} with a single class: {cure}")

@@ -53,9 +53,6 @@ class Config:
     whole_batches: bool = False
     """Baal reads its examples as baal_jax does: for equal curves, see baal_digits.py."""
 
-    fast_keys: bool = True
-    """baal_jax.fast_key instead of jax.random.key."""
-
     shared_masks: bool = False
     """One dropout mask a draw for all examples; Baal gives every example masks of its own."""
 
@@ -72,7 +69,6 @@ def main(config: Config) -> None:
         print("RESULT " + baal_digits.json.dumps(run_ours(config)))
         return
     arguments = [f"--seeds={config.seeds}", f"--rounds={config.rounds}", "--side=ours"]
-    arguments.append("--fast-keys" if config.fast_keys else "--no-fast-keys")
     arguments.append("--options" if config.options else "--no-options")
     arguments.append("--shared-masks" if config.shared_masks else "--no-shared-masks")
     output = baal_digits.subprocess.run(
@@ -163,7 +159,7 @@ def run_ours(config: Config) -> dict:
             loops,
             train,
             test,
-            key=(baal.fast_key if config.fast_keys else jax.random.key)(0),
+            key=jax.random.key(0),
             num_seeds=config.seeds,
             num_rounds=config.rounds,
             num_initial=INITIAL,
