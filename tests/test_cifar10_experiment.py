@@ -102,7 +102,7 @@ def test_a_finished_run_is_only_reported_again(finished):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
 def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path, monkeypatch):
-    saves, save = [], checkpoint.Checkpoints.save
+    saves, save = [], checkpoint.Checkpointer.save
 
     def stopping(self, number, state):
         save(self, number, state)
@@ -110,7 +110,7 @@ def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path,
         if len(saves) == stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", stopping)
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         experiment.main(tiny(tmp_path))
     if stop_after == 5:
