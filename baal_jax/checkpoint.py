@@ -11,11 +11,11 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 import numpy as np
 
 from baal_jax._util import checks, files
@@ -117,18 +117,18 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
             raise RuntimeError(f"another run works in {directory} (process {holder}): {cure}")
         for left_over in checkpoints.directory.glob(".step_*"):
             left_over.unlink()
-        _require_same(checkpoints, config)
+        _require_same(checkpoints.directory, config)
         yield checkpoints
 
 
-def _require_same(checkpoints: Checkpointer, config: Any) -> None:
+def _require_same(folder: Path, config: Any) -> None:
     """Refuses another configuration than that of the folder; another jax is only a warning."""
-    folder = checkpoints.directory
-    config = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    versions = {name: version(name) for name in ("jax", "jaxlib")}
     record = {"format": 2, "config": files.plain(config), "versions": versions}
     if not (folder / "config.json").exists():
-        if checkpoints.latest is not None:
+        if any(folder.glob("step_*")):
             raise ValueError(f"{folder} holds checkpoints but no config.json: choose another folder")
         files.write_text(folder / "config.json", json.dumps(record, indent=1))
     saved, now = _flat(json.loads((folder / "config.json").read_text(encoding="utf-8"))), _flat(record)

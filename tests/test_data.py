@@ -249,7 +249,7 @@ FORBIDDEN = {
     "a name of numpy": (b"cnumpy\nsave\n.", "numpy.save does not belong"),
     "an object of elsewhere": (b"Pname\n.", "persistent"),
     "an extension": (b"\x80\x02\x82\xf0.", "extension codes do not belong"),
-    "a place far away": (b"\x80\x02Nr\x00\x00\x00\x7f.", "it stores object 2130706432 after"),
+    "a place far away": (b"\x80\x02Nr\x00\x00\x00\x7f.", "it remembers object 2130706432 after 2 instr"),
     "a state for a name": (b"\x80\x02cnumpy\ndtype\n}b.", "TypeError"),
 }
 

@@ -194,7 +194,7 @@ def _restored(name: str, like: Any, words: np.ndarray) -> Any:
         return words.item()
     if "key<" in _kind(like):
         implementation = jax.random.key_impl(jnp.zeros((), like.dtype))  # which shapes alone do not tell
-        return jax.device_put(jax.random.wrap_key_data(words, impl=implementation), like.sharding)
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(words), impl=implementation), like.sharding)
     array = words.view(like.dtype.name)
     if isinstance(like, np.ndarray | np.generic):
         return array

@@ -30,11 +30,11 @@ def read_python_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarra
 
 def _scan(content: bytes) -> None:
     """Refuses the two instructions that :class:`_Unpickler` is not asked about."""
-    for code, argument, position in pickletools.genops(content):
+    for count, (code, argument, _) in enumerate(pickletools.genops(content)):
         if code.name.startswith("EXT"):
             raise ValueError("extension codes do not belong into CIFAR-10")
-        if "PUT" in code.name and int(argument or 0) > position:  # memory is reserved up to this place
-            raise ValueError(f"it stores object {argument} after {position} bytes")
+        if "PUT" in code.name and int(argument or 0) > count:  # memory is reserved up to this place
+            raise ValueError(f"it remembers object {argument} after {count} instructions")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -77,7 +77,8 @@ class _Array:
 
 def _from_buffer(content: bytes, kind: _DType, shape: tuple[int, ...], order: bytes | str) -> np.ndarray:
     dtype = np.dtype(kind.name)
-    dtype = dtype if kind.order == "|" else dtype.newbyteorder(kind.order)
+    if kind.order in ("<", ">"):
+        dtype = dtype.newbyteorder(kind.order)
     return np.frombuffer(content, dtype).reshape(shape, order="F" if _text(order) == "F" else "C")
 
 
