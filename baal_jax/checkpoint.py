@@ -1,4 +1,4 @@
-"""Exact resume: the state of a run on disk, so that a killed run ends as if it had never been killed.
+"""Checkpoints for exact resume: a run that is killed and continued ends as if it had never been killed.
 
 A folder of checkpoints belongs to one configuration and to one process at a time. A checkpoint is an ``.npz`` file that
 gets its name when it is complete: whatever moment a process dies, the newest one is whole.

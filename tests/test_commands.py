@@ -92,6 +92,7 @@ WRONG = {
     "attribute": (["--model", "tests.test_commands:thing"], "cannot be imported"),
     "what it makes": (["--model", "tests.test_commands:wrong_factory"], "made int: return a linen module"),
     "images": (["--model", "cnn"], r"model='cnn' needs images [H, W, C], but an example has shape (4,)"),
+    "cifar10": (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 was not found. Tried:"),
     "data": (["--data", "nowhere.npz"], "data='nowhere.npz' is neither digits, cifar10 nor a file"),
 }
 

@@ -86,7 +86,7 @@ def problem(options: Any) -> Problem:
 
 def _problem_from_arrays(path: Path) -> Problem:
     names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
-    arrays = _arrays(path, *names)
+    arrays = _arrays(path, names, ["class_names"])
     class_names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
     train, test = (data.from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
     num_classes = None
@@ -114,7 +114,7 @@ def pool(options: Any, kind: str) -> Pool:
         return _pool_from_pictures(path, options.url_prefix, (options.image_size, options.image_size))
     if not path.is_file() or path.suffix != ".npz":
         raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file")
-    arrays = _arrays(path, "inputs")
+    arrays = _arrays(path, ["inputs"], ["references", "embeddings"])
     inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
     embeddings = np.asarray(data.from_arrays(arrays.get("embeddings", inputs)).inputs)
     if "references" in arrays:
@@ -145,12 +145,12 @@ def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) ->
     return Pool(inputs, names, _flat(inputs))
 
 
-def _arrays(path: Path, *required: str) -> dict[str, np.ndarray]:
+def _arrays(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         missing = [name for name in required if name not in file]
         if missing:
             raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
-        return dict(file)
+        return {name: file[name] for name in (*required, *optional) if name in file}
 
 
 def _are_pictures(shape: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, journals, a lock on a folder, and what JSON and ``.npz`` files can hold."""
+"""Atomic writes, journals, a lock on a folder, and what JSON and ``.npz`` files can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that somebody has in memory already."""
+"""Data sets from arrays and from Hugging Face."""
 
 from __future__ import annotations
 

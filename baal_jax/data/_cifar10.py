@@ -1,4 +1,4 @@
-"""CIFAR-10, however it lies on the disk."""
+"""CIFAR-10 from a TFDS directory or from the original archives."""
 
 from __future__ import annotations
 
