@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 
+from baal_jax._util import checks
+
 COMMANDS = {
-    "study": ("baal_jax._cli._study:main", "run strategies × seeds, resumed by cell, and print the statistics"),
-    "propose": ("baal_jax._cli._annotation:main_propose", "write what people should label next, for Label Studio"),
-    "ingest": ("baal_jax._cli._annotation:main_ingest", "keep the answers of an export of Label Studio"),
-    "report": ("baal_jax._cli._report:main", "write a study as one HTML page, and as figures"),
+    "study": ("baal_jax._cli._study:Study:run", "run strategies × seeds, resumed by cell, and print the statistics"),
+    "propose": ("baal_jax._cli._annotation:Propose:propose", "write what people should label next, for Label Studio"),
+    "ingest": ("baal_jax._cli._annotation:Ingest:ingest", "keep the answers of an export of Label Studio"),
+    "report": ("baal_jax._cli._report:Report:write", "write a study as one HTML page, and as figures"),
 }
 
 
@@ -32,8 +34,16 @@ def main(argv: list[str]) -> int:
     if name not in COMMANDS:
         print(f"baal_jax: {name!r} is no command: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module, _, function = COMMANDS[name][0].partition(":")
-    return getattr(importlib.import_module(module), function)(argv[1:])
+    module, arguments, function = COMMANDS[name][0].split(":")
+    try:
+        command = importlib.import_module(module)
+        tyro = checks.optional_import("tyro", "experiments")
+        positional, prog = (tyro.conf.PositionalRequiredArgs,), f"python -m baal_jax {name}"
+        getattr(command, function)(tyro.cli(getattr(command, arguments), prog=prog, args=argv[1:], config=positional))
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

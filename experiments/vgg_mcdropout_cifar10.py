@@ -205,7 +205,7 @@ def main(config: Config) -> dict:
     jobs = [Job(name, chunk) for name in config.strategies for chunk in chunks]
     jax.eval_shape(lambda: first_states(run, jobs[0]))  # refuses numbers that do not fit, before anything is written
     config.out.mkdir(parents=True, exist_ok=True)
-    with checkpoint.open(config.out / "checkpoints", identity(config, run, size)) as saved:
+    with checkpoint.checkpointer(config.out / "checkpoints", identity(config, run, size)) as saved:
         done = saved.latest or 0
         journal = config.out / "rounds.jsonl"
         position, offset = divmod(done, config.rounds)
@@ -371,7 +371,7 @@ def identity(config: Config, run: Run, seeds_at_once: int) -> dict:
 
 
 def run_job(
-    run: Run, job: Job, index: int, finished: int, saved: checkpoint.Checkpoints, journal: Path, progress: tqdm
+    run: Run, job: Job, index: int, finished: int, saved: checkpoint.Checkpointer, journal: Path, progress: tqdm
 ) -> None:
     """The rounds of a job that are still to come, each written and checkpointed, and its closing line."""
     config = run.config

@@ -167,7 +167,7 @@ def test_selected_weights_are_random_and_the_rest_is_shared(tmp_path):
     np.testing.assert_allclose(
         logits, jnp.einsum("nh,shc->snc", hidden, kernels) + bias[None, None], rtol=1e-4, atol=1e-5
     )
-    with checkpoint.open(tmp_path / "state", {}) as saved:
+    with checkpoint.checkpointer(tmp_path / "state", {}) as saved:
         saved.save(0, state)
         restored = saved.restore(state)
     np.testing.assert_array_equal(predict(posterior, restored, DATA.inputs), logits)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from baal_jax import Predictions, heuristics, selection
 from baal_jax import __main__ as command_line
-from baal_jax._cli import _data, _networks
+from baal_jax._cli import _assemble, _study
 from baal_jax.study import results
 from tests.study_loops import data
 
@@ -92,6 +92,7 @@ WRONG = {
     "attribute": (["--model", "tests.test_commands:thing"], "cannot be imported"),
     "what it makes": (["--model", "tests.test_commands:wrong_factory"], "made int: return a linen module"),
     "images": (["--model", "cnn"], r"model='cnn' needs images [H, W, C], but an example has shape (4,)"),
+    "cifar10": (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 was not found. Tried:"),
     "data": (["--data", "nowhere.npz"], "data='nowhere.npz' is neither digits, cifar10 nor a file"),
 }
 
@@ -110,13 +111,13 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path, capsys, case):
 def test_missing_arrays_are_named(tmp_path):
     path = saved(tmp_path / "part.npz", test_targets=None)
     with pytest.raises(ValueError, match=r"lacks test_targets: it has train_inputs"):
-        _data.load(path, None, False, 10, 0)
+        _assemble.problem(_study.Study(tmp_path, data=path))
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "tests.test_commands:linen_factory", "tests.test_commands:nnx_factory"])
 def test_networks_by_name(key, name):
     shape = (8, 8, 1) if name == "cnn" else (4,)
-    model = _networks.make(name, 3, shape, 0.5)
+    model = _assemble.network(name, 3, shape, 0.5)
     inputs = jnp.ones((5, *shape), jnp.uint8 if name == "cnn" else jnp.float32)
     variables = model.init(key, inputs)
     outputs = model.apply(variables, inputs, key)

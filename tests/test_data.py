@@ -1,6 +1,7 @@
 """Loaders: the same pixels from every format, and an error that names the file for everything that can be wrong."""
 
 import contextlib
+import copyreg
 import json
 import os
 import pickle
@@ -241,6 +242,29 @@ def test_a_python_archive_runs_no_code(content, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "system", lambda command: pytest.fail("code of the file was run"))
     with pytest.raises(ValueError, match="data_batch_1: cannot be read"):
         data.cifar10(tmp_path)
+
+
+FORBIDDEN = {
+    "a name": (b"cos\nsystem\n.", "os.system does not belong"),
+    "a name of numpy": (b"cnumpy\nsave\n.", "numpy.save does not belong"),
+    "an object of elsewhere": (b"Pname\n.", "persistent"),
+    "an extension": (b"\x80\x02\x82\xf0.", "extension codes do not belong"),
+    "a place far away": (b"\x80\x02Nr\x00\x00\x00\x7f.", "it remembers object 2130706432 after 2 instr"),
+    "a state for a name": (b"\x80\x02cnumpy\ndtype\n}b.", "TypeError"),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_a_python_archive_may_not_say(name):
+    content, message = FORBIDDEN[name]
+    copyreg.add_extension("os", "system", 0xF0)
+    try:
+        assert pickle.loads(FORBIDDEN["an extension"][0]) is os.system  # known from now on, without a look at its name
+        with pytest.raises(ValueError, match=f"here: cannot be read .*{message}"):
+            read_python_batch("here", content)
+    finally:
+        copyreg.remove_extension("os", "system", 0xF0)
+        copyreg.clear_extension_cache()
 
 
 def test_an_archive_written_by_python_2_is_read(tmp_path):

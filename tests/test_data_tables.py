@@ -71,7 +71,7 @@ def test_arrays_are_checked_and_cast():
         (((np.zeros(3), np.zeros(4)),), "inputs needs one common leading axis"),
         ((np.zeros((0, 2)),), "no example"),
         ((np.array(["a", "b"]),), "not numbers"),
-        ((np.array([1.0, np.inf]),), "not finite"),
+        ((np.array([1.0, np.inf]),), "inputs hold non-finite values"),
         ((np.zeros(2), np.array([0, -2])), r"targets\[1\] is -2"),
         ((np.zeros(2), np.array([0, 2**40])), r"targets\[1\] is 1099511627776"),
     ],

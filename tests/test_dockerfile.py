@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {
-    "experiments": ("experiments", "checkpoint", "data", "plot"),
-    "development": ("experiments", "checkpoint", "data", "plot", "test", "docs"),
+    "experiments": ("experiments", "data", "plot"),
+    "development": ("experiments", "data", "plot", "test", "docs"),
 }
 
 

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baal_jax as baal
-from baal_jax import pool
+from baal_jax import checkpoint, pool
 
 SIZE = 12
 SLOTS = 5  # every list of ids is padded to one length, so that each transition compiles once
@@ -301,11 +300,10 @@ def test_a_saved_pool_continues_as_if_it_had_never_been_away(tmp_path):
     state = pool.label(pool.init(20, targets=jnp.full(20, -1)), [3, 8], targets=[1, 0])
     state = pool.label_randomly(jax.random.key(0), state, 4)
     snapshot = jax.tree.map(np.array, state)
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path.resolve() / "pool", state)
+    with checkpoint.checkpointer(tmp_path, {}) as saved:
+        saved.save(0, state)
         later = pool.label(state, [int(jnp.argmin(state.labelled_at))], targets=[9])
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path.resolve() / "pool", jax.eval_shape(lambda: state))
+        restored = saved.restore(jax.eval_shape(lambda: state))
     assert isinstance(restored, pool.PoolState)
     jax.tree.map(np.testing.assert_array_equal, restored, snapshot)
     assert not np.array_equal(later.targets, restored.targets)

@@ -153,9 +153,9 @@ def test_fits_are_compiled_and_vectorised_over_keys(fitted):
 
 def test_a_state_survives_a_checkpoint(fitted, tmp_path):
     posterior, state, expected, _ = fitted
-    with checkpoint.open(tmp_path / "run", {"name": "contract"}) as checkpoints:
+    with checkpoint.checkpointer(tmp_path / "run", {"name": "contract"}) as checkpoints:
         checkpoints.save(0, state)
-    with checkpoint.open(tmp_path / "run", {"name": "contract"}) as checkpoints:
+    with checkpoint.checkpointer(tmp_path / "run", {"name": "contract"}) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     np.testing.assert_array_equal(logits(posterior, restored, INPUTS), expected)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from baal_jax._cli import _report as command
+from baal_jax import __main__ as command_line
 from baal_jax._util import images
 from baal_jax.study import report, results
 from baal_jax.study.report import _content, _page, _pictures
@@ -333,15 +333,15 @@ def test_figures_show_the_curves_of_the_page():
 
 def test_the_command_writes_and_explains(tmp_path, capsys):
     folder = write_study(tmp_path / "study", make_results(("random",), seeds=2, rounds=2, classes=None))
-    assert command.main([str(folder), "--out", str(tmp_path / "x.html")]) == 0
+    assert command_line.main(["report", str(folder), "--out", str(tmp_path / "x.html")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'x.html'}\n"
-    assert command.main([str(folder), "--figures", str(tmp_path / "figures"), "--formats", "svg"]) == 0
+    assert command_line.main(["report", str(folder), "--figures", str(tmp_path / "figures"), "--formats", "svg"]) == 0
     assert (tmp_path / "figures" / "curves_rmse.svg").exists()
     assert (folder / "report.html").exists()
-    assert command.main([str(tmp_path)]) == 1
+    assert command_line.main(["report", str(tmp_path)]) == 1
     assert "holds no study" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        command.main(["--help"])
+        command_line.main(["report", "--help"])
     assert stop.value.code == 0
     assert "Folder of the study" in capsys.readouterr().out
 

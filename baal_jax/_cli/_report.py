@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
-from baal_jax._util import checks
 from baal_jax.study import report, results
 
 
@@ -35,28 +33,15 @@ class Report:
     """Formats of those files: png, pdf, svg and others that matplotlib writes."""
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: what follows ``python -m baal_jax report``.
-
-    Returns:
-        0, or 1 where there is no study to show; the reason is on standard error.
+def write(wanted: Report) -> None:
+    """Writes the page and the figures that a command line asks for, and prints their paths.
 
     Raises:
-        ImportError: tyro is not installed, or figures are wanted and matplotlib is not.
+        ValueError: there is no study to show.
+        ImportError: figures are wanted, and matplotlib is not installed.
     """
-    tyro = checks.optional_import("tyro", "experiments")
-    positional = (tyro.conf.PositionalRequiredArgs,)
-    wanted = tyro.cli(Report, prog="python -m baal_jax report", args=argv, config=positional)
-    try:
-        study = results.read(wanted.results)
-        print(report.write(study, wanted.out or wanted.results / "report.html"))
-        if wanted.figures is not None:
-            for path in report.figures(study, wanted.figures, formats=wanted.formats):
-                print(path)
-    except ValueError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
-    return 0
+    study = results.read(wanted.results)
+    print(report.write(study, wanted.out or wanted.results / "report.html"))
+    if wanted.figures is not None:
+        for path in report.figures(study, wanted.figures, formats=wanted.formats):
+            print(path)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from baal_jax import features, losses, metrics, posteriors, selection, stopping, study
-from baal_jax._cli import _data, _networks
-from baal_jax._util import checks
+import jax
+
+from baal_jax import features, metrics, posteriors, selection, stopping, study
+from baal_jax._cli import _assemble
 from baal_jax.study import report, statistics
-from baal_jax.study.results import Results
-from baal_jax.training import trainer
-from baal_jax.typing import Posterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,61 +100,30 @@ class Study:
     """Of everything."""
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: what follows ``python -m baal_jax study``.
-
-    Returns:
-        0, or 1 where something cannot be done; the reason is on standard error.
-
-    Raises:
-        ImportError: tyro, tqdm, or what the data need is not installed.
-    """
-    tyro = checks.optional_import("tyro", "experiments")
-    positional = (tyro.conf.PositionalRequiredArgs,)
-    wanted = tyro.cli(Study, prog="python -m baal_jax study", args=argv, config=positional)
-    try:
-        study.use_all_cores()
-        found = run(wanted)
-        print(statistics.markdown(statistics.summary(found)))
-        print(f"\n{wanted.folder / 'results.csv'}\n{report.write(found, wanted.folder / 'report.html')}")
-    except ValueError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def run(wanted: Study, progress: bool = True) -> Results:
-    """The study that a command line asks for.
-
-    Args:
-        wanted: the command line.
-        progress: shows a bar.
-
-    Returns:
-        :class:`~baal_jax.study.results.Results`.
+def run(wanted: Study) -> None:
+    """Runs what is missing of the study that a command line asks for, and prints its statistics.
 
     Raises:
         ValueError: a name is unknown, or the folder holds another study.
     """
-    import jax
-
-    problem = _data.load(wanted.data, wanted.data_dir, wanted.model == "cnn", wanted.num_test, wanted.seed)
-    model = _networks.make(wanted.model, problem.num_outputs, problem.train.inputs.shape[1:], wanted.rate)
+    study.use_all_cores()
+    if not wanted.posteriors or not {*wanted.posteriors} <= {*posteriors.REGISTRY}:
+        raise ValueError(
+            f"posteriors={' '.join(wanted.posteriors)} must be names of {', '.join(posteriors.REGISTRY)}, at least one"
+        )
+    problem = _assemble.problem(wanted)
+    is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
+    model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
     loops = study.grid(
-        _posteriors(wanted, model, problem),
+        by_name if len(by_name) > 1 else by_name[wanted.posteriors[0]],
         {name: selection.by_name(name) for name in wanted.strategies},
         query_size=wanted.query_size,
         num_samples=wanted.num_samples,
         max_sample=wanted.max_sample,
         features=getattr(features, wanted.features)(model),
-        metrics=metrics.regression() if problem.is_regression else metrics.classification(diagnostics=True),
+        metrics=metrics.regression() if is_regression else metrics.classification(diagnostics=True),
     )
-    settings = dataclasses.asdict(wanted)
-    config = {name: value for name, value in settings.items() if name not in _ELSEWHERE}
-    return study.run(
+    results = study.run(
         wanted.folder,
         loops,
         problem.train,
@@ -172,36 +138,14 @@ def run(wanted: Study, progress: bool = True) -> Results:
         name=f"Active learning on {Path(wanted.data).stem}",
         class_names=problem.class_names,
         images=problem.images,
-        config=config,
+        config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
         chunk=wanted.chunk,
-        progress=progress,
+        progress=True,
     )
+    print(statistics.markdown(statistics.summary(results)))
+    print(f"\n{wanted.folder / 'results.csv'}\n{report.write(results, wanted.folder / 'report.html')}")
 
 
 # What study.json has under other names, what may grow, and what changes no number.
-_ELSEWHERE = (
-    "folder",
-    "data_dir",
-    "strategies",
-    "posteriors",
-    "seeds",
-    "rounds",
-    "num_initial",
-    "metric",
-    "target",
-    "chunk",
-    "seed",
-)
-
-
-def _posteriors(wanted: Study, model: Any, problem: _data.Problem) -> Posterior | dict[str, Posterior]:
-    optax = checks.optional_import("optax", "experiments")
-    loss = losses.squared_error if problem.is_regression else losses.cross_entropy
-    fit = trainer(optax.adam(wanted.learning_rate), loss, num_steps=wanted.num_steps, batch_size=wanted.batch_size)
-    unknown = [name for name in wanted.posteriors if name not in posteriors.REGISTRY]
-    if unknown or not wanted.posteriors:
-        raise ValueError(
-            f"posteriors={' '.join(wanted.posteriors)} must be names of {', '.join(posteriors.REGISTRY)}, at least one"
-        )
-    found = {name: posteriors.REGISTRY[name](model, fit) for name in wanted.posteriors}
-    return found[wanted.posteriors[0]] if len(found) == 1 else found
+_ELSEWHERE = ("folder", "data_dir", "strategies", "posteriors", "seeds", "rounds", "num_initial", "metric", "target",
+              "chunk", "seed")  # fmt: skip

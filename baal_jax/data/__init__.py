@@ -3,9 +3,8 @@
 from baal_jax._util.sources import View
 from baal_jax.data._adapters import from_arrays, from_huggingface
 from baal_jax.data._cifar10 import CIFAR10_CLASSES, cifar10
-from baal_jax.data._digits import digits
+from baal_jax.data._tables import Regression, digits, uci
 from baal_jax.data._tfds import class_names, from_tfds
-from baal_jax.data._uci import Regression, uci
 
 __all__ = [
     "CIFAR10_CLASSES",

@@ -1,4 +1,4 @@
-"""Data that somebody has in memory already."""
+"""Data sets from arrays and from Hugging Face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         A :class:`~baal_jax.Dataset` with float64 as float32, integer targets as int32, and all else as it is.
 
     Raises:
-        ValueError: lengths differ, a leaf holds no numbers, inputs are not finite, or a target is out of range.
+        ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
 
     Example:
         >>> import numpy as np
@@ -40,7 +40,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         raise ValueError("inputs hold no example")
     for leaf in jax.tree.leaves(inputs):
         if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and not jax.numpy.isfinite(leaf).all():
-            raise ValueError("inputs hold values that are not finite: impute or drop those rows")
+            raise ValueError("inputs hold non-finite values: impute or drop those rows")
     if targets is None:
         return Dataset(inputs, None)
     targets = _numbers("targets", targets)
@@ -79,18 +79,18 @@ def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None =
     view = dataset.with_format("numpy", columns=names)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, len(view), _ROWS):
-        rows = view[start : start + _ROWS]
+        part = view[start : start + _ROWS]
         for name in names:
-            columns[name].append(_stacked(name, start, rows[name]))
+            columns[name].append(_stacked(name, start, part[name]))
     if len({part.shape[1:] for part in columns[inputs]}) > 1:
         raise ValueError(f"rows of column {inputs!r} differ in shape: map a resize over the data set first")
-    found = np.concatenate(columns[inputs])
-    if found.ndim == 3 and found.dtype == np.uint8:
-        found = found[..., None]
+    rows = np.concatenate(columns[inputs])
+    if rows.ndim == 3 and rows.dtype == np.uint8:
+        rows = rows[..., None]
     if label is None:
-        return from_arrays(found)
+        return from_arrays(rows)
     num_classes = getattr((getattr(dataset, "features", None) or {}).get(label), "num_classes", None)
-    return from_arrays(found, np.concatenate(columns[label]), num_classes=num_classes)
+    return from_arrays(rows, np.concatenate(columns[label]), num_classes=num_classes)
 
 
 def _stacked(name: str, start: int, rows: Any) -> np.ndarray:

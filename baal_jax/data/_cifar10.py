@@ -1,4 +1,4 @@
-"""CIFAR-10, however it lies on the disk."""
+"""CIFAR-10 from a TFDS directory or from the original archives."""
 
 from __future__ import annotations
 
@@ -43,17 +43,14 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
         ValueError: it is damaged; the message names the file and the record.
     """
     tried: list[str] = []
-    splits = ("train", "test")
-    found = _tfds.read_directory("cifar10", data_dir, splits, "image", "label", None, tried)
-    found = found or _tfds.load_with_tensorflow("cifar10", data_dir, splits, "image", "label", None, tried)
-    found = found or _archives(_tfds.root_of(data_dir), tried)
-    if found is None:
+    datasets = _tfds.prepared(_tfds.Source("cifar10", data_dir), tried) or _archives(_tfds.root_of(data_dir), tried)
+    if datasets is None:
         raise _tfds.not_found("cifar10", tried, data_dir)
-    for dataset, split in zip(found, splits, strict=True):
+    for dataset, split in zip(datasets, _BATCHES, strict=True):
         if dataset.inputs.shape[1:] != (32, 32, 3):
             raise ValueError(f"cifar10, {split}: images have shape {dataset.inputs.shape[1:]}, not (32, 32, 3)")
         _tfds.check_labels(f"cifar10, {split}", dataset.targets, len(CIFAR10_CLASSES), least=0)
-    return found[0], found[1]
+    return datasets[0], datasets[1]
 
 
 def _archives(root: Path, tried: list[str]) -> tuple[Dataset, ...] | None:
@@ -72,14 +69,14 @@ def _read_split(place: Path, names: list[str], binary: bool) -> Dataset:
     images, labels = [], []
     for name, content in _contents(place, names):
         where = f"{place}, {name}"
-        pixels, found = _binary_batch(where, content) if binary else read_python_batch(where, content)
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _RECORD - 1 or len(found) != len(pixels):
+        pixels, classes = _binary_batch(where, content) if binary else read_python_batch(where, content)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _RECORD - 1):
             raise ValueError(
-                f"{where}: images {pixels.dtype}{pixels.shape} and {len(found)} labels do not fit CIFAR-10"
+                f"{where}: images {pixels.dtype}{pixels.shape} and {len(classes)} labels do not fit CIFAR-10"
             )
-        _tfds.check_labels(where, found, len(CIFAR10_CLASSES))
+        _tfds.check_labels(where, classes, len(CIFAR10_CLASSES))
         images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(found)
+        labels.append(classes)
     return Dataset(np.concatenate(images), np.concatenate(labels).astype(np.int32))
 
 

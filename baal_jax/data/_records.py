@@ -44,23 +44,23 @@ def _array_records(path: Path) -> Iterator[list[bytes]]:
 
 
 def _tf_records(path: Path) -> Iterator[list[bytes]]:
-    position, found, longest = 0, [], 0
+    position, payloads, longest = 0, [], 0
     with path.open("rb") as file:
         while header := file.read(12):
-            number = position + len(found)
+            number = position + len(payloads)
             length = int.from_bytes(header[:8], "little")
             if len(header) < 12 or _masked_crc_of_length(header[:8]) != int.from_bytes(header[8:], "little"):
                 raise ValueError(f"{path}: the header of record {number} is damaged: {CURE}")
             payload = file.read(length + 4)
             if len(payload) < length + 4:
                 raise ValueError(f"{path}: the file ends inside of record {number}: {CURE}")
-            if len(found) == _CHUNK or (found and (len(found) + 1) * max(longest, length) > _CHUNK_BYTES):
-                yield _checked(path, position, found)
-                position, found, longest = position + len(found), [], 0
-            found.append(payload)
+            if len(payloads) == _CHUNK or (payloads and (len(payloads) + 1) * max(longest, length) > _CHUNK_BYTES):
+                yield _checked(path, position, payloads)
+                position, payloads, longest = position + len(payloads), [], 0
+            payloads.append(payload)
             longest = max(longest, length)
-    if found:
-        yield _checked(path, position, found)
+    if payloads:
+        yield _checked(path, position, payloads)
 
 
 def _checked(path: Path, position: int, payloads: list[bytes]) -> list[bytes]:
@@ -87,9 +87,7 @@ def _masked_crc(records: list[bytes]) -> np.ndarray:
         crc[: active[j]] = table[(part ^ rows[j, : active[j]]) & 0xFF] ^ (part >> 8)
     crc ^= np.uint32(0xFFFFFFFF)
     masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
-    result = np.empty_like(masked)
-    result[order] = masked
-    return result
+    return masked[np.argsort(order)]
 
 
 def _masked_crc_of_length(header: bytes) -> int:
@@ -120,12 +118,9 @@ def parse_example(record: bytes) -> dict[str, bytes | int | float | None]:
     Raises:
         ValueError: the bytes are no such message.
     """
-    found: dict[str, bytes | int | float | None] = {}
-    for features in _fields(record, 1):
-        for entry in _fields(features, 1):
-            name = next(_fields(entry, 1), b"").decode()
-            found[name] = _first_value(next(_fields(entry, 2), b""))
-    return found
+    entries = [entry for features in _fields(record, 1) for entry in _fields(features, 1)]
+    names = [next(_fields(entry, 1), b"").decode() for entry in entries]
+    return {name: _first_value(next(_fields(entry, 2), b"")) for name, entry in zip(names, entries, strict=True)}
 
 
 def _first_value(feature: bytes) -> bytes | int | float | None:
@@ -168,14 +163,14 @@ def _messages(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    result = 0
+    number = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
             break
         byte = message[position]
-        result, position = result | (byte & 0x7F) << shift, position + 1
+        number, position = number | (byte & 0x7F) << shift, position + 1
         if byte < 0x80:
-            return result, position
+            return number, position
     raise ValueError("a number has no end")
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +50,10 @@ def from_tfds(
         ValueError: a file or a record is damaged, pictures differ in size, or a label is out of range.
     """
     tried: list[str] = []
-    found = read_directory(name, data_dir, splits, image, label, size, tried)
-    found = found or load_with_tensorflow(name, data_dir, splits, image, label, size, tried)
-    if found is None:
+    datasets = prepared(Source(name, data_dir, splits, image, label, size), tried)
+    if datasets is None:
         raise not_found(name, tried, data_dir)
-    return found
+    return datasets
 
 
 def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "label") -> tuple[str, ...]:
@@ -71,7 +70,7 @@ def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "
     Raises:
         FileNotFoundError: there is no such set, or its classes have no names.
     """
-    folder = find_version(name, root_of(data_dir))
+    folder = _newest_version(name, root_of(data_dir))
     path = None if folder is None else folder / f"{label}.labels.txt"
     if path is None or not path.exists():
         raise not_found(name, [f"{label}.labels.txt under {root_of(data_dir)}: not there"], data_dir)
@@ -95,95 +94,83 @@ def not_found(name: str, tried: Sequence[str], data_dir: str | Path | None) -> F
     return FileNotFoundError(f"{name} was not found. Tried:{lines}\nThis command brings it:\n  {command}")
 
 
-def find_version(name: str, root: Path) -> Path | None:
-    """The folder of the newest version below any of the folders that a user may mean."""
-    for folder in (root / name, root):
-        versions = [path.parent for path in (*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json"))]
-        matching = [path for path in versions if _info(path).get("name", "").split("/")[0] == name.split("/")[0]]
-        if matching:
-            return max(matching, key=_version)
-    return None
+class Source(NamedTuple):
+    """Which splits of which set to read, and the features of a record that matter."""
+
+    name: str
+    data_dir: str | Path | None
+    splits: Sequence[str] = ("train", "test")
+    image: str = "image"
+    label: str = "label"
+    size: tuple[int, int] | None = None
 
 
-def read_directory(
-    name: str,
-    data_dir: str | Path | None,
-    splits: Sequence[str],
-    image: str,
-    label: str,
-    size: tuple[int, int] | None,
-    tried: list[str],
-) -> tuple[Dataset, ...] | None:
-    """The data sets, or None (and a line in ``tried``) where there is no directory of a known format."""
-    root = root_of(data_dir)
-    folder = find_version(name, root)
+def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
+    """The data sets from a directory or else by ``tfds.load``, or None and lines in ``tried``."""
+    root = root_of(source.data_dir)
+    folder = _newest_version(source.name, root)
     if folder is None:
+        name = source.name
         tried.append(f"TFDS directory of array_record or tfrecord files: no {name} with a dataset_info.json in {root}")
-        return None
+        return _load_with_tensorflow(source, tried)
     for file_format in FORMATS:
         if any(folder.glob(f"*.{file_format}*")):
-            reading = _Reading(image, label, size, _channels(folder, image), _num_classes(folder, label))
-            return tuple(_read_split(folder, split, file_format, reading) for split in splits)
+            return tuple(_read_split(folder, split, file_format, source) for split in source.splits)
     tried.append(f"TFDS directory {folder}: holds neither array_record nor tfrecord files")
-    return None
+    return _load_with_tensorflow(source, tried)
 
 
-def load_with_tensorflow(
-    name: str,
-    data_dir: str | Path | None,
-    splits: Sequence[str],
-    image: str,
-    label: str,
-    size: tuple[int, int] | None,
-    tried: list[str],
-) -> tuple[Dataset, ...] | None:
-    """``tfds.load`` without a download, or None (and a line in ``tried``)."""
-    if importlib.util.find_spec("tensorflow") is None:
-        tried.append("tfds.load: TensorFlow is not installed")
-        return None
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        tried.append("tfds.load: tensorflow-datasets is not installed")
-        return None
+def _load_with_tensorflow(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
+    for module in ("tensorflow", "tensorflow_datasets"):
+        if importlib.util.find_spec(module) is None:
+            tried.append(f"tfds.load: {module} is not installed")
+            return None
     tfds = checks.optional_import("tensorflow_datasets", "data")
+    where = {"data_dir": str(root_of(source.data_dir)), "download": False}
     try:
-        loaded = [
-            tfds.as_numpy(tfds.load(name, split=split, data_dir=str(root_of(data_dir)), download=False))
-            for split in splits
-        ]
+        loaded = [tfds.as_numpy(tfds.load(source.name, split=split, **where)) for split in source.splits]
     except Exception as error:  # it raises all kinds where a set or its files are not there
         tried.append(f"tfds.load: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return None
-    found = []
-    for split, examples in zip(splits, loaded, strict=True):
-        try:
-            pairs = [(_resized(np.asarray(item[image]), size), int(item[label])) for item in examples]
-        except Exception as error:
-            raise ValueError(f"{name}, {split}: tfds.load cannot read it ({error!r}): {_records.CURE}") from error
-        found.append(assemble(f"{name}, {split}", [pair[0] for pair in pairs], [pair[1] for pair in pairs], None))
-    return tuple(found)
+    return tuple(_from_examples(split, part, source) for split, part in zip(source.splits, loaded, strict=True))
 
 
-def assemble(where: str, images: Sequence[np.ndarray], labels: Sequence[int], num_classes: int | None) -> Dataset:
+def _from_examples(split: str, examples: Iterable[Mapping[str, Any]], source: Source) -> Dataset:
+    where = f"{source.name}, {split}"
+    try:
+        pairs = [(_resized(np.asarray(item[source.image]), source.size), int(item[source.label])) for item in examples]
+    except Exception as error:
+        raise ValueError(f"{where}: tfds.load cannot read it ({error!r}): {_records.CURE}") from error
+    return _assembled(where, len(pairs), None, ((where, number, *pair) for number, pair in enumerate(pairs)))
+
+
+def _read_split(folder: Path, split: str, file_format: str, source: Source) -> Dataset:
+    shards = _shards(folder, split, file_format)
+    decoded = _decoded(shards, file_format, source, _channels(folder, source.image))
+    total = sum(length for _, length in shards)
+    return _assembled(f"{folder}, split {split}", total, _num_classes(folder, source.label), decoded)
+
+
+_Decoded = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
+
+
+def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterable[_Decoded]) -> Dataset:
     """One array of equal images, and labels in their range."""
-    if not len(images):
-        raise ValueError(f"{where}: there are no examples")
-    shape = images[0].shape
-    inputs = np.empty((len(images), *shape), np.uint8)
-    for i, pixels in enumerate(images):
-        check_shape(where, i, pixels, shape)
-        inputs[i] = pixels
-    targets = np.array(labels, np.int64)
+    targets = np.empty(total, np.int64)
+    inputs: np.ndarray | None = None
+    for i, (place, number, pixels, target) in enumerate(decoded):
+        if inputs is None:
+            inputs = np.empty((total, *pixels.shape), np.uint8)
+        if pixels.shape != inputs.shape[1:]:
+            raise ValueError(
+                f"{place}, record {number}: the image has shape {pixels.shape}, but those before it "
+                f"{inputs.shape[1:]}: pass size=(height, width)"
+            )
+        inputs[i], targets[i] = pixels, target
+    if inputs is None:
+        raise ValueError(f"{where}: there are no examples: {_records.CURE}")
     check_labels(where, targets, num_classes)
     return Dataset(inputs, targets.astype(np.int32))
-
-
-def check_shape(where: str | Path, number: int, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuses an image unlike the others."""
-    if pixels.shape != shape:
-        raise ValueError(
-            f"{where}, record {number}: the image has shape {pixels.shape}, but those before it {shape}: "
-            "pass size=(height, width)"
-        )
 
 
 def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least: int = -1) -> None:
@@ -196,69 +183,53 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
         )
 
 
-class _Reading(NamedTuple):
-    """What to make of a record."""
-
-    image: str
-    label: str
-    size: tuple[int, int] | None
-    channels: int | None
-    num_classes: int | None
-
-
-def _read_split(folder: Path, split: str, file_format: str, reading: _Reading) -> Dataset:
-    lengths = _shard_lengths(folder, split)
-    paths = [_shard_path(folder, split, file_format, i, len(lengths)) for i in range(len(lengths))]
-    total = sum(lengths)
-    targets = np.empty(total, np.int64)
-    inputs: np.ndarray | None = None
-    done = 0
-
+def _decoded(
+    shards: Sequence[tuple[Path, int]], file_format: str, source: Source, channels: int | None
+) -> Iterator[_Decoded]:
     # One thread: decoding small images holds the interpreter's lock too long for a second one to help.
-    for path, length in zip(paths, lengths, strict=True):
+    for path, length in shards:
         number = 0
         for record in itertools.chain.from_iterable(_records.read(path, file_format)):
             if number == length:
                 raise _wrong_length(path, f"more than {length}", length)
-            pixels, target = _decode(path, number, record, reading)
-            if inputs is None:
-                inputs = np.empty((total, *pixels.shape), np.uint8)
-            check_shape(path, number, pixels, inputs.shape[1:])
-            inputs[done], targets[done] = pixels, target
-            number, done = number + 1, done + 1
+            yield path, number, *_decode(path, number, record, source, channels)
+            number += 1
         if number != length:
             raise _wrong_length(path, str(number), length)
-    if inputs is None:
-        raise ValueError(f"{folder}, split {split}: there are no examples: {_records.CURE}")
-    check_labels(f"{folder}, split {split}", targets, reading.num_classes)
-    return Dataset(inputs, targets.astype(np.int32))
 
 
-def _decode(path: Path, number: int, record: bytes, reading: _Reading) -> tuple[np.ndarray, int]:
+def _decode(path: Path, number: int, record: bytes, source: Source, channels: int | None) -> tuple[np.ndarray, int]:
     try:
         features = _records.parse_example(record)
     except Exception as error:  # random bytes can go wrong in any way
         raise ValueError(f"{path}, record {number}: not a tf.train.Example ({error}): {_records.CURE}") from error
-    encoded, target = features.get(reading.image), features.get(reading.label)
+    encoded, target = features.get(source.image), features.get(source.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
         raise ValueError(
-            f"{path}, record {number}: needs an encoded {reading.image} and an integer {reading.label}, but holds "
+            f"{path}, record {number}: needs an encoded {source.image} and an integer {source.label}, but holds "
             f"{sorted(features)}: name the features with image=… and label=…"
         )
     try:
-        return images.decode(encoded, reading.size, reading.channels), target
+        return images.decode(encoded, source.size, channels), target
     except ImportError:
         raise
     except Exception as error:  # and so can the decoder
         raise ValueError(f"{path}, record {number}: the image cannot be decoded ({error}): {_records.CURE}") from error
 
 
-def _wrong_length(path: Path, found: str, length: int) -> ValueError:
-    return ValueError(f"{path}: holds {found} records, but dataset_info.json declares {length}: {_records.CURE}")
+def _wrong_length(path: Path, there: str, length: int) -> ValueError:
+    return ValueError(f"{path}: holds {there} records, but dataset_info.json declares {length}: {_records.CURE}")
 
 
-def _info(folder: Path) -> dict[str, Any]:
-    return _json(folder / "dataset_info.json")
+def _newest_version(name: str, root: Path) -> Path | None:
+    """The folder of the newest version below any of the folders that a user may mean."""
+    wanted = name.split("/")[0]
+    for folder in (root / name, root):
+        described = [*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")]
+        folders = [path.parent for path in described if _json(path).get("name", "").split("/")[0] == wanted]
+        if folders:
+            return max(folders, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
+    return None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -268,31 +239,27 @@ def _json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}): {_records.CURE}") from error
 
 
-def _split_info(folder: Path, split: str) -> dict[str, Any]:
-    splits = {part["name"]: part for part in _info(folder).get("splits", [])}
+def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]]:
+    """The files of a split, and how many records each of them should hold."""
+    info = _json(folder / "dataset_info.json")
+    splits = {part["name"]: part for part in info.get("splits", [])}
     if split not in splits:
         raise ValueError(f"{folder}: has no split {split!r}, only {', '.join(splits)}: name them with splits=…")
-    return splits[split]
-
-
-def _shard_lengths(folder: Path, split: str) -> list[int]:
-    lengths = [int(length) for length in _split_info(folder, split).get("shardLengths", [])]
+    lengths = [int(length) for length in splits[split].get("shardLengths", [])]
     if not lengths:
         raise ValueError(f"{folder / 'dataset_info.json'}: declares no files for split {split!r}: {_records.CURE}")
-    return lengths
-
-
-def _shard_path(folder: Path, split: str, file_format: str, index: int, total: int) -> Path:
-    template = _split_info(folder, split).get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    dataset = _info(folder)["name"].split("/")[0]
-    shard = f"{index:05d}-of-{total:05d}"
-    parts = {"{DATASET}": dataset, "{SPLIT}": split, "{FILEFORMAT}": file_format, "{SHARD_X_OF_Y}": shard}
+    template = splits[split].get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    parts = {"{DATASET}": info["name"].split("/")[0], "{SPLIT}": split, "{FILEFORMAT}": file_format}
     for placeholder, value in parts.items():
         template = template.replace(placeholder, value)
-    path = folder / template
-    if not path.exists():
-        raise ValueError(f"{path}: is missing, but dataset_info.json declares {total} files: {_records.CURE}")
-    return path
+    numbers = [f"{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
+    paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(
+                f"{path}: is missing, but dataset_info.json declares {len(lengths)} files: {_records.CURE}"
+            )
+    return list(zip(paths, lengths, strict=True))
 
 
 def _num_classes(folder: Path, label: str) -> int | None:
@@ -317,10 +284,6 @@ def _feature(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "features.json"
     features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
     return features.get(name, {})
-
-
-def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

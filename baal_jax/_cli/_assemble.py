@@ -1,0 +1,272 @@
+"""What commands work with, put together from their options: data, network, trainer and posteriors."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from baal_jax import data, losses, models, posteriors
+from baal_jax._util import images
+from baal_jax.training import trainer
+from baal_jax.typing import Dataset, Model, Posterior
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+class Problem(NamedTuple):
+    """A data set as a study works on it.
+
+    Attributes:
+        train: the pool.
+        test: where to evaluate.
+        num_classes: ``C``, or None where targets are numbers.
+        class_names: of the classes, or None.
+        images: ``[N, H, W, 1 or 3]``, what can be shown of the pool, or None.
+    """
+
+    train: Dataset
+    test: Dataset
+    num_classes: int | None = None
+    class_names: list[str] | None = None
+    images: Any = None
+
+
+class Pool(NamedTuple):
+    """What people may be asked to label.
+
+    Attributes:
+        inputs: ``[N, …]``.
+        references: what is shown of them.
+        embeddings: ``float32[N, D]``, numbers that a cold start can compare.
+    """
+
+    inputs: np.ndarray
+    references: list[str]
+    embeddings: np.ndarray
+
+
+def problem(options: Any) -> Problem:
+    """The data set of a study; digits are images for the network that needs them.
+
+    Args:
+        options: ``data``, ``data_dir``, ``num_test``, ``model`` and ``seed``, as the command documents them.
+
+    Returns:
+        A :class:`Problem`.
+
+    Raises:
+        ValueError: there is no such data set, or arrays are missing in the file.
+    """
+    name = options.data
+    if name == "digits":
+        train, test = data.digits(image=options.model == "cnn")
+        pictures = np.asarray(train.inputs).reshape(-1, 8, 8, 1)
+        return Problem(train, test, 10, [str(digit) for digit in range(10)], pictures)
+    if name == "cifar10":
+        train, test = data.cifar10(options.data_dir)
+        return Problem(train, test, 10, list(data.CIFAR10_CLASSES), train.inputs)
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"data={name!r} is neither digits, cifar10 nor a file: give the path of an .npz or a UCI table"
+        )
+    if path.suffix == ".npz":
+        return _problem_from_arrays(path)
+    return Problem(*data.uci(path, num_test=options.num_test, seed=options.seed)[:2])
+
+
+def _problem_from_arrays(path: Path) -> Problem:
+    names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+    arrays = _arrays(path, names, ["class_names"])
+    class_names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+    train, test = (data.from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
+    num_classes = None
+    if np.issubdtype(np.asarray(test.targets).dtype, np.integer):
+        num_classes = max(2, int(max(np.max(train.targets), np.max(test.targets))) + 1, len(class_names or ()))
+    shape = np.shape(train.inputs)
+    return Problem(train, test, num_classes, class_names, train.inputs if _are_pictures(shape) else None)
+
+
+def pool(options: Any, kind: str) -> Pool:
+    """The examples of a labelling project.
+
+    Args:
+        options: ``data``, ``url_prefix`` and ``image_size``, as the command documents them.
+        kind: of what people are shown.
+
+    Returns:
+        A :class:`Pool`.
+
+    Raises:
+        ValueError: there are no such files, one of them is damaged, or arrays are missing or differ in length.
+    """
+    name, path = options.data, Path(options.data)
+    if path.is_dir():
+        return _pool_from_pictures(path, options.url_prefix, (options.image_size, options.image_size))
+    if not path.is_file() or path.suffix != ".npz":
+        raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file")
+    arrays = _arrays(path, ["inputs"], ["references", "embeddings"])
+    inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
+    embeddings = np.asarray(data.from_arrays(arrays.get("embeddings", inputs)).inputs)
+    if "references" in arrays:
+        references = [str(reference) for reference in arrays["references"]]
+    elif kind == "image" and _are_pictures(inputs.shape):
+        references = [f"{options.url_prefix}images/{i}.png" for i in range(len(inputs))]
+    else:
+        raise ValueError(f"data={name!r} lacks references: give what people are shown, one for each input")
+    for what, rows in (("references", references), ("embeddings", embeddings)):
+        if len(rows) != len(inputs):
+            raise ValueError(f"data={name!r} holds {len(rows)} {what} for {len(inputs)} inputs")
+    return Pool(inputs, references, _flat(embeddings))
+
+
+def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) -> Pool:
+    paths = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
+    if not paths:
+        raise ValueError(f"data={str(folder)!r} holds no {', '.join(PICTURES)} files: give a folder of images")
+    pictures = []
+    for file in paths:
+        try:
+            pictures.append(images.decode(file.read_bytes(), size, 3))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
+    names = [file.relative_to(folder).as_posix() for file in paths]
+    names = [url_prefix + quote(name) if url_prefix else name for name in names]  # quoted where it is part of a URL
+    inputs = np.stack(pictures)
+    return Pool(inputs, names, _flat(inputs))
+
+
+def _arrays(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        missing = [name for name in required if name not in file]
+        if missing:
+            raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
+        return {name: file[name] for name in (*required, *optional) if name in file}
+
+
+def _are_pictures(shape: Sequence[int]) -> bool:
+    return len(shape) == 4 and shape[-1] in (1, 3)
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    """``float32[N, D]``; bytes as numbers between 0 and 1."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    return flat / 255 if rows.dtype == np.uint8 else flat
+
+
+def learners(
+    options: Any, names: Sequence[str], num_classes: int | None, input_shape: Sequence[int]
+) -> tuple[Model, dict[str, Posterior]]:
+    """A network, its trainer, and posteriors of both.
+
+    Args:
+        options: of a command: ``model``, ``rate``, ``learning_rate``, ``num_steps`` and ``batch_size``.
+        names: of posteriors.
+        num_classes: ``C``, or None where targets are numbers.
+        input_shape: of an example.
+
+    Returns:
+        The network, and the posteriors by name.
+
+    Raises:
+        ValueError: a name is unknown, or the network does not fit the inputs.
+    """
+    model = network(options.model, num_classes or 1, input_shape, options.rate)
+    fit = trainer(
+        optax.adam(options.learning_rate),
+        losses.squared_error if num_classes is None else losses.cross_entropy,
+        num_steps=options.num_steps,
+        batch_size=options.batch_size,
+    )
+    for name in names:
+        if name not in posteriors.REGISTRY:
+            raise ValueError(f"posterior={name!r} is unknown: use one of {', '.join(posteriors.REGISTRY)}")
+    return model, {name: posteriors.REGISTRY[name](model, fit) for name in names}
+
+
+def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float) -> Model:
+    """A network by its name.
+
+    Args:
+        name: as commands document it.
+        num_outputs: ``C``, or 1 for numbers.
+        input_shape: of an example.
+        rate: dropout of the networks that are built in.
+
+    Returns:
+        A :class:`~baal_jax.Model`.
+
+    Raises:
+        ValueError: there is no such network, or it does not fit the inputs.
+    """
+    if name == "mlp":
+        return models.from_linen(MLP(num_outputs, rate))
+    if name == "cnn":
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"model='cnn' needs images [H, W, C], but an example has shape {tuple(input_shape)}: use mlp"
+            )
+        return models.from_linen(SmallCNN(num_outputs, rate))
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"model={name!r} is unknown: use mlp or cnn, or package.module:factory for a network of yours")
+    try:
+        factory: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={name!r} cannot be imported ({error}): is its folder in PYTHONPATH?") from error
+    made = factory(num_outputs)
+    if isinstance(made, nn.Module):
+        return models.from_linen(made)
+    if callable(made):
+        return models.from_nnx(made)
+    raise ValueError(
+        f"model={name!r} made {type(made).__name__}: return a linen module, or a function from rngs to an nnx module"
+    )
+
+
+class MLP(nn.Module):
+    """Dense layers, each followed by ReLU and dropout."""
+
+    num_outputs: int
+    rate: float = 0.5
+    hidden: Sequence[int] = (256, 256)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, …] -> [B, num_outputs]``."""
+        x = _scaled(x).reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.Dropout(self.rate, deterministic=not train)(nn.relu(nn.Dense(width)(x)))
+        return nn.Dense(self.num_outputs)(x)
+
+
+class SmallCNN(nn.Module):
+    """Convolutions with 2×2 pooling, and one dense layer with dropout: the draws share all but the last layer."""
+
+    num_outputs: int
+    rate: float = 0.5
+    channels: Sequence[int] = (32, 64)
+    hidden: int = 256
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """``[B, H, W, C] -> [B, num_outputs]``."""
+        x = _scaled(x)
+        for width in self.channels:
+            x = nn.max_pool(nn.relu(nn.Conv(width, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.num_outputs)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+
+def _scaled(x: jax.Array) -> jax.Array:
+    """Integer pixels as floats in [-1, 1]; floats as they are."""
+    return x.astype(jnp.float32) / 127.5 - 1.0 if jnp.issubdtype(x.dtype, jnp.integer) else x
