@@ -323,7 +323,7 @@ def program(loop: baal.ActiveLoop) -> Callable:
     def one_round(
         state: baal.LoopState, train: baal.Dataset, test: baal.Dataset
     ) -> tuple[baal.LoopState, baal.StepInfo]:
-        targets = train.inputs[:NUM_TARGETS]  # read by epig alone; for others the compiler drops them
+        targets = train.inputs[:NUM_TARGETS]  # read by top_k_epig alone; for others the compiler drops them
         return baal.run(loop, None, train, test, num_rounds=1, state=state, target_inputs=targets)
 
     return jax.jit(jax.vmap(one_round, in_axes=(0, None, None)), donate_argnums=0)
@@ -419,7 +419,7 @@ def close(run: Run, job: Job, state: baal.LoopState) -> dict:
     return {"kind": "close", "strategy": job.strategy, "seeds": job.seeds, "reliability": bins}
 
 
-NUM_TARGETS = 100  # images whose predictions epig wants to learn about
+NUM_TARGETS = 100  # images whose predictions top_k_epig wants to learn about
 LOG_PROBS = metrics.classification()._replace(compute=lambda summary, targets: {"log_probs": summary})
 
 

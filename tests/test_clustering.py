@@ -1,4 +1,4 @@
-"""Compiled clustering and neighbours against definitions written out in float64, scikit-learn and SciPy."""
+"""Compiled clustering and neighbours against definitions written out in float64 and scikit-learn."""
 
 import functools
 
@@ -8,23 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.cluster import hierarchy
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
-from baal_jax.selection import _clustering
+from baal_jax.selection import _common, _k_means, _typiclust
 from tests.oracles import unsupervised as oracle
 
 NUM, SIZE, CLUSTERS = 48, 5, 7
 many = pytest.mark.parametrize("seed", range(24))
-k_means = jax.jit(_clustering.k_means, static_argnums=(3, 4))
-lloyd = jax.jit(_clustering.lloyd, static_argnums=3)
-k_means_without_key = jax.jit(_clustering.k_means_without_key, static_argnums=2)
-farthest_first = jax.jit(_clustering.farthest_first, static_argnums=2)
-variance_split = jax.jit(_clustering.variance_split, static_argnums=2)
-nearest_neighbours = jax.jit(_clustering.nearest_neighbours, static_argnums=2)
-average_linkage = jax.jit(_clustering.average_linkage, static_argnums=2)
-centred = jax.jit(_clustering.centred)
+k_means = jax.jit(_k_means.clusters_of, static_argnums=(3, 4))
+lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
+neighbour_distances = jax.jit(_typiclust.neighbour_distances, static_argnums=3)
+points_of = jax.jit(_common.points_of, static_argnums=2)
 
 
 def problem(seed, num=NUM, size=SIZE):
@@ -102,12 +97,8 @@ def test_equal_points_and_empty_masks(key):
         found = k_means(key, points, mask, CLUSTERS, 100, CLUSTERS)
         np.testing.assert_array_equal(found.assignment, np.where(mask, 0, -1))
         assert np.isfinite(found.centres).all()
-        ids, distances = nearest_neighbours(points, mask, 3)
+        distances = neighbour_distances(points, mask, np.zeros(NUM, np.int32), 3)
         assert (np.asarray(distances) == (0 if mask.any() else np.inf)).all()
-        assert ((np.asarray(ids) >= 0) == mask[:, None]).all()
-        labels = np.asarray(average_linkage(points, mask, CLUSTERS))
-        assert len(set(labels[mask].tolist())) == (CLUSTERS if mask.any() else 0)
-        assert np.isfinite(k_means_without_key(points, mask, CLUSTERS).centres).all()
 
 
 def test_seeding_spreads_over_blobs():
@@ -121,38 +112,6 @@ def test_seeding_spreads_over_blobs():
     assert np.mean([same_partition(row, truth) for row in found]) > 0.9
 
 
-@many
-@pytest.mark.parametrize("name", ["variance_split", "farthest_first"])
-def test_seeds_without_a_key(name, seed):
-    points, mask = problem(seed)
-    found = globals()[name](points, mask, CLUSTERS)
-    np.testing.assert_allclose(found, getattr(oracle, name)(points.astype(np.float64), mask, CLUSTERS), atol=1e-5)
-
-
-@many
-def test_k_means_without_a_key(seed):
-    points, mask = problem(seed)
-    found = k_means_without_key(points, mask, CLUSTERS)
-    centres, assignment = oracle.k_means_without_key(points.astype(np.float64), mask, CLUSTERS)
-    np.testing.assert_array_equal(found.assignment, assignment)
-    np.testing.assert_allclose(found.centres, centres, atol=1e-4)
-    order = np.random.default_rng(seed).permutation(NUM)
-    moved = k_means_without_key(points[order], mask[order], CLUSTERS)
-    np.testing.assert_array_equal(moved.assignment, found.assignment[order])
-
-
-def test_both_starts_are_of_use():
-    starts = {"variance_split": 0, "farthest_first": 0}
-    for seed in range(24):
-        points, mask = problem(seed)
-        found = k_means_without_key(points, mask, CLUSTERS).assignment
-        for name in starts:
-            other = lloyd(points, mask, globals()[name](points, mask, CLUSTERS)).assignment
-            starts[name] += bool((other == found).all())
-    assert min(starts.values()) > 2
-    assert max(starts.values()) < 24
-
-
 # Neighbours
 
 
@@ -161,22 +120,20 @@ def test_both_starts_are_of_use():
 def test_neighbours_are_those_of_the_definition(seed, grouped):
     points, mask = problem(seed)
     groups = np.random.default_rng(seed).integers(0, 1 + 5 * grouped, NUM).astype(np.int32)
-    ids, distances = (np.asarray(found) for found in nearest_neighbours(points, mask, 9, groups))
+    distances = np.asarray(neighbour_distances(points, mask, groups, 9))
     for i in range(NUM):
         others = np.flatnonzero(mask & (groups == groups[i]) & (np.arange(NUM) != i)) if mask[i] else np.array([], int)
         between = oracle.distances(points[[i]], points[others])[0]
-        order = np.argsort(between)[:9]
-        np.testing.assert_array_equal(ids[i, : len(order)], others[order])
-        np.testing.assert_allclose(distances[i, : len(order)], between[order], rtol=1e-5)
-        assert (ids[i, len(order) :] == -1).all()
-        assert np.isinf(distances[i, len(order) :]).all()
+        nearest = np.sort(between)[:9]
+        np.testing.assert_allclose(distances[i, : len(nearest)], nearest, rtol=1e-5)
+        assert np.isinf(distances[i, len(nearest) :]).all()
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_neighbours_over_many_blocks(grouped):
     points, mask = problem(1, num=1300)
     groups = np.random.default_rng(0).integers(0, 1 + 5 * grouped, 1300).astype(np.int32)
-    _, found = nearest_neighbours(points, mask, 9, groups)
+    found = neighbour_distances(points, mask, groups, 9)
     for group in set(groups.tolist()):
         inside = mask & (groups == group)
         truth = NearestNeighbors(n_neighbors=9).fit(points[inside]).kneighbors()[0]
@@ -186,37 +143,8 @@ def test_neighbours_over_many_blocks(grouped):
 def test_neighbours_closer_than_rounding_of_squares():
     points = np.arange(NUM, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32) * 8
     points[1] = points[0] + np.float32(2**-12)
-    _, found = nearest_neighbours(points + 64, np.ones(NUM, bool), 1)
+    found = neighbour_distances(points + 64, np.ones(NUM, bool), np.zeros(NUM, np.int32), 1)
     np.testing.assert_allclose(found[:2, 0], np.sqrt(SIZE) / 2**12, rtol=1e-6)
-
-
-# Hierarchies
-
-
-@many
-def test_average_linkage_is_that_of_the_definition_and_of_scipy(seed):
-    points, mask = problem(seed)
-    found = np.asarray(average_linkage(points, mask, CLUSTERS))
-    np.testing.assert_array_equal(found, oracle.average_linkage(points, mask, CLUSTERS))
-    tree = hierarchy.linkage(points[mask].astype(np.float64), "average")
-    assert same_partition(found[mask], hierarchy.fcluster(tree, CLUSTERS, "maxclust"))
-
-
-def test_average_linkage_of_many_points():
-    points, mask = problem(4, num=400)
-    found = np.asarray(average_linkage(points, mask, 30))
-    tree = hierarchy.linkage(points[mask].astype(np.float64), "average")
-    assert same_partition(found[mask], hierarchy.fcluster(tree, 30, "maxclust"))
-
-
-def test_average_linkage_of_few_points_and_under_vmap():
-    points, mask = problem(1)
-    alone = [average_linkage(points, mask & (np.arange(NUM) < num), CLUSTERS) for num in (3, 20, NUM)]
-    masks = np.stack([mask & (np.arange(NUM) < num) for num in (3, 20, NUM)])
-    together = jax.vmap(lambda mask: average_linkage(points, mask, CLUSTERS))(masks)
-    np.testing.assert_array_equal(together, np.stack(alone))
-    few = np.asarray(alone[0])[masks[0]]
-    assert few.tolist() == list(range(len(few)))  # each on its own
 
 
 # Helpers
@@ -231,12 +159,12 @@ def test_ranks_within_groups(rows):
         assert found[i] == len(before)
 
 
-ranks = jax.jit(_clustering.rank_within)
+ranks = jax.jit(_k_means.rank_within)
 
 
 @functools.cache
 def counted(num_clusters):
-    return jax.jit(functools.partial(_clustering.sizes_of, num_clusters=num_clusters))
+    return jax.jit(functools.partial(_k_means.sizes_of, num_clusters=num_clusters))
 
 
 def test_sizes_of_clusters():
@@ -249,6 +177,6 @@ def test_a_large_offset_is_removed_exactly():
     rng = np.random.default_rng(0)
     points = (rng.integers(-512, 512, (NUM, SIZE)) / 1024).astype(np.float32)
     mask = np.arange(NUM) % 4 != 1
-    moved = np.asarray(centred(np.where(mask[:, None], points + 4096, 1e30).astype(np.float32), mask))
+    moved = np.asarray(points_of(np.where(mask[:, None], points + 4096, 1e30).astype(np.float32), mask, ""))
     np.testing.assert_allclose(moved[mask], (points - points[mask].mean(axis=0))[mask], atol=1e-6)
     assert (moved[~mask] == 0).all()

@@ -139,7 +139,7 @@ def test_epig_picks_what_tells_about_the_targets(key):
     train = Dataset(jnp.array([[0.0, 5.0], [0.0, 4.0], [1.0, 0.0], [0.5, 0.0]]), jnp.zeros(4))
     score = functools.partial(heuristics.gaussian_epig, noise=0.5)
     bald = functools.partial(heuristics.gaussian_bald, noise=0.5)
-    for acquisition, best in ((selection.epig(score), 2), (selection.top_k(bald), 0)):
+    for acquisition, best in ((selection.top_k_epig(score), 2), (selection.top_k(bald), 0)):
         loop = baal_jax.active_loop(posterior, acquisition, query_size=1, num_samples=200)
         _, info = loop.step(loop.init(key, train), train, jnp.array([[1.0, 0.0], [2.0, 0.0]]))
         assert info.indices.tolist() == [best]
@@ -147,4 +147,4 @@ def test_epig_picks_what_tells_about_the_targets(key):
 
 def test_epig_needs_targets():
     with pytest.raises(ValueError, match="target_logits is None: pass the inputs that matter as target_inputs"):
-        selection.epig().summarise(Predictions(jnp.zeros((2, 3, 2))))
+        selection.top_k_epig().summarise(Predictions(jnp.zeros((2, 3, 2))))

@@ -19,8 +19,6 @@ DETERMINISTIC = {
     "bait",
     "batch_bald",
     "batch_bald_gaussian",
-    "core_set",
-    "epig",
     "frank_wolfe",
     "grid",
     "k_center",
@@ -29,6 +27,7 @@ DETERMINISTIC = {
     "max_diag",
     "prob_cover",
     "top_k",
+    "top_k_epig",
 }
 EVERY = np.ones(NUM, bool)
 AVAILABLE = np.arange(NUM) % 5 != 3

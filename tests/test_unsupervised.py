@@ -12,7 +12,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import Predictions, heuristics, selection
-from baal_jax.selection import _clustering, _prob_cover
+from baal_jax.selection import _k_means, _prob_cover
 from tests.oracles import unsupervised as oracle
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -22,8 +22,8 @@ NUM, SIZE, QUERY = 48, 5, 9
 FROM_FEATURES = ("k_means", "prob_cover", "typiclust")
 many = pytest.mark.parametrize("seed", range(24))
 every_cold_start = pytest.mark.parametrize("name", FROM_FEATURES)
-compiled_k_means = jax.jit(_clustering.k_means, static_argnums=(3, 4))
-pure_radius = jax.jit(_prob_cover.pure_radius, static_argnums=(2, 3))
+compiled_k_means = jax.jit(_k_means.clusters_of, static_argnums=(3, 4))
+pure_radius = jax.jit(_prob_cover.pure_radius, static_argnums=3)
 
 
 @functools.cache
@@ -152,19 +152,19 @@ def test_prob_cover_of_many_points():
 def test_the_radius_is_the_largest_that_is_pure_enough(seed, purity):
     points, available, labelled = problem(seed)
     known, exact = available | labelled, points.astype(np.float64)
-    centred = (points - points[known].mean(axis=0)).astype(np.float32)
-    radius = float(pure_radius(np.where(known[:, None], centred, 0), known, purity, 4))
-    _, assignment = oracle.k_means_without_key(exact - exact[known].mean(axis=0), known, 4)
+    _, assignment, centred = clusters_of(points, known, 4, 4, seed)
+    radius = float(pure_radius(centred.astype(np.float32), known, assignment, purity))
     assert oracle.pure_share(exact, known, assignment, radius) >= purity
     assert oracle.pure_share(exact, known, assignment, radius * 1.001) < purity
-    found = pick(build("prob_cover", purity=purity, num_classes=4), points, available, labelled)
+    found = pick(build("prob_cover", purity=purity, num_classes=4), points, available, labelled, key=seed)
     assert found.indices.tolist() == oracle.prob_cover(exact, available, labelled, QUERY, radius)[0]
 
 
 def test_the_radius_of_a_line_of_points():
     points = np.array([0, 1, 2, 3, 4, 14, 15, 16, 17, 11.0], np.float32)[:, None]
     everything = np.ones(10, bool)  # distances to the other cluster: 11, 10, 9, 8, 7 and 10, 11, 12, 13, 7
-    found = [float(pure_radius(points - points.mean(), everything, purity, 2)) for purity in (0.9, 0.8, 0.7)]
+    classes = (points[:, 0] > 10).astype(np.int32)
+    found = [float(pure_radius(points - points.mean(), everything, classes, purity)) for purity in (0.9, 0.8, 0.7)]
     np.testing.assert_allclose(found, [7, 8, 9], rtol=2e-4)
 
 
@@ -173,7 +173,7 @@ def test_exactly_a_share_of_balls_is_pure(num, pure):
     """In floating point ``num · (1 − pure / num)`` is below the whole number that it is."""
     points = np.concatenate([np.arange(num // 2) ** 1.1, 90 + np.arange(num - num // 2)])[:, None].astype(np.float32)
     assignment = np.repeat([0, 1], [num // 2, num - num // 2])
-    radius = float(pure_radius(points - points.mean(), np.ones(num, bool), pure / num, 2))
+    radius = float(pure_radius(points - points.mean(), np.ones(num, bool), assignment, pure / num))
     other = np.where(assignment[:, None] != assignment[None], oracle.distances(points, points), np.inf).min(axis=1)
     assert radius == pytest.approx(np.sort(other)[num - pure], rel=2e-4)
 
@@ -219,7 +219,12 @@ def test_cluster_margin_is_that_of_the_paper(seed, candidates_per_pick):
     acquisition = build("cluster_margin", num_clusters=4, candidates_per_pick=candidates_per_pick)
     found = pick(acquisition, (scores, points), available, labelled, key=seed)
     candidates = sorted(np.flatnonzero(available), key=lambda i: -scores[i])[:count]
-    clusters = oracle.average_linkage(points.astype(np.float64), np.isin(np.arange(NUM), candidates), 4)
+    key, key_clusters = jax.random.split(jax.random.key(seed))
+    rows, there = points[[*candidates, *[0] * (count - len(candidates))]], np.arange(count) < len(candidates)
+    rows = np.where(there[:, None], rows - rows[there].mean(axis=0), 0).astype(np.float32)
+    clusters = np.full(NUM, -1)
+    clusters[candidates] = compiled_k_means(key_clusters, rows, there, 4, 100).assignment[there]
+    uniforms = np.asarray(jax.random.uniform(key, (count,)))
     expected = oracle.cluster_margin(scores, clusters, available, QUERY, candidates_per_pick, uniforms)
     assert found.indices.tolist() == expected
 
@@ -262,7 +267,7 @@ def test_the_summary_holds_what_is_read():
     np.testing.assert_array_equal(other, heuristics.bald(logits))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@many
 def test_clusters_of_a_data_set(seed):
     points = problem(seed)[0]
     found = selection.cluster(points.reshape(NUM, SIZE, 1), 6)
@@ -329,11 +334,12 @@ def test_one_device_or_four(name, mesh):
 
 
 @every_cold_start
-def test_prob_cover_alone_follows_a_permutation_and_no_key(name):
+def test_prob_cover_with_a_radius_alone_follows_a_permutation_and_no_key(name):
     points, available, labelled = problem(2)
     order = np.random.default_rng(0).permutation(NUM)
-    found = pick(build(name), points, available, labelled).indices
-    other = pick(build(name), points[order], available[order], labelled[order], key=1).indices
+    acquisition = build(name, radius=2.0) if name == "prob_cover" else build(name)
+    found = pick(acquisition, points, available, labelled).indices
+    other = pick(acquisition, points[order], available[order], labelled[order], key=1).indices
     assert (order[other].tolist() == found.tolist()) == (name == "prob_cover")
 
 
@@ -366,10 +372,10 @@ def test_labels_at_the_start_of_a_loop(name):
         ("typiclust", {"num_clusters": 0}, "num_clusters=0 must be"),
         ("typiclust", {"num_neighbours": 0}, "num_neighbours=0 must be"),
         ("typiclust", {"max_clusters": 2.5}, "max_clusters=2.5 must be"),
-        ("prob_cover", {"radius": 0.0}, "radius=0.0 must be positive"),
+        ("prob_cover", {"radius": 0.0}, "radius=0.0 must be a finite number above 0"),
         ("prob_cover", {"radius": -1.0}, "radius=-1.0 must be"),
         ("prob_cover", {"purity": 1.5}, "purity=1.5 is a share"),
-        ("prob_cover", {"purity": 0.0}, "purity=0.0 must be positive"),
+        ("prob_cover", {"purity": 0.0}, "purity=0.0 must be a finite number above 0"),
         ("prob_cover", {"num_classes": 0}, "num_classes=0 must be"),
         ("cluster_margin", {"candidates_per_pick": 0}, "candidates_per_pick=0 must be"),
         ("cluster_margin", {"num_clusters": 0}, "num_clusters=0 must be"),

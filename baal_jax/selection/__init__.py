@@ -6,20 +6,19 @@ Scores that are NaN come last.
 
 from collections.abc import Callable
 
+from baal_jax import heuristics
 from baal_jax.selection import sets
 from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
 from baal_jax.selection._k_means import k_means
-from baal_jax.selection._names import by_name
 from baal_jax.selection._prob_cover import prob_cover
-from baal_jax.selection._rank import epig, precomputed, random, top_k
+from baal_jax.selection._rank import precomputed, random, top_k, top_k_epig
 from baal_jax.selection._stochastic import power, softmax, softrank
 from baal_jax.selection._typiclust import typiclust
-from baal_jax.selection.sets import (
+from baal_jax.selection.sets._grid import (
     badge,
     bait,
     batch_bald_gaussian,
-    core_set,
     frank_wolfe,
     grid,
     k_center,
@@ -30,14 +29,14 @@ from baal_jax.selection.sets import (
 )
 from baal_jax.typing import Acquisition
 
+_RANKINGS = ("top_k", "power", "softmax", "softrank")  # of any heuristic
+
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
     "badge": badge,
     "bait": bait,
     "batch_bald": batch_bald,
     "batch_bald_gaussian": batch_bald_gaussian,
     "cluster_margin": cluster_margin,
-    "core_set": core_set,
-    "epig": epig,
     "frank_wolfe": frank_wolfe,
     "grid": grid,
     "k_center": k_center,
@@ -52,6 +51,7 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
     "softmax": softmax,
     "softrank": softrank,
     "top_k": top_k,
+    "top_k_epig": top_k_epig,
     "typiclust": typiclust,
 }
 """Name → builder; each can be called without arguments."""
@@ -65,8 +65,6 @@ __all__ = [
     "by_name",
     "cluster",
     "cluster_margin",
-    "core_set",
-    "epig",
     "frank_wolfe",
     "grid",
     "k_center",
@@ -83,5 +81,39 @@ __all__ = [
     "softmax",
     "softrank",
     "top_k",
+    "top_k_epig",
     "typiclust",
 ]
+
+
+def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
+    """The acquisition of a name, with its default settings.
+
+    Args:
+        name: of a selection (``"random"``, ``"batch_bald"``, ``"badge"``, …); of a heuristic, the top of whose scores
+            is labelled then (``"bald"``, ``"margin"``, …); or a ranking and a heuristic joined by an underscore
+            (``"top_k_bald"``, ``"power_bald"``, ``"softrank_entropy"``, …).
+        coldness: of a stochastic ranking.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`.
+
+    Raises:
+        ValueError: there is no such name.
+
+    Example:
+        >>> from baal_jax import selection
+        >>> selection.by_name("power_bald").summarise is None
+        False
+    """
+    whole = [key for key in REGISTRY if key not in ("grid", *_RANKINGS)]
+    if name in whole:
+        return REGISTRY[name]()
+    how = next((how for how in _RANKINGS if name.startswith(f"{how}_")), "")
+    score_fn = heuristics.REGISTRY.get(name.removeprefix(f"{how}_"))
+    if score_fn is None:
+        raise ValueError(
+            f"name={name!r} is no strategy: use one of {', '.join([*whole, *heuristics.REGISTRY])}, or a heuristic "
+            "behind top_k_, power_, softmax_ or softrank_"
+        )
+    return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, coldness)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
-from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
+from baal_jax.selection._common import Acquisition, Array, Key, Predictions, Selection, best_few, inverse_cdf, size_of
 
 _BLOCK = 2**22  # numbers of the largest temporary array, 16 MiB
 _ROUNDING = 1e-5  # nats by which a bound may be exceeded
@@ -72,60 +72,42 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
 
 
 class _Joint(NamedTuple):
-    """What label configurations of the picks so far say about the draws.
+    """What label configurations of the picks so far say about the draws."""
 
-    Attributes:
-        log_weights: ``[M, S]``, log-posterior of the draws given each configuration.
-        share: ``[M]``, probabilities of the configurations.
-    """
-
-    log_weights: Array
-    share: Array
+    log_weights: Array  # [M, S], log-posterior of the draws given each configuration
+    share: Array  # [M], probabilities of the configurations
 
 
 def greedy(
     key: Key, log_probs: Array, available: Array, query_size: int, num_configurations: int
 ) -> tuple[Selection, Array]:
-    """BatchBALD on log-probabilities.
-
-    Args:
-        key: a typed key, for the sampled configurations.
-        log_probs: ``[N, S, C]``.
-        available: ``bool[N]``.
-        query_size: ``Q``.
-        num_configurations: ``M``.
-
-    Returns:
-        The selection, and ``int32[Q]``: how many examples were evaluated for each pick.
-    """
-    query_size = checks.positive_int("query_size", query_size)
+    """BatchBALD on ``[N, S, C]``: the selection, and ``int32[Q]``, how many examples were evaluated for each pick."""
     if log_probs.ndim != 3 or log_probs.shape[0] != available.shape[0]:
         raise ValueError(
             f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed, one row each"
         )
-    if query_size > available.shape[0]:
-        raise ValueError(f"query_size={query_size} exceeds the {available.shape[0]} examples: ask for fewer")
+    query_size = size_of(query_size, available.shape[0])
     num_draws, num_classes = log_probs.shape[1:]
     log_probs = numerics.replicate(numerics.log_probs(log_probs.astype(jnp.float32)))
     available = numerics.replicate(available)
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
+    # H[y | θ], in the mean over draws, is the same whatever was picked before: given θ, labels are independent. So of
+    # the gain of an example only the conditional entropy H[y | y_1, …] is computed anew at every pick.
     noise = jnp.mean(numerics.entropy(log_probs), axis=1)
-    first = bald(jnp.moveaxis(log_probs, 1, 0))
-    gains = jnp.where(broken, jnp.nan, first)
-    left = available
 
     def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:
-        index = numerics.top_indices(numerics.rank_values(gains, left), 1)[0]
-        gain = jnp.where(index < 0, jnp.nan, gains[index])
-        return index, gain, left & (jnp.arange(left.shape[0]) != index)
+        index = best_few(gains, left, 1)[0]
+        return index, jnp.where(index < 0, jnp.nan, gains[index]), left.at[index].set(False)
 
-    index, gain, left = pick(gains, left)
+    gains = jnp.where(broken, jnp.nan, bald(jnp.moveaxis(log_probs, 1, 0)))
+    index, gain, left = pick(gains, available)
     picked = [(index, gain, jnp.sum(available, dtype=jnp.int32))]
     joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws))), jnp.ones(1))
     keys = jax.random.split(key, query_size)
 
-    # Enumerated: the number of configurations grows with every pick, and so do the shapes.
+    # Enumerated: the number of configurations grows with every pick, and so do the shapes, which is why this loop runs
+    # while tracing. Gains of the pick before are upper bounds now, as information is submodular.
     while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_configurations:
         joint = _extend(joint, log_probs[index])
         gains, evaluated = _evaluate(joint, log_probs, noise, gains, left & ~broken)
@@ -141,24 +123,23 @@ def greedy(
         index, gain, left = pick(gains, left)
         return (joint, index, left), (index, gain, evaluated)
 
-    found = [jnp.stack(part) for part in zip(*picked, strict=True)]
-    missing = query_size - len(picked)
-    if missing:
-        # The first of these steps changes the shape of the joint, the others keep it.
-        carry, one = step((joint, index, left), keys[len(picked)])
-        found = [jnp.append(part, value) for part, value in zip(found, one, strict=True)]
-        if missing > 1:
-            _, rest = jax.lax.scan(step, carry, keys[len(picked) + 1 :])
-            found = [jnp.concatenate(parts) for parts in zip(found, rest, strict=True)]
-    indices, scores, evaluated = found
+    picks = [jnp.stack(part) for part in zip(*picked, strict=True)]
+    if len(picked) < query_size:
+        # Configurations without a share are never drawn, and all steps have one shape: so they can be scanned.
+        missing = ((0, num_configurations - joint.share.shape[0]), (0, 0))
+        joint = _Joint(jnp.pad(joint.log_weights, missing), jnp.pad(joint.share, missing[0]))
+        _, rest = jax.lax.scan(step, (joint, index, left), keys[len(picked) :])
+        picks = [jnp.concatenate(parts) for parts in zip(picks, rest, strict=True)]
+    indices, scores, evaluated = picks
     return Selection(indices.astype(jnp.int32), scores.astype(jnp.float32)), evaluated
 
 
 def _extend(joint: _Joint, log_p: Array) -> _Joint:
     """All configurations with one label more; ``log_p [S, C]``."""
+    # Bayes' rule for every configuration: p(θ | y_1…, y) ∝ p(θ | y_1…) p(y | θ), and the sum is p(y | y_1…).
     log_weights = joint.log_weights[:, None] + log_p.T[None]  # [M, C, S]
     total = jax.scipy.special.logsumexp(log_weights, axis=-1)
-    possible = ~jnp.isneginf(total)
+    possible = ~jnp.isneginf(total)  # what cannot happen has a share of 0 and keeps weights that are no NaN
     log_weights = jnp.where(
         possible[..., None], log_weights - jnp.where(possible, total, 0.0)[..., None], joint.log_weights[:, None]
     )
@@ -168,19 +149,14 @@ def _extend(joint: _Joint, log_p: Array) -> _Joint:
 
 def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
     """``count`` configurations with one label more, a stratified sample of all of them."""
-    chance = jnp.exp(_log_matmul(joint.log_weights, log_p))  # [M, C]
-    cumulative = jnp.cumsum((joint.share[:, None] * chance).reshape(-1))
-    position = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,))) / count * cumulative[-1]
-    pair = jnp.minimum(jnp.searchsorted(cumulative, position, side="right"), cumulative.size - 1)
+    chance = jnp.matmul(jnp.exp(joint.log_weights), jnp.exp(log_p), precision="highest")  # [M, C]
+    # One uniform number in each of `count` equal parts of the distribution: less noise than as many free ones.
+    uniforms = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,))) / count
+    pair = inverse_cdf(uniforms, (joint.share[:, None] * chance).reshape(-1), jnp.ones(chance.size, bool))
     row, label = pair // log_p.shape[1], pair % log_p.shape[1]
     log_weights = joint.log_weights[row] + log_p.T[label]
     log_weights -= jax.scipy.special.logsumexp(log_weights, axis=-1, keepdims=True)
     return _Joint(log_weights, jnp.full(count, 1.0 / count))
-
-
-def _log_matmul(log_weights: Array, log_p: Array) -> Array:
-    """``log Σ_s exp(log_weights[m, s] + log_p[s, c])``."""
-    return jnp.log(jnp.matmul(jnp.exp(log_weights), jnp.exp(log_p), precision="highest"))
 
 
 def _coarse(joint: _Joint, num_groups: int) -> _Joint:
@@ -226,9 +202,9 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
         coarse = jax.lax.map(lambda p: _entropies(groups, jnp.exp(p)[None])[0], log_probs, batch_size=rows)
         bounds = jnp.minimum(bounds, coarse - noise + _ROUNDING)
     size = max(1, min(num_examples, _BLOCK // (joint.share.shape[0] * num_classes)))
+    # Lazy greedy: in order of the bounds, once a block starts with a bound below the best gain, so do all after it.
     order = jnp.argsort(jnp.where(left, -bounds, jnp.inf))
-    padding = -num_examples % size
-    order = jnp.pad(order, (0, padding), constant_values=num_examples)
+    order = jnp.pad(order, (0, -num_examples % size), constant_values=num_examples)
     highest = jnp.where(left, bounds, -jnp.inf).at[order].get(mode="fill", fill_value=-jnp.inf)
 
     def block(ids: Array) -> Array:
@@ -242,10 +218,10 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
     def body(carry: tuple) -> tuple:
         start, gains, best = carry
         ids = jax.lax.dynamic_slice(order, (start,), (size,))
-        found = block(ids) - noise.at[ids].get(mode="fill", fill_value=0.0)
+        exact = block(ids) - noise.at[ids].get(mode="fill", fill_value=0.0)
         known = left.at[ids].get(mode="fill", fill_value=False)
-        gains = gains.at[jnp.where(known, ids, num_examples)].set(found, mode="drop")
-        return start + size, gains, jnp.maximum(best, jnp.max(jnp.where(known, found, -jnp.inf)))
+        gains = gains.at[jnp.where(known, ids, num_examples)].set(exact, mode="drop")
+        return start + size, gains, jnp.maximum(best, jnp.max(jnp.where(known, exact, -jnp.inf)))
 
     start, gains, _ = jax.lax.while_loop(promising, body, (jnp.int32(0), bounds, jnp.float32(-jnp.inf)))
     return gains, jnp.minimum(start, jnp.sum(left, dtype=jnp.int32))

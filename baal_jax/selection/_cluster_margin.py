@@ -7,10 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import heuristics
-from baal_jax._util import checks, numerics
-from baal_jax.selection import _clustering
-from baal_jax.selection._features import over_features, read_features
-from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn
+from baal_jax._util import checks
+from baal_jax.selection._common import (
+    Acquisition,
+    Array,
+    Key,
+    Predictions,
+    PyTree,
+    ScoreFn,
+    best_few,
+    one_each,
+    over_features,
+    points_of,
+    read_features,
+)
+from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
 
 
 def cluster_margin(
@@ -29,8 +40,8 @@ def cluster_margin(
 
     Args:
         clusters: ``int[N]``, the cluster of every example of the data set, found once by :func:`cluster` as in the
-            paper; nothing but predictions is read then. None to cluster the features of the candidates, by average
-            linkage inside the compiled code, which takes ``(candidates_per_pick · Q)²`` numbers of memory.
+            paper; nothing but predictions is read then. None to cluster the features of the candidates in every round,
+            by k-means inside the compiled code.
         num_clusters: how many clusters the candidates form, for want of ``clusters``; None for as many as picks.
         candidates_per_pick: the paper uses 10.
         score_fn: ``logits -> scores [N]``, another uncertainty than the margin.
@@ -53,9 +64,8 @@ def cluster_margin(
         [3, 4]
     """
     candidates_per_pick = checks.positive_int("candidates_per_pick", candidates_per_pick)
-    if num_clusters is not None:
-        num_clusters = checks.positive_int("num_clusters", num_clusters)
-    given = None if clusters is None else _as_ids(clusters, num_clusters)
+    num_clusters = checks.optional_int("num_clusters", num_clusters)
+    given, num_given = (None, 0) if clusters is None else _as_ids(clusters, num_clusters)
 
     def summarise(predictions: Predictions) -> PyTree:
         scores = score_fn(predictions.logits)
@@ -63,11 +73,9 @@ def cluster_margin(
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         del labelled
-        scores = features if given is not None else features[0]
-        if scores.ndim != 1:
-            raise ValueError(f"scores of shape {scores.shape} cannot be ranked: one score an example [N] is needed")
+        scores = one_each(features if given is not None else features[0])
         count = min(candidates_per_pick * query_size, scores.shape[0])
-        candidates = numerics.top_indices(numerics.rank_values(scores, available), count)
+        candidates = best_few(scores, available, count)
         there, ids = candidates >= 0, jnp.maximum(candidates, 0)
         if given is not None:
             if given.shape != scores.shape:
@@ -75,44 +83,35 @@ def cluster_margin(
                     f"clusters has {given.shape[0]} ids for {scores.shape[0]} examples: pass one for each, and score "
                     "the whole pool (max_sample=None)"
                 )
-            groups = given[ids]
+            num_groups, groups = num_given, given[ids]
         else:
-            points = _clustering.centred(_clustering.rows(features[1], "cluster_margin")[ids], there)
-            groups = _clustering.average_linkage(points, there, num_clusters or query_size)
-        chosen = round_robin(jax.random.uniform(key, (count,)), groups, there)[:query_size]
-        indices = numerics.take_or(candidates, chosen, -1)
-        return indices, numerics.take_or(scores, indices, jnp.nan)
+            key, key_clusters = jax.random.split(key)
+            points = points_of(jax.tree.map(lambda leaf: leaf[ids], features[1]), there, "cluster_margin")
+            num_groups = min(num_clusters or query_size, count)
+            groups = clusters_of(key_clusters, points, there, num_groups).assignment
+        chosen = round_robin(jax.random.uniform(key, (count,)), groups, there, num_groups)[:query_size]
+        indices = jnp.where(chosen >= 0, candidates[chosen], -1)
+        return indices, scores[indices]
 
     return over_features(find, summarise)
 
 
-def round_robin(order: Array, groups: Array, there: Array) -> Array:
+def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> Array:
     """``int32[N]``: places in order of picking, then −1: one of each group, smallest group first, and again.
 
-    Args:
-        order: within a group the smallest number comes first.
-        groups: integers, the group of each place.
-        there: ``bool[N]``, places that count.
+    Of a group the place with the smallest number in ``order`` comes first.
     """
-    groups = _first_of_group(groups, there)
-    turn = _clustering.rank_within(groups, order)
-    size = _clustering.sizes_of(groups, groups.shape[0], there)[groups]
-    places = jnp.lexsort((groups, size, turn, ~there))
+    place = jnp.arange(groups.shape[0], dtype=jnp.int32)
+    groups = jnp.where(there, groups, 0)
+    first = jax.ops.segment_min(jnp.where(there, place, place.size), groups, num_groups)[groups]
+    size = sizes_of(groups, num_groups, there)[groups]
+    turn = rank_within(jnp.where(there, groups, num_groups), order)
+    places = jnp.lexsort((first, size, turn, ~there))
     return jnp.where(there[places], places, -1).astype(jnp.int32)
 
 
-def _first_of_group(groups: Array, there: Array) -> Array:
-    """The lowest place of each group, as its name; what does not count is alone."""
-    place = jnp.arange(groups.shape[0], dtype=jnp.int32)
-    order = jnp.lexsort((groups, ~there))
-    ordered, counted = groups[order], there[order]
-    new = jnp.concatenate([jnp.ones(1, bool), (ordered[1:] != ordered[:-1]) | ~counted[1:]])
-    start = jax.lax.cummax(jnp.where(new, place, 0))
-    return jnp.zeros_like(place).at[order].set(order[start].astype(jnp.int32))
-
-
 def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
-    """Average-linkage clusters of a whole data set, for :func:`cluster_margin`. Runs once, on the host.
+    """Average-linkage clusters of a whole data set, for :func:`cluster_margin`; once, on the host, by scikit-learn.
 
     Memory is ``4 N²`` bytes: 10 GB for 50,000 examples. The paper stops merging at a distance; here the number of
     clusters says where.
@@ -130,8 +129,8 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
 
     Example:
         >>> from baal_jax import selection
-        >>> found = selection.cluster([[0.0], [9.0], [0.1], [9.1]], num_clusters=2)
-        >>> bool(found[0] == found[2] != found[1] == found[3])
+        >>> clusters = selection.cluster([[0.0], [9.0], [0.1], [9.1]], num_clusters=2)
+        >>> bool(clusters[0] == clusters[2] != clusters[1] == clusters[3])
         True
     """
     num_clusters = checks.positive_int("num_clusters", num_clusters)
@@ -147,10 +146,12 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
     return agglomerative(n_clusters=num_clusters, linkage="average").fit_predict(points).astype(np.int32)
 
 
-def _as_ids(clusters: Array | np.ndarray, num_clusters: int | None) -> Array:
+def _as_ids(clusters: Array | np.ndarray, num_clusters: int | None) -> tuple[Array, int]:
+    """Clusters numbered from 0, and how many there are."""
     ids = np.asarray(clusters)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"clusters of {ids.dtype}{list(ids.shape)} must be one integer an example, int[N]")
     if num_clusters is not None:
         raise ValueError(f"num_clusters={num_clusters} has no use beside clusters: leave one of them out")
-    return jnp.asarray(np.unique(ids, return_inverse=True)[1], jnp.int32)
+    names, ids = np.unique(ids, return_inverse=True)
+    return jnp.asarray(ids, jnp.int32), len(names)

@@ -1,13 +1,31 @@
-"""The examples nearest to the centres of k-means: a cold start."""
+"""The examples nearest to the centres of k-means: a cold start; and k-means itself, inside compiled code.
+
+Shapes are fixed, masks mark the rows that count, and memory is taken in blocks. Points are float32 ``[N, D]``, best
+centred first. Sums over members are matrix products, which add in one order, where scattered additions on an
+accelerator would not.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, numerics
-from baal_jax.selection import _clustering
-from baal_jax.selection._features import over_features
-from baal_jax.typing import Acquisition, Array, Key
+from baal_jax._util import checks
+from baal_jax.selection._common import (
+    Acquisition,
+    Array,
+    Key,
+    inverse_cdf,
+    over_features,
+    points_of,
+    squared_distances,
+)
+
+_BLOCK = 64  # centres in work at a time
+_SLACK = 1e-5  # relative rounding of a sum of squares
 
 
 def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acquisition:
@@ -40,22 +58,136 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         >>> picked.indices.tolist()
         [1, 3]
     """
-    if num_clusters is not None:
-        num_clusters = checks.positive_int("num_clusters", num_clusters)
+    num_clusters = checks.optional_int("num_clusters", num_clusters)
     num_iterations = checks.positive_int("num_iterations", num_iterations)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         del labelled
-        points = _clustering.centred(_clustering.rows(features, "k_means"), available)
+        points = points_of(features, available, "k_means")
         count = min(query_size if num_clusters is None else num_clusters, points.shape[0])
-        centres, assignment = _clustering.k_means(key, points, available, count, num_iterations)
+        centres, assignment = clusters_of(key, points, available, count, num_iterations)
         mine = jnp.maximum(assignment, 0)
         distances = jnp.sqrt(jnp.sum((points - centres[mine]) ** 2, axis=1))
-        size = _clustering.sizes_of(assignment, count)[mine]
+        size = sizes_of(assignment, count)[mine]
         # Two alone are as near to their mean as each other, whatever the rounding.
-        turn = _clustering.rank_within(assignment, jnp.where(size == 2, 0.0, distances))
+        turn = rank_within(assignment, jnp.where(size == 2, 0.0, distances))
         order = jnp.lexsort((-size, turn, ~available))[:query_size]
         indices = jnp.where(available[order], order, -1)
-        return indices, -numerics.take_or(distances, indices, jnp.nan)
+        return indices, -distances[indices]
 
     return over_features(find)
+
+
+class Clusters(NamedTuple):
+    """What :func:`clusters_of` gives."""
+
+    centres: Array  # [K, D]; those beyond the active ones mean nothing
+    assignment: Array  # int32[N], the nearest centre; −1 for rows that do not count
+
+
+def clusters_of(
+    key: Key,
+    points: Array,
+    mask: Array,
+    num_clusters: int,
+    num_iterations: int = 100,
+    active: Array | int | None = None,
+) -> Clusters:
+    """k-means: Lloyd's algorithm from the seeds of :func:`k_means_pp`.
+
+    Of the ``K = num_clusters`` centres in the arrays ``active`` are used, a number that may be traced. Time is in
+    proportion to it.
+    """
+    active = jnp.clip(jnp.asarray(num_clusters if active is None else active, jnp.int32), 1, num_clusters)
+    seeds = k_means_pp(key, points, mask, num_clusters, active)
+    return lloyd(points, mask, points[seeds], num_iterations, active)
+
+
+def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: Array) -> Array:
+    """Greedy k-means++ seeding, ``int32[K]`` ids, of which the first ``active`` count.
+
+    Of ``2 + ⌊ln K⌋`` draws in proportion to squared distances it takes the one that helps most, and of those that help
+    as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at
+    ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
+    """
+    uniforms = jax.random.uniform(key, (num_clusters, 2 + int(math.log(num_clusters))))
+    squares = jnp.sum(points * points, axis=1)
+
+    def seed(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        nearest, seeds = carry
+        ids = inverse_cdf(uniforms[turn], jnp.where(turn == 0, 1.0, nearest), mask)
+        closer = jnp.minimum(nearest[:, None], squared_distances((points,), squares, ids))
+        # The potential is the sum of squares that Lloyd would start from: a single draw often lands in a cluster that
+        # has a seed already, and the draw with the smallest potential of several hardly ever does.
+        potential = jnp.sum(jnp.where(mask[:, None], closer, 0.0), axis=0)
+        # Draws that help nobody but themselves and each other have equal potentials, whatever the rounding says.
+        best = jnp.where(turn == 0, 0, jnp.argmax(potential <= jnp.min(potential) * (1.0 + _SLACK)))
+        return closer[:, best], seeds.at[turn].set(ids[best])
+
+    start = jnp.full(mask.shape, jnp.inf, points.dtype), jnp.zeros(num_clusters, jnp.int32)
+    return jax.lax.fori_loop(0, active, seed, start)[1]
+
+
+def lloyd(
+    points: Array, mask: Array, centres: Array, num_iterations: int = 100, active: Array | None = None
+) -> Clusters:
+    """Alternates between the nearest centre of every point and the mean of every cluster."""
+    num_clusters = centres.shape[0]
+    width = min(_BLOCK, num_clusters)
+    active = jnp.asarray(num_clusters if active is None else active, jnp.int32)
+    # Centres come in blocks, so that no [N, K] is held and that time follows the active ones, whose number is traced.
+    blocks = (active + width - 1) // width
+    centres = jnp.pad(centres, ((0, -num_clusters % width), (0, 0)))
+
+    def ids_of(block: Array) -> Array:
+        return block * width + jnp.arange(width, dtype=jnp.int32)
+
+    def assign(centres: Array) -> Array:
+        def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            some, ids = jax.lax.dynamic_slice_in_dim(centres, block * width, width), ids_of(block)
+            # |x − c|² without |x|², which is the same for all centres.
+            value = jnp.sum(some * some, axis=1)[None] - 2.0 * jnp.matmul(points, some.T, precision="highest")
+            value = jnp.where((ids < active)[None], value, jnp.inf)
+            nearest, least = ids[jnp.argmin(value, axis=1)], jnp.min(value, axis=1)
+            better = least < carry[0]  # of equally near centres the first, as if all were compared at once
+            return jnp.where(better, least, carry[0]), jnp.where(better, nearest, carry[1])
+
+        start = jnp.full(mask.shape, jnp.inf, points.dtype), jnp.zeros(mask.shape, jnp.int32)
+        return jnp.where(mask, jax.lax.fori_loop(0, blocks, body, start)[1], -1)
+
+    def means(centres: Array, assignment: Array) -> Array:
+        def body(block: Array, centres: Array) -> Array:
+            members = (assignment[None] == ids_of(block)[:, None]).astype(points.dtype)
+            count = jnp.sum(members, axis=1, keepdims=True)
+            mean = jnp.matmul(members, points, precision="highest") / jnp.maximum(count, 1.0)
+            old = jax.lax.dynamic_slice_in_dim(centres, block * width, width)
+            # An empty cluster stays where it is: a mean of nothing would be the origin, and might attract points.
+            return jax.lax.dynamic_update_slice_in_dim(centres, jnp.where(count > 0, mean, old), block * width, 0)
+
+        return jax.lax.fori_loop(0, blocks, body, centres)
+
+    def step(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        centres, before, turn, _ = carry
+        centres = means(centres, before)
+        assignment = assign(centres)
+        # Equal assignments have equal means, so that nothing would change from here on.
+        return centres, assignment, turn + 1, jnp.any(assignment != before)
+
+    start = centres, assign(centres), jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    centres, assignment, _, _ = jax.lax.while_loop(lambda carry: carry[3] & (carry[2] < num_iterations), step, start)
+    return Clusters(centres[:num_clusters], assignment)
+
+
+def rank_within(groups: Array, *keys: Array) -> Array:
+    """``int32[N]``: the place of every row in its group, ordered by the first key, then the next, then the id."""
+    order = jnp.lexsort((*reversed(keys), groups))
+    ordered = groups[order]
+    place = jnp.arange(groups.shape[0], dtype=jnp.int32)
+    first = jnp.searchsorted(ordered, ordered, side="left").astype(jnp.int32)
+    return jnp.zeros_like(place).at[order].set(place - first)
+
+
+def sizes_of(assignment: Array, num_clusters: int, counted: Array | None = None) -> Array:
+    """``int32[K]``: how many rows of each cluster count; rows at −1 never do."""
+    counted = assignment >= 0 if counted is None else counted & (assignment >= 0)
+    return jax.ops.segment_sum(counted.astype(jnp.int32), jnp.maximum(assignment, 0), num_clusters)

@@ -1,4 +1,4 @@
-"""Stochastic batch acquisition: ranks of perturbed scores, as diverse as costly batch methods and as cheap as top-k.
+"""Stochastic batch acquisition: ranks of perturbed scores, as diverse as expensive batch methods, as cheap as top-k.
 
 All three are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranking ``log w + Gumbel`` draws without replacement with
 probabilities proportional to the weights ``w``.
@@ -6,13 +6,14 @@ probabilities proportional to the weights ``w``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
-from baal_jax.selection._rank import ranking
-from baal_jax.typing import Acquisition, Array, Key, ScoreFn
+from baal_jax.selection._common import Acquisition, Array, Key, ScoreFn, over_scores
 
 
 def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
@@ -44,8 +45,7 @@ def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
         >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
         [1]
     """
-    coldness = checks.finite_float("coldness", coldness, 0.0)
-    return ranking(score_fn, _gumbel(lambda scores, available: power_log_weights(scores, available, coldness)))
+    return _sampled(power_log_weights, score_fn, coldness)
 
 
 def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
@@ -55,20 +55,12 @@ def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     Args:
         score_fn: ``logits -> scores [N]``.
-        coldness: ``β``; 0 is uniform and large values approach top-k.
+        coldness: ``β``, as in :func:`power`.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
-
-    Raises:
-        ValueError: ``coldness`` is negative or not finite.
-
-    References:
-        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
-        <https://arxiv.org/abs/2106.12059>`_, 2021.
+        An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
     """
-    coldness = checks.finite_float("coldness", coldness, 0.0)
-    return ranking(score_fn, _gumbel(lambda scores, available: softmax_log_weights(scores, available, coldness)))
+    return _sampled(softmax_log_weights, score_fn, coldness)
 
 
 def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
@@ -80,20 +72,27 @@ def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     Args:
         score_fn: ``logits -> scores [N]``.
-        coldness: ``β``; 0 is uniform and large values approach top-k.
+        coldness: ``β``, as in :func:`power`.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
-
-    Raises:
-        ValueError: ``coldness`` is negative or not finite.
-
-    References:
-        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
-        <https://arxiv.org/abs/2106.12059>`_, 2021.
+        An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
     """
+    return _sampled(softrank_log_weights, score_fn, coldness)
+
+
+def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: ScoreFn, coldness: float) -> Acquisition:
+    """Ranks perturbed log-weights; the weightless follow in random order, then NaN."""
     coldness = checks.finite_float("coldness", coldness, 0.0)
-    return ranking(score_fn, _gumbel(lambda scores, available: softrank_log_weights(scores, available, coldness)))
+
+    def values(key: Key, scores: Array, available: Array) -> Array:
+        key_gumbel, key_rest = jax.random.split(key)
+        weights = log_weights(scores, available, coldness)
+        perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
+        rest = available & jnp.isneginf(weights)
+        at_random = numerics.weightless_tier(key_rest, scores.shape)
+        return jnp.where(rest, at_random, numerics.rank_values(perturbed, available))
+
+    return over_scores(score_fn, values)
 
 
 def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
@@ -102,7 +101,8 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
     least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
     scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
     weighted = scores > 0
-    return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), _no_weight(scores))
+    no_weight = jnp.where(jnp.isnan(scores), jnp.nan, -jnp.inf)
+    return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), no_weight)
 
 
 def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
@@ -125,21 +125,3 @@ def _cooled(log_weights: Array, coldness: float) -> Array:
     """``β log w``, where ``0 · inf`` is 0."""
     indifferent = jnp.isinf(log_weights) & (coldness == 0)
     return jnp.where(indifferent, 0.0, coldness * log_weights)
-
-
-def _no_weight(scores: Array) -> Array:
-    return jnp.where(jnp.isnan(scores), jnp.nan, -jnp.inf)
-
-
-def _gumbel(log_weights):
-    """Ranks perturbed log-weights; the weightless follow in random order, then NaN."""
-
-    def rank(key: Key, scores: Array, available: Array) -> Array:
-        key_gumbel, key_rest = jax.random.split(key)
-        weights = log_weights(scores, available)
-        perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
-        values = numerics.rank_values(perturbed, available)
-        rest = available & jnp.isneginf(weights)
-        return jnp.where(rest, numerics.weightless_tier(key_rest, scores.shape), values)
-
-    return rank

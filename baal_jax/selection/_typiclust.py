@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, numerics
-from baal_jax.selection import _clustering
-from baal_jax.selection._features import over_features
-from baal_jax.typing import Acquisition, Array, Key
+from baal_jax._util import checks
+from baal_jax.selection._common import Acquisition, Array, Key, over_features, points_of
+from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
 
 _SMALLEST = 5  # members of a cluster worth a label, in the paper
+_ROWS, _COLUMNS = 128, 512  # a block of pairs, when neighbours are searched
 
 
 def typiclust(
@@ -54,23 +55,20 @@ def typiclust(
         >>> picked.indices.tolist()
         [2]
     """
-    for name, value in (
-        ("num_neighbours", num_neighbours),
-        ("max_clusters", max_clusters),
-        ("num_iterations", num_iterations),
-        ("num_clusters", 1 if num_clusters is None else num_clusters),
-    ):
-        checks.positive_int(name, value)
+    num_clusters = checks.optional_int("num_clusters", num_clusters)
+    num_neighbours = checks.positive_int("num_neighbours", num_neighbours)
+    max_clusters = checks.positive_int("max_clusters", max_clusters)
+    num_iterations = checks.positive_int("num_iterations", num_iterations)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         known = available | labelled
-        points = _clustering.centred(_clustering.rows(features, "typiclust"), known)
+        points = points_of(features, known, "typiclust")
         bound = min(max_clusters if num_clusters is None else num_clusters, points.shape[0])
         active = bound if num_clusters is not None else jnp.sum(labelled, dtype=jnp.int32) + query_size
-        assignment = _clustering.k_means(key, points, known, bound, num_iterations, active).assignment
+        assignment = clusters_of(key, points, known, bound, num_iterations, active).assignment
         typicality = typicalities(points, known, assignment, num_neighbours)
         indices = most_typical(assignment, typicality, available, labelled, bound)[:query_size]
-        return indices, numerics.take_or(typicality, indices, jnp.nan)
+        return indices, typicality[indices]
 
     return over_features(find, reads_labelled=True)
 
@@ -78,7 +76,7 @@ def typiclust(
 def typicalities(points: Array, known: Array, assignment: Array, num_neighbours: int) -> Array:
     """One over the mean distance to the nearest members of the own cluster; 0 without any."""
     num_neighbours = min(num_neighbours, max(points.shape[0] - 1, 1))
-    _, distances = _clustering.nearest_neighbours(points, known, num_neighbours, assignment)
+    distances = neighbour_distances(points, known, assignment, num_neighbours)
     there = jnp.isfinite(distances)
     count = jnp.sum(there, axis=1, dtype=distances.dtype)
     total = jnp.sum(jnp.where(there, distances, 0.0), axis=1)
@@ -92,8 +90,54 @@ def most_typical(assignment: Array, typicality: Array, available: Array, labelle
     fewest labels and picks comes next when examples are in order of the labels in their cluster plus ``r``.
     """
     mine = jnp.maximum(assignment, 0)
-    turn = _clustering.rank_within(jnp.where(available, mine, num_clusters), -typicality)
-    size = _clustering.sizes_of(assignment, num_clusters)[mine]
-    labels = _clustering.sizes_of(assignment, num_clusters, labelled)[mine]
+    turn = rank_within(jnp.where(available, mine, num_clusters), -typicality)
+    size = sizes_of(assignment, num_clusters)[mine]
+    labels = sizes_of(assignment, num_clusters, labelled)[mine]
     order = jnp.lexsort((-size, labels + turn, size < _SMALLEST, ~available))
     return jnp.where(available[order], order, -1)
+
+
+def neighbour_distances(points: Array, mask: Array, groups: Array, num_neighbours: int) -> Array:
+    """Distances ``[N, k]`` from every point to its nearest others in its group, nearest first, then infinity.
+
+    Rows are sorted by group (not negative where the mask is true), and a block of them meets only the blocks that its
+    groups reach into: time is in proportion to the sum of squared group sizes, memory to ``N · k``.
+    """
+    num = points.shape[0]
+    groups = jnp.where(mask, groups, jnp.iinfo(jnp.int32).max)
+    order = jnp.argsort(groups, stable=True)
+    groups = groups[order]
+    counts = jnp.sum(mask, dtype=jnp.int32)
+    # In sorted order the neighbours of a row stand at first, …, last − 1; those of a block between its two ends.
+    first = jnp.searchsorted(groups, groups, side="left").astype(jnp.int32)
+    last = jnp.minimum(jnp.searchsorted(groups, groups, side="right").astype(jnp.int32), counts)
+
+    height, width = min(_ROWS, num), min(_COLUMNS, num)
+    columns = jnp.pad(points[order], ((0, -num % width), (0, 0)))
+    squares = jnp.sum(columns * columns, axis=1)
+
+    def block(start: Array) -> Array:
+        places = jnp.minimum(start + jnp.arange(height, dtype=jnp.int32), num - 1)
+        mine, low, high = columns[places], first[places], last[places]
+
+        def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            begin, least, ids = carry
+            others = jax.lax.dynamic_slice_in_dim(columns, begin, width)
+            there = jnp.broadcast_to((begin + jnp.arange(width, dtype=jnp.int32))[None], (height, width))
+            far = squares[places][:, None] + jax.lax.dynamic_slice_in_dim(squares, begin, width)[None]
+            far = far - 2.0 * jnp.matmul(mine, others.T, precision="highest")
+            possible = (there >= low[:, None]) & (there < high[:, None]) & (there != places[:, None])
+            far = jnp.where(possible, far, jnp.inf)
+            least, ids = (jnp.concatenate(pair, axis=1) for pair in ((least, far), (ids, there)))
+            negative, best = jax.lax.top_k(-least, num_neighbours)
+            return begin + width, -negative, jnp.take_along_axis(ids, best, axis=1)
+
+        empty = jnp.full((height, num_neighbours), jnp.inf, points.dtype)
+        carry = low[0] // width * width, empty, jnp.zeros(empty.shape, jnp.int32)
+        _, least, ids = jax.lax.while_loop(lambda carry: carry[0] < high[-1], body, carry)
+        # Inner products find the neighbours; how far near ones are is left to differences, which do not cancel.
+        exact = jnp.sqrt(jnp.sum((mine[:, None] - columns[ids]) ** 2, axis=-1))
+        return jnp.sort(jnp.where(jnp.isinf(least), jnp.inf, exact), axis=1)
+
+    blocks = jax.lax.map(block, jnp.arange(0, num, height, dtype=jnp.int32))
+    return blocks.reshape(-1, num_neighbours)[:num][jnp.argsort(order)]

@@ -41,34 +41,6 @@ def lloyd(points, mask, centres, num_iterations=100):
     return centres, np.where(mask, assignment, -1)
 
 
-def variance_split(points, mask, num_clusters):
-    clusters = [np.flatnonzero(mask)]
-    while len(clusters) < num_clusters:
-        spreads = [((points[c] - points[c].mean(axis=0)) ** 2).sum() for c in clusters]
-        largest = clusters[int(np.argmax(spreads))]
-        feature = points[largest].var(axis=0).argmax()
-        above = points[largest, feature] > points[largest, feature].mean()
-        clusters[int(np.argmax(spreads))] = largest[~above]
-        clusters.append(largest[above])
-    return np.stack([points[c].mean(axis=0) for c in clusters])
-
-
-def farthest_first(points, mask, num_clusters):
-    """From the point farthest from the origin."""
-    ids, seeds = np.flatnonzero(mask), []
-    for _ in range(num_clusters):
-        far = distances(points[ids], points[seeds] if seeds else np.zeros((1, points.shape[1]))).min(axis=1)
-        seeds.append(int(ids[far.argmax()]))
-    return points[seeds]
-
-
-def k_means_without_key(points, mask, num_clusters):
-    """The better of two starts."""
-    found = [lloyd(points, mask, seeds(points, mask, num_clusters)) for seeds in (variance_split, farthest_first)]
-    squares = [((points - centres[assignment])[mask] ** 2).sum() for centres, assignment in found]
-    return found[int(squares[1] < squares[0] * (1 - 1e-5))]
-
-
 def average_linkage(points, mask, num_clusters):
     """Merges the two clusters with the smallest mean of all their pairwise distances; numbered by lowest member."""
     between = distances(points, points)

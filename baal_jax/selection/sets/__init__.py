@@ -1,33 +1,4 @@
-"""Selections of sets over features: feature maps × transforms × selectors, and the named points of that grid."""
+"""Selections of sets over features: feature maps × transforms × selectors, each a public module.
 
-from baal_jax.selection.sets import feature_maps, selectors, transforms
-from baal_jax.selection.sets._grid import (
-    badge,
-    bait,
-    batch_bald_gaussian,
-    core_set,
-    frank_wolfe,
-    grid,
-    k_center,
-    k_means_pp,
-    lcmd,
-    max_det,
-    max_diag,
-)
-
-__all__ = [
-    "badge",
-    "bait",
-    "batch_bald_gaussian",
-    "core_set",
-    "feature_maps",
-    "frank_wolfe",
-    "grid",
-    "k_center",
-    "k_means_pp",
-    "lcmd",
-    "max_det",
-    "max_diag",
-    "selectors",
-    "transforms",
-]
+:func:`~baal_jax.selection.grid` puts the three together; the named points of the grid stand beside it.
+"""

@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, linalg
-from baal_jax.selection.sets._greedy import Selector, best_of
-from baal_jax.selection.sets._kernel import Features, dense, posterior_root
-from baal_jax.selection.sets.transforms import positive_float
-from baal_jax.typing import Array, Key
+from baal_jax.selection._common import Array, Key, best_of
+from baal_jax.selection.sets._kernel import Features, Selector, dense, posterior_root
 
 _CHANGE = 10.0  # factor by which the spreads may change before rounding errors count
 
@@ -20,17 +18,15 @@ _CHANGE = 10.0  # factor by which the spreads may change before rounding errors 
 class _Posterior(NamedTuple):
     """What the picks so far have left of the uncertainty.
 
-    Attributes:
-        covariance: ``P [D, D]``.
-        variances: ``V P Vᵀ [N, r, r]``.
-        spreads: ``V P F P Vᵀ [N, r, r]``.
-        level: ``[]``, mean size of the spreads when all this was last computed anew.
+    With the posterior covariance ``P`` of the weights, one label more with rows ``V`` changes the trace of ``F P`` by
+    ``tr((I + V P Vᵀ)⁻¹ V P F P Vᵀ)`` (Woodbury), and one label less by the same with ``I − V P Vᵀ``. So all that is
+    kept of an example are two blocks ``[r, r]``.
     """
 
-    covariance: Array
-    variances: Array
-    spreads: Array
-    level: Array
+    covariance: Array  # P [D, D]
+    variances: Array  # V P Vᵀ [N, r, r]
+    spreads: Array  # V P F P Vᵀ [N, r, r]
+    level: Array  # [], mean size of the spreads when all this was last computed anew
 
 
 def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float = 2.0) -> Selector:
@@ -60,7 +56,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         2021; Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
         <https://arxiv.org/abs/2203.09410>`_, 2022.
     """
-    noise = positive_float("noise", noise)
+    noise = checks.positive_float("noise", noise)
     oversampling = checks.finite_float("oversampling", oversampling, 1.0)
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
@@ -78,7 +74,8 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         if first == query_size:
             return indices, scores
         kept = _backward(root, fisher, rows, indices, query_size)
-        # The order of picking stays that of the forward pass.
+        # Of what looked best while little was known, some is of little use beside the later picks, and is dropped.
+        # What stays is in the order of the forward pass.
         order = jnp.argsort(~kept, stable=True)[:query_size]
         return indices[order], scores[order]
 
@@ -90,45 +87,43 @@ def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_si
         left, indices, scores = carry
         gains = _traces(_plus_one(state.variances), state.spreads)
         index = best_of(gains, left)
-        left &= jnp.arange(left.shape[0]) != index
-        return _told(state, fisher, rows, rows[index], 1.0), (
-            left,
-            indices.at[turn].set(index),
-            scores.at[turn].set(gains[index]),
-        )
+        carry = left.at[index].set(False), indices.at[turn].set(index), scores.at[turn].set(gains[index])
+        return _told(state, fisher, rows, rows[index], 1.0), carry
+
+    def held(carry: tuple) -> Array:
+        return _rows_of(rows, carry[1])
 
     carry = available, jnp.full(query_size, -1, jnp.int32), jnp.full(query_size, jnp.nan, rows.dtype)
     total = jnp.minimum(jnp.sum(available, dtype=jnp.int32), query_size)
-
-    def root_of(carry: tuple) -> Array:
-        picked = jnp.where((carry[1] >= 0)[:, None, None], rows[jnp.maximum(carry[1], 0)], 0.0)
-        return _root_with(root, picked)
-
-    return _in_turns(pick, root_of, fisher, rows, carry, total)[1:]
+    return _in_turns(pick, held, root, fisher, rows, carry, total)[1:]
 
 
 def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
     """Which of the picks stay, ``bool[P]``, when the dearest ``query_size`` are kept."""
-    valid = indices >= 0
-    picked = jnp.where(valid[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
+    picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
         del turn
         losses = _traces(_plus_one(-state.variances), state.spreads)
         index = best_of(-losses, kept)
-        return _told(state, fisher, picked, picked[index], -1.0), kept & (jnp.arange(kept.shape[0]) != index)
+        return _told(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
 
-    surplus = jnp.maximum(jnp.sum(valid, dtype=jnp.int32) - query_size, 0)
+    def held(kept: Array) -> Array:
+        return jnp.where(kept[:, None, None], picked, 0.0)
 
-    def root_of(kept: Array) -> Array:
-        return _root_with(root, jnp.where(kept[:, None, None], picked, 0.0))
+    surplus = jnp.maximum(jnp.sum(indices >= 0, dtype=jnp.int32) - query_size, 0)
+    return _in_turns(drop, held, root, fisher, picked, indices >= 0, surplus)
 
-    return _in_turns(drop, root_of, fisher, picked, valid, surplus)
+
+def _rows_of(rows: Array, indices: Array) -> Array:
+    """The rows of some examples, 0 where an index is −1."""
+    return jnp.where((indices >= 0)[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
 
 
 def _in_turns(
     step: Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]],
-    root_of: Callable[[Any], Array],
+    held: Callable[[Any], Array],
+    root: Array,
     fisher: Array,
     rows: Array,
     carry: Any,
@@ -137,9 +132,10 @@ def _in_turns(
     """Takes ``total`` steps and gives the last ``carry``.
 
     Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
-    from, all is computed anew from ``root_of(carry)``, a root of the precision.
+    from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
     """
 
+    # Two loops, a cheap one inside of an exact one: under vmap both sides of a branch would be paid for in every turn.
     def steady(carry: tuple[Array, _Posterior, Any]) -> Array:
         turn, state, _ = carry
         change = _level(state.spreads) / state.level
@@ -152,7 +148,8 @@ def _in_turns(
 
     def several(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         turn, rest = carry
-        state = _posterior(root_of(rest), fisher, rows)
+        known = jnp.concatenate([root, held(rest).reshape(-1, rows.shape[-1])])
+        state = _posterior(linalg.triangular_root(known), fisher, rows)
         turn, _, rest = jax.lax.while_loop(steady, one, (turn, state, rest))
         return turn, rest
 
@@ -161,19 +158,15 @@ def _in_turns(
 
 
 def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
+    # P = R⁻¹ R⁻ᵀ, so that V P Vᵀ is a sum of squares of V R⁻¹: never negative, whatever the rounding.
     inverse = linalg.solve_triangular(root, jnp.eye(root.shape[0], dtype=root.dtype))
-    white = jnp.matmul(rows, inverse, precision="highest")  # P = R⁻¹ R⁻ᵀ
+    white = jnp.matmul(rows, inverse, precision="highest")
     variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
     inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
     spread = jnp.matmul(white, inner, precision="highest")
     spreads = jnp.einsum("nrd,nqd->nrq", spread, white, precision="highest")
     covariance = jnp.matmul(inverse, inverse.T, precision="highest")
     return _Posterior(covariance, variances, spreads, _level(spreads))
-
-
-def _root_with(root: Array, rows: Array) -> Array:
-    """The root of a precision with the information of ``rows [P, r, D]`` more."""
-    return linalg.triangular_root(jnp.concatenate([root, rows.reshape(-1, rows.shape[-1])]))
 
 
 def _level(spreads: Array) -> Array:
@@ -183,15 +176,17 @@ def _level(spreads: Array) -> Array:
 def _told(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
     """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1).
 
-    With W = P Vᵀ and S = I ± V W, the covariance becomes P ∓ W S⁻¹ Wᵀ; everything else follows from two products.
+    With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and
+    ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
     """
     wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
     inverse = _inverse_small(_plus_one(sign * jnp.matmul(label, wide, precision="highest")))
     spread = jnp.matmul(fisher, wide, precision="highest")
     both = jnp.concatenate([wide, jnp.matmul(state.covariance, spread, precision="highest")], axis=1)
     num, rank, size = rows.shape
+    # The only pass over the features: one product for both, [N r, D] with [D, 2 r].
     products = jnp.matmul(rows.reshape(-1, size), both, precision="highest").reshape(num, rank, -1)
-    near, far = jnp.split(products, 2, axis=-1)  # V W and V P F W, [N, r, r]
+    near, far = jnp.split(products, 2, axis=-1)  # U W and U P F W, [N, r, r]
     gain = jnp.einsum("nrq,qp->nrp", near, inverse, precision="highest")
     shrunk = jnp.einsum("nrp,nsp->nrs", gain, near, precision="highest")
     cross = jnp.einsum("nrp,nsp->nrs", gain, far, precision="highest")

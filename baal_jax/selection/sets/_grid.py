@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from baal_jax.selection._features import over_features
+from baal_jax._util import checks
+from baal_jax.selection._common import Acquisition, Array, Key, PyTree, Selection, over_features
 from baal_jax.selection.sets import feature_maps, selectors
-from baal_jax.selection.sets._greedy import Selector
-from baal_jax.selection.sets._kernel import Features
 from baal_jax.selection.sets.feature_maps import FeatureMap
-from baal_jax.selection.sets.transforms import Transform, positive_float
-from baal_jax.typing import Acquisition, Array, Key, PyTree, Selection
+from baal_jax.selection.sets.selectors import Selector
+from baal_jax.selection.sets.transforms import Features, Transform
 
 
 def grid(
@@ -60,10 +59,10 @@ def grid(
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         key_select, *keys = jax.random.split(key, 1 + len(transforms))
-        found = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
+        factors = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
         for key_transform, transform in zip(keys, transforms, strict=True):
-            found = transform(key_transform, found, labelled, available | labelled)
-        return selector(key_select, found, available, query_size, labelled)
+            factors = transform(key_transform, factors, labelled, available | labelled)
+        return selector(key_select, factors, available, query_size, labelled)
 
     return over_features(find, features, reads_labelled=reads_labelled)
 
@@ -111,7 +110,10 @@ def max_det(
 def k_center(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
 ) -> Acquisition:
-    """Farthest-first traversal, :func:`~baal_jax.selection.sets.selectors.k_center` over features.
+    """CoreSet (Sener and Savarese 2018): :func:`~baal_jax.selection.sets.selectors.k_center` over features.
+
+    Farthest-first traversal from what is labelled. For that of the paper, over the last hidden layer, the loop needs
+    ``features=baal_jax.features.last_hidden(model)``.
 
     Args:
         features: a feature map.
@@ -129,21 +131,6 @@ def k_center(
         [3, 2]
     """
     return grid(features, transforms, selectors.k_center(use_labelled=use_labelled))
-
-
-def core_set() -> Acquisition:
-    """CoreSet (Sener and Savarese 2018): farthest-first over the last hidden layer, from what is labelled.
-
-    The loop needs ``features=baal_jax.features.last_hidden(model)``.
-
-    Returns:
-        An :class:`~baal_jax.Acquisition`; scores are distances.
-
-    References:
-        Sener and Savarese, `Active learning for convolutional neural networks: a core-set approach
-        <https://arxiv.org/abs/1708.00489>`_, 2018.
-    """
-    return k_center()
 
 
 def k_means_pp(
@@ -176,10 +163,6 @@ def lcmd(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are distances.
-
-    References:
-        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-        <https://arxiv.org/abs/2203.09410>`_, 2022.
     """
     return grid(features, transforms, selectors.lcmd(use_labelled=use_labelled))
 
@@ -223,10 +206,6 @@ def bait(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are decreases of the mean variance's trace.
-
-    References:
-        Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
-        2021.
     """
     return grid(features, transforms, selectors.bait(noise, use_labelled=use_labelled, oversampling=oversampling))
 
@@ -278,7 +257,7 @@ def batch_bald_gaussian(
         framework and benchmark for deep batch active learning for regression <https://arxiv.org/abs/2203.09410>`_,
         2022.
     """
-    noise = positive_float("noise", noise)
+    noise = checks.positive_float("noise", noise)
     selector = selectors.max_det(noise, use_labelled=use_labelled)
     acquisition = grid(features, (), selector, reads_labelled=use_labelled)
 

@@ -1,18 +1,18 @@
-"""Features as a kernel: inner products of factors that multiply, and the noise of predictions."""
+"""Features as a kernel: inner products of factors that multiply, the noise of predictions, and nearest centres."""
 
 from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import linalg
-from baal_jax.typing import Array
-
-_BLOCK = 64  # columns of the kernel in work at a time
+from baal_jax.selection import _common
 
 
 class Features(NamedTuple):
@@ -34,6 +34,12 @@ class Features(NamedTuple):
         return self.factors[0].shape[0]
 
 
+# (key, features, labelled bool[N], counted bool[N]) -> features
+Transform = Callable[[Array, Features, Array, Array], Features]
+# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q])
+Selector = Callable[[Array, Features, Array, int, Array], tuple[Array, Array]]
+
+
 def dense(features: Features, who: str) -> Array:
     """The only factor, ``[N, D]``."""
     if len(features.factors) != 1:
@@ -47,18 +53,43 @@ def dense(features: Features, who: str) -> Array:
 
 def diagonal(features: Features) -> Array:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
-    _require_one_row(features)
-    squares = [jnp.sum(factor * factor, axis=-1) for factor in features.factors]
-    return functools.reduce(operator.mul, squares) + features.noise
-
-
-def _require_one_row(features: Features) -> None:
     for factor in features.factors:
         if factor.ndim != 2:
             raise ValueError(
                 f"features of shape {factor.shape}, but one row an example, [N, D], is needed here: several rows, as "
                 "of feature_maps.fisher, are for selectors.bait"
             )
+    return trace(features)
+
+
+def trace(features: Features) -> Array:
+    """As :func:`diagonal`, summed over the rows of an example, where factors ``[N, r, D]`` have several."""
+    squares = [jnp.sum(factor * factor, axis=tuple(range(1, factor.ndim))) for factor in features.factors]
+    return functools.reduce(operator.mul, squares) + features.noise
+
+
+def column(features: Features, index: Array) -> Array:
+    """``k(x_i, x_index)``, ``[N]``, noise included."""
+    return _common.inner_products(features.factors, index).at[index].add(features.noise)
+
+
+def centred(features: Features, counted: Array) -> Features:
+    """Minus the mean of the rows that count, where features are plain: distances do not change, rounding shrinks."""
+    first, *others = features.factors
+    if others or first.ndim != 2:
+        return features
+    return features._replace(factors=(_common.centred(first, counted),))
+
+
+def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
+    """The product of factors ``[…, D_f]`` projected at random, ``[…, K]``; inner products are unbiased."""
+    keys = jax.random.split(key, len(factors))
+    matrices = [jax.random.normal(k, (factor.shape[-1], size)) for k, factor in zip(keys, factors, strict=True)]
+    projected = [jnp.matmul(f, m.astype(f.dtype), precision="highest") for f, m in zip(factors, matrices, strict=True)]
+    return functools.reduce(operator.mul, projected) / jnp.sqrt(float(size))
+
+
+# The posterior given labels
 
 
 def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
@@ -66,86 +97,52 @@ def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
 
     By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
     """
+
+    def visit(root: Array, ids: Array, valid: Array) -> Array:
+        some = jnp.where(valid[:, None], phi[ids] / noise, 0.0)
+        return linalg.triangular_root(jnp.concatenate([root, some]))
+
     num, size = phi.shape
-    count = jnp.sum(known, dtype=jnp.int32)
-    block = min(size, num)
-    ids = jnp.pad(jnp.flatnonzero(known, size=num, fill_value=0), (0, -num % block))
-
-    def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        start, root = carry
-        some = phi[jax.lax.dynamic_slice(ids, (start,), (block,))] / noise
-        some = jnp.where((start + jnp.arange(block, dtype=jnp.int32) < count)[:, None], some, 0.0)
-        return start + block, linalg.triangular_root(jnp.concatenate([root, some]))
-
-    start = jnp.zeros((), jnp.int32), jnp.eye(size, dtype=phi.dtype)
-    return jax.lax.while_loop(lambda carry: carry[0] < count, more, start)[1]
+    return _common.over_rows(known, visit, jnp.eye(size, dtype=phi.dtype), min(size, num))
 
 
-def column(features: Features, index: Array) -> Array:
-    """``k(x_i, x_index)``, ``[N]``, noise included."""
-    product = _product(features, index)
-    return product.at[index].add(features.noise)
+def conditioned(features: Features, known: Array, noise: float, who: str) -> Features:
+    """``R⁻ᵀ φ``, whose kernel is the posterior covariance given noisy labels of some rows."""
+    phi = dense(features, who)
+    root = posterior_root(phi, known, noise)
+    return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
 
 
-def _product(features: Features, index: Array) -> Array:
-    """Inner products with one example, ``[N]``, or with several, ``[N, I]``."""
-    _require_one_row(features)
-    products = [jnp.matmul(factor, factor[index].T, precision="highest") for factor in features.factors]
-    return functools.reduce(operator.mul, products)
-
-
-def squared_distances(features: Features, diag: Array, index: Array) -> Array:
-    """``k_ii + k_jj − 2 k_ij`` to one example, ``[N]``, exactly 0 for itself."""
-    distances = jnp.maximum(diag + diag[index] - 2.0 * column(features, index), 0.0)
-    return distances.at[index].set(0.0)
+# Nearest centres
 
 
 class Nearest(NamedTuple):
-    """The nearest centre of every example.
+    """The nearest centre of every example."""
 
-    Attributes:
-        distances: ``[N]``, squared; infinite while there is no centre.
-        centres: ``int32[N]``, ids of examples; −1 while there is none.
-    """
-
-    distances: Array
-    centres: Array
-
-
-def no_centre(num_examples: int) -> Nearest:
-    """Before there is a centre."""
-    return Nearest(jnp.full(num_examples, jnp.inf, jnp.float32), jnp.full(num_examples, -1, jnp.int32))
+    distances: Array  # [N], squared; infinite while there is no centre
+    centres: Array  # int32[N], ids of examples; −1 while there is none
 
 
 def nearest_of(features: Features, diag: Array, centres: Array) -> Nearest:
     """The nearest of the examples in a mask ``bool[N]``, worked through in blocks; ``[N, block]`` is the memory."""
-    num_examples = features.num_examples
-    count = jnp.sum(centres, dtype=jnp.int32)
-    ids = jnp.flatnonzero(centres, size=num_examples, fill_value=0).astype(jnp.int32)
-    ids = jnp.pad(ids, (0, -num_examples % _BLOCK))
 
-    def block(carry: tuple[Array, Nearest]) -> tuple[Array, Nearest]:
-        start, nearest = carry
-        some = jax.lax.dynamic_slice(ids, (start,), (_BLOCK,))
-        distances = jnp.maximum(diag[:, None] + diag[some][None] - 2.0 * _product(features, some), 0.0)
-        own = jnp.arange(num_examples, dtype=jnp.int32)[:, None] == some[None]
-        distances = jnp.where(own, 0.0, distances)
-        distances = jnp.where((start + jnp.arange(_BLOCK, dtype=jnp.int32) < count)[None], distances, jnp.inf)
-        best = jnp.argmin(distances, axis=1)
-        found = Nearest(jnp.min(distances, axis=1), some[best])
-        return start + _BLOCK, closer(nearest, found)
+    def visit(nearest: Nearest, ids: Array, valid: Array) -> Nearest:
+        distances = _common.squared_distances(features.factors, diag, ids)
+        distances = jnp.where(valid[None], distances, jnp.inf)
+        return _closer(nearest, Nearest(jnp.min(distances, axis=1), ids[jnp.argmin(distances, axis=1)]))
 
-    start = jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < count, block, (start, no_centre(num_examples)))[1]
-
-
-def closer(old: Nearest, new: Nearest) -> Nearest:
-    """The nearer of two; the old one where they are equally near."""
-    better = new.distances < old.distances
-    return jax.tree.map(lambda one, other: jnp.where(better, other, one), old, new)
+    num = features.num_examples
+    none = Nearest(jnp.full(num, jnp.inf, jnp.float32), jnp.full(num, -1, jnp.int32))
+    return _common.over_rows(centres, visit, none)
 
 
 def with_centre(features: Features, diag: Array, nearest: Nearest, index: Array) -> Nearest:
     """One centre more."""
-    distances = squared_distances(features, diag, index)
-    return closer(nearest, Nearest(distances, jnp.full(distances.shape, index, jnp.int32)))
+    distances = _common.squared_distances(features.factors, diag, index)
+    return _closer(nearest, Nearest(distances, jnp.full(distances.shape, index, jnp.int32)))
+
+
+def _closer(old: Nearest, new: Nearest) -> Nearest:
+    """The nearer of two; the old one where they are equally near."""
+    better = new.distances < old.distances
+    return jax.tree.map(lambda one, other: jnp.where(better, other, one), old, new)

@@ -6,16 +6,14 @@ an outer product, and is never written out.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.selection._features import read_features
-from baal_jax.typing import Array, Predictions, PyTree
+from baal_jax.selection._common import Array, Predictions, PyTree, read_features
+from baal_jax.selection.sets._kernel import sketched
 
 FeatureMap = Callable[[Predictions], PyTree]
 
@@ -70,7 +68,7 @@ def probability_draws(predictions: Predictions) -> Array:
 
 
 def badge(predictions: Predictions) -> tuple[Array, Array]:
-    r"""The gradient of the loss of the predicted class in the last layer, as two factors.
+    r"""The gradient of the loss of the predicted class in the last layer, as two factors, for BADGE.
 
     .. math:: \nabla_W \ell = h\, (\bar p - e_{\hat y})^\top, \qquad
               \langle g_i, g_j \rangle = \langle \bar p_i - e_{\hat y_i}, \bar p_j - e_{\hat y_j} \rangle
@@ -85,19 +83,15 @@ def badge(predictions: Predictions) -> tuple[Array, Array]:
 
     Raises:
         ValueError: there are no features, or the logits have not three axes or one class.
-
-    References:
-        Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
-        <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
     checks.classes("logits", predictions.logits)
-    mean = jnp.exp(numerics.log_mean_exp(numerics.log_probs(_three_axes(predictions))))
+    mean = _mean_probabilities(predictions)
     predicted = jax.nn.one_hot(jnp.argmax(mean, axis=-1), mean.shape[-1], dtype=mean.dtype)
     return mean - predicted, _one_array(read_features(predictions))
 
 
 def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
-    r"""Square roots of the Fisher information that one label holds about the last layer, for :func:`bait`.
+    r"""Square roots of the Fisher information that one label holds about the last layer, for BAIT.
 
     .. math:: F(x) = \sum_c \bar p_c\, \bigl((e_c - \bar p) \otimes h\bigr) \bigl((e_c - \bar p) \otimes h\bigr)^\top
 
@@ -114,36 +108,17 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
 
     Raises:
         ValueError: there are no features, or the logits have not three axes.
-
-    References:
-        Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
-        2021.
     """
-    if sketch_size is not None:
-        sketch_size = checks.positive_int("sketch_size", sketch_size)
-    logits = _three_axes(predictions)
+    sketch_size = checks.optional_int("sketch_size", sketch_size)
+    mean = _mean_probabilities(predictions)
     hidden = _one_array(read_features(predictions))
-    if logits.shape[-1] == 1:
+    if mean.shape[-1] == 1:
         return hidden
-    mean = jnp.exp(numerics.log_mean_exp(numerics.log_probs(logits)))
     residual = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None] - mean[:, None]  # [B, C, C], row c is e_c − p
     weighted = jnp.sqrt(mean)[..., None] * residual
     if sketch_size is None or sketch_size >= residual.shape[-1] * hidden.shape[-1]:
         return (weighted[..., None] * hidden[:, None, None].astype(mean.dtype)).reshape(*mean.shape, -1)
-    left, right = projections((residual.shape[-1], hidden.shape[-1]), sketch_size, jax.random.key(0))
-    return sketched((weighted, hidden[:, None]), (left, right))
-
-
-def projections(sizes: tuple[int, ...], sketch_size: int, key: Array) -> tuple[Array, ...]:
-    """A random matrix ``[D_f, K]`` for every factor, with standard normal entries."""
-    keys = jax.random.split(key, len(sizes))
-    return tuple(jax.random.normal(k, (size, sketch_size)) for k, size in zip(keys, sizes, strict=True))
-
-
-def sketched(factors: tuple[Array, ...], matrices: tuple[Array, ...]) -> Array:
-    """The product of the projected factors, ``[…, K]``; inner products are unbiased."""
-    projected = [jnp.matmul(f, m.astype(f.dtype), precision="highest") for f, m in zip(factors, matrices, strict=True)]
-    return functools.reduce(operator.mul, projected) / jnp.sqrt(float(matrices[0].shape[1]))
+    return sketched((weighted, hidden[:, None]), sketch_size, jax.random.key(0))
 
 
 def _centred_draws(outputs: Array) -> Array:
@@ -152,6 +127,10 @@ def _centred_draws(outputs: Array) -> Array:
         raise ValueError("one draw has no covariance: ask for num_samples of at least 2")
     centred = outputs - jnp.mean(outputs, axis=0, keepdims=True)
     return jnp.moveaxis(centred, 0, 1).reshape(num_examples, -1) / jnp.sqrt(num_draws - 1.0)
+
+
+def _mean_probabilities(predictions: Predictions) -> Array:
+    return jnp.exp(numerics.log_mean_exp(numerics.log_probs(_three_axes(predictions))))
 
 
 def _three_axes(predictions: Predictions) -> Array:

@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
+from baal_jax.selection._common import Array, Key, best_few, best_of, inverse_cdf, one_by_one
 from baal_jax.selection.sets import _kernel
 from baal_jax.selection.sets._bait import bait
-from baal_jax.selection.sets._greedy import Selector, best_of, one_by_one
-from baal_jax.selection.sets._kernel import Features
-from baal_jax.selection.sets.transforms import centred, positive_float, posterior
-from baal_jax.typing import Array, Key
+from baal_jax.selection.sets._kernel import Features, Nearest, Selector
 
 __all__ = ["Selector", "bait", "frank_wolfe", "k_center", "k_means_pp", "lcmd", "max_det", "max_diag"]
 
@@ -34,8 +32,8 @@ def max_diag() -> Selector:
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         del key, labelled
         diag = _kernel.diagonal(features)
-        indices = numerics.top_indices(numerics.rank_values(diag, available), query_size)
-        return indices, numerics.take_or(diag, indices, jnp.nan)
+        indices = best_few(diag, available, query_size)
+        return indices, diag[indices]
 
     return select
 
@@ -59,11 +57,11 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
     Raises:
         ValueError: ``noise`` is negative, or 0 with ``use_labelled``.
     """
-    noise = positive_float("noise", noise) if use_labelled else checks.finite_float("noise", noise, 0.0)
+    noise = checks.positive_float("noise", noise) if use_labelled else checks.finite_float("noise", noise, 0.0)
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         if use_labelled:
-            features = posterior(noise)(key, features, labelled, available | labelled)
+            features = _kernel.conditioned(features, labelled, noise, "selectors.max_det")
         features = features._replace(noise=features.noise + jnp.float32(noise) ** 2)
         variances = _kernel.diagonal(features)
         least = _EXHAUSTED * jnp.max(jnp.where(available, variances, 0.0))
@@ -76,10 +74,15 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
             return index, jnp.maximum(variances[index], 0.0)
 
         def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
+            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. What L does not explain of the
+            # kernel is the covariance given the picks: its column, over the square root of the pivot, is the new column
+            # of L, and its diagonal shrinks by the squares. The pivots multiply to det(K_PP), so that the largest
+            # variance is the pick with the largest determinant.
             variances, roots = state
             pivot = variances[index]
-            found = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
-            root = jnp.where(pivot > least, found * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
+            covariances = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
+            # Below `least` a pivot is a rounding error, and dividing by it would spread noise over all variances.
+            root = jnp.where(pivot > least, covariances * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
             return variances - root**2, roots.at[:, turn].set(root)
 
         state = variances, jnp.zeros((features.num_examples, query_size), variances.dtype)
@@ -106,12 +109,7 @@ def k_center(*, use_labelled: bool = True) -> Selector:
         <https://doi.org/10.1016/0304-3975(85)90224-5>`_, 1985; Sener and Savarese, `Active learning for convolutional
         neural networks: a core-set approach <https://arxiv.org/abs/1708.00489>`_, 2018.
     """
-
-    def values(nearest: _kernel.Nearest, pool: Array) -> Array:
-        del pool
-        return nearest.distances
-
-    return _by_distance(values, use_labelled)
+    return _from_centres(lambda nearest, available, left, uniform: best_of(nearest.distances, left), use_labelled)
 
 
 def lcmd(*, use_labelled: bool = True) -> Selector:
@@ -132,37 +130,15 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
         <https://arxiv.org/abs/2203.09410>`_, 2022.
     """
 
-    def values(nearest: _kernel.Nearest, pool: Array) -> Array:
+    def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
+        del uniform
         centres = jnp.maximum(nearest.centres, 0)
-        sizes = jax.ops.segment_sum(jnp.where(pool, nearest.distances, 0.0), centres, centres.shape[0])
+        sizes = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])
         mine = sizes[centres]
-        return jnp.where(mine == jnp.max(jnp.where(pool, mine, -jnp.inf)), nearest.distances, -jnp.inf)
+        largest = mine == jnp.max(jnp.where(available, mine, -jnp.inf))
+        return best_of(jnp.where(largest, nearest.distances, -jnp.inf), left)
 
-    return _by_distance(values, use_labelled)
-
-
-def _by_distance(values: Callable[[_kernel.Nearest, Array], Array], use_labelled: bool) -> Selector:
-    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del key
-        centres = labelled if use_labelled else jnp.zeros_like(labelled)
-        length = _kernel.diagonal(features)
-        features = _moved(features, available | centres)
-        diag = _kernel.diagonal(features)
-        start = _kernel.nearest_of(features, diag, centres)
-
-        def pick(nearest: _kernel.Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
-            first = (turn == 0) & ~jnp.any(centres)
-            value = jnp.where(first, length, values(nearest, available))
-            index = best_of(value, left)
-            return index, jnp.sqrt(jnp.where(first, length[index], nearest.distances[index]))
-
-        def update(nearest: _kernel.Nearest, index: Array, turn: Array) -> _kernel.Nearest:
-            del turn
-            return _kernel.with_centre(features, diag, nearest, index)
-
-        return one_by_one(pick, update, start, available, query_size)
-
-    return select
+    return _from_centres(choose, use_labelled)
 
 
 def k_means_pp(*, use_labelled: bool = True, largest_first: bool = False) -> Selector:
@@ -185,30 +161,11 @@ def k_means_pp(*, use_labelled: bool = True, largest_first: bool = False) -> Sel
         <https://dl.acm.org/doi/10.5555/1283383.1283494>`_, 2007.
     """
 
-    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        uniforms = jax.random.uniform(key, (query_size,))
-        centres = labelled if use_labelled else jnp.zeros_like(labelled)
-        length = _kernel.diagonal(features)
-        features = _moved(features, available | centres)
-        diag = _kernel.diagonal(features)
-        start = _kernel.nearest_of(features, diag, centres)
+    def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
+        del available
+        return inverse_cdf(uniform, jnp.where(jnp.isinf(nearest.distances), 1.0, nearest.distances), left)
 
-        def pick(nearest: _kernel.Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
-            first = (turn == 0) & ~jnp.any(centres)
-            index = _inverse(uniforms[turn], jnp.where(jnp.isinf(nearest.distances), 1.0, nearest.distances), left)
-            score = jnp.sqrt(nearest.distances[index])
-            if not largest_first:
-                return index, score
-            largest = best_of(length, left)
-            return jnp.where(first, largest, index), jnp.where(first, jnp.sqrt(length[largest]), score)
-
-        def update(nearest: _kernel.Nearest, index: Array, turn: Array) -> _kernel.Nearest:
-            del turn
-            return _kernel.with_centre(features, diag, nearest, index)
-
-        return one_by_one(pick, update, start, available, query_size)
-
-    return select
+    return _from_centres(choose, use_labelled, largest_first)
 
 
 def frank_wolfe(*, use_labelled: bool = False) -> Selector:
@@ -259,21 +216,30 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
     return select
 
 
-def _moved(features: Features, counted: Array) -> Features:
-    """Distances do not change when plain features are centred, and rounding errors shrink."""
-    first, *others = features.factors
-    if others or first.ndim != 2:
-        return features
-    return features._replace(factors=(centred(first, counted),))
+def _from_centres(
+    choose: Callable[[Nearest, Array, Array, Array], Array], use_labelled: bool, largest_first: bool = True
+) -> Selector:
+    """Picks that become centres, each by ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
 
+    def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        uniforms = jax.random.uniform(key, (query_size,))
+        centres = labelled if use_labelled else jnp.zeros_like(labelled)
+        length = _kernel.diagonal(features)
+        features = _kernel.centred(features, available | centres)
+        diag = _kernel.diagonal(features)
 
-def _inverse(uniform: Array, weights: Array, left: Array) -> Array:
-    """The id whose interval of the cumulative weights holds ``uniform``; uniform over ``left`` without any weight."""
-    weights = jnp.where(left, weights, 0.0)
-    weights = jnp.where(jnp.any(weights > 0), weights, left.astype(weights.dtype))
-    cumulative = jnp.cumsum(weights)
-    index = jnp.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
-    index = jnp.minimum(index, last)
-    # A weight too small to move the sum leaves the id before it; what has no weight is never picked.
-    return jnp.where(weights[index] > 0, index, best_of(weights, left)).astype(jnp.int32)
+        def pick(nearest: Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
+            index = choose(nearest, available, left, uniforms[turn])
+            square = nearest.distances[index]
+            if largest_first:
+                first, largest = (turn == 0) & ~jnp.any(centres), best_of(length, left)
+                index, square = jnp.where(first, largest, index), jnp.where(first, length[largest], square)
+            return index, jnp.sqrt(square)
+
+        def update(nearest: Nearest, index: Array, turn: Array) -> Nearest:
+            del turn
+            return _kernel.with_centre(features, diag, nearest, index)
+
+        return one_by_one(pick, update, _kernel.nearest_of(features, diag, centres), available, query_size)
+
+    return select

@@ -10,18 +10,13 @@ References:
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable
-
 import jax.numpy as jnp
+from jax import Array
 
-from baal_jax._util import checks, linalg
-from baal_jax.selection.sets._kernel import Features, dense, posterior_root
-from baal_jax.selection.sets.feature_maps import projections, sketched
-from baal_jax.typing import Array, Key
+from baal_jax._util import checks
+from baal_jax.selection.sets._kernel import Features, Transform, centred, conditioned, dense, sketched, trace
 
-Transform = Callable[[Key, Features, Array, Array], Features]
+__all__ = ["Features", "Transform", "centre", "normalise", "posterior", "predictive", "scale", "sketch"]
 
 
 def scale() -> Transform:
@@ -33,12 +28,10 @@ def scale() -> Transform:
         A transform.
     """
 
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+    def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
         del key
-        squares = [jnp.sum(factor**2, axis=tuple(range(1, factor.ndim))) for factor in features.factors]
-        diag = functools.reduce(operator.mul, squares) + features.noise
         rows = jnp.where(jnp.any(labelled), labelled, counted)
-        mean = jnp.sum(jnp.where(rows, diag, 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
+        mean = jnp.sum(jnp.where(rows, trace(features), 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
         factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
         first, *others = features.factors
         return Features((first * jnp.sqrt(factor), *others), features.noise * factor)
@@ -53,9 +46,10 @@ def centre() -> Transform:
         A transform of plain features ``[N, D]``.
     """
 
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
+    def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
         del key, labelled
-        return features._replace(factors=(centred(dense(features, "transforms.centre"), counted),))
+        dense(features, "transforms.centre")
+        return centred(features, counted)
 
     return transform
 
@@ -67,15 +61,11 @@ def normalise() -> Transform:
         A transform.
     """
 
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
-        del key, labelled, counted
-        axes = [tuple(range(1, factor.ndim)) for factor in features.factors]
-        pairs = zip(features.factors, axes, strict=True)
-        lengths = [jnp.sqrt(jnp.sum(factor**2, axis=axis, keepdims=True)) for factor, axis in pairs]
-        pairs = zip(features.factors, lengths, strict=True)
-        return features._replace(factors=tuple(factor / jnp.where(n > 0, n, 1.0) for factor, n in pairs))
+    def unit(factor: Array) -> Array:
+        lengths = jnp.sqrt(jnp.sum(factor**2, axis=tuple(range(1, factor.ndim)), keepdims=True))
+        return factor / jnp.where(lengths > 0, lengths, 1.0)
 
-    return transform
+    return lambda key, features, labelled, counted: features._replace(factors=tuple(map(unit, features.factors)))
 
 
 def sketch(size: int = 512) -> Transform:
@@ -96,13 +86,7 @@ def sketch(size: int = 512) -> Transform:
         ValueError: ``size`` is not positive.
     """
     size = checks.positive_int("size", size)
-
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
-        del labelled, counted
-        matrices = projections(tuple(factor.shape[-1] for factor in features.factors), size, key)
-        return features._replace(factors=(sketched(features.factors, matrices),))
-
-    return transform
+    return lambda key, features, labelled, counted: features._replace(factors=(sketched(features.factors, size, key),))
 
 
 def posterior(noise: float = 1.0) -> Transform:
@@ -122,15 +106,8 @@ def posterior(noise: float = 1.0) -> Transform:
     Raises:
         ValueError: ``noise`` is not positive.
     """
-    noise = positive_float("noise", noise)
-
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
-        del key, counted
-        phi = dense(features, "transforms.posterior")
-        root = posterior_root(phi, labelled, noise)
-        return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
-
-    return transform
+    noise = checks.positive_float("noise", noise)
+    return lambda key, features, labelled, counted: conditioned(features, labelled, noise, "transforms.posterior")
 
 
 def predictive(noise: float = 1.0) -> Transform:
@@ -145,24 +122,5 @@ def predictive(noise: float = 1.0) -> Transform:
     Raises:
         ValueError: ``noise`` is not positive.
     """
-    noise = positive_float("noise", noise)
-
-    def transform(key: Key, features: Features, labelled: Array, counted: Array) -> Features:
-        del key, labelled, counted
-        return features._replace(noise=features.noise + jnp.float32(noise) ** 2)
-
-    return transform
-
-
-def centred(phi: Array, counted: Array) -> Array:
-    """Minus the mean of the rows that count."""
-    total = jnp.sum(jnp.where(counted[:, None], phi, 0.0), axis=0, keepdims=True)
-    return phi - total / jnp.maximum(jnp.sum(counted, dtype=phi.dtype), 1.0)
-
-
-def positive_float(name: str, value: float) -> float:
-    """A finite number above 0."""
-    value = checks.finite_float(name, value, 0.0)
-    if value == 0.0:
-        raise ValueError(f"{name}={value!r} must be positive")
-    return value
+    noise = checks.positive_float("noise", noise)
+    return lambda key, features, labelled, counted: features._replace(noise=features.noise + jnp.float32(noise) ** 2)

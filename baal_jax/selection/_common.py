@@ -1,0 +1,229 @@
+"""What selections share: their words, the rows that count, rankings, the loop over picks, draws and distances."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks, numerics
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, Selection
+
+_BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a time
+
+# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q])
+Find = Callable[[Key, PyTree, Array, int, Array], tuple[Array, Array]]
+
+
+# Acquisitions
+
+
+def over_features(
+    find: Find, summarise: Callable[[Predictions], PyTree] | None = None, *, reads_labelled: bool = False
+) -> Acquisition:
+    """An acquisition from a search over finite features.
+
+    Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
+    neither available nor labelled) and picked last, in order of their ids. Where ``find`` gives −1, because nothing is
+    left, its score does not matter. By default the summary is the features themselves.
+    """
+
+    def select(
+        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
+    ) -> Selection:
+        available = jnp.asarray(available)
+        num_examples = checks.leading_axis("features", summary)
+        if available.shape != (num_examples,):
+            raise ValueError(f"features of {num_examples} examples for {available.shape[0]}: one row each is needed")
+        query_size = size_of(query_size, num_examples)
+        labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled)
+        if labelled.shape != available.shape:
+            raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
+        available = numerics.replicate(available.astype(bool))
+        labelled = numerics.replicate(labelled.astype(bool)) & ~available
+        features = jax.tree.map(lambda leaf: numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32), summary)
+        lengths = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(features)]
+        broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
+        features = jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features)
+        indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
+        # What is broken fills the −1 slots, which stand at the end.
+        late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1)
+        missing = indices < 0
+        indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices)
+        scores = jnp.where(missing, jnp.nan, scores)
+        return Selection(indices.astype(jnp.int32), scores.astype(jnp.float32))
+
+    return Acquisition(
+        read_features if summarise is None else summarise,
+        jax.jit(select, static_argnames="query_size"),
+        reads_labelled,
+    )
+
+
+def read_features(predictions: Predictions) -> PyTree:
+    """The features ``[B, D]``; longer axes are flattened."""
+    if predictions.features is None:
+        raise ValueError(
+            "features is None: pass features=(state, inputs) -> [B, D] to active_loop, for example "
+            "baal_jax.features.last_hidden(model), or embeddings to loop.init"
+        )
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), predictions.features)
+
+
+def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] | None = None) -> Acquisition:
+    """An acquisition that keeps one score an example and picks the largest, or those with the largest ``values``.
+
+    These are ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available) -> float32[N]``.
+    """
+
+    def summarise(predictions: Predictions) -> Array:
+        return score_fn(predictions.logits)
+
+    def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
+        del labelled
+        scores = one_each(numerics.as_float(summary), available)
+        return top(scores, available, query_size, None if values is None else values(key, scores, available))
+
+    return Acquisition(summarise, jax.jit(select, static_argnames="query_size"))
+
+
+def top(scores: Array, available: Array, query_size: int, values: Array | None = None) -> Selection:
+    """The largest scores of what is available, or those with the largest ranking keys ``values``."""
+    values = numerics.rank_values(scores, available) if values is None else values
+    indices = numerics.top_indices(values, size_of(query_size, available.shape[0]))
+    return Selection(indices, numerics.take_or(numerics.replicate(scores).astype(jnp.float32), indices, jnp.nan))
+
+
+# Checks
+
+
+def size_of(query_size: int, num_examples: int) -> int:
+    """``query_size``, where the examples are as many."""
+    query_size = checks.positive_int("query_size", query_size)
+    if query_size > num_examples:
+        raise ValueError(f"query_size={query_size} exceeds the {num_examples} examples: ask for fewer")
+    return query_size
+
+
+def one_each(scores: Array, available: Array | None = None) -> Array:
+    """``scores``, where they are ``[N]``, and as many as the examples."""
+    if scores.ndim != 1:
+        raise ValueError(
+            f"scores of shape {scores.shape} cannot be ranked: one score an example [N] is needed, "
+            "for example by heuristics.reduce_spatial"
+        )
+    if available is not None and scores.shape != available.shape:
+        raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
+    return scores
+
+
+def points_of(features: PyTree, mask: Array, who: str) -> Array:
+    """Plain features ``[N, D]``, :func:`centred`, and 0 in rows that do not count."""
+    if not isinstance(features, jax.Array) or features.ndim != 2:
+        raise ValueError(
+            f"{who} needs one row an example, [N, D], but features are {jax.tree.map(jnp.shape, features)}"
+        )
+    return jnp.where(mask[:, None], centred(features, mask), 0.0)
+
+
+# Greedy picks
+
+
+def one_by_one(
+    pick: Callable[[Any, Array, Array], tuple[Array, Array]],
+    update: Callable[[Any, Array, Array], Any],
+    state: Any,
+    available: Array,
+    query_size: int,
+) -> tuple[Array, Array]:
+    """Picks examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN.
+
+    ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and
+    ``update(state, index, turn) -> state`` tells the next one.
+    """
+
+    def step(carry: tuple[Any, Array], turn: Array) -> tuple[tuple[Any, Array], tuple[Array, Array]]:
+        state, left = carry
+        some = jnp.any(left)
+        index, score = pick(state, left, turn)
+        left = left.at[index].set(False)
+        picked = jnp.where(some, index, -1).astype(jnp.int32), jnp.where(some, score, jnp.nan)
+        return (update(state, index, turn), left), picked
+
+    return jax.lax.scan(step, (state, available), jnp.arange(query_size, dtype=jnp.int32))[1]
+
+
+def best_of(values: Array, left: Array) -> Array:
+    """Where the largest value is among what is left; of equal ones the lowest id, NaN last."""
+    return jnp.argmax(numerics.rank_values(values, left)).astype(jnp.int32)
+
+
+def best_few(values: Array, left: Array, count: int) -> Array:
+    """``int32[count]``, the largest values of what is left, best first, then −1; ties and NaN as in :func:`best_of`."""
+    return numerics.top_indices(numerics.rank_values(values, left), count)
+
+
+def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
+    """Ids drawn in proportion to ``weights [N]``, or evenly from the mask without any weight.
+
+    Those whose intervals of the cumulative weights, in order of ids, hold ``uniforms``.
+    """
+    weights = jnp.where(mask, weights, 0.0)
+    weights = jnp.where(jnp.any(weights > 0), weights, mask.astype(weights.dtype))
+    cumulative = jnp.cumsum(weights)
+    ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)  # the product may be rounded up to the whole sum
+    ids = jnp.minimum(ids, last)
+    # A sum that is computed in parallel need not grow where nothing is added: what has no weight is never drawn.
+    return jnp.where(weights[ids] > 0, ids, jnp.argmax(weights)).astype(jnp.int32)
+
+
+# Rows and distances
+
+
+def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any, block: int = _BLOCK) -> Any:
+    """``visit(state, ids [block], valid bool[block]) -> state`` over the rows of a mask, a block at a time."""
+    count = jnp.sum(mask, dtype=jnp.int32)
+    ids = jnp.flatnonzero(mask, size=mask.shape[0], fill_value=0).astype(jnp.int32)
+    ids = jnp.pad(ids, (0, -ids.shape[0] % block))
+
+    def some(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        start, state = carry
+        valid = start + jnp.arange(block, dtype=jnp.int32) < count
+        return start + block, visit(state, jax.lax.dynamic_slice_in_dim(ids, start, block), valid)
+
+    return jax.lax.while_loop(lambda carry: carry[0] < count, some, (jnp.zeros((), jnp.int32), state))[1]
+
+
+def centred(points: Array, mask: Array) -> Array:
+    """Minus the mean of the rows that count, which float32 would lose digits to in distances by inner products."""
+    count = jnp.maximum(jnp.sum(mask, dtype=points.dtype), 1.0)
+    for _ in range(2):  # the mean of numbers with a large offset is itself rounded
+        points = points - jnp.sum(jnp.where(mask[:, None], points, 0.0) / count, axis=0, keepdims=True)
+    return points
+
+
+def inner_products(factors: tuple[Array, ...], ids: Array) -> Array:
+    """``Π_f ⟨φ^f_i, φ^f_j⟩`` of all examples with one, ``[N]``, or with several, ``[N, I]``."""
+    products = [jnp.matmul(factor, factor[ids].T, precision="highest") for factor in factors]
+    return functools.reduce(operator.mul, products)
+
+
+def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -> Array:
+    """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself.
+
+    The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
+    """
+    products = inner_products(factors, ids)
+    distances = _beside(diagonal, products) + jnp.broadcast_to(diagonal[ids], products.shape) - 2.0 * products
+    own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)
+    return jnp.where(own, 0.0, jnp.maximum(distances, 0.0))
+
+
+def _beside(rows: Array, other: Array) -> Array:
+    """``rows [N]`` with as many axes as ``other [N, …]``."""
+    return rows.reshape(-1, *[1] * (other.ndim - 1))
