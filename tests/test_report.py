@@ -77,12 +77,6 @@ def test_thumbnails_are_means_of_blocks():
     np.testing.assert_array_equal(_content.small(images[:, :48, :48]), images[:, :48, :48])
 
 
-def test_images_of_any_kind_become_bytes():
-    np.testing.assert_array_equal(_content.bytes_of(np.array([[[0.0, 0.5, 2.0, np.nan]]])).ravel(), [0, 128, 255, 0])
-    np.testing.assert_array_equal(_content.bytes_of(np.array([[[-3, 7, 300]]])).ravel(), [0, 7, 255])
-    np.testing.assert_array_equal(_content.bytes_of(np.array([[[True, False]]])).ravel(), [255, 0])
-
-
 def test_the_sheet_holds_every_picture_where_the_page_looks_for_it():
     study = make_results(pictures=7)
     sheet = _content.queries(study)["sheet"]

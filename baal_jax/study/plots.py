@@ -14,7 +14,7 @@ from baal_jax.study import statistics
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
 _BLACK = 6  # which the page draws white in the dark
-_DASHES = ((), (9, 3), (2, 4), (9, 4, 2, 4), (14, 4), (5, 4), (), (14, 4, 2, 4, 2, 4))
+_DASHES = ("none", "9 3", "2 4", "9 4 2 4", "14 4", "5 4", "none", "14 4 2 4 2 4")
 # The same shapes by matplotlib's names and as SVG paths around the origin.
 _MARKERS = (
     ("o", "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0 -3.6 0Z"),
@@ -53,16 +53,19 @@ class Style(NamedTuple):
     Attributes:
         number: of the colour.
         colour: on white paper.
-        dashes: lengths of dashes and gaps in pixels, for a line 2 pixels wide.
+        dashes: in SVG, lengths of dashes and gaps for a line 2 pixels wide.
         marker: matplotlib's name.
         path: the same marker in SVG.
     """
 
     number: int
     colour: str
-    dashes: tuple[int, ...]
+    dashes: str
     marker: str
     path: str
+
+
+Styles = Mapping[str, Style]
 
 
 def styles_of(strategies: Iterable[str], baseline: str | None = None) -> dict[str, Style]:
@@ -101,11 +104,7 @@ def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> s
 
 
 def plot_learning_curves(
-    curves: Mapping[str, Curves],
-    metric: str = "accuracy",
-    ax: Any = None,
-    *,
-    styles: Mapping[str, Style] | None = None,
+    curves: Mapping[str, Curves], metric: str = "accuracy", ax: Any = None, *, styles: Styles | None = None
 ) -> Any:
     """Mean over seeds with its 95 % band (:func:`~baal_jax.study.statistics.mean_curve`).
 
@@ -125,7 +124,8 @@ def plot_learning_curves(
     for name, (labels, metrics) in curves.items():
         x, mean, low, high = statistics.mean_curve(labels, metrics[metric])
         look = styles[name]
-        dashes = (0, [part / 2 for part in look.dashes]) if look.dashes else "-"  # in units of the line's width
+        # Matplotlib's dashes are in units of the line's width.
+        dashes = "-" if look.dashes == "none" else (0, [int(part) / 2 for part in look.dashes.split()])
         ax.plot(x, mean, color=look.colour, label=name, linestyle=dashes, marker=look.marker, markersize=3)
         ax.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0)
         means.append(mean[np.isfinite(mean)])
@@ -155,7 +155,7 @@ def axis_label(metric: str) -> str:
     return _LABELS.get(metric.lower(), metric.replace("_", " "))
 
 
-def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Mapping[str, Style] | None = None) -> Any:
+def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles | None = None) -> Any:
     """Reliability diagram: accuracy against confidence, which are equal where a classifier is calibrated.
 
     Args:
@@ -188,11 +188,7 @@ def pooled(num_examples: Any, *values: Any) -> list[np.ndarray]:
 
 
 def plot_class_histogram(
-    counts: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-    ax: Any = None,
-    *,
-    styles: Mapping[str, Style] | None = None,
+    counts: Mapping[str, np.ndarray], class_names: Sequence[str], ax: Any = None, *, styles: Styles | None = None
 ) -> Any:
     """Histogram of the classes that every strategy queried.
 
@@ -214,9 +210,7 @@ def plot_class_histogram(
         places = np.arange(len(class_names)) + (i - (len(counts) - 1) / 2) * width
         ax.bar(places, mean, width, color=styles[name].colour, label=name)
     ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-    ax.set_ylabel("labels queried")
-    ax.legend(frameon=False)
-    return ax
+    return _finish(ax, ylabel="labels queried")
 
 
 def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], figure: Any = None) -> Any:
@@ -254,10 +248,10 @@ def _style(i: int) -> Style:
 
 
 def _axes(ax: Any, width: float, height: float) -> Any:
-    if ax is not None:
-        return ax
-    pyplot = checks.optional_import("matplotlib.pyplot", "plot")
-    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    if ax is None:
+        pyplot = checks.optional_import("matplotlib.pyplot", "plot")
+        ax = pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    return ax
 
 
 def _finish(ax: Any, **settings: Any) -> Any:

@@ -123,17 +123,7 @@ def read(folder: str | Path) -> Results:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read the content of ``study.json``.
-
-    Args:
-        folder: where the study is.
-
-    Returns:
-        Nested dictionaries.
-
-    Raises:
-        ValueError: there is none, or it is of a newer format.
-    """
+    """Read the content of ``study.json``; refuse a folder without one, and a newer format."""
     path = folder / "study.json"
     if not path.exists():
         raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
@@ -168,16 +158,7 @@ def table(results: Results) -> str:
 
 
 def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
-    """Write what one call computed, whole or not at all.
-
-    Args:
-        folder: of the study.
-        strategy: its name.
-        cell: the seeds of this call.
-
-    Returns:
-        The path.
-    """
+    """Write what one call computed for a strategy, whole or not at all."""
     content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
     for group in ("metrics", "diagnostics"):
         content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
@@ -187,15 +168,7 @@ def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
 
 
 def read_cells(folder: Path, strategy: str) -> list[Cell]:
-    """Read all cells of a strategy.
-
-    Args:
-        folder: of the study.
-        strategy: its name.
-
-    Returns:
-        A list of :class:`Cell`, in the order of their first seeds.
-    """
+    """Read all cells of a strategy, in the order of their first seeds."""
     cells = []
     for path in (folder / "cells").glob(f"{slug(strategy)}-*.npz"):
         with np.load(path, allow_pickle=False) as content:
@@ -224,14 +197,7 @@ def read_pictures(path: Path) -> Pictures:
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
-    """Put cells of one strategy together, seeds ascending; a seed that is there twice is taken once.
-
-    Args:
-        cells: from :func:`read_cells`.
-
-    Returns:
-        :class:`Runs`.
-    """
+    """Put cells of one strategy together, seeds ascending; a seed that is there twice is taken once."""
     parts = [cell.runs for cell in cells]
     _, first = np.unique(np.concatenate([runs.seeds for runs in parts]), return_index=True)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax._util import images as images_util
+from baal_jax._util.images import png
 from baal_jax.study import plots, statistics
 from baal_jax.study.results import Results, Runs
 
@@ -33,8 +34,7 @@ class Bins(NamedTuple):
 def metrics(results: Results) -> list[str]:
     """All metrics, the one that matters most first."""
     names = list(dict.fromkeys(name for runs in results.runs.values() for name in runs.metrics))
-    main = results.description.get("metric")
-    return sorted(names, key=lambda name: name != main)
+    return sorted(names, key=lambda name: name != results.description.get("metric"))
 
 
 def reliability(runs: Runs) -> Bins | None:
@@ -42,9 +42,9 @@ def reliability(runs: Runs) -> Bins | None:
     if not all(name in runs.diagnostics for name in _RELIABILITY):
         return None
     count, confidence, accuracy = (_last_rounds(runs, runs.diagnostics[name]) for name in _RELIABILITY)
-    gaps = np.abs(confidence - accuracy)
-    _, each = plots.pooled(np.moveaxis(count, -1, 0), np.moveaxis(gaps, -1, 0))
-    return Bins(*plots.pooled(count, confidence, accuracy), statistics.mean_curve(runs.num_labelled, each).mean)
+    _, ece = plots.pooled(np.moveaxis(count, -1, 0), np.moveaxis(np.abs(confidence - accuracy), -1, 0))
+    count, confidence, accuracy = plots.pooled(count, confidence, accuracy)
+    return Bins(count, confidence, accuracy, statistics.mean_curve(runs.num_labelled, ece).mean)
 
 
 def entropies(runs: Runs) -> np.ndarray | None:
@@ -82,25 +82,22 @@ def queried_by_class(results: Results) -> tuple[dict[str, np.ndarray], float]:
     names, known = class_names(results), targets(results)
     if names is None or not known:
         return {}, 0.0
-    counts, num_queries = {}, 0
+    counts = {}
     class_of = np.full(1 + max([*known, *(int(runs.indices.max(initial=-1)) for runs in results.runs.values())]), -1)
     for index, target in known.items():
         if target == target and 0 <= int(target) < len(names):
             class_of[index] = int(target)
     for name, runs in results.runs.items():
-        num_queries += int((runs.indices >= 0).sum())
         classes = np.where(runs.indices >= 0, class_of[runs.indices], -1).reshape(len(runs.seeds), -1)
         counts[name] = np.stack([np.bincount(row[row >= 0], minlength=len(names)) for row in classes])
+    num_queries = sum(int((runs.indices >= 0).sum()) for runs in results.runs.values())
     return counts, sum(int(part.sum()) for part in counts.values()) / max(num_queries, 1)
 
 
 def seeds_of(results: Results) -> list[int]:
     """Seeds that the study is to have."""
-    wanted = results.description.get("seeds")
-    if isinstance(wanted, int):
-        return list(range(wanted))
-    there = {int(seed) for runs in results.runs.values() for seed in runs.seeds}
-    return sorted(there | {int(seed) for seed in wanted or ()})
+    there = {seed for runs in results.runs.values() for seed in runs.seeds.tolist()}
+    return sorted(there | set(results.description.get("seeds", ())))
 
 
 def notices(results: Results) -> list[str]:
@@ -123,10 +120,9 @@ def notices(results: Results) -> list[str]:
         if ended.size:
             last = runs.num_labelled[ended].max(axis=1)
             labels = f"{last.min()}" if last.min() == last.max() else f"{last.min()} to {last.max()}"
-            sentences.append(
-                f"{name}: {ended.size} of {len(runs.seeds)} runs stopped early, at {labels} labels. "
-                "Its later means are of the runs that went on."
-            )
+            count = f"{ended.size} of {len(runs.seeds)}"
+            sentences.append(f"{name}: {count} runs stopped early, at {labels} labels.")
+            sentences[-1] += " Its later means are of the runs that went on."
         for metric, values in runs.metrics.items():
             bad = int((~np.isfinite(values) & ~runs.stopped).sum())
             if bad:
@@ -166,12 +162,7 @@ def page_data(results: Results) -> dict[str, Any]:
     return {
         "strategies": [
             # The colour is a variable of the style sheet, light or dark.
-            {
-                "name": name,
-                "colour": f"var(--c{style.number})",
-                "dash": " ".join(map(str, style.dashes)) or "none",
-                "marker": style.path,
-            }
+            {"name": name, "colour": f"var(--c{style.number})", "dash": style.dashes, "marker": style.path}
             for name, style in styles.items()
         ],
         "metrics": [{"name": name, "label": plots.axis_label(name)} for name in names],
@@ -204,24 +195,10 @@ def target_label(value: Any, names: list[str] | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def bytes_of(images: Any) -> np.ndarray:
-    """Images as bytes: integers are taken as 0 to 255, floats as 0 to 1; what is outside is clipped, NaN is black."""
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype == bool or not np.issubdtype(images.dtype, np.integer):
-        images = np.round(np.nan_to_num(images.astype(np.float64)) * 255)
-    return np.clip(images, 0, 255).astype(np.uint8)
-
-
 def small(images: np.ndarray) -> np.ndarray:
     """Thumbnails ``uint8[m, h, w, c]``: means of blocks, so that no side is above 48 pixels."""
     _, height, width, channels = images.shape
     factor = -(-max(height, width) // _THUMBNAIL)
-    if factor == 1:
-        return images
     height, width = max(height // factor, 1), max(width // factor, 1)
     cut = images[:, : height * factor, : width * factor]
     blocks = cut.reshape(len(images), height, -1, width, cut.shape[2] // width, channels)
@@ -244,12 +221,8 @@ def _last_rounds(runs: Runs, values: Any) -> np.ndarray:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """``[1, 2, 3, 7]`` as ``1–3, 7``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
+    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    parts = [[number for _, number in group] for _, group in groups]
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
 
 
@@ -281,7 +254,7 @@ def _curve(runs: Runs, values: Any, with_seeds: bool) -> dict[str, Any] | None:
 
 
 def _thumbnails(results: Results, listed: dict[str, Any], left_out: list[str]) -> dict[str, Any] | None:
-    """Pictures of what is listed: first seeds and first picks first, until the page is full."""
+    """Pictures of what is listed as one PNG, row by row: first seeds and first picks first, until the page is full."""
     if results.pictures is None:
         return None
     places = {int(index): i for i, index in enumerate(results.pictures.ids)}
@@ -296,27 +269,21 @@ def _thumbnails(results: Results, listed: dict[str, Any], left_out: list[str]) -
     wanted = list(dict.fromkeys(index for _, index in sorted(order, key=lambda pair: pair[0])))
     if not wanted:
         return None
-    images = bytes_of(results.pictures.images)
+    images = results.pictures.images
     most = max(_MOST_BYTES // small(images[:1]).size, 1)
     if most < len(wanted):
         left_out.append(f"{most} of {len(wanted)} pictures are in this page; the folder of the study has all.")
     ids = sorted(wanted[:most])
     shown = small(images[[places[i] for i in ids]])
-    _, height, width, _ = shown.shape
-    uri, columns = _sheet(shown)
+    _, height, width, channels = shown.shape
+    columns = math.ceil(math.sqrt(len(ids) * height / width))
+    rows = -(-len(ids) // columns)
+    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
+    sheet[: len(ids)] = shown
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    image = png(np.ascontiguousarray(sheet).reshape(rows * height, columns * width, channels))
+    uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     return {"uri": uri, "ids": ids, "columns": columns, "height": height, "width": width}
-
-
-def _sheet(images: np.ndarray) -> tuple[str, int]:
-    """All thumbnails as one PNG in a data URI, row by row, and the number of columns."""
-    count, height, width, channels = images.shape
-    columns = max(int(np.ceil(np.sqrt(count * height / width))), 1)
-    rows = -(-count // columns)
-    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
-    cells[:count] = images
-    whole = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    data = images_util.png(np.ascontiguousarray(whole).reshape(rows * height, columns * width, channels))
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii"), columns
 
 
 def _plain(values: Any, digits: int = 5) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from baal_jax._util import checks, files
 from baal_jax.study import plots, results
-from baal_jax.study.plots import Curves, Style
+from baal_jax.study.plots import Curves, Styles
 from baal_jax.study.report import _content
 from baal_jax.study.results import Results
 
@@ -90,7 +90,7 @@ def _legend_above(figure: Any) -> Any:
 
 
 def _curves(
-    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: Mapping[str, Style]
+    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: Styles
 ) -> Iterator[tuple[str, Any]]:
     curves = {}
     for name, part in values.items():
@@ -104,30 +104,24 @@ def _curves(
         yield file, figure if len(curves) <= 4 else _legend_above(figure)
 
 
-def _entropy(histograms: Mapping[str, np.ndarray], styles: Mapping[str, Style], classes: list[str] | None) -> Any:
-    figure, axes = _grid(len(histograms))
-    end = 1.0 if classes is None else float(np.log(len(classes)))
-    for ax, (name, shares) in zip(axes, histograms.items(), strict=False):
-        edges = np.linspace(0, end, shares.shape[-1] + 1)
-        ax.stairs(np.nan_to_num(shares[0]), edges, color="0.6", linewidth=1, label="first round")
-        last = {"color": styles[name].colour, "fill": True, "alpha": 0.8, "label": "last round"}
-        ax.stairs(np.nan_to_num(shares[-1]), edges, **last)
-        ax.set_title(name, fontsize=9)
+def _entropy(histograms: Mapping[str, np.ndarray], styles: Styles, classes: list[str] | None) -> Any:
+    end, label = (np.log(len(classes)), "nats") if classes else (1.0, "as a share of its maximum")
+    figure, axes = _grid(list(histograms), f"entropy ({label})", "share of the pool")
+    for ax, (name, shares) in zip(axes, histograms.items(), strict=True):
+        edges, shares = np.linspace(0, end, shares.shape[-1] + 1), np.nan_to_num(shares)
+        ax.stairs(shares[0], edges, color="0.6", linewidth=1, label="first round")
+        ax.stairs(shares[-1], edges, color=styles[name].colour, fill=True, alpha=0.8, label="last round")
     axes[0].legend(frameon=False, fontsize=7)
-    figure.supxlabel("entropy, as a share of its maximum" if classes is None else "entropy (nats)", fontsize=9)
-    figure.supylabel("share of the pool", fontsize=9)
     return figure
 
 
-def _reliability(bins: Mapping[str, _content.Bins], styles: Mapping[str, Style]) -> Any:
-    figure, axes = _grid(len(bins))
-    for ax, (name, (count, confidence, accuracy, ece)) in zip(axes, bins.items(), strict=False):
-        plots.plot_reliability({name: (count[-1], confidence[-1], accuracy[-1])}, ax, styles=styles)
+def _reliability(bins: Mapping[str, _content.Bins], styles: Styles) -> Any:
+    titles = [f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()]
+    figure, axes = _grid(titles, "confidence", "accuracy")
+    for ax, (name, parts) in zip(axes, bins.items(), strict=True):
+        plots.plot_reliability({name: [part[-1] for part in parts[:3]]}, ax, styles=styles)
         ax.get_legend().remove()
         ax.set(xlabel="", ylabel="")
-        ax.set_title(f"{name}, ECE {ece[-1]:.3f}", fontsize=9)
-    figure.supxlabel("confidence", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
     return figure
 
 
@@ -135,8 +129,7 @@ def _galleries(study: Results, names: list[str] | None) -> Iterator[tuple[str, A
     if study.pictures is None:
         return
     places = {int(index): i for i, index in enumerate(study.pictures.ids)}
-    images, targets = _content.bytes_of(study.pictures.images), _content.targets(study)
-    rounds, most = _GALLERY
+    targets, (rounds, most) = _content.targets(study), _GALLERY
     for name, runs in study.runs.items():
         rows = {}
         for r in _spread(np.flatnonzero(~runs.stopped[0]), rounds):
@@ -144,7 +137,7 @@ def _galleries(study: Results, names: list[str] | None) -> Iterator[tuple[str, A
             if ids:
                 captions = [_content.target_label(targets[i], names) if i in targets else f"#{i}" for i in ids]
                 title = f"round {r}, at {runs.num_labelled[0, r]} labels"
-                rows[title] = (images[[places[i] for i in ids]], captions)
+                rows[title] = (study.pictures.images[[places[i] for i in ids]], captions)
         if rows:
             yield f"queries_{results.slug(name)}", plots.plot_gallery(rows, _figure())
 
@@ -155,11 +148,16 @@ def _spread(rounds: np.ndarray, most: int) -> Iterable[int]:
     return dict.fromkeys(rounds[chosen].tolist()) if rounds.size else ()
 
 
-def _grid(count: int) -> tuple[Any, list[Any]]:
-    columns = min(count, 4)
-    rows = -(-count // columns)
+def _grid(titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[Any, list[Any]]:
+    """Small multiples with the same axes: one for every title."""
+    columns = min(len(titles), 4)
+    rows = -(-len(titles) // columns)
     figure = _figure(2.0 * columns + 0.6, 1.9 * rows + 0.5)
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel().tolist()
-    for ax in axes[count:]:
+    for ax in axes[len(titles) :]:
         ax.set_visible(False)
-    return figure, axes
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title, fontsize=9)
+    return figure, axes[: len(titles)]

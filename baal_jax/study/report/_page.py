@@ -38,9 +38,11 @@ def page(results: Results) -> str:
         "version": __version__,
         "css": css,
         "js": js,
-        "data": embed(data),
+        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        ),  # no name ends the script
         "title": str(description.get("name") or "Active learning study"),
-        **_lead(results),
+        **_lead(results, data),
         "strategies": [{"number": i, "name": name, "swatch": swatches[name]} for i, name in enumerate(swatches)],
         "notices": [{"notice": text} for text in _content.notices(results)],
         **_tables(results, swatches),
@@ -74,14 +76,6 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     return re.sub(r"\{\{([#^])(\w+)\}\}(.*?)\{\{/\2\}\}|\{\{(&?)(\w+)\}\}", filled, template, flags=re.DOTALL)
 
 
-def embed(data: Any) -> str:
-    """JSON that may stand inside of a script element, whatever its texts are."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
 def _swatch(look: Mapping[str, str]) -> str:
     return (
         '<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">'
@@ -90,16 +84,12 @@ def _swatch(look: Mapping[str, str]) -> str:
     )
 
 
-def _lead(results: Results) -> dict[str, Any]:
+def _lead(results: Results, data: Mapping[str, Any]) -> dict[str, Any]:
     description, runs = results.description, results.runs.values()
     if not runs:
         return {"runs": False}
-    rounds, pool, metric = (
-        max(one.num_labelled.shape[1] for one in runs),
-        description.get("num_pool"),
-        description.get("metric"),
-    )
-    seeds, strategies = len(_content.seeds_of(results)), len(description["strategies"])
+    strategies, seeds, rounds = len(description["strategies"]), len(_content.seeds_of(results)), data["rounds"]
+    pool, metric = description.get("num_pool"), description.get("metric")
     return {
         "runs": True,
         "size": f"{strategies} strateg{'y' if strategies == 1 else 'ies'} × {seeds} seed{'s' * (seeds != 1)} × "
@@ -142,8 +132,8 @@ def _cell(column: int, text: str) -> dict[str, Any]:
     """A number and, in small, what is known about it."""
     if column == _VERDICT:
         return {"cell": text, "kind": text if text in ("better", "worse") else "open", "spread": None}
-    value, mark, spread = re.fullmatch(r"(.*?)(?: (±|\[)(.*))?", text.replace("-", "−")).groups(default="")
-    return {"cell": value, "kind": None, "spread": mark + spread}
+    value, *spread = re.split(r" (?=[±\[])", text.replace("-", "−"), maxsplit=1)
+    return {"cell": value, "kind": None, "spread": "".join(spread)}
 
 
 def _finding(summary: Summary, row: Row) -> dict[str, str]:
@@ -156,7 +146,7 @@ def _finding(summary: Summary, row: Row) -> dict[str, str]:
     kind = verdict if verdict in ("better", "worse") else "open"
     why = "no seed has been run with both"
     if num_seeds:
-        p = "p unknown" if math.isnan(p_value) else "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
+        p = f"p = {_number(p_value)}"
         if math.isfinite(low) and math.isfinite(high):
             p = f"{summary.confidence * 100:g} % interval {_number(low)} to {_number(high)}, {p}"
         side = "higher" if difference > 0 else "lower" if difference < 0 else "different"
@@ -182,6 +172,7 @@ def _chart(data: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     points = np.concatenate([(x, mean) for _, x, mean, _, _ in curves], axis=1)
     (x0, y0), (x1, y1) = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
+    stops = np.unique(points[0, np.isfinite(points[0])])
 
     def across(x: Any) -> Any:
         return _LEFT + (x - x0) / max(x1 - x0, 1e-9) * (_WIDTH - _LEFT - _RIGHT)
@@ -200,24 +191,16 @@ def _chart(data: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "label": data["metrics"][0]["label"],
         "lines": lines,
-        "ticks_x": [{"at": f"{across(x):.1f}", "text": f"{x:g}"} for x in _ticks(x0, x1)],
-        "ticks_y": [{"at": f"{down(y):.1f}", "text": f"{y:.4g}"} for y in _ticks(y0, y1)],
+        "ticks_x": [{"at": f"{across(x):.1f}", "text": f"{x:g}"} for x in stops[:: -(-len(stops) // 8)]],
+        "ticks_y": [{"at": f"{down(y):.1f}", "text": f"{y:.4g}"} for y in np.linspace(y0, y1, 5)],
     }
-
-
-def _ticks(low: float, high: float) -> np.ndarray:
-    """Round numbers between two bounds, four to nine of them."""
-    rough = max(high - low, 1e-9) / 8
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = next(size for size in (1, 2, 2.5, 5, 10) if size * power >= rough) * power
-    return np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1) * step
 
 
 def _figures(results: Results, data: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to draw, and what has to be said about it."""
     queried, runs = data["queried"], results.runs.values()
     errors = [
-        {"name": name, "first": _rounded(bins["ece"][0]), "last": _rounded(bins["ece"][-1])}
+        {"name": name, "first": _number(np.float64(bins["ece"][0])), "last": _number(np.float64(bins["ece"][-1]))}
         for name, bins in zip(results.runs, data["reliability"], strict=True)
         if bins is not None
     ]
@@ -236,10 +219,6 @@ def _figures(results: Results, data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rounded(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _nested(value: Any) -> str:
     """Mappings as tables, lists of plain values in a line."""
     if isinstance(value, Mapping):
@@ -255,8 +234,6 @@ def _nested(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from baal_jax.study.results import Results, Runs
-from baal_jax.study.statistics._comparisons import Saved, Verdict, compare_all, direction, labels_saved
-from baal_jax.study.statistics._curves import area, labels_to_target, mean_and_error, shared_range
+from baal_jax.study.statistics._comparisons import Saved, Verdict, compare_all, labels_saved
+from baal_jax.study.statistics._curves import area, is_higher_better, labels_to_target, mean_and_error, shared_range
 from baal_jax.study.statistics._ranking import Ranking, rank
 
 
@@ -93,7 +93,6 @@ def summary(
     higher_is_better: bool | None = None,
     target: float | None = None,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Summary:
     """Everything this module computes, for one metric of a study, finished or not.
 
@@ -108,7 +107,6 @@ def summary(
         target: the value that labels are counted to; by default the study's, or else the best value that at least three
             quarters of the baseline's runs reach.
         confidence: of intervals and verdicts.
-        seed: of the resampling.
 
     Returns:
         A :class:`Summary`.
@@ -131,7 +129,7 @@ def summary(
     for name, runs in results.runs.items():
         if metric not in runs.metrics:
             raise ValueError(f"metric={metric!r} is not among the results of {name!r}: {', '.join(runs.metrics)}")
-    higher = direction(metric, higher_is_better)
+    higher = is_higher_better(metric) if higher_is_better is None else higher_is_better
     seeds = np.unique(np.concatenate([runs.seeds for runs in results.runs.values()]))
     curves = {name: _aligned(runs, metric, seeds) for name, runs in results.runs.items()}
     lows, highs = shared_range(curves.values())
@@ -139,37 +137,26 @@ def summary(
     finals = {name: _last(values) for name, (_, values) in curves.items()}
     target = description.get("target") if target is None else target
     target = _reached_by_most(curves[baseline][1], higher) if target is None else float(target)
-    # A baseline without values has no target, which then nobody reaches; a run without values has not failed to.
-    labels = {
-        name: np.full(len(seeds), np.nan)
-        if math.isnan(target)
-        else np.where(np.isnan(finals[name]), np.nan, labels_to_target(*curve, target=target, higher_is_better=higher))
-        for name, curve in curves.items()
-    }
-    verdicts = compare_all(areas, baseline, higher_is_better=higher, confidence=confidence, seed=seed)
+    labels = {}
+    for name, curve in curves.items():
+        # Without values a baseline has no target to reach, and a run has not failed to reach it: both are left out.
+        needed = labels_to_target(*curve, target=np.nan_to_num(target), higher_is_better=higher)
+        labels[name] = np.where(np.isnan(finals[name]) | math.isnan(target), np.nan, needed)
+    verdicts = compare_all(areas, baseline, higher_is_better=higher, confidence=confidence)
     ranking = rank(areas, higher_is_better=higher, confidence=confidence) if len(areas) > 1 else None
     rows = []
     for name, runs in results.runs.items():
-        pair = labels[name], labels[baseline]
-        needed = pair[0][~np.isnan(pair[0])]
-        final, final_error, count = mean_and_error(finals[name])
-        height, height_error, _ = mean_and_error(areas[name])
-        saved = None if name == baseline else labels_saved(*pair, confidence=confidence, seed=seed)
-        rows.append(
-            Row(
-                strategy=name,
-                num_seeds=int(count),
-                num_stopped=int(np.asarray(runs.stopped).any(axis=1).sum()),
-                final=float(final),
-                final_error=float(final_error),
-                area=float(height),
-                area_error=float(height_error),
-                verdict=verdicts.get(name),
-                labels=float(np.median(needed)) if needed.size else math.nan,
-                saved=saved,
-                mean_rank=math.nan if ranking is None else ranking.mean_ranks[name],
-            )
+        (final, final_error, count), (height, height_error, _) = (
+            map(float, mean_and_error(values[name])) for values in (finals, areas)
         )
+        stopped = int(np.asarray(runs.stopped).any(axis=1).sum())
+        pair = labels[name], labels[baseline]
+        saved = None if name == baseline else labels_saved(*pair, confidence=confidence)
+        needed = pair[0][~np.isnan(pair[0])]
+        median = float(np.median(needed)) if needed.size else math.nan
+        place = math.nan if ranking is None else ranking.mean_ranks[name]
+        means = (final, final_error, height, height_error)
+        rows.append(Row(name, int(count), stopped, *means, verdicts.get(name), median, saved, place))
     usable = lows <= highs
     low, high = (lows[usable].min(), highs[usable].max()) if usable.any() else (math.nan, math.nan)
     shortened = int((~(highs >= high)).sum())
@@ -187,8 +174,7 @@ def table(summary: Summary) -> Table:
     Returns:
         A :class:`Table`, a row for every strategy.
     """
-    percent = summary.confidence * 100
-    share = f"{percent:.0f}%" if round(percent, 6).is_integer() else f"{percent:.1f}%"
+    share = f"{summary.confidence * 100:.3g}%"
     heads = (
         "strategy",
         f"final {summary.metric}",
@@ -229,10 +215,9 @@ def number(value: float) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     compared = ("", "", "baseline")
     if row.verdict is not None:
-        one = row.verdict.comparison
-        difference = f"{'+' if one.difference > 0 else ''}{number(one.difference)}"
-        interval = f"[{number(one.low)}, {number(one.high)}]"
-        compared = (f"{difference} {interval}", number(row.verdict.adjusted_p_value), row.verdict.verdict)
+        (difference, low, high, *_), p_value, verdict = row.verdict
+        interval = f"{'+' * (difference > 0)}{number(difference)} [{number(low)}, {number(high)}]"
+        compared = (interval, number(p_value), verdict)
     return (
         row.strategy,
         f"{number(row.final)} ± {number(row.final_error)}",
@@ -286,11 +271,9 @@ def _notes(summary: Summary) -> list[str]:
         )
     stopped = {row.strategy: row.num_stopped for row in rows if row.num_stopped}
     if stopped:
-        shortened = f" Seeds whose areas end with the first run that stopped: {summary.num_shortened}."
-        notes.append(
-            f"Runs that stopped early: {_counts(stopped)}. Their final values are at fewer labels."
-            + (shortened if summary.num_shortened else "")
-        )
+        notes.append(f"Runs that stopped early: {_counts(stopped)}. Their final values are at fewer labels.")
+        if summary.num_shortened:
+            notes[-1] += f" Seeds whose areas end with the first run that stopped: {summary.num_shortened}."
     ranking = summary.ranking
     if ranking and ranking.num_seeds:
         groups = "; ".join(", ".join(group) for group in ranking.groups if len(group) > 1)
@@ -324,8 +307,7 @@ def _last(values: np.ndarray) -> np.ndarray:
 
 def _reached_by_most(values: np.ndarray, higher: bool) -> float:
     """The best value that three quarters of the runs, or more, reach at some time."""
-    best = np.fmax.reduce(values, axis=1) if higher else np.fmin.reduce(values, axis=1)
+    best = (np.fmax if higher else np.fmin).reduce(values, axis=1)
     best = best[~np.isnan(best)]
-    if not best.size:
-        return math.nan
-    return float(np.quantile(best, 0.25 if higher else 0.75, method="lower" if higher else "higher"))
+    share, method = (0.25, "lower") if higher else (0.75, "higher")
+    return float(np.quantile(best, share, method=method)) if best.size else math.nan
