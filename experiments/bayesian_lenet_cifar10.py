@@ -31,7 +31,6 @@ from tqdm import tqdm
 import baal_jax as baal
 from baal_jax import losses, metrics, posteriors, study
 from baal_jax.posteriors.layers import BayesianConv, BayesianDense
-from baal_jax.study import plots
 
 Method = Literal["local_reparameterization", "flipout", "bayes_by_backprop", "point"]
 
@@ -132,7 +131,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         "seconds": round(time.perf_counter() - start, 1),
         "methods": results,
     }
-    print(f"{content['seconds']:.0f} s; wrote {plots.save_json(config.out / 'results.json', content)}")
+    print(f"{content['seconds']:.0f} s; wrote {study.results.write_json(config.out / 'results.json', content)}")
     return results
 
 

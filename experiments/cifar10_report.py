@@ -50,7 +50,7 @@ def report(out: Path, config: dict, class_names: Sequence[str], targets: np.ndar
         if asked
         else {},
     }
-    plots.save_json(out / "results.json", content)
+    study.results.write_json(out / "results.json", content)
     print(f"wrote results.json, rounds.jsonl and pictures to {out}")
     return content
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import baal_jax as baal
 from baal_jax import losses, posteriors, selection, study
-from baal_jax.study import plots
+from baal_jax.study import plots, statistics
 
 matplotlib.use("agg")
 
@@ -169,11 +169,11 @@ def table(curves: dict[str, plots.Curves]) -> str:
         lines.append(f"{num} labels{'accuracy':>20}{'points over random':>24}{'classes of 10':>16}")
         for name, curve in curves.items():
             accuracy, classes = (np.asarray(curve.metrics[metric])[:, place] for metric in ("accuracy", "classes"))
-            line = f"  {name:<14}{accuracy.mean():>7.3f} ± {plots.standard_error(accuracy):.3f}"
+            line = f"  {name:<14}{accuracy.mean():>7.3f} ± {statistics.standard_error(accuracy):.3f}"
             gain = ""
             if name != "random" and "random" in curves:
                 points = 100 * (accuracy - np.asarray(curves["random"].metrics["accuracy"])[:, place])
-                gain = f"{points.mean():+.1f} ± {plots.standard_error(points):.1f}"
+                gain = f"{points.mean():+.1f} ± {statistics.standard_error(points):.1f}"
             lines.append(f"{line}{gain:>20}{classes.mean():>16.1f}")
     return "\n".join(lines)
 
@@ -184,9 +184,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
 
     figure, ax = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     plots.plot_learning_curves(curves, "accuracy", ax)
-    ax.set_title(
-        f"digits, {config.model}, {config.embeddings}, {config.seeds} seeds, band = 1 standard error", fontsize=9
-    )
+    ax.set_title(f"digits, {config.model}, {config.embeddings}, {config.seeds} seeds, band = 95 %", fontsize=9)
     config.out.mkdir(parents=True, exist_ok=True)
     picture = config.out / "cold_start.png"
     figure.savefig(picture, dpi=150)
@@ -197,7 +195,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
         "seconds": round(seconds, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, plots.save_json(config.out / "results.json", content)
+    return picture, study.results.write_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

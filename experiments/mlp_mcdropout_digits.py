@@ -143,7 +143,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
         plots.plot_learning_curves(curves, metric, ax)
     axes[0].axhline(config.target, color="grey", linewidth=0.8, linestyle=":")
-    figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 1 standard error")
+    figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 95 %")
     config.out.mkdir(parents=True, exist_ok=True)
     picture = config.out / "curves.png"
     figure.savefig(picture, dpi=150)
@@ -154,7 +154,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
         "seconds": round(seconds, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, plots.save_json(config.out / "results.json", content)
+    return picture, study.results.write_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

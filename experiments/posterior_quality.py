@@ -30,7 +30,7 @@ from tqdm import tqdm
 import baal_jax as baal
 from baal_jax import heuristics, losses, metrics, posteriors, selection, study
 from baal_jax.posteriors import kernels
-from baal_jax.study import plots, statistics
+from baal_jax.study import statistics
 from baal_jax.study.results import Results
 
 
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
             "tables": tables,
             "numbers": numbers,
         }
-        plots.save_json(config.out / "results.json", content)
+        study.results.write_json(config.out / "results.json", content)
 
     for problem in problems(config):
         found = {name: quality(name, problem, config) for name in tqdm(config.methods, problem.name)}
@@ -261,7 +261,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
         cells = []
         if name != "deterministic" and "deterministic" in found:
             difference = np.subtract(numbers["NLL"], found["deterministic"]["NLL"])
-            cells.append(f"{difference.mean():+.3f} ± {plots.standard_error(difference):.3f}")
+            cells.append(f"{difference.mean():+.3f} ± {statistics.standard_error(difference):.3f}")
         else:
             cells.append("")
         for column in columns:
@@ -305,7 +305,7 @@ def active_table(found: Results, target: float = 0.9) -> str:
             np.median(statistics.labels_to_target(runs.num_labelled, runs.metrics["accuracy"], target)) for runs in both
         ]
         difference = areas[0] - areas[1]
-        text = f"{difference.mean():+.3f} ± {plots.standard_error(difference):.3f}"
+        text = f"{difference.mean():+.3f} ± {statistics.standard_error(difference):.3f}"
         counts = " | ".join("not reached" if not np.isfinite(count) else f"{count:.0f}" for count in labels)
         lines.append(f"| {name} | {counts} | {areas[0].mean():.3f} | {areas[1].mean():.3f} | {text} |")
     return "\n".join(lines)

@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, plots.Curves]:
         "seconds": round(time.perf_counter() - start, 1),
         "strategies": {name: curve._asdict() for name, curve in curves.items()},
     }
-    results = plots.save_json(config.out / "results.json", content)
+    results = study.results.write_json(config.out / "results.json", content)
     print(f"{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {picture} and {results}")
     return curves
 
@@ -137,7 +137,7 @@ def table(curves: dict[str, plots.Curves], target: float) -> str:
         mean = crossing(curve.num_labelled, accuracy.mean(axis=0), target)
         median = np.median(statistics.labels_to_target(curve.num_labelled, accuracy, target))
         area = accuracy.mean(axis=1)
-        error = plots.standard_error(area)
+        error = statistics.standard_error(area)
         lines.append(f"{name:28s}  {mean:25.1f}  {median:16.0f}    {area.mean():.4f} ± {error:.4f}")
     return "\n".join(lines)
 
@@ -150,7 +150,7 @@ def draw(curves: dict[str, plots.Curves], config: Config) -> Path:
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
         plots.plot_learning_curves(curves, metric, ax)
     axes[0].axhline(config.target, color="grey", linewidth=0.8, linestyle=":")
-    figure.suptitle(f"digits {config.copies} times, {config.seeds} seeds, band = 1 standard error")
+    figure.suptitle(f"digits {config.copies} times, {config.seeds} seeds, band = 95 %")
     picture = config.out / "curves.png"
     figure.savefig(picture, dpi=150)
     plt.close(figure)

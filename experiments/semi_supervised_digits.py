@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import baal_jax as baal
 from baal_jax import losses, posteriors, study
-from baal_jax.study import plots
+from baal_jax.study import plots, statistics
 from baal_jax.training import augmentation, semi_supervised
 
 matplotlib.use("agg")
@@ -222,7 +222,7 @@ def difference_table(curves: dict[str, plots.Curves]) -> str:
     lines.append("labels" + "".join(f"{name:>{width}}" for name, _ in others))
     differences = [100 * (curve.metrics["accuracy"] - first.metrics["accuracy"]) for _, curve in others]
     for r, count in enumerate(first.num_labelled):
-        cells = [f"{d[:, r].mean():+.1f} ± {plots.standard_error(d[:, r]):.1f}" for d in differences]
+        cells = [f"{d[:, r].mean():+.1f} ± {statistics.standard_error(d[:, r]):.1f}" for d in differences]
         lines.append(f"{count:6d}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
@@ -234,7 +234,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
         plots.plot_learning_curves(curves, metric, ax)
-    figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 1 standard error")
+    figure.suptitle(f"digits, {config.model}, {config.seeds} seeds, band = 95 %")
     config.out.mkdir(parents=True, exist_ok=True)
     picture = config.out / "curves.png"
     figure.savefig(picture, dpi=150)
@@ -245,7 +245,7 @@ def write(config: Config, curves: dict[str, plots.Curves], seconds: float) -> tu
         "seconds": round(seconds, 1),
         "curves": {name: curve._asdict() for name, curve in curves.items()},
     }
-    return picture, plots.save_json(config.out / "results.json", content)
+    return picture, study.results.write_json(config.out / "results.json", content)
 
 
 if __name__ == "__main__":

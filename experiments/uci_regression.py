@@ -31,7 +31,7 @@ from tqdm import tqdm
 import baal_jax as baal
 from baal_jax import features, losses, posteriors, selection, study
 from baal_jax.selection.sets import feature_maps, transforms
-from baal_jax.study import plots
+from baal_jax.study import plots, statistics
 
 matplotlib.use("agg")
 
@@ -150,7 +150,7 @@ def save(results: dict[str, dict[str, plots.Curves]], config: Config, seconds: f
         "seconds": round(seconds, 1),
         "sets": {stem: {name: curve._asdict() for name, curve in curves.items()} for stem, curves in results.items()},
     }
-    plots.save_json(config.out / "results.json", content)
+    study.results.write_json(config.out / "results.json", content)
 
 
 def make_loop(name: str, config: Config, validation: baal.Dataset | None) -> baal.ActiveLoop:
@@ -227,10 +227,10 @@ def table(title: str, curves: dict[str, plots.Curves]) -> str:
     lines = [f"{title:32s} mean log RMSE       minus random       log RMSE at the end"]
     for name, curve in curves.items():
         values, last = log_rmse(curve), np.log(np.asarray(curve.metrics["rmse"]))[:, -1]
-        text = f"{name:32s} {values.mean():.4f} ± {plots.standard_error(values):.4f}"
+        text = f"{name:32s} {values.mean():.4f} ± {statistics.standard_error(values):.4f}"
         if "random" in curves and name != "random":
             difference = values - log_rmse(curves["random"])
-            text += f"  {difference.mean():+.4f} ± {plots.standard_error(difference):.4f}"
+            text += f"  {difference.mean():+.4f} ± {statistics.standard_error(difference):.4f}"
         lines.append(f"{text:72s}  {last.mean():.4f}")
     return "\n".join(lines)
 
@@ -243,7 +243,7 @@ def draw(results: dict[str, dict[str, plots.Curves]], config: Config) -> Path:
     for ax, (stem, curves) in zip(axes[0], results.items(), strict=True):
         plots.plot_learning_curves(curves, "rmse", ax)
         ax.set_title(stem)
-    figure.suptitle(f"{config.splits} splits, band = 1 standard error")
+    figure.suptitle(f"{config.splits} splits, band = 95 %")
     picture = config.out / "curves.png"
     figure.savefig(picture, dpi=150)
     plt.close(figure)

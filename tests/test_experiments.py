@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax.study import plots
+from baal_jax import study
+from baal_jax.study import plots, statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mlp_mcdropout_digits as digits
@@ -69,8 +70,8 @@ def test_digits_are_split_evenly_and_without_overlap():
 
 def test_standard_error():
     values = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
-    np.testing.assert_allclose(plots.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
-    assert np.isnan(plots.standard_error(values[:1])).all()
+    np.testing.assert_allclose(statistics.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
+    assert np.isnan(statistics.standard_error(values[:1])).all()
 
 
 def test_table_says_when_a_target_is_not_reached():
@@ -81,12 +82,12 @@ def test_table_says_when_a_target_is_not_reached():
 
 
 def test_json_is_whole_or_not_there(tmp_path):
-    path = plots.save_json(
+    path = study.results.write_json(
         tmp_path / "a" / "b.json", {"x": np.arange(3), "y": float("nan"), "z": (jnp.ones(1), path_of())}
     )
     assert json.loads(path.read_text()) == {"x": [0, 1, 2], "y": None, "z": [[1.0], "c"]}
     with pytest.raises(TypeError):
-        plots.save_json(path, {"x": object()})
+        study.results.write_json(path, {"x": object()})
     assert json.loads(path.read_text())["x"] == [0, 1, 2]  # the old file is untouched
     assert list(path.parent.iterdir()) == [path]  # and nothing is left over
 

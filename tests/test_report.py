@@ -15,9 +15,8 @@ from PIL import Image
 
 from baal_jax import __main__ as command_line
 from baal_jax._util import images
-from baal_jax.study import report, results
-from baal_jax.study.report import _content, _page, _pictures
-from baal_jax.study.report._styles import style
+from baal_jax.study import plots, report, results
+from baal_jax.study.report import _content, _page
 from tests.study_files import make_results, write_study
 
 HOSTILE = '</script><b onclick="x()">&amp;\u2028 ${1} {{js}} \\1'
@@ -71,17 +70,11 @@ def test_png_is_what_another_decoder_reads(image):
 
 def test_thumbnails_are_means_of_blocks():
     images = np.random.default_rng(0).integers(0, 256, (2, 100, 130, 3)).astype(np.uint8)
-    found = _pictures.small(images)
+    found = _content.small(images)
     assert found.shape == (2, 33, 43, 3)
     np.testing.assert_allclose(found[1, 4, 7], images[1, 12:15, 21:24].mean(axis=(0, 1)), atol=0.51)
-    assert _pictures.small(images[:, :48, :48]) is not None
-    np.testing.assert_array_equal(_pictures.small(images[:, :48, :48]), images[:, :48, :48])
-
-
-def test_images_of_any_kind_become_bytes():
-    np.testing.assert_array_equal(_pictures.bytes_of(np.array([[[0.0, 0.5, 2.0, np.nan]]])).ravel(), [0, 128, 255, 0])
-    np.testing.assert_array_equal(_pictures.bytes_of(np.array([[[-3, 7, 300]]])).ravel(), [0, 7, 255])
-    np.testing.assert_array_equal(_pictures.bytes_of(np.array([[[True, False]]])).ravel(), [255, 0])
+    assert _content.small(images[:, :48, :48]) is not None
+    np.testing.assert_array_equal(_content.small(images[:, :48, :48]), images[:, :48, :48])
 
 
 def test_the_sheet_holds_every_picture_where_the_page_looks_for_it():
@@ -144,7 +137,7 @@ def test_curves_are_means_and_bands_of_the_runs_still_going():
 def test_large_numbers_of_labels_are_not_rounded():
     study = make_results(seeds=2, rounds=2)
     study.runs["bald"].num_labelled[:] = [1_234_567, 1_234_572]
-    data = _content.page_data(study, dict.fromkeys(_content.metrics(study), ""), [{}] * 3)
+    data = _content.page_data(study)
     assert data["curves"]["accuracy"][1]["x"] == [1_234_567, 1_234_572]
     assert data["queries"]["runs"]["bald"][0]["before"] == [1_234_567, 1_234_572]
 
@@ -183,7 +176,7 @@ def test_entropies_are_shares():
 def test_queries_are_counted_by_class_as_far_as_classes_are_known():
     study = make_results(pictures=9, stopped={"bald": 2})
     known = dict(zip(study.pictures.ids.tolist(), study.pictures.targets.tolist(), strict=True))
-    found, share = _content.asked_by_class(study)
+    found, share = _content.queried_by_class(study)
     asked = 0
     for name, runs in study.runs.items():
         for i in range(5):
@@ -200,7 +193,7 @@ def test_targets_may_come_without_pictures():
     study = make_results()
     for runs in study.runs.values():
         runs.diagnostics["query_targets"] = np.where(runs.indices >= 0, runs.indices % 3, np.nan)
-    found, share = _content.asked_by_class(study)
+    found, share = _content.queried_by_class(study)
     assert share == 1
     assert found["bald"][0].tolist() == np.bincount(study.runs["bald"].indices[0].ravel() % 3, minlength=3).tolist()
     queries = page_of(study).data["queries"]
@@ -222,7 +215,7 @@ def test_what_is_missing_is_said():
     text = page_of(study._replace(runs=runs)).text
     assert "nothing is there of entropy" in text
     assert "Unfinished: of bald, seeds 1, 3–5 are missing, and 2 of 6 are there." in text
-    assert "random: nll is not a finite number in 2 rounds." in text
+    assert "random: nll is non-finite in 2 rounds." in text
 
 
 def test_without_the_baseline_there_is_no_comparison_but_a_page():
@@ -256,7 +249,7 @@ def test_findings_are_those_of_the_statistics():
 def test_a_page_carries_a_limited_load_and_says_so(monkeypatch):
     study = make_results(seeds=6, pictures=60)
     monkeypatch.setattr(_content, "_MOST_PICKS", 2 * 3 * 6 * 5)
-    monkeypatch.setattr(_pictures, "_BUDGET", 4 * 64)
+    monkeypatch.setattr(_content, "_MOST_BYTES", 4 * 64)
     found = page_of(study)
     queries = found.data["queries"]
     assert {len(runs) for runs in queries["runs"].values()} == {2}
@@ -284,6 +277,7 @@ def test_the_configuration_is_exact():
 
 
 def test_styles_differ_in_more_than_colour():
+    style = plots._style
     assert len({style(i).dashes for i in range(6)}) == 6
     pairs = {(style(i).dashes, style(i).path) for i in range(8)}
     assert len(pairs) == 7  # black is a plain line with circles, as is the first colour: they differ most in lightness

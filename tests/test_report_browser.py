@@ -89,7 +89,7 @@ def test_a_click_and_a_key_hide_a_strategy_everywhere(browser, path):
     assert curves(browser) == [0, 1, 2, 3]
     browser.click(".legend button[data-strategy='1']")
     assert curves(browser) == [0, 2, 3]
-    for host in ("asked", "entropy", "reliability"):
+    for host in ("queried", "entropy", "reliability"):
         shown = browser.run(f"[...document.querySelectorAll('#{host} figure')].map(e => +e.dataset.strategy)")
         assert shown == [0, 2, 3]
     assert browser.run("document.querySelector(\".legend button[data-strategy='1']\").ariaPressed") == "false"

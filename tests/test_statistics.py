@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 def test_band_is_the_t_interval():
     values = np.random.default_rng(0).normal(size=(7, 3))
     for confidence in (0.9, 0.95):
-        found = statistics.band(values, confidence)
+        found = statistics.mean_curve([1, 2, 3], values, confidence)
         expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(confidence)
         np.testing.assert_allclose(found.mean, values.mean(axis=0))
         np.testing.assert_allclose(found.low, expected.low)
@@ -30,13 +30,15 @@ def test_band_is_the_t_interval():
 
 def test_band_leaves_out_what_did_not_happen():
     values = np.array([[1.0, 2.0, NAN, NAN], [3.0, NAN, NAN, NAN], [8.0, 6.0, 5.0, NAN]])
-    found = statistics.band(values)
+    labels = [[1, 2, 3, 4], [1, 2, 3, 4], [1, 4, 5, 6]]
+    found = statistics.mean_curve(labels, values)
     np.testing.assert_array_equal(found.mean, [4.0, 4.0, 5.0, NAN])
+    np.testing.assert_array_equal(found.num_labelled, [1.0, 3.0, 5.0, NAN])
     expected = scipy.stats.ttest_1samp([2.0, 6.0], 0).confidence_interval()
     np.testing.assert_allclose([found.low[1], found.high[1]], expected)
     assert np.isnan(found.low[2:]).all()  # one seed has no spread, none has nothing
     assert np.isnan(found.high[2:]).all()
-    assert np.isnan(statistics.band(values[:1]).low).all()
+    assert np.isnan(statistics.mean_curve(labels[:1], values[:1]).low).all()
 
 
 def test_areas_by_hand():
@@ -358,8 +360,8 @@ def test_groups_are_what_is_not_shown_to_differ():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: statistics.band([0.5, 0.6]), r"values has shape \(2,\), but \[seeds, R\] is needed"),
-        (lambda: statistics.band([[0.5]], 95), "confidence=95 must be between 0 and 1"),
+        (lambda: statistics.mean_curve([1, 2], [0.5, 0.6]), r"values has shape \(2,\), but \[seeds, R\] is needed"),
+        (lambda: statistics.mean_curve([1], [[0.5]], 95), "confidence=95 must be between 0 and 1"),
         (lambda: statistics.area([1, 2, 3], [[0.5, 0.6]]), r"num_labelled has shape \(3,\), but \(2,\)"),
         (lambda: statistics.area([20, 10], [[0.5, 0.6]]), "num_labelled must not decrease"),
         (lambda: statistics.labels_to_target([1], [[0.5]], NAN), "target=nan is not a number"),

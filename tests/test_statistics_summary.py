@@ -71,7 +71,7 @@ def test_no_share_of_labels_is_claimed_where_the_baseline_did_not_reach_the_targ
     text = _cells(statistics.markdown(found))
     assert text["random"][f"labels to {found.target:.4f}"] == "not reached"
     assert text["bald"]["share of the labels [95%]"] == "–"
-    assert any("Half of the runs of random or more did not reach" in note for note in statistics.notes(found))
+    assert any("Half of the runs of random or more did not reach" in note for note in statistics.table(found).notes)
 
 
 def test_it_says_when_nothing_is_shown():

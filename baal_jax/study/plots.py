@@ -1,98 +1,118 @@
-"""What a person looks at: tables, learning curves and result files."""
+"""Figures and tables: learning curves, calibration, classes, pictures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax._util import checks, files
+from baal_jax._util import checks
 from baal_jax.study import statistics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is darkened for white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A39600")
+_BLACK = 6  # which the page draws white in the dark
+_DASHES = ("none", "9 3", "2 4", "9 4 2 4", "14 4", "5 4", "none", "14 4 2 4 2 4")
+# The same shapes by matplotlib's names and as SVG paths around the origin.
+_MARKERS = (
+    ("o", "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0 -3.6 0Z"),
+    ("s", "M-3.2 -3.2H3.2V3.2H-3.2Z"),
+    ("^", "M0 -4.4L4.2 3.2H-4.2Z"),
+    ("D", "M0 -4.6L4.6 0L0 4.6L-4.6 0Z"),
+    ("v", "M0 4.4L4.2 -3.2H-4.2Z"),
+    ("P", "M-1.4 -4.2H1.4V-1.4H4.2V1.4H1.4V4.2H-1.4V1.4H-4.2V-1.4H-1.4Z"),
+    ("o", "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0 -3.6 0Z"),
+    ("p", "M0 -4.4L4.2 -1.4L2.6 3.6H-2.6L-4.2 -1.4Z"),
+)
 _LABELS = {
     "nll": "NLL (nats)",
     "ece": "expected calibration error",
     "brier": "Brier score",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "crps": "CRPS",
-    "auroc": "AUROC",
     "miou": "mean IoU",
+    **{name: name.upper() for name in ("rmse", "mae", "crps", "auroc")},
 }
 
 
 class Curves(NamedTuple):
-    """The runs of one strategy.
+    """Learning curves of one strategy.
 
     Attributes:
-        num_labelled: ``int[R]``, labels that each round's fit has seen.
-        metrics: name → ``float[seeds, R]``.
+        num_labelled: ``int[R]``, labels that each round's fit has seen, or ``int[seeds, R]`` where runs differ.
+        metrics: name → ``float[seeds, R]``; NaN where a run has stopped.
     """
 
     num_labelled: np.ndarray
     metrics: Mapping[str, np.ndarray]
 
 
-def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    r"""Standard error of the mean over seeds.
+class Style(NamedTuple):
+    """How a strategy is drawn, so that colour is not the only cue.
 
-    .. math:: \sqrt{\tfrac{1}{n (n - 1)} \sum_i (x_i - \bar x)^2}
+    Attributes:
+        number: of the colour.
+        colour: on white paper.
+        dashes: in SVG, lengths of dashes and gaps for a line 2 pixels wide.
+        marker: matplotlib's name.
+        path: the same marker in SVG.
+    """
+
+    number: int
+    colour: str
+    dashes: str
+    marker: str
+    path: str
+
+
+Styles = Mapping[str, Style]
+
+
+def styles_of(strategies: Iterable[str], baseline: str | None = None) -> dict[str, Style]:
+    """Styles of strategies: the first eight differ in all, later ones in how colour, dashes and marker go together.
 
     Args:
-        values: any array.
-        axis: the axis of seeds.
+        strategies: names.
+        baseline: the one that is black.
 
     Returns:
-        The array without that axis; NaN for a single seed, whose error nothing tells.
+        Name → :class:`Style`.
     """
-    values = np.asarray(values, np.float64)
-    count = values.shape[axis]
-    if count < 2:
-        return np.full(np.delete(values.shape, axis), np.nan)
-    return values.std(axis=axis, ddof=1) / np.sqrt(count)
+    others = (i for i in itertools.count() if i != _BLACK)
+    return {name: _style(_BLACK if name == baseline else next(others)) for name in strategies}
 
 
 def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> str:
-    """Accuracy ± standard error and NLL by number of labels, one column a strategy.
+    """Accuracy ± standard error and NLL by number of labels, a column for every strategy.
 
     Args:
-        curves: name → :class:`Curves` with the metrics ``accuracy`` and ``nll``, all with the same ``num_labelled``.
+        curves: name → :class:`Curves` with the metrics ``accuracy`` and ``nll``, all with the same ``int[R]`` labels.
         target: accuracy for the last line, the median number of labels to reach it.
 
     Returns:
-        The table as text.
+        The table in Markdown.
     """
-    names = list(curves)
-    width = max(24, *(len(name) + 3 for name in names))
-    lines = ["labels" + "".join(f"{name:>{width}}" for name in names)]
-    lines.append("      " + "".join(f"{'accuracy ± s.e.   NLL':>{width}}" for _ in names))
-    for r, count in enumerate(np.asarray(next(iter(curves.values())).num_labelled)):
-        cells = []
-        for name in names:
-            accuracy, nll = (np.asarray(curves[name].metrics[metric])[:, r] for metric in ("accuracy", "nll"))
-            cell = f"{accuracy.mean():.3f} ± {standard_error(accuracy):.3f}  {nll.mean():.3f}"
-            cells.append(f"{cell:>{width}}")
-        lines.append(f"{count:6d}" + "".join(cells))
-    lines.append(f"median labels to {target:.0%} accuracy:")
-    for name in names:
-        needed = statistics.labels_to_target(curves[name].num_labelled, curves[name].metrics["accuracy"], target)
-        median = np.median(needed)
-        lines.append(f"  {name}: " + (f"{median:g}" if np.isfinite(median) else "not reached"))
-    return "\n".join(lines)
+    columns, reached = [[str(count) for count in next(iter(curves.values())).num_labelled]], []
+    for name, (labels, metrics) in curves.items():
+        accuracy, nll = np.asarray(metrics["accuracy"]), np.asarray(metrics["nll"])
+        parts = zip(accuracy.mean(axis=0), statistics.standard_error(accuracy), nll.mean(axis=0), strict=True)
+        columns.append([f"{mean:.3f} ± {error:.3f}  {loss:.3f}" for mean, error, loss in parts])
+        median = np.median(statistics.labels_to_target(labels, accuracy, target))
+        reached.append(f"{name}: {median:g}" if np.isfinite(median) else f"{name}: not reached")
+    notes = ("Accuracy ± standard error, NLL.", f"Median labels to {target:.0%} accuracy: {', '.join(reached)}.")
+    return statistics.markdown(statistics.Table(("labels", *curves), tuple(zip(*columns, strict=True)), notes))
 
 
-def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy", ax: Any = None) -> Any:
-    """Mean over seeds with a band of one standard error on either side.
+def plot_learning_curves(
+    curves: Mapping[str, Curves], metric: str = "accuracy", ax: Any = None, *, styles: Styles | None = None
+) -> Any:
+    """Mean over seeds with its 95 % band (:func:`~baal_jax.study.statistics.mean_curve`).
 
     Args:
         curves: name → :class:`Curves`.
         metric: which metric.
         ax: matplotlib axes to draw on; new ones by default.
+        styles: name → :class:`Style`; by default :func:`styles_of` the names.
 
     Returns:
         The axes.
@@ -100,43 +120,26 @@ def plot_learning_curves(curves: Mapping[str, Curves], metric: str = "accuracy",
     Raises:
         ImportError: matplotlib is not installed.
     """
-    if ax is None:
-        ax = checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(5, 3.5), layout="constrained")[1]
-    for i, (name, curve) in enumerate(curves.items()):
-        values = np.asarray(curve.metrics[metric])
-        mean, error = values.mean(axis=0), np.nan_to_num(standard_error(values))
-        plot_band(
-            curve.num_labelled, mean, mean - error, mean + error, ax, label=name, colour=COLOURS[i % len(COLOURS)]
-        )
-    ax.set_xlabel("labels")
-    ax.set_ylabel(axis_label(metric))
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
-    return ax
-
-
-def plot_band(
-    x: Any, mean: Any, low: Any, high: Any, ax: Any, *, label: str, colour: str, dash: Any = "-", marker: str = "o"
-) -> None:
-    """One curve with its band; where a bound is NaN there is no band.
-
-    Args:
-        x: ``[R]``.
-        mean: ``[R]``.
-        low: ``[R]``.
-        high: ``[R]``.
-        ax: matplotlib axes to draw on.
-        label: for the legend.
-        colour: of both.
-        dash: matplotlib's line style.
-        marker: matplotlib's marker.
-    """
-    ax.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
-    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax, styles, means = _axes(ax, 5, 3.5), styles or styles_of(curves), []
+    for name, (labels, metrics) in curves.items():
+        x, mean, low, high = statistics.mean_curve(labels, metrics[metric])
+        look = styles[name]
+        # Matplotlib's dashes are in units of the line's width.
+        dashes = "-" if look.dashes == "none" else (0, [int(part) / 2 for part in look.dashes.split()])
+        ax.plot(x, mean, color=look.colour, label=name, linestyle=dashes, marker=look.marker, markersize=3)
+        ax.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0)
+        means.append(mean[np.isfinite(mean)])
+    # The band of a few seeds may be many times as high as all curves: it is cut off at their own height.
+    low, high = np.concatenate(means).min(initial=np.inf), np.concatenate(means).max(initial=-np.inf)
+    room = max(high - low, abs(high) * 1e-3, 1e-9)
+    bottom, top = ax.get_ylim()
+    if np.isfinite(room):
+        ax.set_ylim(max(bottom, low - room), min(top, high + room))
+    return _finish(ax, xlabel="labels", ylabel=axis_label(metric))
 
 
 def axis_label(metric: str) -> str:
-    """What to write at an axis of a metric, with its unit if it has one.
+    """Label of an axis for a metric, with its unit if it has one.
 
     Args:
         metric: a name such as ``"nll"``.
@@ -152,14 +155,14 @@ def axis_label(metric: str) -> str:
     return _LABELS.get(metric.lower(), metric.replace("_", " "))
 
 
-def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, colours: Sequence[str] = COLOURS) -> Any:
-    """Accuracy against confidence; on the diagonal a classifier knows how sure it may be.
+def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles | None = None) -> Any:
+    """Reliability diagram: accuracy against confidence, which are equal where a classifier is calibrated.
 
     Args:
         bins: name → :class:`~baal_jax.metrics.Reliability`, or anything with its three arrays, averaged over seeds if
             they have a leading axis.
-        ax: matplotlib axes to draw on; new ones by default.
-        colours: in the order of the names.
+        ax: as in :func:`plot_learning_curves`.
+        styles: likewise.
 
     Returns:
         The axes.
@@ -167,35 +170,33 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, colours: Sequen
     Raises:
         ImportError: matplotlib is not installed.
     """
-    if ax is None:
-        ax = checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(4, 3.8), layout="constrained")[1]
+    ax, styles = _axes(ax, 4, 3.8), styles or styles_of(bins)
     ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
-    for i, (name, found) in enumerate(bins.items()):
-        count, confidence, accuracy = (np.atleast_2d(np.asarray(part, np.float64)) for part in found)
-        total = count.sum(axis=0)
-        kept = total > 0  # an empty bin has neither accuracy nor confidence
-        mean = [np.nansum(part * count, axis=0)[kept] / total[kept] for part in (confidence, accuracy)]
-        ax.plot(*mean, color=colours[i % len(colours)], label=name, marker="o", markersize=3)
-    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
-    return ax
+    for name, parts in bins.items():
+        count, confidence, accuracy = pooled(*(np.atleast_2d(part) for part in parts))
+        kept = count > 0  # an empty bin has neither accuracy nor confidence
+        ax.plot(confidence[kept], accuracy[kept], color=styles[name].colour, label=name, marker="o", markersize=3)
+    return _finish(ax, xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+
+
+def pooled(num_examples: Any, *values: Any) -> list[np.ndarray]:
+    """Counts and means of bins over the first axis, weighted by the counts; NaN where a bin is empty."""
+    counts = np.nan_to_num(np.asarray(num_examples, np.float64))
+    total = counts.sum(axis=0)
+    sums = (np.nan_to_num(np.asarray(part, np.float64) * counts).sum(axis=0) for part in values)
+    return [total, *(part / np.where(total > 0, total, np.nan) for part in sums)]
 
 
 def plot_class_histogram(
-    counts: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-    ax: Any = None,
-    *,
-    colours: Sequence[str] = COLOURS,
+    counts: Mapping[str, np.ndarray], class_names: Sequence[str], ax: Any = None, *, styles: Styles | None = None
 ) -> Any:
-    """How many labels of each class every strategy asked for.
+    """Histogram of the classes that every strategy queried.
 
     Args:
         counts: name → ``[C]``, or ``[seeds, C]`` to be averaged.
         class_names: ``C`` names.
-        ax: matplotlib axes to draw on; new ones by default.
-        colours: in the order of the names.
+        ax: as in :func:`plot_learning_curves`.
+        styles: likewise.
 
     Returns:
         The axes.
@@ -203,42 +204,33 @@ def plot_class_histogram(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    if ax is None:
-        ax = checks.optional_import("matplotlib.pyplot", "plot").subplots(figsize=(6, 3.2), layout="constrained")[1]
-    width = 0.8 / len(counts)
-    for i, (name, found) in enumerate(counts.items()):
-        mean = np.atleast_2d(np.asarray(found, np.float64)).mean(axis=0)
+    ax, styles, width = _axes(ax, 6, 3.2), styles or styles_of(counts), 0.8 / len(counts)
+    for i, (name, labels) in enumerate(counts.items()):
+        mean = np.atleast_2d(np.asarray(labels, np.float64)).mean(axis=0)
         places = np.arange(len(class_names)) + (i - (len(counts) - 1) / 2) * width
-        ax.bar(places, mean, width, color=colours[i % len(colours)], label=name)
+        ax.bar(places, mean, width, color=styles[name].colour, label=name)
     ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-    ax.set_ylabel("labels asked for")
-    ax.legend(frameon=False)
-    return ax
+    return _finish(ax, ylabel="labels queried")
 
 
-def plot_gallery(
-    rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], *, figure: Callable[[float, float], Any] | None = None
-) -> Any:
+def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], figure: Any = None) -> Any:
     """Rows of images with a caption under each.
 
     Args:
         rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
-        figure: makes the figure, of width and height in inches; one of pyplot's by default.
+        figure: matplotlib figure to draw on; a new one by default.
 
     Returns:
-        The matplotlib figure.
+        The figure.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    columns = max(len(images) for images, _ in rows.values())
-    size = (1.1 * columns, 1.5 * len(rows))
     if figure is None:
-        plt = checks.optional_import("matplotlib.pyplot", "plot")
-        drawn = plt.figure(figsize=size, layout="constrained")
-    else:
-        drawn = figure(*size)
-    axes = drawn.subplots(len(rows), columns, squeeze=False)
+        figure = checks.optional_import("matplotlib.pyplot", "plot").figure(layout="constrained")
+    columns = max(len(images) for images, _ in rows.values())
+    figure.set_size_inches(1.1 * columns, 1.5 * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for line, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
@@ -246,17 +238,24 @@ def plot_gallery(
         for ax, picture, caption in zip(line, images, captions, strict=False):
             ax.imshow(np.squeeze(picture), cmap="gray")
             ax.text(0.5, -0.04, caption, transform=ax.transAxes, ha="center", va="top", fontsize=6)
-    return drawn
+    return figure
 
 
-def save_json(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Writes JSON under a temporary name and renames it, so that no half-written file is ever seen.
+def _style(i: int) -> Style:
+    again = i // len(_COLOURS)
+    dashes, marker = _DASHES[(i + 2 * again) % len(_DASHES)], _MARKERS[(i + again) % len(_MARKERS)]
+    return Style(i % len(_COLOURS), _COLOURS[i % len(_COLOURS)], dashes, *marker)
 
-    Args:
-        path: where to; folders are made.
-        content: nested mappings and lists; NumPy and JAX arrays become lists, and numbers that are not finite null.
 
-    Returns:
-        The path.
-    """
-    return files.write_text(Path(path), json.dumps(files.plain(content), indent=1, allow_nan=False))
+def _axes(ax: Any, width: float, height: float) -> Any:
+    if ax is None:
+        pyplot = checks.optional_import("matplotlib.pyplot", "plot")
+        ax = pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    return ax
+
+
+def _finish(ax: Any, **settings: Any) -> Any:
+    ax.set(**settings)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return ax

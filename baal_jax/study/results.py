@@ -1,4 +1,4 @@
-"""What a study leaves on disk: a folder that any process can read, and that every kill leaves whole.
+"""Results of a study on disk: a folder that any process can read, and that every kill leaves whole.
 
 ```text
 study.json               what was asked for, and with which versions and hardware
@@ -30,14 +30,14 @@ _COLUMNS = ("strategy", "seed", "round", "num_labelled", "num_picked", "mean_sco
 
 
 class Runs(NamedTuple):
-    """The runs of one strategy, a row for every seed.
+    """Runs of one strategy, a row for every seed.
 
     Rounds after a run has stopped did not happen: ``stopped`` is True there, numbers are NaN, picks −1.
 
     Attributes:
         seeds: ``int[n]``, ascending.
         num_labelled: ``int[n, R]``, labels that each round's fit has seen.
-        num_picked: ``int[n, R]``, labels that each round asked for.
+        num_picked: ``int[n, R]``, labels that each round queried.
         mean_score: ``float[n, R]``, mean score of the pool; NaN where there is none.
         stopped: ``bool[n, R]``, rounds that did not happen.
         metrics: name → ``float[n, R]``.
@@ -60,7 +60,7 @@ class Runs(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one call computed.
+    """Some seeds of one strategy, computed by one call.
 
     Attributes:
         runs: some seeds of one strategy.
@@ -74,7 +74,7 @@ class Cell(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Examples to look at.
+    """Inputs of queried examples, as images.
 
     Attributes:
         ids: ``int[m]``, ascending ids into the pool.
@@ -88,7 +88,7 @@ class Pictures(NamedTuple):
 
 
 class Results(NamedTuple):
-    """A study.
+    """Results of a study.
 
     Attributes:
         description: the content of ``study.json``; ``description["strategies"]`` has the names in order,
@@ -104,7 +104,7 @@ class Results(NamedTuple):
 
 
 def read(folder: str | Path) -> Results:
-    """Reads a study, finished or not.
+    """Read a study, finished or not.
 
     Args:
         folder: where the study is.
@@ -117,28 +117,13 @@ def read(folder: str | Path) -> Results:
     """
     folder = Path(folder)
     description = read_description(folder)
-    runs = {}
-    for name in description["strategies"]:
-        cells = read_cells(folder, name)
-        if cells:
-            runs[name] = merge(cells)
+    runs = {name: merge(cells) for name in description["strategies"] if (cells := read_cells(folder, name))}
     path = folder / "pictures.npz"
-    pictures = read_pictures(path) if path.exists() else None
-    return Results(description, runs, pictures)
+    return Results(description, runs, read_pictures(path) if path.exists() else None)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of ``study.json``.
-
-    Args:
-        folder: where the study is.
-
-    Returns:
-        Nested dictionaries.
-
-    Raises:
-        ValueError: there is none, or it is of a newer format.
-    """
+    """Read the content of ``study.json``; refuse a folder without one, and a newer format."""
     path = folder / "study.json"
     if not path.exists():
         raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
@@ -151,7 +136,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """All runs as CSV, a line for every strategy, seed and round; NaN is left empty.
+    """Write all runs as CSV, a line for every strategy, seed and round; NaN is left empty.
 
     Args:
         results: from :func:`read`.
@@ -164,36 +149,16 @@ def table(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *metrics])
     for strategy, runs in results.runs.items():
-        rounds = runs.num_labelled.shape[1]
-        for i, seed in enumerate(runs.seeds):
-            for r in range(rounds):
-                found = [runs.metrics[name][i, r] if name in runs.metrics else np.nan for name in metrics]
-                writer.writerow(
-                    [
-                        strategy,
-                        int(seed),
-                        r,
-                        int(runs.num_labelled[i, r]),
-                        int(runs.num_picked[i, r]),
-                        _number(runs.mean_score[i, r]),
-                        int(runs.stopped[i, r]),
-                        *map(_number, found),
-                    ]
-                )
+        values = [runs.mean_score, *(runs.metrics.get(name) for name in metrics)]
+        for i, r in np.ndindex(runs.num_labelled.shape):
+            score, *rest = ("" if part is None or np.isnan(part[i, r]) else f"{part[i, r]:.9g}" for part in values)
+            counts = (int(part[i, r]) for part in (runs.num_labelled, runs.num_picked))
+            writer.writerow([strategy, int(runs.seeds[i]), r, *counts, score, int(runs.stopped[i, r]), *rest])
     return text.getvalue()
 
 
 def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
-    """Writes what one call computed, whole or not at all.
-
-    Args:
-        folder: of the study.
-        strategy: its name.
-        cell: the seeds of this call.
-
-    Returns:
-        The path.
-    """
+    """Write what one call computed for a strategy, whole or not at all."""
     content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
     for group in ("metrics", "diagnostics"):
         content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
@@ -203,88 +168,64 @@ def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
 
 
 def read_cells(folder: Path, strategy: str) -> list[Cell]:
-    """All cells of a strategy.
-
-    Args:
-        folder: of the study.
-        strategy: its name.
-
-    Returns:
-        A list of :class:`Cell`, in the order of their first seeds.
-    """
-    found = []
+    """Read all cells of a strategy, in the order of their first seeds."""
+    cells = []
     for path in (folder / "cells").glob(f"{slug(strategy)}-*.npz"):
         with np.load(path, allow_pickle=False) as content:
             if str(content["strategy"]) != strategy:  # "bald-3" has files that look like those of "bald"
                 continue
-            parts = {name: content[name] for name in Runs._fields if name in content}
-            for group in ("metrics", "diagnostics"):
-                parts[group] = {
-                    name.partition("/")[2]: content[name] for name in content if name.startswith(f"{group}/")
-                }
-            found.append(Cell(Runs(**parts), str(content["program"]), int(content["chunk"])))
-    return sorted(found, key=lambda cell: tuple(cell.runs.seeds))
+            parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
+            for name in content:
+                group, _, rest = name.partition("/")
+                if rest:
+                    parts[group][rest] = content[name]
+                elif name in Runs._fields:
+                    parts[name] = content[name]
+            cells.append(Cell(Runs(**parts), str(content["program"]), int(content["chunk"])))
+    return sorted(cells, key=lambda cell: tuple(cell.runs.seeds))
 
 
 def write_pictures(path: Path, pictures: Pictures) -> Path:
-    """Writes pictures, whole or not at all."""
+    """Write pictures, whole or not at all."""
     return _write_arrays(path, pictures._asdict())
 
 
 def read_pictures(path: Path) -> Pictures:
-    """Reads what :func:`write_pictures` wrote."""
-    with np.load(path, allow_pickle=False) as found:
-        return Pictures(found["ids"], found["images"], found["targets"])
+    """Read what :func:`write_pictures` wrote."""
+    with np.load(path, allow_pickle=False) as content:
+        return Pictures(*(content[name] for name in Pictures._fields))
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
-    """Puts cells of one strategy together, seeds ascending; a seed that is there twice is taken once.
-
-    Args:
-        cells: from :func:`read_cells`.
-
-    Returns:
-        :class:`Runs`.
-    """
+    """Put cells of one strategy together, seeds ascending; a seed that is there twice is taken once."""
     parts = [cell.runs for cell in cells]
     _, first = np.unique(np.concatenate([runs.seeds for runs in parts]), return_index=True)
 
-    def joined(found: list[Any]) -> Any:
-        if isinstance(found[0], dict):
-            return {name: joined([part[name] for part in found]) for name in sorted(found[0])}
-        return np.concatenate(found)[first]
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: joined([part[name] for part in values]) for name in sorted(values[0])}
+        return np.concatenate(values)[first]
 
     return Runs(*(joined([getattr(runs, name) for runs in parts]) for name in Runs._fields))
 
 
-def select(results: Results, strategies: Mapping[str, Any] | Iterable[str]) -> Results:
-    """Keeps some strategies, in the order given.
+def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON under a temporary name and rename it, so that no half-written file is ever seen.
 
     Args:
-        results: from :func:`read`.
-        strategies: names.
+        path: where to; folders are made.
+        content: nested mappings and lists; NumPy and JAX arrays become lists, and non-finite numbers null.
 
     Returns:
-        :class:`Results`.
-
-    Raises:
-        ValueError: a strategy is not among the results.
+        The path.
     """
-    names = list(strategies)
-    for name in names:
-        if name not in results.runs:
-            raise ValueError(f"strategy {name!r} is not in the results: there are {', '.join(results.runs)}")
-    return results._replace(runs={name: results.runs[name] for name in names})
+    return files.write_text(Path(path), json.dumps(files.plain(content), indent=1, allow_nan=False))
 
 
 def slug(name: str) -> str:
-    """A name for files: letters, digits, dots and underscores; changed names get a digest, so that none are alike."""
+    """Make a name for files of letters, digits, dots and underscores; a changed name gets a digest of its own."""
     safe = re.sub(r"[^A-Za-z0-9._]+", "_", name)
     return safe if safe == name else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _number(value: Any) -> str:
-    return "" if np.isnan(value) else f"{value:.9g}"
 
 
 def _write_arrays(path: Path, content: Mapping[str, Any]) -> Path:

@@ -1,11 +1,11 @@
-"""A study as something to look at and to send around: one HTML page, and the same figures for papers.
+"""Report of a study: one HTML page to look at and to send around, and the same figures for papers.
 
 The page is one file. It loads nothing from anywhere, is read in light and dark, on a telephone and on paper, and shows
-learning curves with bands that can be switched, the statistics, what was asked for round by round, uncertainty,
+learning curves with bands that can be switched, the statistics, what was queried round by round, uncertainty,
 calibration, and the exact configuration. What a study does not have is said, not hidden.
 
 Besides the fields that :mod:`baal_jax.study.results` names, two are shown where a study has them:
-``diagnostics["query_targets"]`` ``[n, R, Q]``, the targets of what was asked for, and
+``diagnostics["query_targets"]`` ``[n, R, Q]``, the targets of what was queried, and
 ``description["class_counts"]``, how many examples of each class the pool has.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["figures", "write"]
 
 
 def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
-    """Writes a study as one HTML page that needs no other file, no network and no matplotlib.
+    """Write a study as one HTML page that needs no other file, no network and no matplotlib.
 
     An unfinished study is shown as far as it has come. Statistics are those of :mod:`baal_jax.study.statistics`.
 
@@ -49,6 +49,5 @@ def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
     """
     if isinstance(study, Results) and path is None:
         raise ValueError("path=None, but results have no folder to write to: pass path")
-    found = study if isinstance(study, Results) else results.read(study)
     where = Path(str(study)) / "report.html" if path is None else Path(path)
-    return files.write_text(where, page(found))
+    return files.write_text(where, page(study if isinstance(study, Results) else results.read(study)))

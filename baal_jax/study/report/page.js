@@ -38,9 +38,9 @@
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].find((s) => s * power >= rough * 0.999) * power;
     const places = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (Math.abs(step / power - 2.5) < 1e-9 ? 1 : 0));
-    const found = [];
-    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
-    return found.map((value) => [value, Math.abs(value) >= 1000 ? whole(value) : value.toFixed(places).replace("-", "−")]);
+    const values = [];
+    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) values.push(k * step);
+    return values.map((value) => [value, Math.abs(value) >= 1000 ? whole(value) : value.toFixed(places).replace("-", "−")]);
   }
 
   const swatch = (i) => svg("svg", { class: "swatch", viewBox: "0 0 30 12", "aria-hidden": "true" }, [
@@ -171,9 +171,9 @@
   function multiples(host, each) {
     if (!host) return;
     const draw = () => host.replaceChildren(...visible().map((i) => {
-      const found = each(i);
-      return found && html("figure", { "data-strategy": i }, [
-        html("figcaption", {}, [html("b", {}, [swatch(i), strategies[i].name]), html("span", {}, found.note)]), found.picture,
+      const one = each(i);
+      return one && html("figure", { "data-strategy": i }, [
+        html("figcaption", {}, [html("b", {}, [swatch(i), strategies[i].name]), html("span", {}, one.note)]), one.picture,
       ]);
     }).filter(Boolean));
     redraws.push(draw);
@@ -242,9 +242,9 @@
   }
   lineChart($("score-chart"), () => ({ curves: data.scores, label: "mean score" }));
 
-  // Which classes were asked for.
-  multiples($("asked"), (i) => {
-    const { shares, pool } = data.asked, names = data.classes, own = shares[i], high = Math.max(...shares.flat(), ...(pool || []), 1e-9);
+  // Which classes were queried.
+  multiples($("queried"), (i) => {
+    const { shares, pool } = data.queried, names = data.classes, own = shares[i], high = Math.max(...shares.flat(), ...(pool || []), 1e-9);
     const few = names.length <= 20, row = few ? 16 : 120 / names.length, left = few ? 64 : 6;
     const scale = (value) => (value / high) * (190 - left);
     const short = (name) => (name.length > 10 ? `${name.slice(0, 9)}…` : name);
@@ -263,7 +263,7 @@
   multiples($("entropy"), (i) => {
     const rows = data.entropy[i], row = rows && rows[Math.min(entropyRound(), rows.length - 1)];
     if (!row || !row.some(finite)) return null;
-    const high = Math.max(...data.entropy.filter(Boolean).map((found) => Math.max(...(found[Math.min(entropyRound(), found.length - 1)] || []).map((v) => v ?? 0))), 1e-9);
+    const high = Math.max(...data.entropy.filter(Boolean).map((rounds) => Math.max(...(rounds[Math.min(entropyRound(), rounds.length - 1)] || []).map((v) => v ?? 0))), 1e-9);
     const end = data.classes ? Math.log(data.classes.length) : 1, wide = 1 / row.length;
     return {
       note: "",
@@ -277,13 +277,13 @@
   // Reliability.
   const reliabilityRound = slider(data.reliability.some(Boolean) ? $("reliability-round") : null, redraw);
   multiples($("reliability"), (i) => {
-    const found = data.reliability[i];
-    if (!found) return null;
-    const r = Math.min(reliabilityRound(), found.ece.length - 1), { colour, marker } = strategies[i];
-    const bins = found.num_examples[r].map((n, b) => [n, found.confidence[r][b], found.accuracy[r][b]]).filter(([n, c, a]) => n > 0 && finite(c) && finite(a));
+    const own = data.reliability[i];
+    if (!own) return null;
+    const r = Math.min(reliabilityRound(), own.ece.length - 1), { colour, marker } = strategies[i];
+    const bins = own.num_examples[r].map((n, b) => [n, own.confidence[r][b], own.accuracy[r][b]]).filter(([n, c, a]) => n > 0 && finite(c) && finite(a));
     const most = Math.max(...bins.map(([n]) => n), 1), even = [[0, "0"], [0.5, "0.5"], [1, "1"]];
     return {
-      note: `ECE ${number(found.ece[r])}`,
+      note: `ECE ${number(own.ece[r])}`,
       picture: frame(`${strategies[i].name}: ${bins.map(([, c, a]) => `confidence ${number(c, 2)} accuracy ${number(a, 2)}`).join("; ")}`, even, even, "confidence", "accuracy", (x, y) => [
         ...bins.map(([n, c]) => svg("rect", { x: x(c) - 2, y: y((n / most) * 0.22), width: 4, height: (n / most) * 0.22 * 112, style: { fill: "var(--strong)" }, opacity: 0.7 })),
         svg("line", { class: "rule", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }),
@@ -321,7 +321,7 @@
       const run = own[seed], happened = run.ids.map((ids, r) => [ids, r]).filter(([, r]) => finite(run.before[r])), shown = all ? happened : happened.slice(0, 5);
       host.replaceChildren(...shown.map(([ids, r]) => html("div", { class: "round" }, [
         html("h4", {}, [`Round ${r}`, html("small", {}, `at ${whole(run.before[r])} labels`)]),
-        ids.length ? html("ul", { class: "picks" }, ids.map((id, q) => pick(id, run.scores[r][q]))) : html("p", { class: "caption" }, "Nothing was asked for."),
+        ids.length ? html("ul", { class: "picks" }, ids.map((id, q) => pick(id, run.scores[r][q]))) : html("p", { class: "caption" }, "Nothing was queried."),
       ])), ...(happened.length < run.ids.length ? [html("p", { class: "caption" }, `This run has stopped after round ${happened.length - 1}.`)] : []),
       ...(happened.length > shown.length ? [html("button", { type: "button", onclick: () => { all = true; draw(); } }, `Show all ${happened.length} rounds`)] : []));
     }

@@ -1,4 +1,4 @@
-"""What a study shows, and what it does not: pure functions of arrays, a row for every seed.
+"""Statistics of a study: pure functions of arrays, a row for every seed.
 
 Learning curves with bands, areas under them, labels to a target, paired comparisons with a baseline, ranks. Seeds are
 paired: seed 3 of one strategy starts from the labels of seed 3 of another. Everything is NumPy in float64, and what
@@ -6,20 +6,28 @@ resamples is the same in every call with the same ``seed``.
 """
 
 from baal_jax.study.statistics._comparisons import Comparison, Saved, Verdict, compare, compare_all, holm, labels_saved
-from baal_jax.study.statistics._curves import Band, area, band, is_higher_better, labels_to_target, shared_range
+from baal_jax.study.statistics._curves import (
+    Curve,
+    area,
+    is_higher_better,
+    labels_to_target,
+    mean_curve,
+    shared_range,
+    standard_error,
+)
 from baal_jax.study.statistics._ranking import Ranking, rank
-from baal_jax.study.statistics._summary import Row, Summary, markdown, notes, summary
+from baal_jax.study.statistics._summary import Row, Summary, Table, markdown, number, summary, table
 
 __all__ = [
-    "Band",
     "Comparison",
+    "Curve",
     "Ranking",
     "Row",
     "Saved",
     "Summary",
+    "Table",
     "Verdict",
     "area",
-    "band",
     "compare",
     "compare_all",
     "holm",
@@ -27,8 +35,11 @@ __all__ = [
     "labels_saved",
     "labels_to_target",
     "markdown",
-    "notes",
+    "mean_curve",
+    "number",
     "rank",
     "shared_range",
+    "standard_error",
     "summary",
+    "table",
 ]

@@ -1,4 +1,4 @@
-"""Learning curves: their bands, their areas, and where they reach a target."""
+"""Learning curves: means with bands, areas, labels to a target."""
 
 from __future__ import annotations
 
@@ -8,33 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_HIGHER = {
-    "accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "auroc",
-    "auc",
-    "ap",
-    "map",
-    "iou",
-    "miou",
-    "dice",
-    "r2",
-    "likelihood",
-}
+_HIGHER = {"accuracy", "precision", "recall", "f1", "auroc", "auc", "ap", "map", "iou", "miou", "dice", "r2"}
+_HIGHER = _HIGHER | {"likelihood"}
 _LOWER = {"nll", "brier", "ece", "rmse", "mse", "mae", "crps", "pinball", "loss", "error", "regret", "perplexity"}
 
 
-class Band(NamedTuple):
-    """A mean learning curve with its confidence band.
+class Curve(NamedTuple):
+    """Mean learning curve with its confidence band.
 
     Attributes:
-        mean: ``float[R]``.
+        num_labelled: ``float[R]``, mean over the seeds that have a value; NaN where none has.
+        mean: ``float[R]``, likewise.
         low: ``float[R]``, NaN where fewer than two seeds are left.
         high: ``float[R]``, likewise.
     """
 
+    num_labelled: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -64,8 +53,8 @@ def is_higher_better(metric: str) -> bool:
     return higher != ("negative" in words)
 
 
-def band(values: Any, confidence: float = 0.95) -> Band:
-    r"""Mean over seeds, and the interval of Student's t for every round by itself.
+def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curve:
+    r"""Mean over seeds, with the interval of Student's t for every round by itself.
 
     .. math:: \bar x \pm t_{n-1,\,(1 + c)/2}\; s / \sqrt{n}
 
@@ -73,31 +62,56 @@ def band(values: Any, confidence: float = 0.95) -> Band:
     speak of the runs that are still going.
 
     Args:
+        num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
         values: ``float[seeds, R]``.
         confidence: ``c``.
 
     Returns:
-        A :class:`Band`.
+        A :class:`Curve`.
 
     Raises:
-        ValueError: the values are not a matrix, or the confidence is not between 0 and 1.
+        ValueError: the shapes do not fit, numbers of labels decrease, or the confidence is not between 0 and 1.
 
     Example:
         >>> from baal_jax.study import statistics
-        >>> found = statistics.band([[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])
-        >>> found.mean.round(3).tolist(), found.low.round(3).tolist()
+        >>> curve = statistics.mean_curve([10, 20], [[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])
+        >>> curve.mean.round(3).tolist(), curve.low.round(3).tolist()
         ([0.6, 0.8], [0.352, 0.552])
     """
     from scipy import special
 
-    values, level = matrix("values", values), check_confidence(confidence)
+    (labels, values), level = _checked(num_labelled, values), check_confidence(confidence)
     mean, error, count = mean_and_error(values)
-    quantile = special.stdtrit(np.maximum(count - 1, 1), (1 + level) / 2)
-    return Band(mean, mean - quantile * error, mean + quantile * error)
+    half = special.stdtrit(np.maximum(count - 1, 1), (1 + level) / 2) * error
+    return Curve(mean_and_error(np.where(np.isnan(values), np.nan, labels))[0], mean, mean - half, mean + half)
+
+
+def standard_error(values: Any) -> np.ndarray:
+    r"""Standard error of the mean over seeds.
+
+    .. math:: \sqrt{\tfrac{1}{n (n - 1)} \sum_i (x_i - \bar x)^2}
+
+    Args:
+        values: ``float[seeds, …]``; NaN is left out.
+
+    Returns:
+        The array without its first axis; NaN where there are fewer than two values.
+    """
+    return mean_and_error(np.asarray(values, np.float64))[1]
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis, its standard error and the count, of what is not NaN."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    mean = np.where(there, values, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
+    with np.errstate(invalid="ignore"):  # infinite values have no spread
+        squares = (np.where(there, values - mean, 0.0) ** 2).sum(axis=0)
+    return mean, np.sqrt(squares / np.where(count > 1, (count - 1) * count, np.nan)), count
 
 
 def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of labels that all strategies have seen, seed by seed.
+    """Numbers of labels that all strategies have seen, seed by seed.
 
     Only there can they be compared: a run that stopped early says nothing about what more labels would have given.
 
@@ -111,10 +125,7 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
     Raises:
         ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
     """
-    ends = []
-    for num_labelled, values in runs:
-        labels, values = _curves(num_labelled, values)
-        ends.append(_ends(labels, values))
+    ends = [_ends(*_checked(num_labelled, values)) for num_labelled, values in runs]
     if not ends:
         raise ValueError("runs is empty: pass at least one strategy")
     if len({len(low) for low, _ in ends}) > 1:
@@ -132,7 +143,7 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
     do not count. In the limit ``a = b`` it is the value there.
 
     Args:
-        num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
+        num_labelled: as in :func:`mean_curve`.
         values: ``float[seeds, R]``; NaN after a run has stopped.
         low: ``a``, a number or ``[seeds]``. By default, where the latest of these runs begins.
         high: ``b``, likewise. By default, where the first of these runs to end has ended. To compare strategies, pass
@@ -149,31 +160,30 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
         >>> statistics.area([10, 20, 40], [[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]]).round(4).tolist()
         [0.7333, 0.6]
     """
-    labels, values = _curves(num_labelled, values)
+    labels, values = _checked(num_labelled, values)
     begins, ends = _ends(labels, values)
-    some = ~np.isnan(begins)
-    if not some.any():
-        return np.full(len(values), np.nan)
-    lows = np.broadcast_to(np.asarray(begins[some].max() if low is None else low, np.float64), len(values))
-    highs = np.broadcast_to(np.asarray(ends[some].min() if high is None else high, np.float64), len(values))
-    found = np.full(len(values), np.nan)
+    lows = np.broadcast_to(np.fmax.reduce(begins, initial=np.nan) if low is None else low, len(values))
+    highs = np.broadcast_to(np.fmin.reduce(ends, initial=np.nan) if high is None else high, len(values))
+    heights = np.full(len(values), np.nan)
+    # A curve is not continued beyond its ends: guessing there would favour runs that stopped while they still rose.
     for i in np.flatnonzero((begins <= lows) & (lows <= highs) & (highs <= ends)):
         there = ~np.isnan(values[i])
-        found[i] = _mean_height(labels[i, there], values[i, there], lows[i], highs[i])
-    return found
+        heights[i] = _mean_height(labels[i, there], values[i, there], lows[i], highs[i])
+    return heights
 
 
 def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is_better: bool = True) -> np.ndarray:
-    """How many labels each seed needed until a metric first reached a target.
+    """Number of labels at which each seed first reached a target.
 
     Args:
-        num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ.
+        num_labelled: as in :func:`mean_curve`.
         values: ``float[seeds, R]``; NaN reaches nothing.
         target: the value to reach.
         higher_is_better: False if the metric has to fall to the target, as an NLL has.
 
     Returns:
-        ``float[seeds]``; inf for a seed that never reached it.
+        ``float[seeds]``; inf for a seed that never reached it: it is censored, and what it would have needed is more
+        than any number of labels in its run.
 
     Raises:
         ValueError: the shapes do not fit, numbers of labels decrease, or the target is NaN.
@@ -185,29 +195,11 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
         >>> statistics.labels_to_target([20, 30], [[0.9, 0.4]], 0.5, higher_is_better=False).tolist()
         [30.0]
     """
-    labels, values = _curves(num_labelled, values)
+    labels, values = _checked(num_labelled, values)
     if np.isnan(target):
         raise ValueError(f"target={target!r} is not a number: pass a value of the metric")
     reached = values >= target if higher_is_better else values <= target
     return np.where(reached, labels, np.inf).min(axis=1, initial=np.inf)
-
-
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis, its standard error and the count, of what is not NaN."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    mean = np.where(there, values, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
-    with np.errstate(invalid="ignore"):  # infinite values have no spread
-        squares = (np.where(there, values - mean, 0.0) ** 2).sum(axis=0)
-    return mean, np.sqrt(squares / np.where(count > 1, (count - 1) * count, np.nan)), count
-
-
-def matrix(name: str, values: Any) -> np.ndarray:
-    """``values`` as ``float64[seeds, R]``."""
-    found = np.asarray(values, np.float64)
-    if found.ndim != 2:
-        raise ValueError(f"{name} has shape {found.shape}, but [seeds, R] is needed: a single run becomes {name}[None]")
-    return found
 
 
 def check_confidence(confidence: float) -> float:
@@ -217,8 +209,11 @@ def check_confidence(confidence: float) -> float:
     return float(confidence)
 
 
-def _curves(num_labelled: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
-    values, labels = matrix("values", values), np.asarray(num_labelled, np.float64)
+def _checked(num_labelled: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both as ``float64[seeds, R]``."""
+    labels, values = np.asarray(num_labelled, np.float64), np.asarray(values, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"values has shape {values.shape}, but [seeds, R] is needed: one run becomes values[None]")
     if labels.shape not in (values.shape, values.shape[1:]):
         raise ValueError(f"num_labelled has shape {labels.shape}, but {values.shape[1:]} or {values.shape} is needed")
     labels = np.broadcast_to(labels, values.shape)
@@ -231,11 +226,8 @@ def _curves(num_labelled: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _ends(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each run begins and ends; NaN for a run without values."""
-    there = ~np.isnan(values)
-    some = there.any(axis=1)
-    low = np.where(there, labels, np.inf).min(axis=1, initial=np.inf)
-    high = np.where(there, labels, -np.inf).max(axis=1, initial=-np.inf)
-    return np.where(some, low, np.nan), np.where(some, high, np.nan)
+    labels = np.where(np.isnan(values), np.nan, labels)
+    return np.fmin.reduce(labels, axis=1, initial=np.nan), np.fmax.reduce(labels, axis=1, initial=np.nan)
 
 
 def _mean_height(labels: np.ndarray, values: np.ndarray, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Ranks of strategies, and which of them are not shown to differ."""
+"""Ranks of strategies: Friedman's test and Nemenyi's critical difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baal_jax.study.statistics._curves import check_confidence
 
 
 class Ranking(NamedTuple):
-    """Strategies in order, with what is needed for a diagram of critical differences.
+    """Ranks of strategies, with what a diagram of critical differences needs.
 
     Attributes:
         mean_ranks: name → mean rank over seeds, the best first; 1 is best in every seed.
@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
 
 
 def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence: float = 0.95) -> Ranking:
-    r"""Ranks strategies seed by seed, tests whether they differ at all, and if so, which.
+    r"""Rank strategies seed by seed, and test whether they differ at all, and if so, which.
 
     With mean ranks :math:`\bar r_j` of ``k`` strategies over ``n`` seeds, Friedman's statistic, corrected for ties, is
 
@@ -64,8 +64,8 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
     Example:
         >>> from baal_jax.study import statistics
         >>> areas = {"random": [0.5, 0.6, 0.5, 0.4], "bald": [0.8, 0.9, 0.9, 0.7], "margin": [0.7, 0.8, 0.8, 0.6]}
-        >>> found = statistics.rank(areas)
-        >>> found.mean_ranks, round(found.critical_difference, 3), found.groups
+        >>> ranking = statistics.rank(areas)
+        >>> ranking.mean_ranks, round(ranking.critical_difference, 3), ranking.groups
         ({'bald': 1.0, 'margin': 2.0, 'random': 3.0}, 1.657, (('bald', 'margin'), ('margin', 'random')))
     """
     from scipy import stats
@@ -74,11 +74,10 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
     names = list(values)
     if len(names) < 2:
         raise ValueError(f"values has {len(names)} strategies: pass two or more to rank")
-    rows = [np.asarray(values[name], np.float64) for name in names]
-    if rows[0].ndim != 1 or len({row.shape for row in rows}) > 1:
-        shapes = {name: row.shape for name, row in zip(names, rows, strict=True)}
+    shapes = {name: np.shape(values[name]) for name in names}
+    if len(shapes[names[0]]) != 1 or len(set(shapes.values())) > 1:
         raise ValueError(f"values have shapes {shapes}, but all must be [seeds], of the same seeds")
-    table = np.stack(rows, axis=1)
+    table = np.stack([np.asarray(values[name], np.float64) for name in names], axis=1)
     table = table[~np.isnan(table).any(axis=1)]
     count, k = table.shape
     if not count:
@@ -91,22 +90,17 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
     quantile = float(stats.studentized_range.ppf(1 - alpha, k, np.inf))
     critical = quantile / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * count))
     order = np.argsort(means, kind="stable")
-    ordered = [names[j] for j in order]
+    ranked = {names[j]: float(means[j]) for j in order}
+    # Nemenyi's test comes after Friedman's: alone it would look for pairs where nothing is shown to differ at all.
     groups = _groups(means[order], critical) if p_value <= alpha else [(0, k)]
-    return Ranking(
-        {names[j]: float(means[j]) for j in order},
-        p_value,
-        critical,
-        tuple(tuple(ordered[start:end]) for start, end in groups),
-        count,
-    )
+    return Ranking(ranked, p_value, critical, tuple(tuple([*ranked][start:end]) for start, end in groups), count)
 
 
 def _groups(means: np.ndarray, critical: float) -> list[tuple[int, int]]:
     """Longest stretches of ascending mean ranks that are within the critical difference."""
-    found: list[tuple[int, int]] = []
+    groups: list[tuple[int, int]] = []
     for start in range(len(means)):
         end = int(np.searchsorted(means, means[start] + critical * (1 + 1e-12), side="right"))
-        if not found or end > found[-1][1]:
-            found.append((start, end))
-    return found
+        if not groups or end > groups[-1][1]:  # else it is inside of the one before
+            groups.append((start, end))
+    return groups

@@ -1,4 +1,4 @@
-"""All of it about one study, for programs and for people."""
+"""Summary of a study in one metric, and its table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from baal_jax.study.results import Results, Runs
-from baal_jax.study.statistics._comparisons import Saved, Verdict, compare_all, direction, labels_saved
-from baal_jax.study.statistics._curves import area, labels_to_target, mean_and_error, shared_range
+from baal_jax.study.statistics._comparisons import Saved, Verdict, compare_all, labels_saved
+from baal_jax.study.statistics._curves import area, is_higher_better, labels_to_target, mean_and_error, shared_range
 from baal_jax.study.statistics._ranking import Ranking, rank
 
 
 class Row(NamedTuple):
-    """What is known about one strategy.
+    """Numbers of one strategy.
 
     Attributes:
         strategy: its name.
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a study shows in one metric.
+    """Statistics of a study in one metric.
 
     Attributes:
         metric: its name.
@@ -71,6 +71,20 @@ class Summary(NamedTuple):
     ranking: Ranking | None
 
 
+class Table(NamedTuple):
+    """Cells of a table as text, whatever it is rendered in.
+
+    Attributes:
+        heads: names of the columns.
+        rows: cells, as many as there are heads in every row.
+        notes: what a reader of the table has to know, a sentence or two each.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
 def summary(
     results: Results,
     metric: str | None = None,
@@ -79,7 +93,6 @@ def summary(
     higher_is_better: bool | None = None,
     target: float | None = None,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Summary:
     """Everything this module computes, for one metric of a study, finished or not.
 
@@ -94,7 +107,6 @@ def summary(
         target: the value that labels are counted to; by default the study's, or else the best value that at least three
             quarters of the baseline's runs reach.
         confidence: of intervals and verdicts.
-        seed: of the resampling.
 
     Returns:
         A :class:`Summary`.
@@ -104,8 +116,8 @@ def summary(
 
     Example:
         >>> from baal_jax.study import results, statistics
-        >>> found = results.read("runs/digits")  # doctest: +SKIP
-        >>> print(statistics.markdown(statistics.summary(found, "nll")))  # doctest: +SKIP
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> print(statistics.markdown(statistics.summary(digits, "nll")))  # doctest: +SKIP
     """
     description = results.description
     metric = description.get("metric") if metric is None else metric
@@ -117,192 +129,163 @@ def summary(
     for name, runs in results.runs.items():
         if metric not in runs.metrics:
             raise ValueError(f"metric={metric!r} is not among the results of {name!r}: {', '.join(runs.metrics)}")
-    higher = direction(metric, higher_is_better)
+    higher = is_higher_better(metric) if higher_is_better is None else higher_is_better
     seeds = np.unique(np.concatenate([runs.seeds for runs in results.runs.values()]))
     curves = {name: _aligned(runs, metric, seeds) for name, runs in results.runs.items()}
     lows, highs = shared_range(curves.values())
     areas = {name: area(*curve, low=lows, high=highs) for name, curve in curves.items()}
     finals = {name: _last(values) for name, (_, values) in curves.items()}
-    if target is None:
-        target = description.get("target")
-    if target is None:
-        target = _reached_by_most(curves[baseline][1], higher)
-    # A baseline without values has no target, which then nobody reaches.
-    labels = {
-        name: np.full(len(seeds), np.nan)
-        if math.isnan(target)
-        else np.where(np.isnan(finals[name]), np.nan, labels_to_target(*curve, target=target, higher_is_better=higher))
-        for name, curve in curves.items()
-    }
-    verdicts = compare_all(areas, baseline, higher_is_better=higher, confidence=confidence, seed=seed)
+    target = description.get("target") if target is None else target
+    target = _reached_by_most(curves[baseline][1], higher) if target is None else float(target)
+    labels = {}
+    for name, curve in curves.items():
+        # Without values a baseline has no target to reach, and a run has not failed to reach it: both are left out.
+        needed = labels_to_target(*curve, target=np.nan_to_num(target), higher_is_better=higher)
+        labels[name] = np.where(np.isnan(finals[name]) | math.isnan(target), np.nan, needed)
+    verdicts = compare_all(areas, baseline, higher_is_better=higher, confidence=confidence)
     ranking = rank(areas, higher_is_better=higher, confidence=confidence) if len(areas) > 1 else None
     rows = []
     for name, runs in results.runs.items():
-        other = name != baseline
-        needed = labels[name][~np.isnan(labels[name])]
-        final, final_error, count = mean_and_error(finals[name])
-        height, height_error, _ = mean_and_error(areas[name])
-        rows.append(
-            Row(
-                strategy=name,
-                num_seeds=int(count),
-                num_stopped=int(np.asarray(runs.stopped).any(axis=1).sum()),
-                final=float(final),
-                final_error=float(final_error),
-                area=float(height),
-                area_error=float(height_error),
-                verdict=verdicts[name] if other else None,
-                labels=float(np.median(needed)) if needed.size else math.nan,
-                saved=labels_saved(labels[name], labels[baseline], confidence=confidence, seed=seed) if other else None,
-                mean_rank=math.nan if ranking is None else ranking.mean_ranks[name],
-            )
+        (final, final_error, count), (height, height_error, _) = (
+            map(float, mean_and_error(values[name])) for values in (finals, areas)
         )
+        stopped = int(np.asarray(runs.stopped).any(axis=1).sum())
+        pair = labels[name], labels[baseline]
+        saved = None if name == baseline else labels_saved(*pair, confidence=confidence)
+        needed = pair[0][~np.isnan(pair[0])]
+        median = float(np.median(needed)) if needed.size else math.nan
+        place = math.nan if ranking is None else ranking.mean_ranks[name]
+        means = (final, final_error, height, height_error)
+        rows.append(Row(name, int(count), stopped, *means, verdicts.get(name), median, saved, place))
     usable = lows <= highs
     low, high = (lows[usable].min(), highs[usable].max()) if usable.any() else (math.nan, math.nan)
+    shortened = int((~(highs >= high)).sum())
     return Summary(
-        metric=metric,
-        higher_is_better=higher,
-        baseline=baseline,
-        target=float(target),
-        confidence=confidence,
-        low=float(low),
-        high=float(high),
-        num_shortened=int((~(highs >= high)).sum()),
-        rows=tuple(rows),
-        ranking=ranking,
+        metric, higher, baseline, target, confidence, float(low), float(high), shortened, tuple(rows), ranking
     )
 
 
-def markdown(found: Summary) -> str:
-    """A summary as a table in Markdown, with what is to be known about it below.
+def table(summary: Summary) -> Table:
+    """Cells of the table of a summary, with notes on what it shows and what it does not.
 
     Args:
-        found: from :func:`summary`.
+        summary: from :func:`summary`.
+
+    Returns:
+        A :class:`Table`, a row for every strategy.
+    """
+    share = f"{summary.confidence * 100:.3g}%"
+    heads = (
+        "strategy",
+        f"final {summary.metric}",
+        "area",
+        f"difference of area [{share}]",
+        "adjusted p",
+        f"against {summary.baseline}",
+        f"labels to {number(summary.target)}",
+        f"share of the labels [{share}]",
+        "mean rank",
+    )
+    return Table(heads, tuple(map(_cells, summary.rows)), tuple(_notes(summary)))
+
+
+def markdown(content: Summary | Table) -> str:
+    """A table in Markdown, with its notes below.
+
+    Args:
+        content: from :func:`summary`, or any :class:`Table`.
 
     Returns:
         The text, ending in a newline.
     """
-    share = f"{found.confidence:.0%}" if round(found.confidence * 100, 6).is_integer() else f"{found.confidence:.1%}"
-    heads = (
-        "strategy",
-        f"final {found.metric}",
-        "area",
-        f"difference of area [{share}]",
-        "adjusted p",
-        f"against {found.baseline}",
-        f"labels to {number(found.target)}",
-        f"share of the labels [{share}]",
-        "mean rank",
-    )
-    lines = ["| " + " | ".join(_cell(head) for head in heads) + " |", "|---" * len(heads) + "|"]
-    for row in found.rows:
-        lines.append("| " + " | ".join(_cell(text) for text in _row(row)) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(found))]) + "\n"
-
-
-def notes(found: Summary) -> list[str]:
-    """What a reader of the table has to know, a sentence or two each.
-
-    Args:
-        found: from :func:`summary`.
-
-    Returns:
-        Plain text, a list.
-    """
-    alpha = 1 - found.confidence
-    better = "higher" if found.higher_is_better else "lower"
-    lines = [
-        f"{found.metric}: {better} is better. Mean ± standard error over seeds. Areas are mean heights of the curves "
-        f"from {found.low:g} to {found.high:g} labels."
-    ]
-    shown = [row.strategy for row in found.rows if row.verdict and row.verdict.verdict in ("better", "worse")]
-    others = [row for row in found.rows if row.verdict]
-    if others and not shown:
-        lines.append(f"No difference from {found.baseline} is shown. That does not say that there is none.")
-    if others:
-        lines.append(
-            f"Verdicts are by paired sign-flip tests with Holm's correction for {len(others)} comparisons: the chance "
-            f"that any difference is claimed falsely is at most {alpha:.2g}. Each interval is for its difference alone."
-        )
-    if any(row.saved and math.isinf(row.saved.baseline_median) for row in others):
-        lines.append(
-            f"Half of the runs of {found.baseline} or more did not reach {number(found.target)}: what share of its "
-            "labels others need is not known."
-        )
-    few = [row for row in others if row.verdict and row.verdict.verdict.startswith("too few")]
-    if few:
-        least = np.fmax.reduce([row.verdict.comparison.least_p_value for row in few if row.verdict])
-        why = "there is no pair of seeds" if math.isnan(least) else f"no p-value can be below {least:.2g}, uncorrected"
-        lines.append(f"Too few seeds: {why}.")
-    most = max(row.num_seeds for row in found.rows)
-    pairs = {row.strategy: row.verdict.comparison.num_seeds for row in others if row.verdict}
-    if min([*pairs.values(), *(row.num_seeds for row in found.rows)]) < most:
-        runs = ", ".join(f"{row.strategy} {row.num_seeds}" for row in found.rows)
-        compared = ", ".join(f"{name} {count}" for name, count in pairs.items())
-        lines.append(
-            f"Runs with values: {runs}. Pairs of runs with a finite difference, which alone count: {compared}."
-        )
-    stopped = [f"{row.strategy} {row.num_stopped}" for row in found.rows if row.num_stopped]
-    if stopped:
-        shortened = f" Seeds whose areas end with the first run that stopped: {found.num_shortened}."
-        lines.append(
-            f"Runs that stopped early: {', '.join(stopped)}. Their final values are at fewer labels."
-            + (shortened if found.num_shortened else "")
-        )
-    ranking = found.ranking
-    if ranking and ranking.num_seeds:
-        groups = "; ".join(", ".join(group) for group in ranking.groups if len(group) > 1)
-        lines.append(
-            f"Ranks are by area, seeds: {ranking.num_seeds}; Friedman p = {number(ranking.p_value)}, critical "
-            f"difference {ranking.critical_difference:.2f} (Nemenyi). Not shown to differ: {groups or 'none'}."
-        )
-    return lines
+    heads, rows, notes = content if isinstance(content, Table) else table(content)
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows))
+    head, *body = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([head, "|---" * len(heads) + "|", *body, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def number(value: float) -> str:
     """Four decimals, or four digits of what is large or small; a dash for NaN."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     large_or_small = abs(value) >= 1e4 or 0 < abs(value) < 1e-3
     return f"{value:.4g}" if large_or_small else f"{value:.4f}"
 
 
-def _row(row: Row) -> list[str]:
-    found = [
+def _cells(row: Row) -> tuple[str, ...]:
+    compared = ("", "", "baseline")
+    if row.verdict is not None:
+        (difference, low, high, *_), p_value, verdict = row.verdict
+        interval = f"{'+' * (difference > 0)}{number(difference)} [{number(low)}, {number(high)}]"
+        compared = (interval, number(p_value), verdict)
+    return (
         row.strategy,
         f"{number(row.final)} ± {number(row.final_error)}",
         f"{number(row.area)} ± {number(row.area_error)}",
-    ]
-    if row.verdict is None:
-        found += ["", "", "baseline"]
-    else:
-        one = row.verdict.comparison
-        sign = "+" if one.difference > 0 else ""
-        interval = f"[{number(one.low)}, {number(one.high)}]"
-        found += [
-            f"{sign}{number(one.difference)} {interval}",
-            number(row.verdict.adjusted_p_value),
-            row.verdict.verdict,
-        ]
-    found.append("not reached" if math.isinf(row.labels) else "–" if math.isnan(row.labels) else f"{row.labels:g}")
-    found.append("" if row.saved is None else _share(row.saved))
-    return [*found, "–" if math.isnan(row.mean_rank) else f"{row.mean_rank:.2f}"]
+        *compared,
+        "not reached" if math.isinf(row.labels) else "–" if math.isnan(row.labels) else f"{row.labels:g}",
+        "" if row.saved is None else _share(row.saved),
+        "–" if math.isnan(row.mean_rank) else f"{row.mean_rank:.2f}",
+    )
 
 
 def _share(saved: Saved) -> str:
     if math.isinf(saved.baseline_median):
         return "–"
-
-    def text(value: float) -> str:
-        return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.2f}"
-
-    return f"{text(saved.ratio)} [{text(saved.low)}, {text(saved.high)}]"
+    ratio, low, high = (f"{part:.2f}" if math.isfinite(part) else number(part) for part in saved[2:5])
+    return f"{ratio} [{low}, {high}]"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _notes(summary: Summary) -> list[str]:
+    baseline, rows = summary.baseline, summary.rows
+    others = [(row, row.verdict, row.saved) for row in rows if row.verdict and row.saved]
+    better = "higher" if summary.higher_is_better else "lower"
+    notes = [
+        f"{summary.metric}: {better} is better. Mean ± standard error over seeds. Areas are mean heights of the curves "
+        f"from {summary.low:g} to {summary.high:g} labels."
+    ]
+    if others and not any(verdict.verdict in ("better", "worse") for _, verdict, _ in others):
+        notes.append(f"No difference from {baseline} is shown. That does not say that there is none.")
+    if others:
+        notes.append(
+            f"Verdicts are by paired sign-flip tests with Holm's correction for {len(others)} comparisons: the chance "
+            f"that any difference is claimed falsely is at most {1 - summary.confidence:.2g}. Each interval is for its "
+            "difference alone."
+        )
+    if any(math.isinf(saved.baseline_median) for _, _, saved in others):
+        notes.append(
+            f"Half of the runs of {baseline} or more did not reach {number(summary.target)}: what share of its labels "
+            "others need is not known."
+        )
+    few = [one.comparison.least_p_value for _, one, _ in others if one.verdict.startswith("too few")]
+    if few:
+        least = np.fmax.reduce(few)
+        why = "there is no pair of seeds" if math.isnan(least) else f"no p-value can be below {least:.2g}, uncorrected"
+        notes.append(f"Too few seeds: {why}.")
+    runs = {row.strategy: row.num_seeds for row in rows}
+    pairs = {row.strategy: verdict.comparison.num_seeds for row, verdict, _ in others}
+    if min([*pairs.values(), *runs.values()]) < max(runs.values()):
+        notes.append(
+            f"Runs with values: {_counts(runs)}. Pairs of runs with a finite difference, which alone count: "
+            f"{_counts(pairs)}."
+        )
+    stopped = {row.strategy: row.num_stopped for row in rows if row.num_stopped}
+    if stopped:
+        notes.append(f"Runs that stopped early: {_counts(stopped)}. Their final values are at fewer labels.")
+        if summary.num_shortened:
+            notes[-1] += f" Seeds whose areas end with the first run that stopped: {summary.num_shortened}."
+    ranking = summary.ranking
+    if ranking and ranking.num_seeds:
+        groups = "; ".join(", ".join(group) for group in ranking.groups if len(group) > 1)
+        notes.append(
+            f"Ranks are by area, seeds: {ranking.num_seeds}; Friedman p = {number(ranking.p_value)}, critical "
+            f"difference {ranking.critical_difference:.2f} (Nemenyi). Not shown to differ: {groups or 'none'}."
+        )
+    return notes
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in numbers.items())
 
 
 def _aligned(runs: Runs, metric: str, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -324,8 +307,7 @@ def _last(values: np.ndarray) -> np.ndarray:
 
 def _reached_by_most(values: np.ndarray, higher: bool) -> float:
     """The best value that three quarters of the runs, or more, reach at some time."""
-    best = np.fmax.reduce(values, axis=1) if higher else np.fmin.reduce(values, axis=1)
+    best = (np.fmax if higher else np.fmin).reduce(values, axis=1)
     best = best[~np.isnan(best)]
-    if not best.size:
-        return math.nan
-    return float(np.quantile(best, 0.25 if higher else 0.75, method="lower" if higher else "higher"))
+    share, method = (0.25, "lower") if higher else (0.75, "higher")
+    return float(np.quantile(best, share, method=method)) if best.size else math.nan
