@@ -1,4 +1,4 @@
-"""Joint log-likelihood: how probable all labels of a group are together."""
+"""Joint log-likelihood of groups of labels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array
 
 
 def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise: float | None = None) -> Array:
