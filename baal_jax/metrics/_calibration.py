@@ -120,7 +120,7 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
         [nan 0.2 0.5]
     """
     confidence, correct, targets, known = _confidence(log_probs, targets)
-    cells = targets * num_bins + _equal_width_bins(confidence, num_bins)
+    cells = _equal_width_bins(confidence, num_bins) + num_bins * targets
     return _error(*_gaps(confidence, correct, cells, known, (log_probs.shape[-1], num_bins)))
 
 
@@ -159,7 +159,7 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
     num_classes = log_probs.shape[-1]
     probs, truth = jnp.exp(log_probs).reshape(-1, num_classes), targets.reshape(-1, 1)
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None]
-    cells = classes * num_bins + _equal_width_bins(probs, num_bins)
+    cells = _equal_width_bins(probs, num_bins) + num_bins * classes
     hits, known = (truth == classes).astype(probs.dtype), jnp.broadcast_to(known.reshape(-1, 1), cells.shape)
     return averaged(_error(*_gaps(probs, hits, cells, known, (num_classes, num_bins))), average)
 
