@@ -210,8 +210,7 @@ def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Ar
     weights = jnp.asarray(weights)
     if weights.ndim < 1 or weights.shape != targets.shape[: weights.ndim]:
         raise ValueError(
-            f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …], or its "
-            "leading axes"
+            f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …] or leading axes"
         )
     if checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
         raise ValueError("weights holds a negative number, NaN or infinity: zero leaves a position out")

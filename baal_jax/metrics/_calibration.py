@@ -92,7 +92,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
     hits = count_into(bins, known & (correct > 0), num_bins).astype(jnp.float32)
     numbers = numbers.astype(jnp.float32)
     # Not a sum of confidences: the gaps stay small where millions of examples share a bin, and so does their rounding.
-    return Reliability(numbers, (hits - gaps) / numbers, hits / numbers)
+    return Reliability(numbers, (hits - gaps.astype(jnp.float32)) / numbers, hits / numbers)
 
 
 @functools.partial(jax.jit, static_argnames="num_bins")

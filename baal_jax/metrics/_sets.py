@@ -31,8 +31,7 @@ class MetricSet(NamedTuple):
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import metrics
-        >>> metric_set = metrics.classification()
+        >>> metric_set = baal.metrics.classification()
         >>> batches = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2]]])), jnp.log(jnp.array([[[0.6, 0.4]]]))
         >>> parts = [metric_set.summarise(baal.Predictions(logits)) for logits in batches]
         >>> summary = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -160,10 +159,8 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
     }
     if diagnostics:
         named |= {f"reliability_{part}": part_of_diagram(part) for part in calibration.Reliability._fields}
-        named |= {
-            "entropy_histogram": calibration.entropy_histogram,
-            "accuracy_per_class": functools.partial(classes.recall, average=None, zero_division=float("nan")),
-        }
+        named["entropy_histogram"] = calibration.entropy_histogram
+        named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
     available = {
         "precision": classes.precision,
         "recall": classes.recall,
