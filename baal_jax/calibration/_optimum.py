@@ -1,4 +1,4 @@
-"""Where the optimum of a calibration is found: the loss, and the searches for its smallest value.
+"""The optimum of a calibration: the negative log-likelihood to minimise, and the searches that find its minimum.
 
 :func:`make_problem` says what is minimised, :func:`fit_temperature` searches one number over its whole range, and
 :func:`fit_affine` descends by L-BFGS (:func:`_descend`) from the best temperature to a weight and an offset.

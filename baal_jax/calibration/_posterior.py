@@ -50,8 +50,8 @@ def calibrated(
     and the scaling to the predictions of its draws on what was held out. ``floor(share · labelled)`` examples are held
     out, never more than half of them; of too few none, and the scaling is then the identity.
 
-    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out too
-    sure: give it ``validation`` instead.
+    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out
+    overconfident: give it ``validation`` instead.
 
     The posterior is used as it is and gets the key of the fit itself: with ``validation`` or ``refit``, ``state.base``
     is bit for bit what ``posterior.fit`` returns for the same arguments.

@@ -1,4 +1,4 @@
-"""Scalings by name: what their parameters are, and what they do to logits. Their optimum is found in ``_optimum``."""
+"""Scalings by name: what their parameters are, and what they do to logits. The search is in ``_optimum.py``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = optimum.B
     Example:
         >>> from baal_jax import calibration
         >>> scaling = calibration.temperature()
-        >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % sure, and right in 75 %
+        >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % confident, and right in 75 %
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 1]))
         >>> [f"{p:.3f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.750', '0.250']

@@ -1,4 +1,4 @@
-"""What goes into a heuristic and what comes out: outputs made logits ``[S, N, …, C]``, and several scores made one."""
+"""Conversions of outputs into logits ``[S, N, …, C]``, and combinations of several scores into one."""
 
 from __future__ import annotations
 

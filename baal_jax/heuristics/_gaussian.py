@@ -111,7 +111,7 @@ def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
 
 
 def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertainty:
-    r"""The variance of a label in regression, split into that of the noise and that of the mean.
+    r"""Aleatoric and epistemic variance of a label in regression: that of the noise and that of the mean.
 
     .. math:: \operatorname{Var} y_c = \tfrac1S \sum_s \sigma_{sc}^2 + \operatorname{Var}_s \mu_{sc}
 

@@ -108,7 +108,7 @@ def bald(logits: Array) -> Array:
 
 
 class Uncertainty(NamedTuple):
-    """Three arrays of one shape, the first the sum of the other two.
+    """Total, aleatoric and epistemic uncertainty, of one shape; the first is the sum of the other two.
 
     Attributes:
         total: of the label.
@@ -123,7 +123,7 @@ class Uncertainty(NamedTuple):
 
 @jax.jit
 def uncertainty(logits: Array) -> Uncertainty:
-    r"""The entropy of a label, split into what labels can and what they cannot remove.
+    r"""Total, aleatoric and epistemic uncertainty: the entropy of a label, split by whether more labels remove it.
 
     .. math:: H[\bar p] = \mathbb E_s\, H[p_s] + I(y; \theta)
 

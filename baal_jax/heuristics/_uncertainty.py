@@ -11,7 +11,7 @@ from baal_jax._util import checks, numerics
 
 @jax.jit
 def margin(logits: Array) -> Array:
-    r"""Minus the gap between the two most probable classes of the mean prediction.
+    r"""Minus the margin, the gap between the two most probable classes of the mean prediction.
 
     .. math:: -(\bar p_{(1)} - \bar p_{(2)})
 
@@ -60,7 +60,7 @@ def least_confidence(logits: Array) -> Array:
 
 @jax.jit
 def variation_ratio(logits: Array) -> Array:
-    r"""The share of draws that do not vote for the most frequent class.
+    r"""Variation ratio: the share of draws that do not vote for the most frequent class.
 
     .. math:: 1 - \tfrac1S \max_c \sum_s [\arg\max_k p_{sk} = c]
 

@@ -1,4 +1,4 @@
-"""Calibration errors and reliability diagrams: are predictions as often right as they are confident?
+"""Calibration errors and reliability diagrams: whether predictions are as often right as they are confident.
 
 All of them sum the same thing. The calibration error of a bin with ``n_b`` of ``N`` examples is
 ``n_b/N · |acc_b − conf_b|``, which is ``|Σ (correct − confidence)| / N`` over the bin, so one signed sum a cell will do
@@ -66,7 +66,7 @@ class Reliability(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="num_bins")
 def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reliability:
-    """What :func:`ece` sums up: how often predictions are right, against how sure they were.
+    """Reliability diagram, which :func:`ece` sums up: how often predictions are right, against their confidence.
 
     Args:
         log_probs: ``[N, …, C]``.

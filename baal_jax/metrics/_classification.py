@@ -15,7 +15,7 @@ from baal_jax.metrics._common import averaged, count_into, fit_classes, mean, pr
 
 @functools.partial(jax.jit, static_argnames="k")
 def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
-    """Share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
+    """Accuracy: share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -100,7 +100,7 @@ def brier(log_probs: Array, targets: Array) -> Array:
 
 @jax.jit
 def confusion_matrix(log_probs: Array, targets: Array) -> Array:
-    """Counts of (true class, predicted class).
+    """Confusion matrix: counts of (true class, predicted class).
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -126,7 +126,7 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="average")
 def precision(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Share of the predictions of a class that are right.
+    r"""Precision: share of the predictions of a class that are right.
 
     .. math:: P_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c}
 
@@ -159,7 +159,7 @@ def precision(log_probs: Array, targets: Array, *, average: str | None = "macro"
 
 @functools.partial(jax.jit, static_argnames="average")
 def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Share of the examples of a class that are predicted as such: its accuracy.
+    r"""Recall: share of the examples of a class that are predicted as such, its accuracy.
 
     .. math:: R_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FN}_c}
 
@@ -187,7 +187,7 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
 
 @functools.partial(jax.jit, static_argnames="average")
 def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Harmonic mean of :func:`precision` and :func:`recall`.
+    r"""F1 score: harmonic mean of :func:`precision` and :func:`recall`.
 
     .. math:: F_c = \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
 

@@ -1,4 +1,4 @@
-"""What every metric begins and ends with: targets that fit, which of them are known, and a mean over those."""
+"""Pieces that metrics share: targets that fit, which of them are known, means and counts over those."""
 
 from __future__ import annotations
 

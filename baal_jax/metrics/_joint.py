@@ -12,7 +12,7 @@ from baal_jax._util import checks, numerics
 
 
 def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise: float | None = None) -> Array:
-    r"""How probable all labels of a group are together, which tells posteriors apart that agree example by example.
+    r"""Joint log-likelihood of the labels of a group, which tells posteriors apart that agree example by example.
 
     .. math:: \log \tfrac1S \sum_s \prod_{n \in \text{group}} p_s(y_n)
 

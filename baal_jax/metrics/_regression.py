@@ -92,7 +92,7 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
 
 
 def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Array:
-    r"""Quantile loss of predicted quantiles; :func:`quantiles` makes them of draws.
+    r"""Pinball loss of predicted quantiles; :func:`quantiles` makes them of draws.
 
     .. math:: \tfrac1N \sum_n \max\bigl( \tau (y_n - q_n), \, (\tau - 1) (y_n - q_n) \bigr)
 
@@ -125,7 +125,7 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
 
 @jax.jit
 def coverage(lower: Array, upper: Array, targets: Array) -> Array:
-    r"""Share of targets within their interval, bounds included: a calibrated interval of 90 % covers 0.9.
+    r"""Coverage: share of targets within their interval, bounds included; a calibrated interval of 90 % covers 0.9.
 
     .. math:: \tfrac1N \sum_n [l_n \le y_n \le u_n]
 
