@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 
 import baal_jax as baal
 from baal_jax import metrics
+from baal_jax.prediction import stream, summarise
 from tests.oracles import metrics as oracle
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "baal.json").read_text())
@@ -159,6 +160,53 @@ def test_metrics_do_not_depend_on_the_batch_split(kind):
     assert whole.keys() == split.keys()
     for name in whole:
         np.testing.assert_allclose(split[name], whole[name], rtol=1e-6, err_msg=name)
+
+
+LINEAR = baal.Posterior(
+    fit=None,
+    sample=lambda key, state, num_samples: jax.random.split(key, num_samples),
+    apply=lambda state, draw, inputs: inputs @ (state + 0.5 * jax.random.normal(draw, state.shape)),
+)
+SETS = {
+    "classification": metrics.classification(diagnostics=True, extra=("auroc", "adaptive_ece")),
+    "regression": metrics.regression(extra=("crps_draws",)),
+}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_stream_is_mapped_batch_by_batch_and_reduced_once_without_an_error(kind, key):
+    # 70 examples in batches of 16, the last one padded, against all of them in memory.
+    rng = np.random.default_rng(0)
+    source, state = rng.normal(size=(70, 4)).astype(np.float32), jnp.float32(rng.normal(size=(4, 3)))
+    targets = rng.integers(-1, 3, 70) if kind == "classification" else rng.normal(size=(70, 3)).astype(np.float32)
+    metric_set, targets = SETS[kind], jnp.asarray(targets)
+
+    @jax.jit
+    def run(inputs):
+        return summarise(key, LINEAR, state, inputs, metric_set.summarise, num_samples=5, batch_size=None)
+
+    parts = list(stream(run, source, batch_size=16, inputs_of=None, axis=0))
+    assert [len(jax.tree.leaves(part)[0]) for part in parts] == [16, 16, 16, 16, 6]
+    streamed = metric_set.compute(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), targets)
+    data = baal.Dataset(jnp.asarray(source), targets)
+    whole = baal.evaluate(key, LINEAR, state, data, metrics=metric_set, num_samples=5)
+    assert streamed.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(streamed[name], value, rtol=2e-7, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_an_explicit_mesh_is_no_obstacle(kind):
+    # Sharding types are checked while tracing: nothing has to be compiled.
+    mesh = jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Explicit,))
+    metric_set, targets = SETS[kind], np.zeros((28, 3), np.float32) if kind == "regression" else np.zeros(28, np.int32)
+    with jax.set_mesh(mesh):
+        predictions = baal.Predictions(
+            jax.device_put(np.zeros((3, 28, 3), np.float32), jax.NamedSharding(mesh, jax.P(None, "pool", None)))
+        )
+        targets = jax.device_put(targets, jax.NamedSharding(mesh, jax.P("pool")))
+        values = jax.eval_shape(lambda p, t: metric_set.compute(metric_set.summarise(p), t), predictions, targets)
+    assert {"nll"} < values.keys()
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 8])

@@ -18,26 +18,17 @@ before it scores.
 from collections.abc import Callable
 
 from baal_jax.calibration._posterior import CalibratedState, calibrated
-from baal_jax.calibration._scalings import (
-    DirichletParams,
-    Scaling,
-    TemperatureParams,
-    VectorParams,
-    dirichlet,
-    temperature,
-    vector,
-)
+from baal_jax.calibration._scalings import AffineParams, Scaling, TemperatureParams, dirichlet, temperature, vector
 
 REGISTRY: dict[str, Callable[..., Scaling]] = {"dirichlet": dirichlet, "temperature": temperature, "vector": vector}
 """Name → builder of a :class:`Scaling`, all of whose arguments have defaults."""
 
 __all__ = [
     "REGISTRY",
+    "AffineParams",
     "CalibratedState",
-    "DirichletParams",
     "Scaling",
     "TemperatureParams",
-    "VectorParams",
     "calibrated",
     "dirichlet",
     "temperature",

@@ -50,8 +50,8 @@ def calibrated(
     and the scaling to the predictions of its draws on what was held out. ``floor(share · labelled)`` examples are held
     out, never more than half of them; of too few none, and the scaling is then the identity.
 
-    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out too
-    sure: give it ``validation`` instead.
+    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out
+    overconfident: give it ``validation`` instead.
 
     The posterior is used as it is and gets the key of the fit itself: with ``validation`` or ``refit``, ``state.base``
     is bit for bit what ``posterior.fit`` returns for the same arguments.
@@ -94,9 +94,7 @@ def calibrated(
     batch_size = None if batch_size is None else checks.positive_int("batch_size", batch_size)
     if validation is not None:
         if held_out is not None or refit:
-            raise ValueError(
-                f"held_out={held_out} and refit={refit} beside validation: leave them out, all labels are trained on"
-            )
+            raise ValueError(f"held_out={held_out} and refit={refit} beside validation: leave both out")
         if not checks.leading_axis("validation", validation):
             raise ValueError("validation is empty: give examples, or leave it out to hold labels out")
         _require_classes(validation)
@@ -106,10 +104,6 @@ def calibrated(
 
     def scale(key: Key, state: Any, examples: Dataset, weights: Array | None) -> PyTree:
         outputs = predict(key, posterior, state, examples.inputs, num_samples=num_samples, batch_size=batch_size)
-        if not isinstance(outputs, jax.Array):
-            raise ValueError(
-                f"outputs are a {type(outputs).__name__}, but a scaling needs one array: return one output"
-            )
         return scaling.fit(outputs, jnp.asarray(examples.targets), weights)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: CalibratedState | None = None) -> CalibratedState:
@@ -131,19 +125,15 @@ def calibrated(
             base = posterior.fit(jax.random.clone(key), dataset, labelled, before)
         return CalibratedState(base, params)
 
-    def sample(key: Key, state: CalibratedState, num_samples: int) -> PyTree:
-        return posterior.sample(key, state.base, num_samples)
-
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:
         return scaling.apply(state.params, posterior.apply(state.base, draw, inputs))
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return Posterior(jax.jit(fit), lambda key, state, number: posterior.sample(key, state.base, number), apply)
 
 
 def _require_classes(dataset: Dataset) -> None:
-    targets = dataset.targets
-    if targets is None or not jnp.issubdtype(jnp.asarray(targets).dtype, jnp.integer):
-        kind = "None" if targets is None else jnp.asarray(targets).dtype
+    kind = None if dataset.targets is None else jnp.asarray(dataset.targets).dtype
+    if kind is None or not jnp.issubdtype(kind, jnp.integer):
         raise ValueError(f"targets are {kind}, but a scaling is fitted to integer classes: pass int[N, …]")
 
 

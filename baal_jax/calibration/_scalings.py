@@ -1,4 +1,4 @@
-"""Scalings by name: what their parameters are, and what they do to logits."""
+"""Scalings by name: what their parameters are, and what they do to logits. The search is in ``_optimum.py``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.calibration._search import (
-    BOUNDS,
-    Problem,
-    affine,
-    fit_affine,
-    log_temperature,
-    make_problem,
-    require_fitting,
-    split_impossible,
-)
-from baal_jax.typing import Array, PyTree
+from baal_jax.calibration import _optimum as optimum
+from baal_jax.calibration._optimum import AffineParams
 
 
 class Scaling(NamedTuple):
@@ -37,45 +30,17 @@ class Scaling(NamedTuple):
             1e8 below the largest, which is a mask, as far from it as it was or nearly so.
     """
 
-    fit: Callable[..., PyTree]
-    apply: Callable[[PyTree, Array], Array]
+    fit: Callable[..., Any]
+    apply: Callable[[Any, Array], Array]
 
 
 class TemperatureParams(NamedTuple):
-    """Parameters of :func:`temperature`.
-
-    Attributes:
-        temperature: ``float32[]``, ``T``.
-    """
+    """Parameters of :func:`temperature`: ``T``, ``float32[]``."""
 
     temperature: Array
 
 
-class VectorParams(NamedTuple):
-    """Parameters of :func:`vector`.
-
-    Attributes:
-        scale: ``float32[C]``, ``w``.
-        offset: ``float32[C]``, ``b``.
-    """
-
-    scale: Array
-    offset: Array
-
-
-class DirichletParams(NamedTuple):
-    """Parameters of :func:`dirichlet`.
-
-    Attributes:
-        weight: ``float32[C, C]``, ``W``; rows are the classes that come out.
-        intercept: ``float32[C]``, ``b``.
-    """
-
-    weight: Array
-    intercept: Array
-
-
-def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = BOUNDS) -> Scaling:
+def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = optimum.BOUNDS) -> Scaling:
     r"""Temperature scaling: one number for all classes.
 
     .. math:: g(z) = z / T, \qquad \text{penalty} = \lambda\, (\log T)^2
@@ -101,7 +66,7 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = BOUNDS) -
     Example:
         >>> from baal_jax import calibration
         >>> scaling = calibration.temperature()
-        >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % sure, and right in 75 %
+        >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % confident, and right in 75 %
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 1]))
         >>> [f"{p:.3f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.750', '0.250']
@@ -129,7 +94,7 @@ def vector(*, penalty: float = 0.0) -> Scaling:
         penalty: ``λ``. Few examples need one.
 
     Returns:
-        A :class:`Scaling` with :class:`VectorParams`.
+        A :class:`Scaling` with :class:`AffineParams`.
 
     Raises:
         ValueError: ``penalty`` is negative.
@@ -144,7 +109,8 @@ def vector(*, penalty: float = 0.0) -> Scaling:
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, jnp.zeros(2)))]
         ['0.75', '0.25']
     """
-    return _vector(checks.finite_float("penalty", penalty, 0.0))
+    penalty = checks.finite_float("penalty", penalty, 0.0)
+    return _affine(diagonal=penalty, off_diagonal=None, offset=penalty)
 
 
 def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> Scaling:
@@ -161,7 +127,7 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
         intercept: ``μ``; None for ``λ``.
 
     Returns:
-        A :class:`Scaling` with :class:`DirichletParams`.
+        A :class:`Scaling` with :class:`AffineParams`.
 
     Raises:
         ValueError: a penalty is negative.
@@ -173,90 +139,89 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
     Example:
         >>> from baal_jax import calibration
         >>> scaling = calibration.dirichlet(off_diagonal=1e-4)
-        >>> logits = jnp.log(jnp.array([[0.8, 0.1, 0.1]]))
-        >>> logits = jnp.repeat(logits, 10, axis=0)
+        >>> logits = jnp.repeat(jnp.log(jnp.array([[0.8, 0.1, 0.1]])), 10, axis=0)
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.60', '0.30', '0.10']
     """
     off_diagonal = checks.finite_float("off_diagonal", off_diagonal, 0.0)
-    return _dirichlet(
-        off_diagonal, off_diagonal if intercept is None else checks.finite_float("intercept", intercept, 0.0)
-    )
+    offset = off_diagonal if intercept is None else checks.finite_float("intercept", intercept, 0.0)
+    return _affine(diagonal=0.0, off_diagonal=off_diagonal, offset=offset)
 
 
 @functools.cache  # one object for one configuration, so that a fit compiles once
 def _temperature(penalty: float, bounds: tuple[float, float]) -> Scaling:
-    def solve(problem: Problem) -> TemperatureParams:
-        return TemperatureParams(jnp.exp(log_temperature(problem, penalty, bounds)))
-
-    def identity(num_classes: int, dtype: Any) -> TemperatureParams:
-        del num_classes
-        return TemperatureParams(jnp.ones((), dtype))
+    def solve(problem: optimum.Problem) -> TemperatureParams:
+        log_t = optimum.fit_temperature(problem, penalty, bounds)
+        return TemperatureParams(jnp.exp(jnp.where(jnp.any(problem.weights > 0), log_t, 0.0)))
 
     def apply(params: TemperatureParams, logits: Array) -> Array:
         logits = _classes_of(logits)
         return logits / params.temperature.astype(logits.dtype)
 
-    return Scaling(_compiled_fit(solve, identity), jax.jit(apply))
+    return Scaling(_compiled_fit(solve), jax.jit(apply))
 
 
 @functools.cache
-def _vector(penalty: float) -> Scaling:
-    def identity(num_classes: int, dtype: Any) -> VectorParams:
-        return VectorParams(jnp.ones(num_classes, dtype), jnp.zeros(num_classes, dtype))
+def _affine(diagonal: float, off_diagonal: float | None, offset: float) -> Scaling:
+    """A diagonal on logits, or with a penalty off the diagonal a matrix on log-probabilities."""
+    features = numerics.as_float if off_diagonal is None else numerics.log_probs
 
-    def apply(params: VectorParams, logits: Array) -> Array:
-        logits = _classes_of(logits, params.offset.shape[-1])
-        finite, impossible = split_impossible(logits)
-        return jnp.where(impossible, logits, affine(*params, finite))
+    def solve(problem: optimum.Problem) -> AffineParams:
+        return optimum.fit_affine(problem, features(problem.logits), diagonal, off_diagonal, offset)
 
-    def solve(problem: Problem) -> VectorParams:
-        return VectorParams(*fit_affine(problem, problem.logits, penalty, None, penalty))
+    def apply(params: AffineParams, logits: Array) -> Array:
+        values = features(_classes_of(logits, params.offset.shape[-1]))
+        finite, impossible = optimum.split_impossible(values)
+        return jnp.where(impossible, values, optimum.affine(params, finite))
 
-    return Scaling(_compiled_fit(solve, identity), jax.jit(apply))
-
-
-@functools.cache
-def _dirichlet(off_diagonal: float, intercept: float) -> Scaling:
-    def identity(num_classes: int, dtype: Any) -> DirichletParams:
-        return DirichletParams(jnp.eye(num_classes, dtype=dtype), jnp.zeros(num_classes, dtype))
-
-    def apply(params: DirichletParams, logits: Array) -> Array:
-        log_p = numerics.log_probs(_classes_of(logits, params.intercept.shape[-1]))
-        finite, impossible = split_impossible(log_p)
-        return jnp.where(impossible, log_p, affine(*params, finite))
-
-    def solve(problem: Problem) -> DirichletParams:
-        log_p = numerics.log_probs(problem.logits)
-        return DirichletParams(*fit_affine(problem, log_p, 0.0, off_diagonal, intercept))
-
-    return Scaling(_compiled_fit(solve, identity), jax.jit(apply))
+    return Scaling(_compiled_fit(solve), jax.jit(apply))
 
 
-def _compiled_fit(solve: Callable[[Problem], PyTree], identity: Callable[[int, Any], PyTree]) -> Callable[..., PyTree]:
+def _compiled_fit(solve: Callable[[optimum.Problem], Any]) -> Callable[..., Any]:
     @jax.jit
-    def compiled(logits: Array, targets: Array, weights: Array | None) -> PyTree:
-        problem = make_problem(*jax.lax.stop_gradient((numerics.as_float(logits), targets, weights)))
-        at_rest = identity(logits.shape[-1], problem.logits.dtype)
+    def compiled(logits: Array, targets: Array, weights: Array | None) -> Any:
+        problem = optimum.make_problem(*jax.lax.stop_gradient((numerics.as_float(logits), targets, weights)))
+        # Where nothing counts the loss is 0 everywhere, and the searches do not leave the identity.
         sound = jnp.isfinite(problem.loss(problem.logits))
-        anything = jnp.any(problem.weights > 0)
+        return jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.nan), solve(problem))
 
-        def finish(found: Array, neutral: Array) -> Array:
-            return jnp.where(anything, jnp.where(sound, found, jnp.nan), neutral)
+    return lambda logits, targets, weights=None: compiled(*_require_fitting(logits, targets, weights))
 
-        return jax.tree.map(finish, solve(problem), at_rest)
 
-    def fit(logits: Array, targets: Array, weights: Array | None = None) -> PyTree:
-        return compiled(*require_fitting(logits, targets, weights))
-
-    return fit
+def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Array, Array | None]:
+    """Refuses what does not fit together."""
+    if isinstance(logits, list | tuple | dict) or logits is None:
+        raise ValueError(f"logits is a {type(logits).__name__}, but one array [S, N, …, C] or [N, …, C] is needed")
+    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim < 1:
+        raise ValueError(f"targets {targets.dtype}{targets.shape} must be integer classes [N, …]: convert them")
+    draws = logits.ndim - targets.ndim - 1
+    if draws not in (0, 1) or logits.shape[draws:-1] != targets.shape or 0 in (logits.shape[-1], *logits.shape[:draws]):
+        raise ValueError(
+            f"logits of shape {logits.shape} do not fit targets of shape {targets.shape}: pass [S, N, …, C] or "
+            "[N, …, C] beside [N, …]"
+        )
+    checks.classes("logits", logits if draws else logits[None])
+    if checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
+        raise ValueError(f"targets holds class {largest}, but logits has {logits.shape[-1]}: −1 stands for unknown")
+    if weights is None:
+        return logits, targets, None
+    weights = jnp.asarray(weights)
+    if weights.ndim < 1 or weights.shape != targets.shape[: weights.ndim]:
+        raise ValueError(
+            f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …] or leading axes"
+        )
+    if checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
+        raise ValueError("weights holds a negative number, NaN or infinity: zero leaves a position out")
+    return logits, targets, weights
 
 
 def _classes_of(logits: Array, num_classes: int | None = None) -> Array:
-    if not hasattr(logits, "ndim") or logits.ndim == 0 or logits.shape[-1] != (num_classes or logits.shape[-1]):
+    shape = getattr(logits, "shape", ())
+    if not shape or shape[-1] != (num_classes or shape[-1]):
         raise ValueError(
-            f"logits of shape {getattr(logits, 'shape', None)} do not fit a scaling of {num_classes or 'several'} "
-            "classes: pass […, C] logits of the classes that it was fitted to"
+            f"logits of shape {shape} do not fit a scaling of {num_classes or 'several'} classes: "
+            "pass […, C] logits of the classes that it was fitted to"
         )
     return numerics.as_float(logits)

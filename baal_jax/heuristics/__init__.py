@@ -1,18 +1,20 @@
-"""How informative would a label be? Array functions from logits ``[S, N, …, C]`` to scores ``[N, …]``.
+"""How informative a label would be: array functions from logits ``[S, N, …, C]`` to scores ``[N, …]``.
 
 Contract: unnormalised log-probabilities in (log-probabilities are logits too), higher is more informative out, in nats
-where the score is information. Everything is jitted, vmaps, and is differentiable where the mathematics is.
+where the score is information. Everything is jitted, vmaps, and is differentiable where the mathematics is. What is not
+one array of at least three axes and two classes is refused with a ``ValueError`` that names the cure.
 """
 
-from baal_jax.heuristics._compose import combine, reduce_spatial
-from baal_jax.heuristics._convert import binary_logits, from_baal_layout
-from baal_jax.heuristics._decomposition import Uncertainty, gaussian_uncertainty, uncertainty
-from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig
-from baal_jax.heuristics._information import bald, entropy, epig, expected_entropy
-from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
-from baal_jax.typing import ScoreFn
+from collections.abc import Callable
 
-REGISTRY: dict[str, ScoreFn] = {
+from jax import Array
+
+from baal_jax.heuristics._compose import binary_logits, combine, from_baal_layout, reduce_spatial
+from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian_uncertainty
+from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
+from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
+
+REGISTRY: dict[str, Callable[..., Array]] = {
     "bald": bald,
     "entropy": entropy,
     "expected_entropy": expected_entropy,

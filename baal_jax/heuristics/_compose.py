@@ -1,4 +1,4 @@
-"""From many scores to one: several outputs, several heuristics, maps and sequences."""
+"""Conversions of outputs into logits ``[S, N, …, C]``, and combinations of several scores into one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,62 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array, PyTree, ScoreFn
+from baal_jax.typing import PyTree, ScoreFn
 
-_REDUCTIONS = ("mean", "sum", "max", "min")
+_REDUCTIONS = {"mean": (jnp.sum, 0.0), "sum": (jnp.sum, 0.0), "max": (jnp.max, -jnp.inf), "min": (jnp.min, jnp.inf)}
+
+
+@jax.jit
+def binary_logits(logit: Array) -> Array:
+    r"""Two-class logits of a sigmoid model, so that every classification heuristic applies.
+
+    .. math:: (\log(1 - \sigma(z)), \log \sigma(z))
+
+    Args:
+        logit: ``[…, 1]``, one logit for each independent label.
+
+    Returns:
+        ``[…, 2]`` log-probabilities of "no" and "yes". A multi-label output ``[S, N, L]`` goes in as
+        ``logits[..., None]`` and its labels then are a middle axis, for ``reduce_spatial``.
+
+    Raises:
+        ValueError: the last axis is not 1.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.entropy(heuristics.binary_logits(jnp.zeros((8, 2, 1)))))
+        [0.6931472 0.6931472]
+    """
+    if logit.ndim == 0 or logit.shape[-1] != 1:
+        raise ValueError(f"logit has shape {logit.shape}, but a last axis of 1 is needed: pass logit[..., None]")
+    logit = numerics.as_float(logit)
+    return jnp.concatenate([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)], axis=-1)
+
+
+@jax.jit
+def from_baal_layout(predictions: Array) -> Array:
+    """Baal's ``[N, C, …, S]`` as ``[S, N, …, C]``. Values stay as they are: pass logits, or log-probabilities.
+
+    Args:
+        predictions: ``[N, C, …, S]``.
+
+    Returns:
+        ``[S, N, …, C]``.
+
+    Raises:
+        ValueError: fewer than three axes.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> heuristics.from_baal_layout(jnp.zeros((5, 10, 32, 32, 20))).shape
+        (20, 5, 32, 32, 10)
+    """
+    if predictions.ndim < 3:
+        raise ValueError(f"predictions has shape {predictions.shape}, but Baal's [N, C, …, S] has at least three axes")
+    return jnp.moveaxis(jnp.moveaxis(predictions, -1, 0), 2, -1)
 
 
 def combine(
@@ -103,8 +154,8 @@ def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None =
     scores = numerics.as_float(scores)
     axes = tuple(range(1, scores.ndim))
     counts = jnp.broadcast_to(True if where is None else where, scores.shape)
-    kept = jnp.where(counts, scores, {"max": -jnp.inf, "min": jnp.inf}.get(reduction, 0.0))
-    reduced = {"mean": jnp.sum, "sum": jnp.sum, "max": jnp.max, "min": jnp.min}[reduction](kept, axis=axes)
+    reduce, neutral = _REDUCTIONS[reduction]
+    reduced = reduce(jnp.where(counts, scores, neutral), axis=axes)
     number = jnp.sum(counts, axis=axes)
     if reduction == "mean":
         reduced = reduced / jnp.maximum(number, 1).astype(scores.dtype)

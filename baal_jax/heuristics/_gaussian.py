@@ -6,9 +6,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, linalg, numerics
-from baal_jax.typing import Array
+from baal_jax.heuristics._information import Uncertainty, require_same_draws
 
 
 def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
@@ -50,7 +51,8 @@ def _bald(outputs: Array, noise: float | None) -> Array:
     mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, noise)
     aleatoric = jnp.exp(log_variance)
     epistemic = jnp.var(mean, axis=0)
-    # As logarithms of ratios to the mean variance, small scores keep their digits.
+    # log(V + A) − E log σ² = log1p(V / A) + (log A − E log σ²) for V = Var μ, A = E σ². Both terms are small where the
+    # score is, so it keeps its digits; the second is at least 0 by Jensen, up to rounding.
     average = jnp.mean(aleatoric, axis=0)
     spread = jnp.log(average) - jnp.mean(log_variance, axis=0)
     return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(spread, 0.0), axis=-1)
@@ -85,14 +87,7 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
         >>> print(heuristics.gaussian_epig(means, means, noise=1.0).round(5))   # ρ = ½
         [0.14384]
     """
-    for name, value in (("outputs", outputs), ("target_outputs", target_outputs)):
-        checks.draws(name, value)
-        if value.ndim != 3:
-            raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
-    if outputs.shape[0] != target_outputs.shape[0]:
-        raise ValueError(
-            f"{outputs.shape[0]} draws of outputs and {target_outputs.shape[0]} of target_outputs: use the same"
-        )
+    require_same_draws("outputs", outputs, target_outputs)
     return _epig(outputs, target_outputs, checks.noise(noise))
 
 
@@ -104,14 +99,45 @@ def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
 
     def information(target: Array) -> Array:  # [S, C] -> [N]
         shared = jnp.einsum("snc,sd->ncd", white, target, precision="highest") / num_draws
-        if size == 1:
+        if size == 1:  # ½ log of 1 − ρ²; rounding may carry ρ² beyond 1
             return -0.5 * jnp.log1p(-jnp.minimum(shared[:, 0, 0] ** 2, 1.0))
         shared = jnp.matmul(shared, jnp.swapaxes(shared, 1, 2), precision="highest")
+        # The determinant of I − R Rᵀ is the product of its pivots.
         rest = jnp.broadcast_to(jnp.eye(size, dtype=shared.dtype), shared.shape) - shared
         return -0.5 * jnp.sum(jnp.log(linalg.eliminate(rest, rest[..., :0]).pivots), axis=-1)
 
     scores = jax.lax.map(information, jnp.moveaxis(target_white, 1, 0), batch_size=16)
     return jnp.mean(scores, axis=0).reshape(num_examples)
+
+
+def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertainty:
+    r"""Aleatoric and epistemic variance of a label in regression: that of the noise and that of the mean.
+
+    .. math:: \operatorname{Var} y_c = \tfrac1S \sum_s \sigma_{sc}^2 + \operatorname{Var}_s \mu_{sc}
+
+    Args:
+        outputs: ``[S, N, …, 2C]``, or ``[S, N, …, C]`` with ``noise`` given, as in :func:`gaussian_bald`.
+        noise: ``σ``, standard deviation of the labels, where the network does not predict it.
+
+    Returns:
+        :class:`Uncertainty` in squared units of the outputs, ``[N, …, C]`` each.
+
+    Raises:
+        ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
+
+    References:
+        Kendall and Gal, `What uncertainties do we need in Bayesian deep learning for computer vision?
+        <https://arxiv.org/abs/1703.04977>`_, 2017.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> means = jnp.array([[[-1.0]], [[1.0]]])
+        >>> print(jnp.stack(heuristics.gaussian_uncertainty(means, noise=2.0)).ravel())
+        [5. 4. 1.]
+    """
+    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, checks.noise(noise))
+    aleatoric, epistemic = jnp.mean(jnp.exp(log_variance), axis=0), jnp.var(mean, axis=0)
+    return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
 def _whitened(mean: Array, log_variance: Array) -> Array:

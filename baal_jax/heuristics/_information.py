@@ -1,12 +1,14 @@
-"""How the information in the draws splits: total, aleatoric, epistemic, and what it says about a target."""
+"""Entropy of a label, its split into aleatoric and epistemic parts, and information about other predictions."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array
 
 _BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
 
@@ -18,13 +20,10 @@ def entropy(logits: Array) -> Array:
     .. math:: H[\bar p] = -\sum_c \bar p_c \log \bar p_c, \qquad \bar p = \tfrac1S \sum_s p_s
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
         ``[N, …]`` scores in nats, between 0 and ``log C``.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Shannon, `A mathematical theory of communication
@@ -46,13 +45,10 @@ def expected_entropy(logits: Array) -> Array:
     .. math:: \mathbb E_s\, H[p_s] = -\tfrac1S \sum_s \sum_c p_{sc} \log p_{sc}
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
         ``[N, …]`` scores in nats, between 0 and ``log C``.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Depeweg et al., `Decomposition of uncertainty in Bayesian deep learning
@@ -77,13 +73,10 @@ def bald(logits: Array) -> Array:
     their digits, where the difference of the two entropies would be rounding noise.
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
         ``[N, …]`` scores in nats, between 0 and ``min(log S, log C)``.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Houlsby et al., `Bayesian active learning for classification and preference learning
@@ -92,23 +85,65 @@ def bald(logits: Array) -> Array:
 
     Example:
         >>> from baal_jax import heuristics
-        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))        # two draws, each sure of another class
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))        # two draws, each confident of another class
         >>> print(heuristics.bald(certain[:, None]))
         [0.6931472]
     """
     checks.classes("logits", logits)
     log_p = numerics.log_probs(logits)
     log_mean = numerics.log_mean_exp(log_p)[None]
+    # KL(p ‖ mean) = Σ p (e^r − 1 − r) with r = log(mean / p): Σ p e^r and Σ p are both 1, so they may be put in, and
+    # then no term is negative. The −inf of an impossible class must not meet a 0, or the gradient is NaN, so it is
+    # replaced before it is subtracted or exponentiated; what is left of its term is the probability of the mean.
     possible = ~jnp.isneginf(log_p)
     safe_log_p = jnp.where(possible, log_p, 0.0)
-    ratio = jnp.where(possible, log_mean - safe_log_p, 0.0)  # log(mean / p)
+    ratio = jnp.where(possible, log_mean - safe_log_p, 0.0)
     near = jnp.abs(ratio) < 0.1
     small, large = jnp.where(near, ratio, 0.0), jnp.where(near, 0.0, ratio)
-    # p (e^r − 1 − r): by its series where the three terms would cancel, and as mean − p − p r elsewhere.
+    # By its series where the three parts of a term would cancel, and as mean − p − p r elsewhere.
     series = small**2 * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small / 720))))
     p = jnp.where(possible, jnp.exp(safe_log_p), 0.0)
     term = jnp.where(near & possible, p * series, jnp.exp(log_mean) - p - p * large)
     return jnp.mean(jnp.sum(term, axis=-1), axis=0)
+
+
+class Uncertainty(NamedTuple):
+    """Total, aleatoric and epistemic uncertainty, of one shape; the first is the sum of the other two.
+
+    Attributes:
+        total: of the label.
+        aleatoric: what would be left if the parameters were known.
+        epistemic: what the draws disagree about.
+    """
+
+    total: Array
+    aleatoric: Array
+    epistemic: Array
+
+
+@jax.jit
+def uncertainty(logits: Array) -> Uncertainty:
+    r"""Total, aleatoric and epistemic uncertainty: the entropy of a label, split by whether more labels remove it.
+
+    .. math:: H[\bar p] = \mathbb E_s\, H[p_s] + I(y; \theta)
+
+    Args:
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
+
+    Returns:
+        :class:`Uncertainty` in nats, ``[N, …]`` each: :func:`entropy`, :func:`expected_entropy` and :func:`bald`.
+
+    References:
+        Depeweg et al., `Decomposition of uncertainty in Bayesian deep learning
+        <https://arxiv.org/abs/1710.07283>`_, 2018.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> certain = jnp.log(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))          # two draws that contradict each other
+        >>> print(heuristics.uncertainty(certain).epistemic)
+        [0.6931472]
+    """
+    return Uncertainty(entropy(logits), expected_entropy(logits), bald(logits))
 
 
 @jax.jit
@@ -137,14 +172,7 @@ def epig(logits: Array, target_logits: Array) -> Array:
         >>> print(heuristics.epig(certain, certain))
         [0.6931472]
     """
-    for name, value in (("logits", logits), ("target_logits", target_logits)):
-        checks.draws(name, value)
-        if value.ndim != 3:
-            raise ValueError(f"{name} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
-    if logits.shape[0] != target_logits.shape[0]:
-        raise ValueError(
-            f"{logits.shape[0]} draws of logits and {target_logits.shape[0]} of target_logits: use the same"
-        )
+    require_same_draws("logits", logits, target_logits)
     mean, lift = _mean_and_lift(logits)
     target_mean, target_lift = _mean_and_lift(target_logits)
     num_draws, num_examples, num_classes = lift.shape
@@ -157,7 +185,8 @@ def epig(logits: Array, target_logits: Array) -> Array:
     weights = jnp.pad(weights, (0, padding)).reshape(-1, size)
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:  # blocks of ([S, b], [b]) to [N, C]
-        # p(y, y_m) / p(y) p(y_m), which cannot underflow where p(y, y_m) does
+        # r = p(y, y_m) / p(y) p(y_m), which cannot underflow where p(y, y_m) does. Its mean under p(y) p(y_m) is 1, so
+        # r − 1 may be taken from each r log r, and no term is negative: what is small keeps its digits.
         ratio = jnp.matmul(rows, block[0], precision="highest") / num_draws
         possible = ratio != 0
         divergence = jnp.where(possible, ratio * jnp.log(jnp.where(possible, ratio, 1.0)), 0.0) - (ratio - 1.0)
@@ -166,6 +195,16 @@ def epig(logits: Array, target_logits: Array) -> Array:
     start = jnp.zeros((num_examples, num_classes), rows.dtype)
     total = jax.lax.scan(add, start, (jnp.moveaxis(columns, 1, 0), weights))[0]
     return jnp.sum(mean * total, axis=-1) / target_mean.shape[0]
+
+
+def require_same_draws(name: str, outputs: Array, targets: Array) -> None:
+    """Refuses what is not ``[S, N, C]`` and ``[S, M, C]`` under the same draws."""
+    for each, value in ((name, outputs), (f"target_{name}", targets)):
+        checks.draws(each, value)
+        if value.ndim != 3:
+            raise ValueError(f"{each} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
+    if outputs.shape[0] != targets.shape[0]:
+        raise ValueError(f"{outputs.shape[0]} draws of {name} and {targets.shape[0]} of target_{name}: use the same")
 
 
 def _mean_and_lift(logits: Array) -> tuple[Array, Array]:

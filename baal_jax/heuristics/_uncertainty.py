@@ -1,28 +1,25 @@
-"""Scores of one prediction: how unsure the mean is, and how much the draws spread."""
+"""Scores of one prediction: how far from confident the mean is, and how much the draws spread."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array
 
 
 @jax.jit
 def margin(logits: Array) -> Array:
-    r"""Minus the gap between the two most probable classes of the mean prediction.
+    r"""Minus the margin, the gap between the two most probable classes of the mean prediction.
 
     .. math:: -(\bar p_{(1)} - \bar p_{(2)})
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities, ``C >= 2``.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
-        ``[N, …]`` scores between −1 (sure) and 0 (a tie).
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
+        ``[N, …]`` scores between −1 (confident) and 0 (a tie).
 
     References:
         Scheffer, Decomain and Wrobel, `Active hidden Markov models for information extraction
@@ -33,7 +30,6 @@ def margin(logits: Array) -> Array:
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
-    checks.classes("logits", logits)
     best = jax.lax.top_k(_mean_probs(logits), 2)[0]
     return best[..., 1] - best[..., 0]
 
@@ -45,13 +41,10 @@ def least_confidence(logits: Array) -> Array:
     .. math:: 1 - \max_c \bar p_c
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
         ``[N, …]`` scores between 0 and ``1 − 1/C``.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Lewis and Gale, `A sequential algorithm for training text classifiers <https://arxiv.org/abs/cmp-lg/9407020>`_,
@@ -62,26 +55,23 @@ def least_confidence(logits: Array) -> Array:
         >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [0.5]
     """
-    checks.classes("logits", logits)
     return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
 
 
 @jax.jit
 def variation_ratio(logits: Array) -> Array:
-    r"""The share of draws that do not vote for the most frequent class.
+    r"""Variation ratio: the share of draws that do not vote for the most frequent class.
 
     .. math:: 1 - \tfrac1S \max_c \sum_s [\arg\max_k p_{sk} = c]
 
     A piecewise constant score: its gradient is zero.
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities. A draw with ties votes for the first of them.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
+            A draw with ties votes for the first of them.
 
     Returns:
         ``[N, …]`` scores between 0 and ``1 − 1/C``; NaN where a draw holds NaN.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Freeman, *Elementary applied statistics*, 1965; Gal, Islam and Ghahramani, `Deep Bayesian active learning with
@@ -107,13 +97,10 @@ def mean_std(logits: Array) -> Array:
     .. math:: \tfrac1C \sum_c \sqrt{\tfrac1S \sum_s p_{sc}^2 - \bar p_c^2}
 
     Args:
-        logits: ``[S, N, …, C]`` unnormalised log-probabilities.
+        logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
         ``[N, …]`` scores between 0 and 1/2.
-
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class, or is a list of outputs.
 
     References:
         Kampffmeyer, Salberg and Jenssen, `Semantic segmentation of small objects and modeling of uncertainty
@@ -140,13 +127,10 @@ def variance(outputs: Array) -> Array:
     .. math:: \tfrac1C \sum_c \bigl(\tfrac1S \sum_s f_{sc}^2 - \bar f_c^2\bigr)
 
     Args:
-        outputs: ``[S, N, …, C]`` regression outputs, used as they are (no softmax).
+        outputs: ``[S, N, …, C]`` regression outputs, one array, else a ``ValueError``; used as they are (no softmax).
 
     Returns:
         ``[N, …]`` scores in squared units of the outputs.
-
-    Raises:
-        ValueError: ``outputs`` has fewer than three axes, or is a list of outputs.
 
     References:
         Seo et al., `Gaussian process regression: active data selection and test point rejection
@@ -163,4 +147,5 @@ def variance(outputs: Array) -> Array:
 
 
 def _mean_probs(logits: Array) -> Array:
+    checks.classes("logits", logits)
     return jnp.exp(numerics.log_mean_exp(numerics.log_probs(logits)))

@@ -1,4 +1,4 @@
-"""How good are predictions? Pure functions of the Bayesian model average, every example weighted alike.
+"""Metrics of the Bayesian model average: pure functions, every example weighted alike.
 
 ``log_probs`` is always the model average in probability space, ``log (1/S) Σ_s softmax(logits_s)``, as
 :func:`model_average` returns it. Examples with a negative class (in regression: a NaN target) are unknown or padding
@@ -9,20 +9,16 @@ for accuracy, precision, recall and F1, is in no cell of a confusion matrix and 
 other metrics NaN. A class of ``C`` or more is an example of no class, wrong for all metrics, and makes the NLL NaN.
 """
 
-from baal_jax.metrics._accumulators import Accumulator, accumulate
 from baal_jax.metrics._calibration import Reliability, adaptive_ece, classwise_ece, ece, ece_per_class, reliability
 from baal_jax.metrics._classification import accuracy, brier, confusion_matrix, f1, nll, precision, recall
-from baal_jax.metrics._common import MetricSet, model_average
 from baal_jax.metrics._joint import joint_log_likelihood
 from baal_jax.metrics._ranking import auroc, average_precision
 from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
-from baal_jax.metrics._sets import classification, default_metrics, regression
+from baal_jax.metrics._sets import MetricSet, classification, default_metrics, model_average, regression
 
 __all__ = [
-    "Accumulator",
     "MetricSet",
     "Reliability",
-    "accumulate",
     "accuracy",
     "adaptive_ece",
     "auroc",

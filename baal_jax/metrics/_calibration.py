@@ -1,17 +1,22 @@
-"""Are predictions as often right as they are sure? Reliability diagrams and the errors that sum them up."""
+"""Calibration errors and reliability diagrams: whether predictions are as often right as they are confident.
+
+All of them sum the same thing. The calibration error of a bin with ``n_b`` of ``N`` examples is
+``n_b/N · |acc_b − conf_b|``, which is ``|Σ (correct − confidence)| / N`` over the bin, so one signed sum a cell will do
+(:func:`_gaps`). A cell is a bin, or a bin of a class; what differs is only which examples share a cell.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.metrics import _sums
-from baal_jax.metrics._common import averaged, count_into, equal_width_bins, fit_classes, gather, predicted_class
-from baal_jax.typing import Array
+from baal_jax.metrics._common import averaged, count_into, fit_classes, gather, predicted_class
 
 ENTROPY_BINS = 20
 
@@ -41,10 +46,8 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
         >>> print(metrics.ece(jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]])), jnp.array([0, 1])))
         0.25
     """
-    confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins = checks.positive_int("num_bins", num_bins)
-    bins = equal_width_bins(confidence, num_bins)
-    return _mean_gap(confidence, correct, bins, targets >= 0, num_bins)
+    confidence, correct, _, known = _confidence(log_probs, targets)
+    return _error(*_gaps(confidence, correct, _equal_width_bins(confidence, num_bins), known, (num_bins,)))
 
 
 class Reliability(NamedTuple):
@@ -63,7 +66,7 @@ class Reliability(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="num_bins")
 def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reliability:
-    """What :func:`ece` sums up: how often predictions are right, against how sure they were.
+    """Reliability diagram, which :func:`ece` sums up: how often predictions are right, against their confidence.
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -83,7 +86,13 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
         >>> bins.num_examples.tolist(), round(float(bins.confidence[1]), 3), round(float(bins.accuracy[1]), 3)
         ([0.0, 3.0], 0.767, 0.667)
     """
-    return reliability_of(bin_counts(log_probs, targets, num_bins))
+    confidence, correct, _, known = _confidence(log_probs, targets)
+    bins = _equal_width_bins(confidence, num_bins)
+    gaps, numbers = _gaps(confidence, correct, bins, known, (num_bins,))
+    hits = count_into(bins, known & (correct > 0), num_bins).astype(jnp.float32)
+    numbers = numbers.astype(jnp.float32)
+    # Not a sum of confidences: the gaps stay small where millions of examples share a bin, and so does their rounding.
+    return Reliability(numbers, (hits - gaps.astype(jnp.float32)) / numbers, hits / numbers)
 
 
 @functools.partial(jax.jit, static_argnames="num_bins")
@@ -110,11 +119,9 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
         >>> print(metrics.ece_per_class(log_probs, jnp.array([2, 1]), num_bins=3).round(3))
         [nan 0.2 0.5]
     """
-    confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins, num_classes = checks.positive_int("num_bins", num_bins), log_probs.shape[-1]
-    cells = targets * num_bins + equal_width_bins(confidence, num_bins)
-    gaps, counts = _gaps(confidence, correct, cells, targets >= 0, num_classes * num_bins)
-    return _shares(jnp.abs(gaps).reshape(num_classes, num_bins), counts.reshape(num_classes, num_bins))
+    confidence, correct, targets, known = _confidence(log_probs, targets)
+    cells = _equal_width_bins(confidence, num_bins) + num_bins * targets
+    return _error(*_gaps(confidence, correct, cells, known, (log_probs.shape[-1], num_bins)))
 
 
 @functools.partial(jax.jit, static_argnames=("num_bins", "average"))
@@ -148,18 +155,18 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
         >>> print(metrics.classwise_ece(log_probs, jnp.array([0, 1]), average=None))
         [0.25 0.25]
     """
-    probs, hits, cells, counts, num_bins = _classwise(log_probs, targets, num_bins)
-    num_classes = probs.shape[-1]
-    gaps, numbers = _gaps(probs.ravel(), hits.ravel(), cells.ravel(), counts.ravel(), num_classes * num_bins)
-    shape = (num_classes, num_bins)
-    return averaged(_shares(jnp.abs(gaps).reshape(shape), numbers.reshape(shape)), average)
+    log_probs, targets, known = gather(*fit_classes(log_probs, targets))
+    num_classes = log_probs.shape[-1]
+    probs, truth = jnp.exp(log_probs).reshape(-1, num_classes), targets.reshape(-1, 1)
+    classes = jnp.arange(num_classes, dtype=jnp.int32)[None]
+    cells = _equal_width_bins(probs, num_bins) + num_bins * classes
+    hits, known = (truth == classes).astype(probs.dtype), jnp.broadcast_to(known.reshape(-1, 1), cells.shape)
+    return averaged(_error(*_gaps(probs, hits, cells, known, (num_classes, num_bins))), average)
 
 
 @functools.partial(jax.jit, static_argnames="num_bins")
 def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
-    r"""Expected calibration error over bins of equal mass, which a narrow spread of confidences does not leave empty.
-
-    .. math:: \sum_b \tfrac{n_b}{N} \, |\mathrm{acc}_b - \mathrm{conf}_b|
+    r""":func:`ece` over bins of equal mass, which a narrow spread of confidences does not leave empty.
 
     In the order of confidence, bin ``b`` of ``B`` ends at rank :math:`\lfloor b \, N / B \rfloor`. Examples with equal
     confidence share their accuracy evenly where a bin ends among them, so that no order of the examples matters.
@@ -187,124 +194,60 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
         0.4
     """
     num_bins = checks.positive_int("num_bins", num_bins)
-    confidence, correct, targets = _confidence(log_probs, targets)
-    unknown, confidence, correct = jax.lax.sort((targets < 0, confidence, correct), num_keys=2)
+    confidence, correct, _, known = _confidence(log_probs, targets)
+    unknown, confidence, correct = jax.lax.sort((~known, confidence, correct), num_keys=2)
     known = ~unknown
     ranks, total = jnp.arange(confidence.shape[0], dtype=jnp.int32), jnp.sum(known, dtype=jnp.int32)
     runs = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), confidence[1:] != confidence[:-1]])[: ranks.shape[0]])
     shared = _run_means(correct, known, runs)
-    # ⌊b N / B⌋, in a form that does not overflow.
+    # ⌊b N / B⌋ for each end b: b · N alone may overflow, the quotient and the remainder of N by B do not.
     b = jnp.arange(1, num_bins, dtype=jnp.int32)
     ends = b * (total // num_bins) + (b * (total % num_bins)) // num_bins
     bins = jnp.searchsorted(ends, ranks, side="right").astype(jnp.int32)
-    return _mean_gap(confidence, shared, bins, known, num_bins)
-
-
-def _run_means(values: Array, counts: Array, runs: Array) -> Array:
-    """The mean over the run that each value is in."""
-    zeros = jnp.zeros(values.shape[0], values.dtype)
-    totals = zeros.at[runs].add(jnp.where(counts, values, 0.0))
-    return (totals / jnp.maximum(zeros.at[runs].add(counts.astype(values.dtype)), 1.0))[runs]
-
-
-class BinCounts(NamedTuple):
-    """Exact sums by cell: a cell is a bin, or a bin of a class."""
-
-    num_examples: Array  # int32[cells]
-    correct: Array  # int32[cells]
-    confidence: _sums.FixedSum  # [cells]
-
-
-def bin_counts(log_probs: Array, targets: Array, num_bins: int) -> BinCounts:
-    """What :func:`reliability` and :func:`ece` are made of."""
-    confidence, correct, targets = _confidence(log_probs, targets)
-    num_bins = checks.positive_int("num_bins", num_bins)
-    return _count(confidence, correct, equal_width_bins(confidence, num_bins), targets >= 0, num_bins)
-
-
-def bin_counts_per_class(log_probs: Array, targets: Array, num_bins: int) -> BinCounts:
-    """What :func:`ece_per_class` is made of."""
-    confidence, correct, targets = _confidence(log_probs, targets)
-    num_classes = log_probs.shape[-1]
-    cells = targets * num_bins + equal_width_bins(confidence, num_bins)
-    return _by_class(_count(confidence, correct, cells, targets >= 0, num_classes * num_bins), num_classes)
-
-
-def classwise_counts(log_probs: Array, targets: Array, num_bins: int) -> BinCounts:
-    """What :func:`classwise_ece` is made of."""
-    probs, hits, cells, counts, num_bins = _classwise(log_probs, targets, num_bins)
-    num_classes = probs.shape[-1]
-    flat = _count(probs.ravel(), hits.ravel(), cells.ravel(), counts.ravel(), num_classes * num_bins)
-    return _by_class(flat, num_classes)
-
-
-def reliability_of(counts: BinCounts) -> Reliability:
-    """The diagram from counts."""
-    number = counts.num_examples.astype(jnp.float32)
-    confidence, correct = _sums.fixed_value(counts.confidence), counts.correct.astype(jnp.float32)
-    return Reliability(number, confidence / number, correct / number)
-
-
-def calibration_error_of(counts: BinCounts) -> Array:
-    """The calibration error over the last axis of counts."""
-    return _shares(jnp.abs(_sums.minus_fixed(counts.correct, counts.confidence)), counts.num_examples)
+    return _error(*_gaps(confidence, shared, bins, known, (num_bins,)))
 
 
 def entropy_histogram(log_probs: Array, targets: Array) -> Array:
     """``int32[20]``: examples by the entropy of their prediction, in bins of equal width between 0 and ``log C``."""
-    log_probs, targets = fit_classes(log_probs, targets)
+    log_probs, _, known = fit_classes(log_probs, targets)
     share = numerics.entropy(log_probs) / jnp.log(jnp.asarray(log_probs.shape[-1], log_probs.dtype))
-    counts = (targets >= 0) & ~jnp.isnan(share)
-    return count_into(equal_width_bins(share, ENTROPY_BINS), counts, ENTROPY_BINS)
+    return count_into(_equal_width_bins(share, ENTROPY_BINS), known & ~jnp.isnan(share), ENTROPY_BINS)
 
 
-def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Flat confidences, whether they were right (1 or 0), and targets."""
-    log_probs, targets = fit_classes(log_probs, targets)
+def _run_means(values: Array, known: Array, runs: Array) -> Array:
+    """The mean over the run that each value is in."""
+    zeros = jnp.zeros(values.shape[0], values.dtype)
+    totals = zeros.at[runs].add(jnp.where(known, values, 0.0))
+    return (totals / jnp.maximum(zeros.at[runs].add(known.astype(values.dtype)), 1.0))[runs]
+
+
+def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
+    """Flat confidences, whether they were right (1 or 0), targets, and which targets are known."""
+    log_probs, targets, known = fit_classes(log_probs, targets)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
-    correct = predicted_class(log_probs) == targets
-    confidence, correct, targets = gather(confidence, correct.astype(confidence.dtype), targets)
-    return confidence.ravel(), correct.ravel(), targets.ravel()
+    correct = (predicted_class(log_probs) == targets).astype(confidence.dtype)
+    confidence, correct, targets, known = (leaf.ravel() for leaf in gather(confidence, correct, targets, known))
+    return confidence, correct, targets, known
 
 
-def _classwise(log_probs: Array, targets: Array, num_bins: int) -> tuple[Array, Array, Array, Array, int]:
-    """Probabilities, hits, cells and what counts, ``[n, C]`` each."""
+def _equal_width_bins(values: Array, num_bins: int) -> Array:
+    """The bin of each value in [0, 1]; 1 falls into the last one, NaN into the first."""
     num_bins = checks.positive_int("num_bins", num_bins)
-    log_probs, targets = gather(*fit_classes(log_probs, targets))
-    num_classes = log_probs.shape[-1]
-    probs, targets = jnp.exp(log_probs).reshape(targets.size, num_classes), targets.reshape(targets.size, 1)
-    classes = jnp.arange(num_classes, dtype=jnp.int32)[None]
-    cells = classes * num_bins + equal_width_bins(probs, num_bins)
-    counts = jnp.broadcast_to(targets >= 0, cells.shape)
-    return probs, (targets == classes).astype(probs.dtype), cells, counts, num_bins
+    bins = (jnp.where(jnp.isnan(values), 0.0, values) * num_bins).astype(jnp.int32)
+    return jnp.clip(bins, 0, num_bins - 1)
 
 
-def _count(confidence: Array, correct: Array, cells: Array, counts: Array, num_cells: int) -> BinCounts:
-    return BinCounts(
-        count_into(cells, counts, num_cells),
-        count_into(cells, counts & (correct > 0), num_cells),
-        _sums.fixed_sum(confidence, jnp.where(counts, cells, num_cells), num_cells),
-    )
+def _gaps(confidence: Array, correct: Array, cells: Array, known: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Sums of correct minus confidence, and numbers of known examples, by cell: an array of ``shape``."""
+    num_cells = math.prod(shape)
+    # A negative index would count from the end, one that is too large is dropped.
+    safe = jnp.where(known & (cells >= 0), cells, num_cells).ravel()
+    gaps = jnp.zeros(num_cells, confidence.dtype).at[safe].add((correct - confidence).ravel(), mode="drop")
+    return gaps.reshape(shape), count_into(cells, known, num_cells).reshape(shape)
 
 
-def _by_class(counts: BinCounts, num_classes: int) -> BinCounts:
-    return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-1], num_classes, -1), counts)
-
-
-def _gaps(confidence: Array, correct: Array, cells: Array, counts: Array, num_cells: int) -> tuple[Array, Array]:
-    """Sums of correct minus confidence, and numbers of examples, by cell. It has a gradient, unlike exact sums."""
-    safe = jnp.where(counts & (cells >= 0), cells, num_cells)
-    gaps = jnp.zeros(num_cells, confidence.dtype).at[safe].add(correct - confidence, mode="drop")
-    return gaps, count_into(cells, counts, num_cells)
-
-
-def _mean_gap(confidence: Array, correct: Array, cells: Array, counts: Array, num_cells: int) -> Array:
-    gaps, numbers = _gaps(confidence, correct, cells, counts, num_cells)
-    return _shares(jnp.abs(gaps), numbers)
-
-
-def _shares(gaps: Array, numbers: Array) -> Array:
-    """Sum of gaps over all examples, by row; NaN in a row without examples."""
+def _error(gaps: Array, numbers: Array) -> Array:
+    """The calibration error over the last axis; NaN in a row without examples."""
     total = jnp.sum(numbers, axis=-1).astype(jnp.float32)
-    found = jnp.sum(gaps, axis=-1).astype(jnp.float32) / jnp.maximum(total, 1.0)
-    return jnp.where(total > 0, found, jnp.nan)
+    error = jnp.sum(jnp.abs(gaps), axis=-1).astype(jnp.float32) / jnp.maximum(total, 1.0)
+    return jnp.where(total > 0, error, jnp.nan)

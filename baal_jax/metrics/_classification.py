@@ -1,4 +1,4 @@
-"""Right or wrong, and how surprised: accuracy, NLL, Brier score, and what a confusion matrix says of each class."""
+"""Accuracy, negative log-likelihood, Brier score, confusion matrix, and precision, recall and F1 of each class."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
-from baal_jax.metrics._common import (
-    Terms,
-    count_into,
-    fit_classes,
-    mean,
-    mean_of_defined,
-    predicted_class,
-    static_average,
-)
-from baal_jax.typing import Array
+from baal_jax.metrics._common import averaged, count_into, fit_classes, mean, predicted_class
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
-    """Share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
+    """Accuracy: share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -41,7 +33,12 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
         >>> print(metrics.accuracy(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
         0.5
     """
-    return mean(hit_terms(log_probs, targets, k))
+    log_probs, targets, known = fit_classes(log_probs, targets)
+    if checks.positive_int("k", k) > log_probs.shape[-1]:
+        raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
+    best = jax.lax.top_k(log_probs, k)[1]
+    hits = jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0)
+    return mean(hits, known)
 
 
 @jax.jit
@@ -65,7 +62,9 @@ def nll(log_probs: Array, targets: Array) -> Array:
         >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.6931472
     """
-    return mean(nll_terms(log_probs, targets))
+    log_probs, targets, known = fit_classes(log_probs, targets)
+    chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return mean(-chosen, known)
 
 
 @jax.jit
@@ -93,12 +92,15 @@ def brier(log_probs: Array, targets: Array) -> Array:
         >>> print(metrics.brier(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.5
     """
-    return mean(brier_terms(log_probs, targets))
+    log_probs, targets, known = fit_classes(log_probs, targets)
+    probs = jnp.exp(log_probs)
+    one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype)
+    return mean(jnp.sum((probs - one_hot) ** 2, axis=-1), known)
 
 
 @jax.jit
 def confusion_matrix(log_probs: Array, targets: Array) -> Array:
-    """Counts of (true class, predicted class).
+    """Confusion matrix: counts of (true class, predicted class).
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -116,15 +118,15 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
         [[1 0]
          [1 0]]
     """
-    log_probs, targets = fit_classes(log_probs, targets)
+    log_probs, targets, known = fit_classes(log_probs, targets)
     classes, predicted = log_probs.shape[-1], predicted_class(log_probs)
-    in_a_cell = (targets >= 0) & (targets < classes) & (predicted >= 0)
+    in_a_cell = known & (targets < classes) & (predicted >= 0)
     return count_into(targets * classes + predicted, in_a_cell, classes * classes).reshape(classes, classes)
 
 
 @functools.partial(jax.jit, static_argnames="average")
 def precision(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Share of the predictions of a class that are right.
+    r"""Precision: share of the predictions of a class that are right.
 
     .. math:: P_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c}
 
@@ -151,12 +153,13 @@ def precision(log_probs: Array, targets: Array, *, average: str | None = "macro"
         >>> print(metrics.precision(log_probs, jnp.array([0, 1])))      # nothing is said of the third class
         0.25
     """
-    return precision_of(class_counts(log_probs, targets), average, zero_division)
+    counts = _class_counts(log_probs, targets)
+    return _ratio(counts.hits, counts.predicted, counts, average, zero_division)
 
 
 @functools.partial(jax.jit, static_argnames="average")
 def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Share of the examples of a class that are predicted as such: its accuracy.
+    r"""Recall: share of the examples of a class that are predicted as such, its accuracy.
 
     .. math:: R_c = \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FN}_c}
 
@@ -178,12 +181,13 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
         >>> print(metrics.recall(log_probs, jnp.array([0, 1, 1]), average=None))
         [1.  0.5]
     """
-    return recall_of(class_counts(log_probs, targets), average, zero_division)
+    counts = _class_counts(log_probs, targets)
+    return _ratio(counts.hits, counts.targets, counts, average, zero_division)
 
 
 @functools.partial(jax.jit, static_argnames="average")
 def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
-    r"""Harmonic mean of :func:`precision` and :func:`recall`.
+    r"""F1 score: harmonic mean of :func:`precision` and :func:`recall`.
 
     .. math:: F_c = \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
 
@@ -205,10 +209,11 @@ def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_
         >>> print(metrics.f1(log_probs, jnp.array([0, 1, 1])))
         1.0
     """
-    return f1_of(class_counts(log_probs, targets), average, zero_division)
+    counts = _class_counts(log_probs, targets)
+    return _ratio(2 * counts.hits, counts.predicted + counts.targets, counts, average, zero_division)
 
 
-class ClassCounts(NamedTuple):
+class _ClassCounts(NamedTuple):
     """What precision, recall and F1 are made of, ``int32[C]`` each, and the examples there are, ``int32[]``."""
 
     hits: Array
@@ -217,11 +222,10 @@ class ClassCounts(NamedTuple):
     total: Array
 
 
-def class_counts(log_probs: Array, targets: Array) -> ClassCounts:
-    """Counts of each class among the examples that count."""
-    log_probs, targets = fit_classes(log_probs, targets)
-    classes, predicted, known = log_probs.shape[-1], predicted_class(log_probs), targets >= 0
-    return ClassCounts(
+def _class_counts(log_probs: Array, targets: Array) -> _ClassCounts:
+    log_probs, targets, known = fit_classes(log_probs, targets)
+    classes, predicted = log_probs.shape[-1], predicted_class(log_probs)
+    return _ClassCounts(
         count_into(targets, known & (predicted == targets), classes),
         count_into(predicted, known, classes),
         count_into(targets, known, classes),
@@ -229,23 +233,9 @@ def class_counts(log_probs: Array, targets: Array) -> ClassCounts:
     )
 
 
-def precision_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
-    """Precision from counts."""
-    return _ratio(counts.hits, counts.predicted, counts, average, zero_division)
-
-
-def recall_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
-    """Recall from counts."""
-    return _ratio(counts.hits, counts.targets, counts, average, zero_division)
-
-
-def f1_of(counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
-    """F1 from counts."""
-    return _ratio(2 * counts.hits, counts.predicted + counts.targets, counts, average, zero_division)
-
-
-def _ratio(part: Array, whole: Array, counts: ClassCounts, average: str | None, zero_division: float | Array) -> Array:
-    static_average(average)
+def _ratio(part: Array, whole: Array, counts: _ClassCounts, average: str | None, zero_division: float | Array) -> Array:
+    if average not in ("macro", "micro", "weighted", None):
+        raise ValueError(f"average={average!r} must be 'macro', 'micro', 'weighted', or None for a value a class")
     if average == "micro":
         part, whole = jnp.sum(part, dtype=jnp.int32), jnp.sum(whole, dtype=jnp.int32)
         return part.astype(jnp.float32) / whole.astype(jnp.float32)
@@ -254,31 +244,6 @@ def _ratio(part: Array, whole: Array, counts: ClassCounts, average: str | None, 
     if average is None:
         return jnp.where(counts.total > 0, values, jnp.nan)
     if average == "macro":  # scikit-learn cannot know of a class that never occurs
-        return mean_of_defined(jnp.where(counts.predicted + counts.targets > 0, values, jnp.nan))
+        return averaged(jnp.where(counts.predicted + counts.targets > 0, values, jnp.nan), average)
     weights = jnp.where(jnp.isnan(values), 0, counts.targets).astype(jnp.float32)
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0)) / jnp.sum(weights)
-
-
-def hit_terms(log_probs: Array, targets: Array, k: int) -> Terms:
-    """1 for each example whose target is among the ``k`` best, else 0."""
-    log_probs, targets = fit_classes(log_probs, targets)
-    if checks.positive_int("k", k) > log_probs.shape[-1]:
-        raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
-    best = jax.lax.top_k(log_probs, k)[1]
-    hits = jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0)
-    return hits.astype(jnp.float32), targets >= 0
-
-
-def nll_terms(log_probs: Array, targets: Array) -> Terms:
-    """Surprise at each target."""
-    log_probs, targets = fit_classes(log_probs, targets)
-    chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return -chosen, targets >= 0
-
-
-def brier_terms(log_probs: Array, targets: Array) -> Terms:
-    """Squared distance of each example's probabilities to its one-hot target."""
-    log_probs, targets = fit_classes(log_probs, targets)
-    probs = jnp.exp(log_probs)
-    one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype)
-    return jnp.sum((probs - one_hot) ** 2, axis=-1), targets >= 0

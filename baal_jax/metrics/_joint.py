@@ -1,4 +1,4 @@
-"""Joint log-likelihood: how probable all labels of a group are together."""
+"""Joint log-likelihood of groups of labels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array
 
 
 def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise: float | None = None) -> Array:
-    r"""How probable all labels of a group are together, which tells posteriors apart that agree example by example.
+    r"""Joint log-likelihood of the labels of a group, which tells posteriors apart that agree example by example.
 
     .. math:: \log \tfrac1S \sum_s \prod_{n \in \text{group}} p_s(y_n)
 

@@ -1,22 +1,25 @@
-"""How well do the scores of a class rank its examples before the others? Exact, ties and all."""
+"""AUROC and average precision of each class against the rest, from ranks: exact, ties included.
+
+Neither looks at thresholds or pairs. The examples are sorted once by score, and a cumulative sum counts the
+positives among the ``k`` best: the true positives at that threshold. A curve bends only where the score changes, so a
+run of equal scores is one step, taken at its last example, and the order within it does not matter.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax.metrics._common import averaged, fit_classes, gather
-from baal_jax.typing import Array
 
 
 class _Ranking(NamedTuple):
-    """The examples of one class against the rest, best score first; what is unknown comes last.
-
-    A run of equal scores enters a curve as one step, so that the order within it does not matter.
-    """
+    """The examples of one class against the rest, best score first; what is unknown comes last."""
 
     hits: Array  # positives so far, this example included
     misses: Array  # known negatives so far
@@ -31,9 +34,7 @@ class _Ranking(NamedTuple):
 def average_precision(log_probs: Array, targets: Array, *, average: str | None = None) -> Array:
     r"""Area under the precision-recall curve of each class against the rest, as a step function.
 
-    .. math:: \mathrm{AP} = \sum_t (R_t - R_{t-1}) P_t
-
-    Examples with equal scores enter the sum together, so their order does not matter.
+    .. math:: \mathrm{AP} = \sum_t (R_t - R_{t-1}) P_t, \qquad t \text{ over distinct scores}
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -101,6 +102,8 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
     def one_class(score: Array, positive: Array, known: Array) -> Array:
         ranking = _rank(score, positive, known)
         negatives, positives = ranking.negatives.astype(jnp.float32), ranking.positives.astype(jnp.float32)
+        # A step as wide as the negatives of a run, and as high as the positives before it and half of those in it: the
+        # trapezoid under a run of ties, in which half of the pairs are won.
         width = ranking.new_misses.astype(jnp.float32) / negatives
         height = (ranking.hits.astype(jnp.float32) - 0.5 * ranking.new_hits.astype(jnp.float32)) / positives
         area = jnp.minimum(jnp.sum(jnp.where(ranking.new_misses > 0, width * height, 0.0)), 1.0)
@@ -109,11 +112,11 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
     return averaged(_by_class(one_class, log_probs, targets), average)
 
 
-def _by_class(one_class, log_probs: Array, targets: Array) -> Array:
-    log_probs, targets = gather(*fit_classes(log_probs, targets))
+def _by_class(one_class: Callable[[Array, Array, Array], Array], log_probs: Array, targets: Array) -> Array:
+    log_probs, targets, known = gather(*fit_classes(log_probs, targets))
     num_classes = log_probs.shape[-1]
     scores, truth = log_probs.reshape(targets.size, num_classes), targets.ravel()
-    return jax.vmap(lambda c, score: one_class(score, truth == c, truth >= 0), in_axes=(0, 1))(
+    return jax.vmap(lambda c, score: one_class(score, truth == c, known.ravel()), in_axes=(0, 1))(
         jnp.arange(num_classes), scores
     )
 
@@ -128,6 +131,7 @@ def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
     last = known & jnp.concatenate([changes, jnp.ones(1, bool)])[: score.shape[0]]
 
     def gained(so_far: Array) -> Array:
+        # The sum at the end of a run, minus that at the end of the run before, which a running maximum carries along.
         ends = jax.lax.cummax(jnp.where(last, so_far, 0))
         before = jnp.concatenate([jnp.zeros(1, ends.dtype), ends])[: score.shape[0]]
         return jnp.where(last, so_far - before, 0)

@@ -1,4 +1,4 @@
-"""How far off, and how sure, are real-valued predictions? Point errors, quantiles, and the CRPS of whole distributions.
+"""Metrics of real-valued predictions: point errors, quantiles and intervals, and the CRPS of whole distributions.
 
 Targets ``[N, …]`` have the shape of a prediction; where that has a single output dimension, they may lack it.
 """
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from baal_jax._util import numerics
-from baal_jax.metrics._common import Terms, fit_outputs, mean
-from baal_jax.typing import Array
+from baal_jax.metrics._common import fit_outputs, mean
 
 
 @jax.jit
@@ -39,7 +39,8 @@ def rmse(predicted: Array, targets: Array) -> Array:
         >>> print(metrics.rmse(jnp.array([1.0, 2.0]), jnp.array([8.0, 3.0])))
         5.0
     """
-    return jnp.sqrt(mean(squared_terms(predicted, targets)))
+    errors, known = _errors(predicted, targets)
+    return jnp.sqrt(mean(errors**2, known))
 
 
 @jax.jit
@@ -63,7 +64,8 @@ def mae(predicted: Array, targets: Array) -> Array:
         >>> print(metrics.mae(jnp.array([1.0, 2.0]), jnp.array([4.0, jnp.nan])))
         3.0
     """
-    return mean(absolute_terms(predicted, targets))
+    errors, known = _errors(predicted, targets)
+    return mean(jnp.abs(errors), known)
 
 
 def quantiles(draws: Array, levels: Sequence[float]) -> Array:
@@ -90,7 +92,7 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
 
 
 def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Array:
-    r"""Quantile loss of predicted quantiles; :func:`quantiles` makes them of draws.
+    r"""Pinball loss of predicted quantiles; :func:`quantiles` makes them of draws.
 
     .. math:: \tfrac1N \sum_n \max\bigl( \tau (y_n - q_n), \, (\tau - 1) (y_n - q_n) \bigr)
 
@@ -123,7 +125,7 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
 
 @jax.jit
 def coverage(lower: Array, upper: Array, targets: Array) -> Array:
-    r"""Share of targets within their interval, bounds included: a calibrated interval of 90 % covers 0.9.
+    r"""Coverage: share of targets within their interval, bounds included; a calibrated interval of 90 % covers 0.9.
 
     .. math:: \tfrac1N \sum_n [l_n \le y_n \le u_n]
 
@@ -144,7 +146,10 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
         >>> print(metrics.coverage(lower, upper, jnp.array([10.0])))
         0.0
     """
-    return mean(coverage_terms(lower, upper, targets))
+    lower, known_targets, known = fit_outputs("lower", lower, targets)
+    upper, _, _ = fit_outputs("upper", upper, targets)
+    inside = ((lower <= known_targets) & (known_targets <= upper)).astype(jnp.float32)
+    return mean(jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, inside), known)
 
 
 @functools.partial(jax.jit, static_argnames="fair")
@@ -181,7 +186,7 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
         1.25 1.0
     """
     _some_draws(draws)
-    return mean(crps_terms(sorted_draws(draws), targets, fair))
+    return crps_of_sorted(sorted_draws(draws), targets, fair)
 
 
 @jax.jit
@@ -211,84 +216,52 @@ def gaussian_crps(predicted: Array, variance: Array, targets: Array) -> Array:
         >>> print(f"{metrics.gaussian_crps(jnp.zeros(1), jnp.ones(1), jnp.zeros(1)):.4f}")
         0.2337
     """
-    return mean(gaussian_crps_terms(predicted, variance, targets))
-
-
-def static_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
-    """Levels of quantiles as a tuple."""
-    try:
-        found = tuple(float(level) for level in levels)
-    except (TypeError, ValueError):
-        found = ()
-    if not found or not all(0 <= level <= 1 for level in found):
-        raise ValueError(f"{name}={levels!r} must be one or more numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
-    return found
-
-
-def squared_terms(predicted: Array, targets: Array) -> Terms:
-    """Squared errors."""
-    predicted, targets, known = fit_outputs("predicted", predicted, targets)
-    return jnp.where(known, predicted - targets, 0.0) ** 2, known
-
-
-def absolute_terms(predicted: Array, targets: Array) -> Terms:
-    """Absolute errors."""
-    predicted, targets, known = fit_outputs("predicted", predicted, targets)
-    return jnp.abs(jnp.where(known, predicted - targets, 0.0)), known
-
-
-def coverage_terms(lower: Array, upper: Array, targets: Array) -> Terms:
-    """1 for each target within its interval, else 0."""
-    lower, known_targets, known = fit_outputs("lower", lower, targets)
-    upper, _, _ = fit_outputs("upper", upper, targets)
-    inside = ((lower <= known_targets) & (known_targets <= upper)).astype(jnp.float32)
-    return jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, inside), known
-
-
-def gaussian_nll_terms(predicted: Array, variance: Array, targets: Array) -> Terms:
-    """Surprise at each target under a Gaussian."""
-    predicted, targets, known, variance = _fit_gaussian(predicted, variance, targets)
-    errors = jnp.where(known, predicted - targets, 0.0)
-    return 0.5 * (jnp.log(2 * math.pi * variance) + errors**2 / variance), known
-
-
-def gaussian_crps_terms(predicted: Array, variance: Array, targets: Array) -> Terms:
-    """CRPS of each target under a Gaussian."""
-    predicted, targets, known, variance = _fit_gaussian(predicted, variance, targets)
-    errors = jnp.where(known, targets - predicted, 0.0)
+    errors, known, variance = _gaussian_errors(predicted, variance, targets)
     certain = variance == 0
     scale = jnp.sqrt(jnp.where(certain, 1.0, variance))  # the root has no gradient at 0
     z = errors / scale
     density = jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    # 2 Φ(z) − 1 = erf(z / √2), which keeps its digits near 0. Far out the score tends to |error|.
     score = errors * jax.lax.erf(z / math.sqrt(2)) + scale * (2 * density - 1 / math.sqrt(math.pi))
-    return jnp.where(certain, jnp.abs(errors), score), known
+    return mean(jnp.where(certain, jnp.abs(errors), score), known)
 
 
-def pinball_terms(predicted: Array, targets: Array, level: float) -> Terms:
-    """Quantile loss of each target at one level."""
-    predicted, targets, known = fit_outputs("predicted", predicted, targets)
-    errors = jnp.where(known, targets - predicted, 0.0)
-    return jnp.maximum(level * errors, (level - 1) * errors), known
-
-
-def crps_terms(draws: Array, targets: Array, fair: bool) -> Terms:
-    """CRPS of each target, from draws ``[N, …, S]`` in rising order."""
-    num_draws = draws.shape[-1]
-    if draws.ndim == targets.ndim + 2 and draws.shape[-2] == 1:
-        draws = draws[..., 0, :]
-    _, targets, known = fit_outputs("draws", draws[..., 0], targets)
-    distance = jnp.mean(jnp.abs(draws - targets[..., None]), axis=-1)
-    # Σ_st |f_s − f_t| = 2 Σ_s (2s − S − 1) f_(s). The weights sum to 0, so a large common part only adds rounding.
-    centred = draws - draws[..., num_draws // 2, None]
-    weights = 2 * jnp.arange(1, num_draws + 1, dtype=draws.dtype) - (num_draws + 1)
-    spread = jnp.einsum("...s,s->...", centred, weights, precision="highest") / num_draws
-    pairs = num_draws - 1 if fair else num_draws
-    return (distance - spread / pairs if pairs else jnp.full_like(distance, jnp.nan)), known
+def gaussian_nll(predicted: Array, variance: Array, targets: Array) -> Array:
+    """Negative log-likelihood of Gaussian predictions, ``float32[]``; arguments as in :func:`gaussian_crps`."""
+    errors, known, variance = _gaussian_errors(predicted, variance, targets)
+    return mean(0.5 * (jnp.log(2 * math.pi * variance) + errors**2 / variance), known)
 
 
 def sorted_draws(draws: Array) -> Array:
     """``[S, N, …]`` to ``[N, …, S]`` in rising order, NaN last."""
     return jnp.moveaxis(jnp.sort(numerics.as_float(draws), axis=0), 0, -1)
+
+
+def crps_of_sorted(draws: Array, targets: Array, fair: bool) -> Array:
+    """:func:`crps` of draws ``[N, …, S]`` in rising order."""
+    num_draws = draws.shape[-1]
+    if draws.ndim == targets.ndim + 2 and draws.shape[-2] == 1:
+        draws = draws[..., 0, :]
+    _, targets, known = fit_outputs("draws", draws[..., 0], targets)
+    distance = jnp.mean(jnp.abs(draws - targets[..., None]), axis=-1)
+    # In rising order, the s-th draw is the larger one of s − 1 pairs and the smaller one of S − s, so that
+    # Σ_st |f_s − f_t| = 2 Σ_s (2s − S − 1) f_(s). The weights sum to 0, so a large common part only adds rounding.
+    centred = draws - draws[..., num_draws // 2, None]
+    weights = 2 * jnp.arange(1, num_draws + 1, dtype=draws.dtype) - (num_draws + 1)
+    spread = jnp.einsum("...s,s->...", centred, weights, precision="highest") / num_draws
+    pairs = num_draws - 1 if fair else num_draws
+    return mean(distance - spread / pairs if pairs else jnp.full_like(distance, jnp.nan), known)
+
+
+def static_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
+    """Levels of quantiles as a tuple."""
+    try:
+        numbers = tuple(float(level) for level in levels)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(0 <= level <= 1 for level in numbers):
+        raise ValueError(f"{name}={levels!r} must be one or more numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+    return numbers
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -299,14 +272,24 @@ def _quantiles(draws: Array, levels: tuple[float, ...]) -> Array:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _pinball(predicted: Array, targets: Array, levels: tuple[float, ...]) -> Array:
-    return jnp.stack([mean(pinball_terms(predicted[i], targets, level)) for i, level in enumerate(levels)])
+    def at_level(quantile: Array, level: float) -> Array:
+        quantile, values, known = fit_outputs("predicted", quantile, targets)
+        errors = jnp.where(known, values - quantile, 0.0)
+        return mean(jnp.maximum(level * errors, (level - 1) * errors), known)
+
+    return jnp.stack([at_level(predicted[i], level) for i, level in enumerate(levels)])
 
 
-def _fit_gaussian(predicted: Array, variance: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
+def _errors(predicted: Array, targets: Array) -> tuple[Array, Array]:
+    """Predictions minus targets, 0 where these are unknown (NaN would reach the gradient), and which are known."""
+    predicted, targets, known = fit_outputs("predicted", predicted, targets)
+    return jnp.where(known, predicted - targets, 0.0), known
+
+
+def _gaussian_errors(predicted: Array, variance: Array, targets: Array) -> tuple[Array, Array, Array]:
     if predicted.shape != variance.shape:
         raise ValueError(f"variance has shape {variance.shape}, but predicted {predicted.shape}: make them equal")
-    variance, _, _ = fit_outputs("variance", variance, targets)
-    return *fit_outputs("predicted", predicted, targets), variance
+    return *_errors(predicted, targets), fit_outputs("variance", variance, targets)[0]
 
 
 def _some_draws(draws: Array) -> None:

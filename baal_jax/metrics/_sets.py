@@ -1,9 +1,10 @@
-"""The metrics that a loop reports, as a map over batches and a reduce over examples."""
+"""Sets of metrics that a loop reports: a map over batches (``summarise``) and a reduce over examples (``compute``)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +14,56 @@ from baal_jax.metrics import _calibration as calibration
 from baal_jax.metrics import _classification as classes
 from baal_jax.metrics import _ranking as ranking
 from baal_jax.metrics import _regression as real
-from baal_jax.metrics import _sums
-from baal_jax.metrics._accumulators import Metric, Streamable, mean_metric
-from baal_jax.metrics._common import MetricSet, averaged, model_average
 from baal_jax.typing import Array, Predictions, PyTree
 
-CLASSIFICATION_EXTRA = (
-    "precision",
-    "recall",
-    "f1",
-    "confusion_matrix",
-    "auroc",
-    "average_precision",
-    "adaptive_ece",
-    "classwise_ece",
-    "ece_per_class",
-)
-REGRESSION_EXTRA = ("crps_draws", "crps_fair", "pinball", "coverage")
+Metric = Callable[[PyTree, Array], Array]  # (summary, targets) -> value
+
+
+class MetricSet(NamedTuple):
+    """Metrics as a map over batches and a reduce over examples, like an acquisition.
+
+    A stream is mapped batch by batch, as it comes from :func:`~baal_jax.predict_stream`, and reduced once. That is
+    exact: the summary of an example does not depend on its batch, and ``compute`` sees all of them together.
+
+    Attributes:
+        summarise: ``Predictions -> summary``, a pytree with leading axis ``B``.
+        compute: ``(summary [N, …], targets [N, …]) -> {name: value}``.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> metric_set = baal.metrics.classification()
+        >>> batches = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2]]])), jnp.log(jnp.array([[[0.6, 0.4]]]))
+        >>> parts = [metric_set.summarise(baal.Predictions(logits)) for logits in batches]
+        >>> summary = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        >>> round(float(metric_set.compute(summary, jnp.array([0, 0, 1]))["accuracy"]), 3)
+        0.667
+    """
+
+    summarise: Callable[[Predictions], PyTree]
+    compute: Callable[[PyTree, Array], dict[str, Array]]
+
+
+def model_average(logits: Array) -> Array:
+    r"""Bayesian model average in probability space.
+
+    .. math:: \log \bar p = \log \tfrac1S \sum_s \operatorname{softmax}(z_s)
+
+    Args:
+        logits: ``[S, N, …, C]``.
+
+    Returns:
+        ``[N, …, C]`` log-probabilities.
+
+    Raises:
+        ValueError: ``logits`` has fewer than three axes or one class.
+
+    Example:
+        >>> from baal_jax import metrics
+        >>> print(jnp.exp(metrics.model_average(jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]])))))
+        [[0.7 0.3]]
+    """
+    checks.classes("logits", logits)
+    return numerics.log_mean_exp(numerics.log_probs(logits))
 
 
 def classification(
@@ -62,8 +96,8 @@ def classification(
         >>> sorted(metric_set.compute(summary, jnp.array([0, 1])))
         ['accuracy', 'auroc', 'brier', 'ece', 'f1', 'nll']
     """
-    ks, num_bins = tuple(checks.positive_int("top_k", k) for k in top_k), checks.positive_int("num_bins", num_bins)
-    return _classification(ks, num_bins, bool(diagnostics), _known_names(extra, CLASSIFICATION_EXTRA))
+    ks = tuple(checks.positive_int("top_k", k) for k in top_k)
+    return _classification(ks, checks.positive_int("num_bins", num_bins), bool(diagnostics), _names(extra))
 
 
 def regression(
@@ -96,23 +130,11 @@ def regression(
         >>> from baal_jax import metrics
         >>> metric_set = metrics.regression(extra=("coverage",))
         >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[0.0]], [[2.0]]])))
-        >>> found = metric_set.compute(summary, jnp.array([2.0]))
-        >>> {name: round(float(value), 3) for name, value in found.items()}
+        >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.array([2.0])).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
     """
-    noise_variance, names = (
-        checks.finite_float("noise_variance", noise_variance, 0.0),
-        _known_names(extra, REGRESSION_EXTRA),
-    )
-    quantile_levels = real.static_levels("levels", levels)
-    if names and noise_variance > 0:
-        raise ValueError(
-            f"extra={names!r} reads the draws, which lack the noise of noise_variance={noise_variance}: "
-            "let the model add the noise to its draws and leave noise_variance at 0"
-        )
-    if "coverage" in names and len(set(quantile_levels)) < 2:
-        raise ValueError(f"levels={quantile_levels!r} bound no interval to cover: pass at least two")
-    return _regression(noise_variance, names, quantile_levels)
+    noise_variance = checks.finite_float("noise_variance", noise_variance, 0.0)
+    return _regression(noise_variance, _names(extra), real.static_levels("levels", levels))
 
 
 def default_metrics(targets: Array) -> MetricSet:
@@ -122,139 +144,110 @@ def default_metrics(targets: Array) -> MetricSet:
 
 @functools.cache  # one object for one configuration, so that evaluate compiles once
 def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, extra: tuple[str, ...]) -> MetricSet:
-    def summarise(predictions: Predictions) -> Array:
-        return model_average(predictions.logits)
+    def binned(metric: Callable[..., Array]) -> Metric:
+        return functools.partial(metric, num_bins=num_bins)
 
-    def hits(k: int) -> Metric:
-        return mean_metric(lambda log_probs, targets: classes.hit_terms(log_probs, targets, k))
+    def part_of_diagram(part: str) -> Metric:
+        return lambda *arrays: getattr(calibration.reliability(*arrays, num_bins=num_bins), part)
 
-    def binned(count: Callable, finish: Callable, compute: Callable) -> Metric:
-        return Metric(
-            lambda log_probs, targets: compute(log_probs, targets, num_bins=num_bins),
-            lambda log_probs, targets: count(log_probs, targets, num_bins),
-            finish,
-        )
-
-    bins, error = calibration.bin_counts, calibration.calibration_error_of
-    named = {
-        "accuracy": hits(1),
-        **{f"top_{k}_accuracy": hits(k) for k in top_k},
-        "nll": mean_metric(classes.nll_terms),
-        "brier": mean_metric(classes.brier_terms),
-        "ece": binned(bins, error, calibration.ece),
+    named: dict[str, Metric] = {
+        "accuracy": classes.accuracy,
+        **{f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k},
+        "nll": classes.nll,
+        "brier": classes.brier,
+        "ece": binned(calibration.ece),
     }
     if diagnostics:
-        named |= {f"reliability_{part}": _reliability_part(part, num_bins) for part in calibration.Reliability._fields}
-        named |= {
-            "entropy_histogram": _counted(calibration.entropy_histogram),
-            "accuracy_per_class": _ratio(classes.recall_of, average=None, zero_division=float("nan")),
-        }
+        named |= {f"reliability_{part}": part_of_diagram(part) for part in calibration.Reliability._fields}
+        named["entropy_histogram"] = calibration.entropy_histogram
+        named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
     available = {
-        "precision": _ratio(classes.precision_of),
-        "recall": _ratio(classes.recall_of),
-        "f1": _ratio(classes.f1_of),
-        "confusion_matrix": _counted(classes.confusion_matrix),
-        "auroc": Metric(functools.partial(ranking.auroc, average="macro")),
-        "average_precision": Metric(functools.partial(ranking.average_precision, average="macro")),
-        "adaptive_ece": Metric(functools.partial(calibration.adaptive_ece, num_bins=num_bins)),
-        "classwise_ece": binned(
-            calibration.classwise_counts,
-            lambda counts: averaged(error(counts), "macro"),
-            calibration.classwise_ece,
-        ),
-        "ece_per_class": binned(calibration.bin_counts_per_class, error, calibration.ece_per_class),
+        "precision": classes.precision,
+        "recall": classes.recall,
+        "f1": classes.f1,
+        "confusion_matrix": classes.confusion_matrix,
+        "auroc": functools.partial(ranking.auroc, average="macro"),
+        "average_precision": functools.partial(ranking.average_precision, average="macro"),
+        "adaptive_ece": binned(calibration.adaptive_ece),
+        "classwise_ece": binned(calibration.classwise_ece),
+        "ece_per_class": binned(calibration.ece_per_class),
     }
-    named |= {name: available[name] for name in extra}
-    return MetricSet(summarise, Streamable(tuple(named.items())))
+    return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 
 @functools.cache
 def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[float, ...]) -> MetricSet:
-    keeps_draws = "crps_draws" in extra or "crps_fair" in extra
-    keeps_quantiles = "pinball" in extra or "coverage" in extra
     lowest, highest = levels.index(min(levels)), levels.index(max(levels))
 
     def summarise(predictions: Predictions) -> tuple:
         checks.draws("outputs", predictions.logits)
-        outputs = numerics.as_float(predictions.logits)
-        moments = jnp.mean(outputs, axis=0), jnp.var(outputs, axis=0)
-        kept = {"draws": real.sorted_draws(outputs)} if keeps_draws else {}
-        if keeps_quantiles:
+        outputs, kept = numerics.as_float(predictions.logits), {}
+        if "crps_draws" in extra or "crps_fair" in extra:
+            kept["draws"] = real.sorted_draws(outputs)
+        if "pinball" in extra or "coverage" in extra:
             kept["quantiles"] = jnp.moveaxis(real.quantiles(outputs, levels), 0, -1)
+        moments = jnp.mean(outputs, axis=0), jnp.var(outputs, axis=0)
         return (*moments, kept) if kept else moments
 
-    def variance_of(summary: tuple) -> Array:
-        return jnp.maximum(summary[1] + noise_variance, 1e-12)
+    def of_mean(metric: Callable[..., Array]) -> Metric:
+        return lambda summary, targets: metric(summary[0], targets)
 
-    def of_quantile(level: int) -> Metric:
-        return mean_metric(
-            lambda summary, targets: real.pinball_terms(summary[2]["quantiles"][..., level], targets, levels[level])
-        )
-
-    def covered(summary: tuple, targets: Array) -> tuple[Array, Array]:
-        found = summary[2]["quantiles"]
-        return real.coverage_terms(found[..., lowest], found[..., highest], targets)
+    def of_gaussian(metric: Callable[..., Array]) -> Metric:
+        # Draws that agree have no variance, and a NLL of −∞ where they are right.
+        return lambda summary, targets: metric(summary[0], jnp.maximum(summary[1] + noise_variance, 1e-12), targets)
 
     def of_draws(fair: bool) -> Metric:
-        return mean_metric(lambda summary, targets: real.crps_terms(summary[2]["draws"], targets, fair))
+        return lambda summary, targets: real.crps_of_sorted(summary[2]["draws"], targets, fair)
+
+    def pinball(summary: PyTree, targets: Array) -> Array:
+        return real.pinball(jnp.moveaxis(summary[2]["quantiles"], -1, 0), targets, levels=levels)
+
+    def coverage(summary: PyTree, targets: Array) -> Array:
+        quantiles = summary[2]["quantiles"]
+        return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
     named = {
-        "rmse": mean_metric(lambda summary, targets: real.squared_terms(summary[0], targets), jnp.sqrt),
-        "mae": mean_metric(lambda summary, targets: real.absolute_terms(summary[0], targets)),
-        "nll": mean_metric(lambda summary, targets: real.gaussian_nll_terms(summary[0], variance_of(summary), targets)),
-        "crps": mean_metric(
-            lambda summary, targets: real.gaussian_crps_terms(summary[0], variance_of(summary), targets)
-        ),
+        "rmse": of_mean(real.rmse),
+        "mae": of_mean(real.mae),
+        "nll": of_gaussian(real.gaussian_nll),
+        "crps": of_gaussian(real.gaussian_crps),
     }
     available = {
         "crps_draws": of_draws(fair=False),
         "crps_fair": of_draws(fair=True),
-        "pinball": _stacked([of_quantile(level) for level in range(len(levels))]),
-        "coverage": mean_metric(covered),
+        "pinball": pinball,
+        "coverage": coverage,
     }
-    named |= {name: available[name] for name in extra}
-    return MetricSet(summarise, Streamable(tuple(named.items())))
+    chosen = _chosen(extra, available)
+    if extra and noise_variance > 0:
+        raise ValueError(
+            f"extra={extra!r} reads the draws, which lack the noise of noise_variance={noise_variance}: "
+            "let the model add the noise to its draws and leave noise_variance at 0"
+        )
+    if "coverage" in extra and len(set(levels)) < 2:
+        raise ValueError(f"levels={levels!r} bound no interval to cover: pass at least two")
+    return _metric_set(summarise, named | chosen)
 
 
-def _reliability_part(part: str, num_bins: int) -> Metric:
-    return Metric(
-        lambda log_probs, targets: getattr(calibration.reliability(log_probs, targets, num_bins=num_bins), part),
-        lambda log_probs, targets: calibration.bin_counts(log_probs, targets, num_bins),
-        lambda counts: getattr(calibration.reliability_of(counts), part),
-    )
+def _metric_set(summarise: Callable[[Predictions], PyTree], named: dict[str, Metric]) -> MetricSet:
+    @jax.jit
+    def values(summary: PyTree, targets: Array) -> list[Array]:  # a list, because jit sorts the names of a dict
+        return [metric(summary, targets) for metric in named.values()]
+
+    def compute(summary: PyTree, targets: Array) -> dict[str, Array]:
+        return dict(zip(named, values(summary, targets), strict=True))
+
+    return MetricSet(summarise, compute)
 
 
-def _counted(count: Callable[[Array, Array], Array]) -> Metric:
-    return Metric(count, count, lambda counts: counts)
-
-
-def _ratio(of: Callable[..., Array], average: str | None = "macro", zero_division: float = 0.0) -> Metric:
-    def finish(counts: classes.ClassCounts) -> Array:
-        return of(counts, average, zero_division)
-
-    return Metric(
-        lambda log_probs, targets: finish(classes.class_counts(log_probs, targets)), classes.class_counts, finish
-    )
-
-
-def _stacked(parts: list[Metric]) -> Metric:
-    def count(summary: PyTree, targets: Array) -> tuple[_sums.DoubleSum, Array]:
-        sums = [part.sums_of(summary, targets) for part in parts if part.sums_of is not None]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums)
-
-    def compute(summary: PyTree, targets: Array) -> Array:
-        return jnp.stack([part.compute(summary, targets) for part in parts])
-
-    def finish(sums: tuple[_sums.DoubleSum, Array]) -> Array:
-        return _sums.double_value(sums[0]) / sums[1].astype(jnp.float32)
-
-    return Metric(compute, count, finish)
-
-
-def _known_names(extra: Sequence[str], names: tuple[str, ...]) -> tuple[str, ...]:
+def _names(extra: Sequence[str]) -> tuple[str, ...]:
     if isinstance(extra, str):
         raise ValueError(f"extra={extra!r} must be a sequence of names: pass ({extra!r},)")
-    unknown = [name for name in extra if name not in names]
-    if unknown:
-        raise ValueError(f"extra holds {unknown[0]!r}, which is not one of {', '.join(names)}")
     return tuple(dict.fromkeys(extra))
+
+
+def _chosen(extra: tuple[str, ...], available: dict[str, Metric]) -> dict[str, Metric]:
+    unknown = [name for name in extra if name not in available]
+    if unknown:
+        raise ValueError(f"extra holds {unknown[0]!r}, which is not one of {', '.join(available)}")
+    return {name: available[name] for name in extra}

@@ -1,4 +1,8 @@
-"""What a scaling is fitted to, and the searches for its parameters."""
+"""The optimum of a calibration: the negative log-likelihood to minimise, and the searches that find its minimum.
+
+:func:`make_problem` says what is minimised, :func:`fit_temperature` searches one number over its whole range, and
+:func:`fit_affine` descends by L-BFGS (:func:`_descend`) from the best temperature to a weight and an offset.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from baal_jax._util import checks, linalg, numerics
-from baal_jax.typing import Array
+from baal_jax._util import linalg, numerics
 
 BOUNDS = (1e-6, 1e6)
 _GRID, _HALVINGS = 33, 24
 _FLAT = 1e-6  # nats: losses this close are equal
 _HOPELESS = 1e8  # nats below the largest logit: what a mask is, and no temperature in BOUNDS makes likely
 _MOST_STEPS, _PATIENCE, _LEAST_GRADIENT = 2000, 40, 1e-6
+
+
+class AffineParams(NamedTuple):
+    """Parameters of :func:`vector` and :func:`dirichlet`.
+
+    Attributes:
+        weight: ``float32[C]``, ``w``, or ``float32[C, C]``, ``W``, whose rows are the classes that come out.
+        offset: ``float32[C]``, ``b``.
+    """
+
+    weight: Array
+    offset: Array
 
 
 class Problem(NamedTuple):
@@ -36,40 +52,8 @@ class Problem(NamedTuple):
         return jnp.einsum("m,smc->c", self.weights, values, precision="highest") / values.shape[0]
 
 
-def require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Array, Array | None]:
-    """Refuses what does not fit together."""
-    if isinstance(logits, list | tuple | dict) or logits is None:
-        raise ValueError(f"logits is a {type(logits).__name__}, but one array [S, N, …, C] or [N, …, C] is needed")
-    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim < 1:
-        raise ValueError(f"targets {targets.dtype}{targets.shape} must be integer classes [N, …]: convert them")
-    draws = logits.ndim - targets.ndim - 1
-    if draws not in (0, 1) or logits.shape[draws:-1] != targets.shape or 0 in (logits.shape[-1], *logits.shape[:draws]):
-        raise ValueError(
-            f"logits of shape {logits.shape} do not fit targets of shape {targets.shape}: pass [S, N, …, C] or "
-            "[N, …, C] beside [N, …]"
-        )
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
-            "heuristics.binary_logits"
-        )
-    if checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
-        raise ValueError(f"targets holds class {largest}, but logits has {logits.shape[-1]}: −1 stands for unknown")
-    if weights is None:
-        return logits, targets, None
-    weights = jnp.asarray(weights)
-    if weights.ndim < 1 or weights.shape != targets.shape[: weights.ndim]:
-        raise ValueError(
-            f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …], or its "
-            "leading axes"
-        )
-    if checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
-        raise ValueError("weights holds a negative number, NaN or infinity: zero leaves a position out")
-    return logits, targets, weights
-
-
 def make_problem(logits: Array, targets: Array, weights: Array | None) -> Problem:
+    """Flat examples, of which those that no scaling can change weigh nothing."""
     logits = logits if logits.ndim == targets.ndim + 2 else logits[None]
     given = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     given = jnp.broadcast_to(given.reshape(given.shape + (1,) * (targets.ndim - given.ndim)), targets.shape).ravel()
@@ -86,8 +70,12 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     return Problem(jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0), weights)
 
 
-def log_temperature(problem: Problem, penalty: float, bounds: tuple[float, float]) -> Array:
-    """The best point of a grid, and bisection of the slope beside it."""
+def fit_temperature(problem: Problem, penalty: float, bounds: tuple[float, float]) -> Array:
+    """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
+
+    A grid, because with several draws the loss has local minima. Bisection, because near the optimum rounding hides
+    what the loss gains, and long after that the sign of its slope is still right.
+    """
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
 
     def objective(log_t: Array) -> Array:
@@ -111,8 +99,8 @@ def log_temperature(problem: Problem, penalty: float, bounds: tuple[float, float
         return jnp.where(uphill, left, middle), jnp.where(uphill, middle, right)
 
     left, right = jax.lax.fori_loop(0, _HALVINGS, halve, (left, right))
-    found, rest = 0.5 * (left + right), jnp.clip(jnp.zeros_like(here), low, high)
-    candidates = jnp.stack([rest, found, here])
+    identity = jnp.clip(jnp.zeros_like(here), low, high)
+    candidates = jnp.stack([identity, 0.5 * (left + right), here])
     # Rounding decides between equals, so a change has to be worth it.
     worth = jnp.array([0.0, 0.1 * _FLAT, 0.2 * _FLAT], log_p.dtype)
     return candidates[jnp.argmin(jax.lax.map(objective, candidates) + worth)]
@@ -120,60 +108,67 @@ def log_temperature(problem: Problem, penalty: float, bounds: tuple[float, float
 
 def fit_affine(
     problem: Problem, features: Array, diagonal: float, off_diagonal: float | None, offset: float
-) -> tuple[Array, Array]:
-    """Weights (``[C]`` without an off-diagonal penalty, else ``[C, C]``) and offsets ``[C]`` of the smallest objective.
+) -> AffineParams:
+    """Weight (``[C]`` without an off-diagonal penalty, else ``[C, C]``) and offset ``[C]`` of the smallest objective.
 
     The search starts at a temperature (with several draws, where there are local minima, at the identity as well) and
     runs in coordinates in which the curvature there is about one, so that neither the scale of the logits nor their
-    correlation matters.
+    correlation matters: what L-BFGS would learn step by step, the moments of the features tell at once.
     """
     features, impossible = split_impossible(features)
     num_classes, dtype = features.shape[-1], features.dtype
     eye = jnp.eye(num_classes, dtype=dtype)
     num_pairs = num_classes * (num_classes - 1)
 
-    def scaled(weight: Array, shift: Array) -> Array:
-        return jnp.where(impossible, -jnp.inf, affine(weight, shift, features))
+    def scaled(params: AffineParams) -> Array:
+        return jnp.where(impossible, -jnp.inf, affine(params, features))
 
-    def objective(weight: Array, shift: Array) -> Array:
+    def objective(params: AffineParams) -> Array:
+        weight, shift = params
         own = jnp.diagonal(weight) if weight.ndim == 2 else weight
-        value = problem.loss(scaled(weight, shift))
+        value = problem.loss(scaled(params))
         value += diagonal * jnp.mean((own - 1.0) ** 2) + offset * jnp.mean(shift**2)
         if off_diagonal is not None:
             value += off_diagonal / num_pairs * jnp.sum((weight * (1.0 - eye)) ** 2)
         return value
 
-    def start_at(scale: Array) -> Array:
-        return jnp.broadcast_to(scale, num_classes) if off_diagonal is None else scale * eye
+    def start_at(scale: Array) -> AffineParams:
+        weight = jnp.broadcast_to(scale, num_classes) if off_diagonal is None else scale * eye
+        return AffineParams(weight, jnp.zeros(num_classes, dtype))
 
-    def descend_from(scale: Array) -> tuple[Array, Array, Array]:
-        weight0 = start_at(scale)
-        p = jnp.exp(numerics.log_probs(scaled(weight0, jnp.zeros(num_classes, dtype))))
+    def descend_from(scale: Array) -> tuple[Array, AffineParams]:
+        start = start_at(scale)
+        # The second derivative of the loss in the logit of a class is p (1 − p); moving a weight moves the logits by
+        # the feature, so its curvature is that times the variance. A unit is one over the root of a curvature.
+        p = jnp.exp(numerics.log_probs(scaled(start)))
         curvature = jnp.maximum(problem.mean(p * (1.0 - p)), 1e-4)
-        # A change of a weight moves the centre, and the offset that takes it back has a price.
+        # Weights turn about the centre of the features, or they would be at odds with the offsets; the offset that
+        # takes the centre back has a price, the curvature of its penalty.
         price = 2.0 * offset / num_classes
         unit = jax.lax.rsqrt(curvature * variance + 2.0 * diagonal / num_classes + price * centre**2)
-        # All weights together move all classes alike, which changes nothing but for how the centres differ.
+        # All weights together have a coordinate of their own, the temperature: one by one they would get there slowly.
+        # It moves each class by its centre, of which only the differences matter.
         apart = centre - jnp.mean(centre)
         unit_all = jax.lax.rsqrt(jnp.sum(curvature * variance) + 2.0 * diagonal + price * jnp.sum(apart**2))
-        unit_shift = jax.lax.rsqrt(curvature + price)
+        # Rows of the matrix see the features through their principal axes, which are uncorrelated.
         drift = jnp.matmul(centre / deviation, basis, precision="highest")
         spread = curvature[:, None] * spectrum[None] + price * drift[None] ** 2
 
-        def build(x: Array) -> tuple[Array, Array]:
+        def build(x: Array) -> AffineParams:
             change, together = x[0] * unit, x[1, 0] * unit_all
-            shift = x[2] * unit_shift - together * apart
+            shift = x[2] * jax.lax.rsqrt(curvature + price) - together * apart
             if off_diagonal is None:
-                return weight0 + together + change, shift - change * centre
+                return AffineParams(start.weight + together + change, shift - change * centre)
             stiff = jnp.matmul(1.0 / variance, basis**2, precision="highest")
             unit_off = jax.lax.rsqrt(spread + 2.0 * off_diagonal / num_pairs * stiff[None])
             off = jnp.matmul(x[3:] * unit_off, basis.T, precision="highest") / deviation[None]
             change = off * (1.0 - eye) + change[:, None] * eye
-            return weight0 + together * eye + change, shift - jnp.matmul(change, centre, precision="highest")
+            shift -= jnp.matmul(change, centre, precision="highest")
+            return AffineParams(start.weight + together * eye + change, shift)
 
-        rows = 3 if off_diagonal is None else 3 + num_classes
-        found = build(_descend(lambda x: objective(*build(x)), jnp.zeros((rows, num_classes), dtype)))
-        return objective(*found), *found
+        zeros = jnp.zeros((3 if off_diagonal is None else 3 + num_classes, num_classes), dtype)
+        params = build(_descend(lambda x: objective(build(x)), zeros))
+        return objective(params), params
 
     centre = problem.mean(features)
     around = features - centre[None, None]
@@ -188,18 +183,17 @@ def fit_affine(
         spectrum, basis = linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
 
-    scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-log_temperature(problem, 0.0, BOUNDS))])
+    scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-fit_temperature(problem, 0.0, BOUNDS))])
     if features.shape[0] == 1:  # convex: one start will do
-        values = jax.lax.map(lambda scale: objective(start_at(scale), jnp.zeros(num_classes, dtype)), scales)
-        return descend_from(scales[jnp.argmin(values)])[1:]
-    values, weights, shifts = jax.lax.map(descend_from, scales)
-    best = jnp.argmin(values)
-    return weights[best], shifts[best]
+        values = jax.lax.map(lambda scale: objective(start_at(scale)), scales)
+        return descend_from(scales[jnp.argmin(values)])[1]
+    values, params = jax.lax.map(descend_from, scales)
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(values)], params)
 
 
-def affine(weight: Array, offset: Array, features: Array) -> Array:
+def affine(params: AffineParams, features: Array) -> Array:
     """``W x + b`` on the last axis; a weight ``[C]`` is a diagonal."""
-    weight, offset = weight.astype(features.dtype), offset.astype(features.dtype)
+    weight, offset = (leaf.astype(features.dtype) for leaf in params)
     shape = (1,) * (features.ndim - 1) + offset.shape
     if weight.ndim == 1:
         return features * weight.reshape(shape) + offset.reshape(shape)
@@ -212,47 +206,33 @@ def split_impossible(logits: Array) -> tuple[Array, Array]:
     return jnp.where(impossible, 0.0, logits), impossible
 
 
-class _Descent(NamedTuple):
-    """Where L-BFGS stands."""
-
-    x: Array
-    state: Any
-    best: Array
-    best_x: Array
-    stalled: Array  # steps in a row without progress
-    steps: Array
-    steepest: Array  # largest entry of the gradient
-
-
 def _descend(objective: Callable[[Array], Array], start: Array) -> Array:
-    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen."""
-    import optax
+    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen.
+
+    Near the optimum float32 rounds the objective up and down from step to step, so a descent ends only after many steps
+    in a row without progress, and the last point need not be the best one.
+    """
+    import optax  # heavy, and not needed to import the package
 
     solver = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def step(now: _Descent) -> _Descent:
-        value, gradient = value_and_grad(now.x, state=now.state)
-        updates, state = solver.update(gradient, now.state, now.x, value=value, grad=gradient, value_fn=objective)
-        x: Any = optax.apply_updates(now.x, updates)
+    def step(carry: tuple) -> tuple:
+        x, state, best, best_x, stalled, steps, _ = carry
+        value, gradient = value_and_grad(x, state=state)
+        updates, state = solver.update(gradient, state, x, value=value, grad=gradient, value_fn=objective)
+        x: Any = optax.apply_updates(x, updates)
         new = optax.tree.get(state, "value")
-        progress = new < now.best - 1e-7 * (1.0 + jnp.abs(now.best))
-        better = new < now.best
-        return _Descent(
-            x,
-            state,
-            jnp.where(better, new, now.best),
-            jnp.where(better, x, now.best_x),
-            jnp.where(progress, 0, now.stalled + 1),
-            now.steps + 1,
-            jnp.max(jnp.abs(optax.tree.get(state, "grad"))),
-        )
+        stalled = jnp.where(new < best - 1e-7 * (1.0 + jnp.abs(best)), 0, stalled + 1)
+        best, best_x = jnp.where(new < best, new, best), jnp.where(new < best, x, best_x)
+        return x, state, best, best_x, stalled, steps + 1, jnp.max(jnp.abs(optax.tree.get(state, "grad")))
 
-    def unfinished(now: _Descent) -> Array:
-        return (now.steps < _MOST_STEPS) & (now.stalled < _PATIENCE) & (now.steepest > _LEAST_GRADIENT)
+    def unfinished(carry: tuple) -> Array:
+        *_, stalled, steps, steepest = carry
+        return (steps < _MOST_STEPS) & (stalled < _PATIENCE) & (steepest > _LEAST_GRADIENT)
 
     with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
         value, gradient = jax.value_and_grad(objective)(start)
         nought = jnp.zeros((), jnp.int32)
-        first = _Descent(start, solver.init(start), value, start, nought, nought, jnp.max(jnp.abs(gradient)))
-        return jax.lax.while_loop(unfinished, step, first).best_x
+        first = start, solver.init(start), value, start, nought, nought, jnp.max(jnp.abs(gradient))
+        return jax.lax.while_loop(unfinished, step, first)[3]
