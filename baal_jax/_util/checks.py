@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from types import ModuleType
 from typing import Any
@@ -23,22 +24,28 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def optional_int(name: str, value: Any) -> int | None:
+    """Returns ``value`` as a positive int, or None."""
+    return None if value is None else positive_int(name, value)
+
+
 def finite_float(name: str, value: Any, least: float) -> float:
     """Returns ``value`` as a finite float of at least ``least``."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.number)
-        or not least <= float(value) < float("inf")
-    ):
+    if not _is_finite(value) or float(value) < least:
         raise ValueError(f"{name}={value!r} must be a finite number of at least {least}")
     return float(value)
 
 
+def positive_float(name: str, value: Any) -> float:
+    """Returns ``value`` as a finite float above 0."""
+    if not _is_finite(value) or float(value) <= 0.0:
+        raise ValueError(f"{name}={value!r} must be a finite number above 0")
+    return float(value)
+
+
 def noise(value: Any) -> float | None:
-    """Returns ``value`` as a standard deviation above zero, or None."""
-    if value is not None and finite_float("noise", value, 0.0) == 0.0:
-        raise ValueError(f"noise={value!r} must be positive")
-    return value
+    """Returns ``value`` as a standard deviation above 0, or None."""
+    return None if value is None else positive_float("noise", value)
 
 
 def is_concrete(*trees: Any) -> bool:
@@ -121,3 +128,7 @@ def optional_import(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is needed here: pip install 'baal_jax[{extra}]'") from error
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float | np.number) and math.isfinite(float(value))

@@ -1,18 +1,23 @@
-"""Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers."""
+"""Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers.
+
+Anywhere among parameters a dict ``{"mean": tree, "raw_std": tree}`` is one factorised Gaussian. Its standard deviation
+is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` is a weight that is not random. Both
+posteriors draw from such parameters and penalise them by their divergence from the prior.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks
-from baal_jax.posteriors import _variational
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks, random
+from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, TrainState, Variables
 
 
 class VariationalState(NamedTuple):
@@ -88,7 +93,7 @@ def bayes_by_backprop(
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    initial_std = _variational.positive("initial_std", initial_std)
+    initial_std = checks.positive_float("initial_std", initial_std)
     gaussian = _gaussian_model(model, initial_std, select)
     train = trainer(gaussian, penalty=_penalty(prior_std, kl_weight))
 
@@ -106,7 +111,7 @@ def bayes_by_backprop(
 
 
 def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, kl_weight: float = 1.0) -> Posterior:
-    r"""Variational inference in a network that is built from :mod:`baal_jax.posteriors.layers`.
+    r"""Variational inference in a network of Bayesian layers, those of :mod:`baal_jax.posteriors.layers`.
 
     The same objective as :func:`bayes_by_backprop`, with the noise in training that the layers bring: one for every
     example, so gradients are less noisy. Parameters of other layers have one value, without a prior. A draw is a set of
@@ -114,8 +119,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
 
     Args:
         model: a network with :class:`~baal_jax.posteriors.layers.BayesianDense` or
-    :class:`~baal_jax.posteriors.layers.BayesianConv`, told by
-            a training flag when to be deterministic.
+            :class:`~baal_jax.posteriors.layers.BayesianConv`, told by a training flag when to be deterministic.
         trainer: from :func:`~baal_jax.trainer`, with a negative log-likelihood as loss.
         prior_std: ``σ_p``, the standard deviation of the prior.
         kl_weight: ``λ``, the weight of the divergence.
@@ -154,11 +158,11 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
 
 
 def _penalty(prior_std: float, kl_weight: float) -> Penalty:
-    prior_std = _variational.positive("prior_std", prior_std)
+    prior_std = checks.positive_float("prior_std", prior_std)
     kl_weight = checks.finite_float("kl_weight", kl_weight, 0.0)
 
     def penalty(params: PyTree, num_labelled: Array) -> Array:
-        divergence = _variational.kl_divergence(params, prior_std)
+        divergence = kl_divergence(params, prior_std)
         return kl_weight * divergence / jnp.maximum(num_labelled, 1).astype(divergence.dtype)
 
     return penalty
@@ -166,12 +170,12 @@ def _penalty(prior_std: float, kl_weight: float) -> Penalty:
 
 def _samples(key: Key, state: TrainState, num_samples: int) -> PyTree:
     keys = jax.random.split(key, num_samples)
-    return jax.vmap(lambda key: _variational.sample(key, state.variables.params))(keys)
+    return jax.vmap(lambda key: _draw(key, state.variables.params))(keys)
 
 
 def _apply(model: Model, state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
     params, collections = state.variables
-    return model.deterministic(Variables(_variational.with_draw(params, draw), collections), inputs)
+    return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
 
 
 def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Array], bool] | None) -> Model:
@@ -179,9 +183,8 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
 
     def raw_std(path: tuple, leaf: Array) -> Array | None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-        is_random = is_float and (select is None or select(name, leaf))
-        return _variational.constant_raw_std(leaf, initial_std) if is_random else None
+        is_random = jnp.issubdtype(leaf.dtype, jnp.floating) and (select is None or select(name, leaf))
+        return constant_raw_std(leaf, initial_std) if is_random else None
 
     def init(key: Key, inputs: PyTree) -> Variables:
         mean, collections = model.init(key, inputs)
@@ -189,8 +192,8 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
         return Variables({"mean": mean, "raw_std": spread}, collections)
 
     def drawn(key: Key, variables: Variables) -> Variables:
-        draw = _variational.sample(key, variables.params)
-        return variables._replace(params=_variational.with_draw(variables.params, draw)["mean"])
+        draw = _draw(key, variables.params)
+        return variables._replace(params=_with_draw(variables.params, draw)["mean"])
 
     def apply(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
         key_weights, key_model = jax.random.split(key)
@@ -214,3 +217,103 @@ def _from_train_state(state: TrainState) -> VariationalState:
 def _to_train_state(state: VariationalState) -> TrainState:
     params = {"mean": state.variables.params, "raw_std": state.raw_std}
     return TrainState(Variables(params, state.variables.collections), *state[2:])
+
+
+def std_of(raw_std: Array) -> Array:
+    """The standard deviation, in the type of its parameter."""
+    return jax.nn.softplus(raw_std)
+
+
+def constant_raw_std(mean: Array, std: float) -> Array:
+    """What makes the standard deviation ``std`` everywhere: the inverse of softplus."""
+    return jnp.full_like(mean, std + math.log(-math.expm1(-std)))
+
+
+def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
+    """Noise of the shapes and types of some arrays, from one generator: several take that much longer to compile."""
+    ends = list(itertools.accumulate(leaf.size for leaf in like))
+    noise = jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32)
+    pieces = jnp.split(noise, ends[:-1])
+    return [piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
+
+
+def _draw(key: Key, params: PyTree) -> PyTree:
+    """One set of random weights, in place of every mean; None for the others, which all draws share."""
+    means = [mean for mean, _ in _random_weights(params)]
+    noise = iter(standard_normal(key, means))
+
+    def one(raw_std: Array | None, mean: Array) -> Array | None:
+        if raw_std is None:
+            return None
+        return mean + std_of(raw_std) * next(noise)
+
+    def drawn(part: PyTree) -> PyTree:
+        if not _is_gaussian(part):
+            return None
+        return {"mean": jax.tree.map(one, part["raw_std"], part["mean"], is_leaf=_is_none)}
+
+    return jax.tree.map(drawn, params, is_leaf=_is_gaussian)
+
+
+def _with_draw(params: PyTree, draw: PyTree) -> PyTree:
+    """The parameters with drawn weights in place of the means, and without ``raw_std``."""
+
+    def merged(part: PyTree, drawn: PyTree) -> PyTree:
+        if not _is_gaussian(part):
+            return part
+        return {"mean": jax.tree.map(lambda mean, w: mean if w is None else w, part["mean"], drawn["mean"])}
+
+    return jax.tree.map(merged, params, draw, is_leaf=_is_gaussian)
+
+
+def kl_divergence(params: PyTree, prior_std: float = 1.0) -> Array:
+    r"""Divergence of all Gaussian weights from an isotropic Gaussian prior around zero, in nats.
+
+    .. math:: \mathrm{KL}(q \| p) = \sum_i \Bigl( \log \frac{\sigma_p}{\sigma_i}
+              + \frac{\sigma_i^2 + \mu_i^2}{2 \sigma_p^2} - \frac12 \Bigr)
+
+    Args:
+        params: parameters of a network, Bayesian layers among them. Other parameters do not count.
+        prior_std: ``σ_p``.
+
+    Returns:
+        ``float32[]``.
+
+    Raises:
+        ValueError: no parameter is a Gaussian.
+
+    Example:
+        >>> from baal_jax.posteriors import layers
+        >>> net = layers.BayesianDense(2, initial_std=1.0, kernel_init=jax.nn.initializers.zeros)
+        >>> params = net.init(jax.random.key(0), jnp.ones((1, 3)), deterministic=True)["params"]
+        >>> bool(abs(layers.kl_divergence(params)) < 1e-5)
+        True
+    """
+    return jnp.sum(jnp.stack([_kl(mean, raw_std, prior_std) for mean, raw_std in _random_weights(params)]))
+
+
+def _kl(mean: Array, raw_std: Array, prior_std: float) -> Array:
+    mean, std = (leaf.astype(jnp.float32) / prior_std for leaf in (mean, std_of(raw_std.astype(jnp.float32))))
+    return jnp.sum(0.5 * (std**2 + mean**2 - 1.0) - jnp.log(std))
+
+
+def _is_gaussian(tree: PyTree) -> bool:
+    return isinstance(tree, Mapping) and {*tree} == {"mean", "raw_std"}
+
+
+def _is_none(leaf: PyTree) -> bool:
+    return leaf is None
+
+
+def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
+    """Pairs of mean and ``raw_std``, at least one."""
+    weights = []
+    for part in filter(_is_gaussian, jax.tree.leaves(params, is_leaf=_is_gaussian)):
+        raw_stds, means = jax.tree.leaves(part["raw_std"], is_leaf=_is_none), jax.tree.leaves(part["mean"])
+        weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
+    if not weights:
+        raise ValueError(
+            "the parameters hold no Gaussian weights: build the network from baal_jax.posteriors.layers, or let "
+            "select pick some parameters"
+        )
+    return weights

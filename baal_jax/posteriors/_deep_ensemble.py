@@ -1,4 +1,4 @@
-"""Deep ensembles: networks trained apart from one another, each of them a draw."""
+"""Deep ensembles: independently trained networks, each of them a draw."""
 
 from __future__ import annotations
 
@@ -8,46 +8,37 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class EnsembleState(NamedTuple):
     """The trained members of an ensemble.
 
     Attributes:
-        members: a :class:`~baal_jax.training.TrainState` whose arrays have a leading axis of members.
+        members: a :class:`~baal_jax.TrainState` whose arrays have a leading axis of members.
     """
 
     members: TrainState
+
+    _, steps, loss = of_network("members")
 
     @property
     def variables(self) -> Variables:
         """The first member's network, for what reads a single one (``features``)."""
         return jax.tree.map(lambda leaf: leaf[0], self.members.variables)
 
-    @property
-    def steps(self) -> Array:
-        """Updates of each member, ``int32[num_members]``."""
-        return self.members.steps
-
-    @property
-    def loss(self) -> Array:
-        """Training loss of each member, ``float32[num_members]``."""
-        return self.members.loss
-
 
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
-    r"""Deep ensemble.
+    r"""Deep ensemble: independently trained networks as draws.
 
     Every member is trained on all labelled examples, from initial weights and in an order of batches of its own. The
     members are an equally weighted mixture,
 
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
 
-    A draw is a member, at rest: dropout is off. The members come in random order, none twice before all of them came
-    once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds nothing:
-    ask for ``num_members`` draws.
+    A draw is a member in evaluation mode, dropout off. The members come in random order, none twice before all of them
+    came once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds
+    nothing: ask for ``num_members`` draws.
 
     Args:
         model: the network. Members need initial weights of their own: give :func:`~baal_jax.from_nnx` a function of
@@ -81,7 +72,7 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         (3, 4, 2)
     """
     num_members = checks.positive_int("num_members", num_members)
-    at_a_time = num_members if batch_size is None else checks.positive_int("batch_size", batch_size)
+    at_a_time = checks.optional_int("batch_size", batch_size) or num_members
     train = trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: EnsembleState | None = None) -> EnsembleState:

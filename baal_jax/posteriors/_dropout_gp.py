@@ -1,18 +1,17 @@
-"""The Gaussian process of a network's stochastic passes, conditioned on what is labelled."""
+"""A Gaussian process whose covariance is that of a network's dropout passes, conditioned on the labelled examples."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, linalg, numerics
-from baal_jax.models import require_stochastic
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax.posteriors._gauss_newton import product, sum_over_labelled
+from baal_jax.posteriors._mc_dropout import mc_dropout
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class DropoutGPState(NamedTuple):
@@ -32,20 +31,7 @@ class DropoutGPState(NamedTuple):
     root: Array
     age: Array
 
-    @property
-    def variables(self) -> Variables:
-        """Weights and batch statistics of the network."""
-        return self.network.variables
-
-    @property
-    def steps(self) -> Array:
-        """Updates since the network was initialised."""
-        return self.network.steps
-
-    @property
-    def loss(self) -> Array:
-        """Running mean of the training loss."""
-        return self.network.loss
+    variables, steps, loss = of_network("network")
 
 
 def dropout_gp(
@@ -58,6 +44,9 @@ def dropout_gp(
     batch_size: int = 256,
 ) -> Posterior:
     r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
+
+    The network is finite and trained. For the process that an infinitely wide network is before training (NNGP), see
+    :func:`~baal_jax.posteriors.gaussian_process` with a kernel from :mod:`baal_jax.posteriors.kernels`.
 
     .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
               = \Phi(x)^\top \Phi(x')
@@ -88,7 +77,7 @@ def dropout_gp(
         batch_size: labelled examples in work at a time while conditioning.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`DropoutGPState`. Unknown targets (negative classes,
+        A :class:`~baal_jax.Posterior` whose state is a :class:`DropoutGPState`. Unknown targets (negative classes,
         NaN) do not count.
 
     Raises:
@@ -113,9 +102,8 @@ def dropout_gp(
     num_passes = checks.positive_int("num_passes", num_passes, 2)
     retrain_every = checks.positive_int("retrain_every", retrain_every)
     batch_size = checks.positive_int("batch_size", batch_size)
-    if checks.finite_float("noise", noise, 0.0) == 0.0:
-        raise ValueError("noise=0 would be labels of infinite weight: give the standard deviation of the noise")
-    train = trainer(model)
+    noise = checks.positive_float("noise", noise)
+    train = mc_dropout(model, trainer).fit
 
     def passes(variables: Variables, key: Key, inputs: PyTree) -> tuple[Array, Array]:
         """Mean ``[B, …, C]`` and scaled deviations ``[T, B, …, C]``."""
@@ -126,33 +114,23 @@ def dropout_gp(
 
     def condition(variables: Variables, key: Key, dataset: Dataset, labelled: Array) -> tuple[Array, Array]:
         """Posterior mean ``[T]`` and root of the covariance ``[T, T]`` of the weights."""
-        size = labelled.shape[0]
-        rows = min(batch_size, size)
-        ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
-        count = jnp.sum(labelled, dtype=jnp.int32)
 
-        def add(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-            positions = index * rows + jnp.arange(rows, dtype=jnp.int32)
-            batch = jax.tree.map(lambda leaf: leaf[ids[jnp.minimum(positions, size - 1)]], dataset)
-            mean, deviations = passes(variables, key, batch.inputs)
-            residual, known = _residual(batch.targets, mean)
-            known &= (positions < count).reshape(rows, *[1] * (known.ndim - 1))
+        def batch(data: Dataset, counts: Array) -> tuple[tuple[Array, Array], None]:
+            mean, deviations = passes(variables, key, data.inputs)
+            residual, known = _residual(data.targets, mean)
+            known &= counts.reshape(-1, *[1] * (known.ndim - 1))
             seen = jnp.where(known[None], deviations, 0.0).reshape(num_passes, -1)
-            products = jnp.matmul(seen, seen.T, precision="highest")
-            return sums[0] + products, sums[1] + jnp.matmul(seen, residual.reshape(-1), precision="highest")
+            return (product(seen, seen.T), product(seen, residual.reshape(-1))), None
 
-        start = jnp.zeros((num_passes, num_passes), jnp.float32), jnp.zeros(num_passes, jnp.float32)
-        # As many batches as there are labels: unlabelled rows cost nothing.
-        products, moments = jax.lax.fori_loop(0, (count + rows - 1) // rows, add, start)
+        (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
+        # The covariance is (I + products / σ²)⁻¹. Its symmetric root, unlike a Cholesky factor, does not depend on the
+        # order of the passes or the signs of the eigenvectors, which differ between machines.
         values, vectors = linalg.eigh(products)
         shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
-        product = partial(jnp.matmul, precision="highest")
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
         return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: DropoutGPState | None = None) -> DropoutGPState:
-        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
-        require_stochastic(model, jax.eval_shape(model.init, key, row), row)
         key_train, key_passes = jax.random.split(key)
         labelled = jnp.asarray(labelled)
 
@@ -170,7 +148,7 @@ def dropout_gp(
 
     def sample(key: Key, state: DropoutGPState, num_samples: int) -> Array:
         def weights(key: Key) -> Array:
-            return state.mean + jnp.matmul(state.root, jax.random.normal(key, (num_passes,)), precision="highest")
+            return state.mean + product(state.root, jax.random.normal(key, (num_passes,)))
 
         return jax.vmap(weights)(jax.random.split(key, num_samples))
 

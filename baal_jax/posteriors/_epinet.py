@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import features
-from baal_jax._util import checks, numerics
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class EpinetState(NamedTuple):
@@ -28,20 +27,8 @@ class EpinetState(NamedTuple):
     base: TrainState
     epinet: TrainState
 
-    @property
-    def variables(self) -> Variables:
-        """Of the trained network."""
-        return self.base.variables
-
-    @property
-    def steps(self) -> Array:
-        """Updates of the trained network."""
-        return self.base.steps
-
-    @property
-    def loss(self) -> Array:
-        """Training loss with the epinet."""
-        return self.epinet.loss
+    variables, steps, _ = of_network("base")
+    _, _, loss = of_network("epinet")
 
 
 def epinet(
@@ -117,8 +104,7 @@ def epinet(
         return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:
-        read, outputs = _read(model, state.variables, inputs)
-        return outputs + _epinet(state.epinet.variables, read, draw[None], prior_scale).reshape(outputs.shape)
+        return _outputs(model, state.variables, state.epinet.variables, inputs, draw[None], prior_scale)
 
     return Posterior(jax.jit(fit), sample, apply)
 
@@ -127,38 +113,46 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
     """The epinet as a network that a trainer can fit: its prior is in the collections, which no optimizer moves."""
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        read, outputs = jax.eval_shape(lambda: _read(base, frozen, inputs))
+        read, outputs = jax.eval_shape(lambda: features.hidden_and_outputs(base, frozen, inputs))
         sizes = [read.shape[1] + index_dim, *widths, index_dim * math.prod(outputs.shape[1:])]
         key_learned, key_prior = jax.random.split(key)
         return Variables(_init(key_learned, sizes, read.dtype), _init(key_prior, sizes, read.dtype))
 
     def at(variables: Variables, inputs: PyTree, indices: Array) -> Array:
-        read, outputs = jax.lax.stop_gradient(_read(base, frozen, inputs))
-        return outputs + _epinet(variables, read, indices, prior_scale).reshape(outputs.shape)
+        still, inputs = jax.lax.stop_gradient((frozen, inputs))
+        return _outputs(base, still, variables, inputs, indices, prior_scale)
 
     def apply(variables: Variables, inputs: PyTree, key: Key) -> Array:
         return at(variables, inputs, jax.random.normal(key, (1, index_dim)))
 
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[Array, PyTree]:
+    def with_own_indices(variables: Variables, inputs: PyTree, key: Key) -> tuple[Array, PyTree]:
         indices = jax.random.normal(key, (checks.leading_axis("inputs", inputs), index_dim))
         return at(variables, inputs, indices), variables.collections
 
     def deterministic(variables: Variables, inputs: PyTree) -> Array:
         # What a trainer validates: one fixed index for each row, as index zero would show the base network alone.
-        return at(
-            variables, inputs, jax.random.normal(jax.random.key(0), (checks.leading_axis("inputs", inputs), index_dim))
-        )
+        return with_own_indices(variables, inputs, jax.random.key(0))[0]
 
-    return Model(init, apply, train, deterministic)
+    return Model(init, apply, with_own_indices, deterministic)
 
 
-def _read(model: Model, variables: Variables, inputs: PyTree) -> tuple[Array, Array]:
-    """Features ``[B, D]`` and outputs ``[B, …]`` of the trained network."""
-    read, outputs = features.hidden_and_outputs(model, variables, inputs)
-    outputs = checks.one_array(outputs, "an epinet needs outputs [B, C]")
-    if outputs.ndim > 2:
-        raise ValueError(f"the outputs have shape {outputs.shape}, but an epinet needs [B, C]")
-    return read, numerics.as_float(outputs)
+def _outputs(
+    base: Model, frozen: Variables, epinet: Variables, inputs: PyTree, indices: Array, prior_scale: float
+) -> Array:
+    """``μ(x) + (g_η(h(x), z) + α g_0(h(x), z))ᵀ z``, for indices ``[B, Z]``, or ``[1, Z]`` for all rows."""
+    hidden, outputs = features.hidden_and_outputs(base, frozen, inputs)
+    indices = indices.astype(hidden.dtype)
+
+    def network(layers: Sequence[tuple[Array, Array]]) -> Array:
+        (kernel, bias), *others = layers
+        # The features meet their rows of the first kernel by themselves: once, whatever the number of indices.
+        units = hidden @ kernel[: hidden.shape[1]] + indices @ kernel[hidden.shape[1] :] + bias[None]
+        for kernel, bias in others:
+            units = jax.nn.relu(units) @ kernel + bias[None]
+        return jnp.sum(units.reshape(*units.shape[:1], indices.shape[1], -1) * indices[:, :, None], axis=1)
+
+    correction = network(epinet.params) + prior_scale * jax.lax.stop_gradient(network(epinet.collections))
+    return outputs + correction.reshape(outputs.shape)
 
 
 def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:
@@ -168,19 +162,3 @@ def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array,
         (jax.random.normal(key, shape, dtype) / math.sqrt(shape[0]), jnp.zeros(shape[1:], dtype))
         for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
     ]
-
-
-def _epinet(variables: Variables, read: Array, indices: Array, prior_scale: float) -> Array:
-    """``(g_η + α g_0)ᵀ z``, for ``[B, D]`` and indices ``[B, Z]`` or ``[1, Z]``: ``[B, C]``."""
-    learned, prior = variables
-    indices = indices.astype(read.dtype)
-
-    def network(layers: Sequence[tuple[Array, Array]]) -> Array:
-        (kernel, bias), *others = layers
-        # The features meet their rows of the first kernel by themselves: once, whatever the number of indices.
-        units = read @ kernel[: read.shape[1]] + indices @ kernel[read.shape[1] :] + bias[None]
-        for kernel, bias in others:
-            units = jax.nn.relu(units) @ kernel + bias[None]
-        return jnp.sum(units.reshape(*units.shape[:1], indices.shape[1], -1) * indices[:, :, None], axis=1)
-
-    return network(learned) + prior_scale * jax.lax.stop_gradient(network(prior))

@@ -17,10 +17,11 @@ _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
 _NOISES = 2.0 ** np.arange(-6, 1)
+_product = partial(jnp.matmul, precision="highest")
 
 
 class GaussianProcessState(NamedTuple):
-    """What a Gaussian process has seen, in a room for ``L`` examples. ``E`` is 1 where outputs share their noise.
+    """What a Gaussian process has seen, with a capacity for ``L`` examples. ``E`` is 1 where outputs share their noise.
 
     Attributes:
         inputs: ``[L, …]``, the labelled ones first.
@@ -96,7 +97,7 @@ def gaussian_process(
         noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
             powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
         alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the surer of its labels.
-        max_labelled: ``L``, room for labelled examples; memory grows with its square, times the classes. By default all
+        max_labelled: ``L``, capacity for labelled examples; memory grows with its square, times the classes. By default all
             of the data set up to 2,048.
         num_features: size of the random features.
 
@@ -129,43 +130,43 @@ def gaussian_process(
     """
     if num_classes is not None:
         num_classes = checks.positive_int("num_classes", num_classes, 2)
-    for name, value in {"scale": scale, "noise": noise, "alpha": alpha}.items():
-        if value is not None and checks.finite_float(name, value, 0.0) == 0.0:
-            raise ValueError(f"{name}={value} must be positive: without it the covariance cannot be inverted")
-    if max_labelled is not None:
-        max_labelled = checks.positive_int("max_labelled", max_labelled)
+    scale = None if scale is None else checks.positive_float("scale", scale)
+    noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
+    max_labelled = checks.optional_int("max_labelled", max_labelled)
     num_features = checks.positive_int("num_features", num_features)
+    scales = _SCALES if scale is None else np.array([scale])
+    # In classification the variances of the pseudo-targets are given, and noise is one.
+    noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
 
-    def room(labelled: Array) -> int:
+    def capacity(labelled: Array) -> int:
         return min(labelled.shape[0], _MOST_LABELLED if max_labelled is None else max_labelled)
 
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
-        size = room(labelled)
+        size = capacity(labelled)
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
-        inputs = dataset.inputs[ids]
-        targets = dataset.targets[ids]
+        inputs, targets = dataset.inputs[ids], dataset.targets[ids]
         seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
         known = seen.known & (jnp.arange(size) < count)
+        # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
         covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
         targets = jnp.where(known[:, None], seen.targets - seen.mean, 0.0)
 
         def conditioned(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
             scaled = scale * covariance
             rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
-            # In classification the variances of the pseudo-targets are given, and noise is one.
             variances = jnp.where(known[None], seen.noise * noise**2 + rounding, 1.0)
             cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
             return variances, cholesky, _log_evidence(cholesky, targets, known)
 
-        noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
-        choices = np.stack(np.meshgrid(_SCALES if scale is None else np.array([scale]), noises), -1).reshape(-1, 2)
-        choices = jnp.asarray(choices, jnp.float32)
+        grid = np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2)
+        choices = jnp.asarray(grid, jnp.float32)
         best = choices[0]
         if len(choices) > 1:
-            found = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
-            best = choices[jnp.argmax(jnp.where(jnp.isnan(found), -jnp.inf, found))]
+            # One after the other: a factor of L² numbers for every class is held at a time.
+            evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
+            best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
         variances, cholesky, log_evidence = conditioned(*best)
         targets = jnp.where(count > size, jnp.nan, targets)
         features = kernel.init(key, inputs[:1], num_features)
@@ -177,7 +178,7 @@ def gaussian_process(
         key: Key, dataset: Dataset, labelled: Array, previous: GaussianProcessState | None = None
     ) -> GaussianProcessState:
         del previous
-        _check_labels(dataset, labelled, room(labelled), num_classes)
+        _check_labels(dataset, labelled, capacity(labelled), num_classes)
         return compiled_fit(key, dataset, labelled)
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
@@ -187,15 +188,16 @@ def gaussian_process(
             key_prior, key_noise = jax.random.split(key)
             prior = jax.random.normal(key_prior, (features.shape[1], state.targets.shape[1]))
             noise = jax.random.normal(key_noise, state.targets.shape) * jnp.sqrt(state.noise).T
-            missing = state.targets - noise - jnp.matmul(features, prior, precision="highest")
+            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen. Only
+            # the prior is approximate; the move is the same solve as that of the mean.
+            missing = state.targets - noise - _product(features, prior)
             return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
 
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
-        prior = jnp.matmul(_features(kernel, state, inputs), draw.prior, precision="highest")
-        update = jnp.matmul(state.scale * kernel.gram(inputs, state.inputs), draw.update, precision="highest")
-        return state.mean + prior + update
+        prior = _product(_features(kernel, state, inputs), draw.prior)
+        return state.mean + prior + _product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
     return Posterior(fit, sample, apply)
 
@@ -215,7 +217,7 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
-    mean = state.mean + jnp.matmul(covariance, _solve(state, state.targets), precision="highest")
+    mean = state.mean + _product(covariance, _solve(state, state.targets))
     whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
@@ -251,8 +253,7 @@ def _features(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Arr
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
-    grouped = targets.reshape(targets.shape[0], kinds, -1).transpose(1, 0, 2)
-    white = jax.vmap(partial(linalg.solve_triangular, lower=True))(cholesky, grouped)
+    white = _triangular(cholesky, _grouped(targets, kinds))
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
 
@@ -288,8 +289,14 @@ def _log_gammas(targets: Array, num_classes: int, alpha: float) -> _Seen:
 
 def _solve(state: GaussianProcessState, values: Array) -> Array:
     """``(K + Σ)⁻¹ values`` for ``[L, C]``, with the noise of each output."""
-    kinds, size = state.noise.shape
-    grouped = values.reshape(size, kinds, -1).transpose(1, 0, 2)
-    half = jax.vmap(partial(linalg.solve_triangular, lower=True))(state.cholesky, grouped)
-    solved = jax.vmap(partial(linalg.solve_triangular, lower=True, trans="T"))(state.cholesky, half)
-    return solved.transpose(1, 0, 2).reshape(values.shape)
+    half = _triangular(state.cholesky, _grouped(values, len(state.noise)))
+    return _triangular(state.cholesky, half, trans="T").transpose(1, 0, 2).reshape(values.shape)
+
+
+def _grouped(values: Array, kinds: int) -> Array:
+    """``[L, C]`` as ``[E, L, C / E]``, by the factor that the outputs share."""
+    return values.reshape(len(values), kinds, -1).transpose(1, 0, 2)
+
+
+def _triangular(cholesky: Array, right: Array, trans: str = "N") -> Array:
+    return jax.vmap(partial(linalg.solve_triangular, lower=True, trans=trans))(cholesky, right)

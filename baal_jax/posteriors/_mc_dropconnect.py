@@ -39,7 +39,7 @@ def mc_dropconnect(
             and convolutional layers, and neither biases, scales of normalisations nor embeddings.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
         ValueError: ``rate`` is not between 0 and 1; or, when it is first used, ``select`` picks nothing.

@@ -6,8 +6,7 @@ import jax
 
 from baal_jax._util import random
 from baal_jax.models import require_stochastic
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState
 
 
 def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> Posterior:
@@ -29,7 +28,7 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         shared_masks: whether all examples have the same masks in a draw. Training has masks for every example anyhow.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
         ValueError: when it is first used, if the output of ``model`` does not depend on the key.

@@ -15,16 +15,32 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from baal_jax.posteriors._variational import constant_raw_std, kl_divergence, positive, standard_normal, std_of
-from baal_jax.typing import Array, PyTree
+from baal_jax._util import checks
+from baal_jax.posteriors._bayes_by_backprop import constant_raw_std, kl_divergence, standard_normal, std_of
 
 __all__ = ["BayesianConv", "BayesianDense", "kl_divergence"]
 
 Estimator = Literal["local_reparameterization", "flipout"]
 
 
-class BayesianDense(nn.Dense):
+class _Gaussian(nn.Module):
+    """What the layers have in common beside those of flax that they are."""
+
+    estimator: Estimator = "local_reparameterization"
+    initial_std: float = 0.01
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("local_reparameterization", "flipout"):
+            raise ValueError(f"estimator={self.estimator!r} must be 'local_reparameterization' or 'flipout'")
+        checks.positive_float("initial_std", self.initial_std)
+        super().__post_init__()
+
+
+class BayesianDense(_Gaussian, nn.Dense):
     r"""A dense layer with independent Gaussian weights and biases.
 
     With ``estimator="local_reparameterization"`` training samples activations in place of weights,
@@ -66,22 +82,13 @@ class BayesianDense(nn.Dense):
         (2, 3)
     """
 
-    estimator: Estimator = "local_reparameterization"
-    initial_std: float = 0.01
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-
-    def __post_init__(self) -> None:
-        _check(self)
-        super().__post_init__()
-
     @nn.compact
     def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
         """``[B, …, D] -> [B, …, features]``."""
         return _forward(self, nn.Dense, inputs, 2, deterministic)
 
 
-class BayesianConv(nn.Conv):
+class BayesianConv(_Gaussian, nn.Conv):
     r"""A convolution with independent Gaussian weights and biases.
 
     The same two estimators as in :class:`BayesianDense`, with ``*`` in place of the matrix product:
@@ -92,13 +99,7 @@ class BayesianConv(nn.Conv):
     where signs have one value for a channel. Local reparameterisation draws noise for every pixel apart, as Bayesian
     convolutional networks are usually trained; flipout keeps how the pixels of an example vary together.
 
-    Attributes:
-        estimator: ``"local_reparameterization"`` or ``"flipout"``.
-        initial_std: standard deviation of every weight at the start.
-        deterministic: at the means, without noise; here or in the call, as in ``nn.Dropout``.
-        rng_collection: the random stream that noise comes from.
-
-    All fields of ``nn.Conv`` are fields here too, ``conv_general_dilated`` among them. Inputs are ``[B, …, D]`` with as
+    Attributes are those of :class:`BayesianDense` and all fields of ``nn.Conv``, ``conv_general_dilated`` too. Inputs are ``[B, …, D]`` with as
     many axes between as ``kernel_size`` has.
 
     References:
@@ -113,26 +114,11 @@ class BayesianConv(nn.Conv):
         (2, 28, 28, 6)
     """
 
-    estimator: Estimator = "local_reparameterization"
-    initial_std: float = 0.01
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-
-    def __post_init__(self) -> None:
-        _check(self)
-        super().__post_init__()
-
     @nn.compact
     def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
         """``[B, …, D] -> [B, …, features]``."""
         axes = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
         return _forward(self, nn.Conv, inputs, 2 + axes, deterministic)
-
-
-def _check(layer: BayesianDense | BayesianConv) -> None:
-    if layer.estimator not in ("local_reparameterization", "flipout"):
-        raise ValueError(f"estimator={layer.estimator!r} must be 'local_reparameterization' or 'flipout'")
-    positive("initial_std", layer.initial_std)
 
 
 def _forward(
@@ -153,7 +139,7 @@ def _forward(
     names = {field.name for field in dataclasses.fields(stock_class)} - {"parent", "name"}
     stock = stock_class(**{name: getattr(layer, name) for name in names}, parent=None)
 
-    def linear(weights: PyTree, inputs: Array) -> Array:
+    def linear(weights: Any, inputs: Array) -> Array:
         return stock.apply({"params": weights}, inputs)  # pyright: ignore[reportReturnType]
 
     mean: Any = layer.param("mean", lambda key: stock.init(key, inputs)["params"])
@@ -174,7 +160,7 @@ def _forward(
     return outputs + spread * jax.random.normal(key, spread.shape, spread.dtype)
 
 
-def _flipout(linear: Any, key: Array, std: PyTree, inputs: Array, outputs: Array) -> Array:
+def _flipout(linear: Any, key: Array, std: Any, inputs: Array, outputs: Array) -> Array:
     """``outputs`` with the noise of one perturbation, which every example sees behind signs of its own."""
     key_weights, key_signs = jax.random.split(key)
     leaves, structure = jax.tree.flatten(std)
