@@ -89,7 +89,7 @@ class TrainState(NamedTuple):
 
 
 def of_network(field: str) -> tuple[property, property, property]:
-    """Properties ``variables``, ``steps`` and ``loss`` of a state, read from the ``TrainState`` in one of its fields."""
+    """Properties ``variables``, ``steps`` and ``loss`` of a state, read off the ``TrainState`` in one of its fields."""
     variables, steps, loss = (property(attrgetter(f"{field}.{name}")) for name in ("variables", "steps", "loss"))
     return variables, steps, loss
 

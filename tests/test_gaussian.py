@@ -101,7 +101,7 @@ def test_bad_outputs_are_named():
         heuristics.gaussian_bald(jnp.zeros((2, 3, 1)))
     with pytest.raises(ValueError, match="noise="):
         heuristics.gaussian_bald(jnp.zeros((2, 3, 1)), noise=-1.0)
-    with pytest.raises(ValueError, match=r"noise=0.0 must be positive"):
+    with pytest.raises(ValueError, match=r"noise=0.0 must be a finite number above 0"):
         heuristics.gaussian_bald(jnp.zeros((2, 3, 1)), noise=0.0)
     with pytest.raises(ValueError, match="2 draws of outputs and 3 of target_outputs"):
         heuristics.gaussian_epig(jnp.zeros((2, 3, 2)), jnp.zeros((3, 3, 2)))

@@ -36,7 +36,7 @@ def test_variance_is_split_into_its_two_parts():
     labels = outputs[..., :3] + np.exp(outputs[..., 3:] / 2) * RNG.normal(size=(400, 500, 4, 3))
     np.testing.assert_allclose(found.total, labels.var(axis=(0, 1)), rtol=0.05)
     close(heuristics.gaussian_uncertainty(single(outputs), noise=0.5).total, outputs.var(axis=0) + 0.25)
-    with pytest.raises(ValueError, match=r"noise=0\.0 must be positive"):
+    with pytest.raises(ValueError, match=r"noise=0\.0 must be a finite number above 0"):
         heuristics.gaussian_uncertainty(single(outputs), noise=0.0)
 
 

@@ -149,7 +149,8 @@ def _sketch(key: Key, pairs: dict[int, tuple[Array, Array]], rest: dict[int, Arr
     pairs, formed = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (pairs, rest))
     products = []
     for position, (left, right) in sorted(pairs.items()):
-        if _is_cheaper_formed(*left.shape[1:], right.shape[-1], size):
+        _, positions, inner = left.shape
+        if _is_cheaper_formed(positions, inner, right.shape[-1], size):
             whole = jnp.einsum("bti,bto->bio", left, right, precision="highest")
             formed[position] = whole.reshape(left.shape[0], -1)
         else:

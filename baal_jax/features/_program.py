@@ -34,35 +34,21 @@ _MOVES = (primitives.concatenate_p, primitives.pad_p, primitives.rev_p, primitiv
 
 
 class Program(NamedTuple):
-    """A traced function without calls and without dead code.
+    """A traced function without calls and without dead code."""
 
-    Attributes:
-        equations: what is computed, in order.
-        arguments: variables of the leaves of its arguments, one tuple an argument.
-        outputs: variables (or literals) of the leaves of its result.
-        structure: tree structure of its result.
-        constants: variable → value, of what the function closes over.
-    """
-
-    equations: list
-    arguments: list[list]
-    outputs: list
-    structure: Any
-    constants: dict
+    equations: list  # what is computed, in order
+    arguments: list[list]  # variables of the leaves of its arguments, one list an argument
+    outputs: list  # variables (or literals) of the leaves of what it returns
+    structure: Any  # of what it returns
+    constants: dict  # variable → value, of what the function closes over
 
 
 class Layer(NamedTuple):
-    """A product of a weight and something else.
+    """A product of a weight and something else."""
 
-    Attributes:
-        equation: ``dot_general`` or ``conv_general_dilated``.
-        read: variable of what the weight meets.
-        on_left: whether that is the left operand.
-    """
-
-    equation: Any
-    read: Any
-    on_left: bool
+    equation: Any  # dot_general or conv_general_dilated
+    read: Any  # variable of what the weight meets
+    on_left: bool  # whether that is the left operand
 
 
 def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Program:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, random
-from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, TrainState, Variables
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables
 
 
 class VariationalState(NamedTuple):
@@ -59,11 +58,8 @@ def bayes_by_backprop(
     The loss of ``trainer`` has to be a negative log-likelihood in nats, or the posterior means nothing:
     ``losses.cross_entropy``, ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise
     (alone it stands for a variance of one). These average over positions and real outputs: with ``m`` of them for each
-    example the likelihood is divided by ``m``, so divide ``kl_weight`` by ``m`` too. A draw is a set of weights, with
-    which dropout is off.
-
-    With few labels and many weights the divergence outweighs the data and the network falls back to its prior. A
-    ``kl_weight`` below one, which makes the posterior narrower than Bayes' rule does, is then usual.
+    example divide ``kl_weight`` by ``m`` too. With few labels and many weights the divergence outweighs the data and
+    the network falls back to its prior: a ``kl_weight`` below one, a posterior colder than Bayes' rule, is then usual.
 
     Args:
         model: the network.
@@ -71,11 +67,12 @@ def bayes_by_backprop(
         prior_std: ``σ_p``.
         initial_std: standard deviation of every weight at the start.
         kl_weight: ``λ``.
-        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``. The
-            others have one value, without a prior. All of them by default.
+        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``; the
+            others have one value, without a prior. All by default.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights in
+        evaluation mode.
 
     Raises:
         ValueError: a number is not positive (``kl_weight`` may be zero), or ``select`` picks nothing.
@@ -85,27 +82,26 @@ def bayes_by_backprop(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
+        >>> posterior = baal.posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    initial_std = checks.positive_float("initial_std", initial_std)
-    gaussian = _gaussian_model(model, initial_std, select)
-    train = trainer(gaussian, penalty=_penalty(prior_std, kl_weight))
+    gaussian = _gaussian_model(model, checks.positive_float("initial_std", initial_std), select)
+    inner = bayesian_layers(gaussian, trainer, prior_std=prior_std, kl_weight=kl_weight)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: VariationalState | None = None) -> VariationalState:
-        state = train(key, dataset, labelled, None if previous is None else _to_train_state(previous))
-        return _from_train_state(state)
+        state = inner.fit(key, dataset, labelled, None if previous is None else _to_train_state(previous))
+        params, collections = state.variables
+        return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
 
     def sample(key: Key, state: VariationalState, num_samples: int) -> PyTree:
-        return _samples(key, _to_train_state(state), num_samples)
+        return inner.sample(key, _to_train_state(state), num_samples)
 
     def apply(state: VariationalState, draw: PyTree, inputs: PyTree) -> PyTree:
-        return _apply(gaussian, _to_train_state(state), draw, inputs)
+        return inner.apply(_to_train_state(state), draw, inputs)
 
     return Posterior(jax.jit(fit), sample, apply)
 
@@ -114,8 +110,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
     r"""Variational inference in a network of Bayesian layers, those of :mod:`baal_jax.posteriors.layers`.
 
     The same objective as :func:`bayes_by_backprop`, with the noise in training that the layers bring: one for every
-    example, so gradients are less noisy. Parameters of other layers have one value, without a prior. A draw is a set of
-    weights, with which dropout is off.
+    example, so gradients are less noisy. Parameters of other layers have one value, without a prior.
 
     Args:
         model: a network with :class:`~baal_jax.posteriors.layers.BayesianDense` or
@@ -125,8 +120,8 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         kl_weight: ``λ``, the weight of the divergence.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are the random
-        weights.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are random weights
+        in evaluation mode.
 
     Raises:
         ValueError: a number is not positive (``kl_weight`` may be zero); when it is first used, if the network has no
@@ -138,7 +133,6 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> from baal_jax.posteriors.layers import BayesianDense
         >>> class Net(nn.Module):
         ...     @nn.compact
@@ -146,18 +140,12 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         ...         x = nn.relu(BayesianDense(8)(x, deterministic=not train))
         ...         return BayesianDense(2)(x, deterministic=not train)
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
+        >>> posterior = baal.posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    fit = trainer(model, penalty=_penalty(prior_std, kl_weight))
-
-    return Posterior(fit, _samples, partial(_apply, model))
-
-
-def _penalty(prior_std: float, kl_weight: float) -> Penalty:
     prior_std = checks.positive_float("prior_std", prior_std)
     kl_weight = checks.finite_float("kl_weight", kl_weight, 0.0)
 
@@ -165,17 +153,14 @@ def _penalty(prior_std: float, kl_weight: float) -> Penalty:
         divergence = kl_divergence(params, prior_std)
         return kl_weight * divergence / jnp.maximum(num_labelled, 1).astype(divergence.dtype)
 
-    return penalty
+    def sample(key: Key, state: TrainState, num_samples: int) -> PyTree:
+        return jax.vmap(lambda key: _draw(key, state.variables.params))(jax.random.split(key, num_samples))
 
+    def apply(state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
+        params, collections = state.variables
+        return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
 
-def _samples(key: Key, state: TrainState, num_samples: int) -> PyTree:
-    keys = jax.random.split(key, num_samples)
-    return jax.vmap(lambda key: _draw(key, state.variables.params))(keys)
-
-
-def _apply(model: Model, state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
-    params, collections = state.variables
-    return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
+    return Posterior(trainer(model, penalty=penalty), sample, apply)
 
 
 def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Array], bool] | None) -> Model:
@@ -209,19 +194,9 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
     return Model(init, apply, train, deterministic)
 
 
-def _from_train_state(state: TrainState) -> VariationalState:
-    params, collections = state.variables
-    return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
-
-
 def _to_train_state(state: VariationalState) -> TrainState:
     params = {"mean": state.variables.params, "raw_std": state.raw_std}
     return TrainState(Variables(params, state.variables.collections), *state[2:])
-
-
-def std_of(raw_std: Array) -> Array:
-    """The standard deviation, in the type of its parameter."""
-    return jax.nn.softplus(raw_std)
 
 
 def constant_raw_std(mean: Array, std: float) -> Array:
@@ -239,13 +214,10 @@ def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
 
 def _draw(key: Key, params: PyTree) -> PyTree:
     """One set of random weights, in place of every mean; None for the others, which all draws share."""
-    means = [mean for mean, _ in _random_weights(params)]
-    noise = iter(standard_normal(key, means))
+    noise = iter(standard_normal(key, [mean for mean, _ in _random_weights(params)]))
 
     def one(raw_std: Array | None, mean: Array) -> Array | None:
-        if raw_std is None:
-            return None
-        return mean + std_of(raw_std) * next(noise)
+        return None if raw_std is None else mean + jax.nn.softplus(raw_std) * next(noise)
 
     def drawn(part: PyTree) -> PyTree:
         if not _is_gaussian(part):
@@ -289,12 +261,12 @@ def kl_divergence(params: PyTree, prior_std: float = 1.0) -> Array:
         >>> bool(abs(layers.kl_divergence(params)) < 1e-5)
         True
     """
-    return jnp.sum(jnp.stack([_kl(mean, raw_std, prior_std) for mean, raw_std in _random_weights(params)]))
 
+    def one(mean: Array, raw_std: Array) -> Array:
+        std = jax.nn.softplus(raw_std.astype(jnp.float32)) / prior_std
+        return jnp.sum(0.5 * (std**2 + (mean.astype(jnp.float32) / prior_std) ** 2 - 1.0) - jnp.log(std))
 
-def _kl(mean: Array, raw_std: Array, prior_std: float) -> Array:
-    mean, std = (leaf.astype(jnp.float32) / prior_std for leaf in (mean, std_of(raw_std.astype(jnp.float32))))
-    return jnp.sum(0.5 * (std**2 + mean**2 - 1.0) - jnp.log(std))
+    return jnp.sum(jnp.stack([one(*weight) for weight in _random_weights(params)]))
 
 
 def _is_gaussian(tree: PyTree) -> bool:

@@ -50,8 +50,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
             member are slow, 1 may be faster for a convolutional network.
 
     Returns:
-        A :class:`~baal_jax.Posterior` with state :class:`EnsembleState`. A draw is the
-        :class:`~baal_jax.typing.Variables` of a member.
+        A :class:`~baal_jax.Posterior` whose state is an :class:`EnsembleState` and whose draws are the
+        :class:`~baal_jax.Variables` of members.
 
     Raises:
         ValueError: ``num_members`` or ``batch_size`` is not positive; and, when it is first used, if ``model`` stays
@@ -63,9 +63,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
+        >>> posterior = baal.posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=3).shape

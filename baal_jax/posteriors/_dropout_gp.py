@@ -58,22 +58,21 @@ def dropout_gp(
               w \mid L \sim \mathcal{N}\bigl(A^{-1} \Phi_L r_L / \sigma^2,\; A^{-1}\bigr), \quad
               A = I + \Phi_L \Phi_L^\top / \sigma^2
 
-    and one function over the whole pool. All outputs of an example share the weights, which keeps the covariance
-    between them. Where targets are real values, the residuals are :math:`r = y - \bar f(x)`. For classes the outputs
-    are logits, of which no value was seen: :math:`r = 0`, the mean stays that of the passes and the covariance alone
-    shrinks around what is labelled.
+    All outputs of an example share the weights, which keeps the covariance between them. Where targets are real values,
+    the residuals are :math:`r = y - \bar f(x)`. For classes the outputs are logits, of which no value was seen:
+    :math:`r = 0`, the mean stays that of the passes and the covariance alone shrinks around what is labelled.
 
     Conditioning is cheap beside training, so a network can serve several rounds: with ``retrain_every=5`` four rounds
-    out of five keep it, and only what was labelled since sharpens the process. The passes of a batch of inputs are
-    computed once for all draws.
+    out of five keep it, and only what was labelled since sharpens the process. The passes of inputs are computed once
+    for all draws.
 
     Args:
         model: a network with dropout (or other random layers) and one array as output.
         trainer: from :func:`~baal_jax.trainer`.
         num_passes: ``T``. More labelled values than this leave little variance.
         noise: :math:`\sigma`, standard deviation of the noise, in the unit of the outputs.
-        retrain_every: rounds from one training to the next. 1 trains in every round. The network of ``previous`` is
-            kept in between; vectorised over seeds, the compiler trains all the same and drops the result.
+        retrain_every: rounds from one training to the next, in between which the network of ``previous`` is kept.
+            Vectorised over seeds, the compiler trains all the same and drops the result.
         batch_size: labelled examples in work at a time while conditioning.
 
     Returns:
@@ -90,10 +89,9 @@ def dropout_gp(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
-        >>> posterior = posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
+        >>> posterior = baal.posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0.0, 1.0, 0.0, 1.0]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
@@ -160,7 +158,7 @@ def dropout_gp(
 
 
 def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
-    """What was seen beyond the mean, and where anything was: ``[B, …, C]``, the latter up to broadcasting."""
+    """What was seen beyond the mean, ``[B, …, C]``, and where anything was, up to broadcasting."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
             raise ValueError(

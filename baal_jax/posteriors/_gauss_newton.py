@@ -38,19 +38,12 @@ class Curvature(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the log marginal likelihood is made of.
+    """What the log marginal likelihood is made of."""
 
-    Attributes:
-        eigenvalues: of the Gauss–Newton matrix at unit noise, at least 0.
-        square_norm: ``‖θ‖²``, of the weights that the prior is about.
-        error: sum of squared errors (Gaussian) or minus the log-likelihood (categorical).
-        num_labels: ``float[]``, how many numbers the known labels are.
-    """
-
-    eigenvalues: Array
-    square_norm: Array
-    error: Array
-    num_labels: Array
+    eigenvalues: Array  # of the Gauss–Newton matrix at unit noise, at least 0
+    square_norm: Array  # ‖θ‖², of the weights that the prior is about
+    error: Array  # sum of squared errors (Gaussian) or minus the log-likelihood (categorical)
+    num_labels: Array  # float[], how many numbers the known labels are
 
 
 def sum_over_labelled(
@@ -70,15 +63,15 @@ def sum_over_labelled(
         chosen = ids[jnp.minimum(rows, jnp.maximum(number - 1, 0))]
         return function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], dataset), rows < number)
 
-    def add(index: Any, total: tuple[Any, Any]) -> tuple[Any, Any]:
-        sums, last = run(jnp.asarray(index, jnp.int32))
+    def add(index: Array, total: tuple[Any, Any]) -> tuple[Any, Any]:
+        sums, last = run(index)
         return jax.tree.map(jnp.add, total[0], sums), last
 
     shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     # A number of turns that depends on the labels, so that what is not labelled costs nothing. One turn at least, for
     # what is wanted of the last batch, which no other gives where nothing is labelled.
-    return jax.lax.fori_loop(0, jnp.maximum((number + size - 1) // size, 1), add, start)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.maximum((number + size - 1) // size, 1), add, start)
 
 
 def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array, ...]:
@@ -200,6 +193,5 @@ def _decreasing_root(function: Callable[[Array], Array], scale: Array) -> Array:
         above = function(scale * jnp.exp(middle)) > 0
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    ends = jnp.full_like(scale, -_RANGE), jnp.full_like(scale, _RANGE)
-    low, high = jax.lax.fori_loop(0, 30, halve, ends)
+    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.full_like(scale, -_RANGE), jnp.full_like(scale, _RANGE)))
     return scale * jnp.exp(0.5 * (low + high))

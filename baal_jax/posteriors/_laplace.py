@@ -16,6 +16,13 @@ from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, pr
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
+class Moments(NamedTuple):
+    """Mean ``[B, C]`` and covariance ``[B, C, C]`` of the outputs, noise of the labels excluded."""
+
+    mean: Array
+    covariance: Array
+
+
 class LaplaceState(NamedTuple):
     """A trained network and the Gaussian around its last layer.
 
@@ -36,13 +43,6 @@ class LaplaceState(NamedTuple):
     variables, steps, loss = of_network("trained")
 
 
-class Moments(NamedTuple):
-    """Mean ``[B, C]`` and covariance ``[B, C, C]`` of the outputs, noise of the labels excluded."""
-
-    mean: Array
-    covariance: Array
-
-
 def laplace(
     model: Model,
     trainer: Trainer,
@@ -61,26 +61,23 @@ def laplace(
     with the features :math:`h` that the last layer reads and the Hessian :math:`\Lambda` of the negative log-likelihood
     in the outputs: :math:`\operatorname{diag}(p) - p p^\top` for integer targets, :math:`I / \sigma^2` for others. The
     outputs of a draw are linear in its deviation, :math:`f(x) + h^\top \Delta W`, which is exact where nothing but a
-    bias follows the last layer; what else does (a temperature, a mean over positions, a squashing) is linearised. Only
-    the last layer differs between draws, so the network before it is computed once for all of them. The layer is found
-    in the traced program, as by :func:`baal_jax.features.last_hidden`.
+    bias follows the last layer; what else does (a temperature, a mean over positions) is linearised. The network before
+    the last layer is computed once for all draws. The layer is the one of :func:`baal_jax.features.last_hidden`.
 
     By default the prior is that under which the trained weights of the last layer are likeliest,
-    :math:`\tau = P / \|W_*\|^2` for ``P`` of them: the scale that initialisation and training gave them. With
-    ``"evidence"`` it maximises the marginal likelihood, as ``noise`` does where it is not given,
+    :math:`\tau = P / \|W_*\|^2` for ``P`` of them. With ``"evidence"`` it maximises the marginal likelihood, as does
+    ``noise`` where it is not given,
 
-    .. math:: \log p(y) \approx \log p(y \mid W_*) - \tfrac\tau2 \|W_*\|^2
-              - \tfrac12 \log\det\bigl(I + H / \tau\bigr),
+    .. math:: \log p(y) \approx \log p(y \mid W_*) - \tfrac\tau2 \|W_*\|^2 - \tfrac12 \log\det\bigl(I + H / \tau\bigr),
 
-    in closed form but for one bisection. The trained weights count as its mode: a weight decay of ``τ / n`` on the mean
-    loss would make them so. Where a classifier is confident of all its labels, :math:`\Lambda` is nearly zero and draws
-    are nearly those of the prior, and that of the largest evidence can be far less confident than the network itself.
-    A regression network that passes through all its labels leaves no error to estimate ``noise`` from: give it then.
-    With nothing labelled, draws come from the prior.
+    where the trained weights count as the mode: a weight decay of ``τ / n`` on the mean loss would make them so. Where
+    a classifier is confident of all its labels, :math:`\Lambda` is nearly zero and draws are nearly those of the prior,
+    and that of the largest evidence can be far less confident than the network. A regression network that passes
+    through all its labels leaves no error to estimate ``noise`` from: give it then. With nothing labelled, draws come
+    from the prior.
 
-    The curvature costs one pass over the labelled examples. With ``K`` outputs and ``D`` features, ``"full"`` keeps
-    :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2` (eigenbases of the two factors, the prior added in them
-    without approximation; exact in regression), ``"diagonal"`` :math:`DK`.
+    With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2`
+    (eigenbases of the two factors; exact in regression), ``"diagonal"`` :math:`DK`.
 
     Args:
         model: a network with outputs ``[B, C]``: logits, or values (also ``[B]``).
@@ -93,8 +90,7 @@ def laplace(
 
     Returns:
         A :class:`~baal_jax.Posterior` whose state is a :class:`LaplaceState` and whose draws are deviations
-        ``ΔW float32[D, K]``, with the bias as last row. For its predictions in closed form see
-        :func:`laplace_moments`.
+        ``ΔW float32[D, K]``, with the bias as last row. See also :func:`laplace_moments`.
 
     Raises:
         ValueError: an option is not one of those above; and, when it is traced, ``noise`` for integer targets, targets
@@ -109,10 +105,9 @@ def laplace(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-        >>> posterior = posteriors.laplace(net, trainer, structure="kronecker")
+        >>> posterior = baal.posteriors.laplace(net, trainer, structure="kronecker")
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
@@ -142,7 +137,13 @@ def laplace(
         return _state(trained, curvature, evidence, of_classes, prior_precision, noise)
 
     def sample(key: Key, state: LaplaceState, num_samples: int) -> Array:
-        return jax.vmap(lambda key: _deviation(key, state))(jax.random.split(key, num_samples))
+        values, basis = state.curvature
+        spread = jax.lax.rsqrt(values + state.prior_precision)
+
+        def deviation(key: Key) -> Array:
+            return _gauss_newton.multiply(basis, spread, jax.random.normal(key, values.shape, values.dtype))
+
+        return jax.vmap(deviation)(jax.random.split(key, num_samples))
 
     def apply(state: LaplaceState, draw: Array, inputs: PyTree) -> Array:
         def one(example: PyTree) -> Array:
@@ -161,24 +162,23 @@ def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:
 
     .. math:: f(x) \sim \mathcal N\bigl(f_*(x),\ J (h^\top \otimes I)\, \Sigma\, (h \otimes I) J^\top\bigr)
 
-    Class probabilities from it: ``baal_jax.posteriors.probit(*moments)``. Labels of a regression have the variance
+    Class probabilities from it: ``posteriors.probit(*moments)``. Labels of a regression have the variance
     ``state.noise ** 2`` more.
 
     Args:
         model: the network that ``laplace`` was given.
 
     Returns:
-        ``(state, inputs [B, …]) -> Moments(mean [B, C], covariance [B, C, C])``, compiled. The features of the pool
-        are never multiplied out with the outputs, but a full covariance holds ``B · C · D K`` numbers.
+        ``(state, inputs [B, …]) -> Moments(mean [B, C], covariance [B, C, C])``, compiled. With a full covariance it
+        holds ``B · C · D K`` numbers.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Dense(3))
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 2, 1]))
-        >>> state = posteriors.laplace(net, trainer).fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> moments = posteriors.laplace_moments(net)(state, train.inputs)
+        >>> state = baal.posteriors.laplace(net, trainer).fit(jax.random.key(0), train, jnp.ones(4, bool))
+        >>> moments = baal.posteriors.laplace_moments(net)(state, train.inputs)
         >>> moments.mean.shape, moments.covariance.shape
         ((4, 3), (4, 3, 3))
     """
@@ -208,8 +208,7 @@ def probit(mean: Array, covariance: Array) -> Array:
 
     The logistic function is nearly the distribution function of a Gaussian, whose mean under another one is known: with
     two classes this is MacKay's formula, and more are made of their pairs, which is rougher the more there are: draw
-    where that matters. Only differences of logits count, as in a softmax, so what all logits have in common may be as
-    uncertain as it likes.
+    where that matters. As in a softmax only differences of logits count.
 
     Args:
         mean: ``[N, …, C]`` mean logits.
@@ -227,8 +226,8 @@ def probit(mean: Array, covariance: Array) -> Array:
         Gaussian-softmax integral <https://arxiv.org/abs/2006.07584>`_, 2020.
 
     Example:
-        >>> from baal_jax import posteriors
-        >>> log_probs = posteriors.probit(jnp.array([[1.0, -1.0]]), jnp.array([[12.0, 12.0]]) / jnp.pi)
+        >>> import baal_jax as baal
+        >>> log_probs = baal.posteriors.probit(jnp.array([[1.0, -1.0]]), jnp.array([[12.0, 12.0]]) / jnp.pi)
         >>> bool(jnp.allclose(jnp.exp(log_probs)[0, 0], jax.nn.sigmoid(2.0 / 2.0)))      # κ = ½
         True
     """
@@ -302,9 +301,3 @@ def _state(
     misfit = error if of_classes else 0.5 * (beta * error - num_labels * jnp.log(beta / (2 * jnp.pi)))
     log_evidence = -misfit - _gauss_newton.complexity(eigenvalues, tau, square_norm)
     return LaplaceState(trained, Curvature(eigenvalues, curvature.basis), tau, jax.lax.rsqrt(beta), log_evidence)
-
-
-def _deviation(key: Key, state: LaplaceState) -> Array:
-    values, basis = state.curvature
-    white = jax.random.normal(key, values.shape, values.dtype)
-    return _gauss_newton.multiply(basis, jax.lax.rsqrt(values + state.prior_precision), white)

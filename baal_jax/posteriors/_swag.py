@@ -80,25 +80,24 @@ def swag(
               \qquad K = \min(T, \text{rank})
 
     and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network in evaluation mode with weights from that Gaussian. Where the network keeps batch statistics, each
-    draw gets its own, estimated in ``sample`` on 512 inputs: shuffled passes over the labelled examples, not augmented,
-    kept in the state. That costs 512 forward passes in training mode a draw.
+    is the network in evaluation mode with weights from that Gaussian. Where it keeps batch statistics, each draw gets
+    its own, estimated in ``sample`` on 512 inputs (shuffled passes over the labelled examples, kept in the state): 512
+    forward passes in training mode a draw.
 
-    The learning rate should stay high while snapshots are gathered. What the trainer's ``average_from`` and
-    ``validation`` choose is not used.
+    The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
 
     Args:
         model: the network.
         trainer: from :func:`~baal_jax.trainer`.
         rank: ``K`` at most, the number of deviations kept, each as large as the parameters in float32; 0 for none.
         start: gather from this share of the steps on.
-        every: steps from one snapshot to the next; the weights after the last step are always one. By default such that
-            there are at least ``max(rank, 20)`` and less than twice as many, or one a step in a shorter fit.
+        every: steps from one snapshot to the next, the last weights always being one. By default such that there are
+            at least ``max(rank, 20)`` and less than twice as many, or one a step in a shorter fit.
         scale: of the covariance. 0 makes every draw the mean: stochastic weight averaging.
 
     Returns:
-        A :class:`~baal_jax.Posterior` with state :class:`SwagState`, whose ``variables`` are those of the mean. A draw
-        is the :class:`~baal_jax.typing.Variables` of a network.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`SwagState` and whose draws are the
+        :class:`~baal_jax.Variables` of networks.
 
     Raises:
         ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
@@ -112,9 +111,8 @@ def swag(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=40, batch_size=2)
-        >>> posterior = posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
+        >>> posterior = baal.posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> int(state.moments.num_snapshots)
@@ -133,7 +131,15 @@ def swag(
 
     def network(key: Key, params: PyTree, trained: TrainState, inputs: PyTree) -> Variables:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, trained.variables.params)
-        return _with_statistics(model, key, trained.variables._replace(params=params), inputs)
+        variables = trained.variables._replace(params=params)
+        if inputs is None:
+            return variables
+
+        def read(index: Array) -> tuple[Key, PyTree]:
+            return jax.random.fold_in(key, index), jax.tree.map(lambda leaf: leaf[index], inputs)
+
+        # The batch statistics of training belong to other weights, those of its last steps.
+        return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: SwagState | None = None) -> SwagState:
         key_train, key_inputs, key_statistics = jax.random.split(key, 3)
@@ -172,16 +178,15 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
     ) -> tuple[PyTree, SwagMoments]:
         del extra
-        first = averaging.share(start, total_steps)
-        window = jnp.asarray(total_steps, jnp.int32) - first
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
+        first = averaging.share(start, total_steps)
+        window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
-        left = window - 1 - (state.step - first)  # counted from the end, so that the last weights are a snapshot
+        # Counted from the end, so that the last weights are a snapshot.
+        due = (state.step >= first) & ((window - 1 - (state.step - first)) % stride == 0)
         new = optax.apply_updates(params, updates)
-        state = jax.lax.cond(
-            (state.step >= first) & (left % stride == 0), lambda: _with_snapshot(state, new), lambda: state
-        )
+        state = jax.lax.cond(due, lambda: _with_snapshot(state, new), lambda: state)
         return updates, state._replace(step=state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -254,14 +259,3 @@ def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
     chosen, _ = stream.batch(jnp.zeros((), jnp.int32), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, None)
     chosen = chosen.reshape(_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE)
     return jax.tree.map(lambda leaf: leaf[chosen], inputs)
-
-
-def _with_statistics(model: Model, key: Key, variables: Variables, inputs: PyTree) -> Variables:
-    """Batch statistics that belong to the weights: those of training belong to other weights, along its path."""
-    if inputs is None:
-        return variables
-
-    def read(index: Array) -> tuple[Key, PyTree]:
-        return jax.random.fold_in(key, index), jax.tree.map(lambda leaf: leaf[index], inputs)
-
-    return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)

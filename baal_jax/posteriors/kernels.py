@@ -1,4 +1,4 @@
-r"""Covariance functions of infinitely wide networks: what a random network is before it has seen a label.
+r"""Covariance functions of infinitely wide networks before training (NNGP kernels).
 
 In a network of weights drawn from a Gaussian, as its layers grow wide, outputs become a Gaussian process whose
 covariance follows layer by layer from that of the inputs:
@@ -6,7 +6,7 @@ covariance follows layer by layer from that of the inputs:
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
 
-They need no training: :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
+:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
 """
 
 from __future__ import annotations
@@ -72,13 +72,10 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         ValueError: an argument is out of its range.
 
     References:
-        Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018.
-
-        Cho and Saul, `Kernel methods for deep learning
-        <https://papers.nips.cc/paper/3628-kernel-methods-for-deep-learning>`_, 2009.
-
-        Williams, `Computing with infinite networks
-        <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
+        Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018. Cho and
+        Saul, `Kernel methods for deep learning
+        <https://papers.nips.cc/paper/3628-kernel-methods-for-deep-learning>`_, 2009. Williams, `Computing with
+        infinite networks <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
 
     Example:
         >>> from baal_jax.posteriors import kernels
@@ -92,8 +89,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     def flat(x: Array) -> Array:
         return _float(x).reshape(x.shape[0], -1)
 
-    def variances(x: Array) -> list[Array]:
-        """Of the inputs of every layer, and of the output."""
+    def variances(x: Array) -> list[Array]:  # of the inputs of every layer, and of the output
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
@@ -133,7 +129,7 @@ def convolutional(
               \mathrm{E}\bigl[\phi(u_{p+\delta})\,\phi(u'_{p+\delta})\bigr]
 
     and at the end over all positions: only covariances at the same position matter. Expectations are those of
-    :func:`dense`. Gram matrices are computed some rows at a time, so that memory is bounded.
+    :func:`dense`. Gram matrices are computed some rows at a time, to bound memory.
 
     Args:
         depth: number of convolutional layers.
@@ -175,11 +171,9 @@ def convolutional(
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
     def convolve(x: Array) -> Callable[[Array], Array]:
-        sides = windows(x)
-        return lambda covariance: layer.affine(_window_mean(covariance, sides))
+        return lambda covariance: layer.affine(_window_mean(covariance, windows(x)))
 
-    def variances(x: Array) -> list[Array]:
-        """Before every activation, ``[N, spatial…]``."""
+    def variances(x: Array) -> list[Array]:  # before every activation, [N, spatial…]
         return layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))
 
     def read(covariance: Array, positions: int) -> Array:
@@ -295,9 +289,7 @@ def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
 
 
 def _convolution(x: Array, weights: Array) -> Array:
-    spatial = x.ndim - 2
-    axes = "".join(chr(ord("a") + i) for i in range(spatial))
+    axes = "".join(chr(ord("a") + i) for i in range(x.ndim - 2))
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-    return jax.lax.conv_general_dilated(
-        x, weights, (1,) * spatial, "SAME", dimension_numbers=layout, precision="highest"
-    )
+    strides = (1,) * len(axes)
+    return jax.lax.conv_general_dilated(x, weights, strides, "SAME", dimension_numbers=layout, precision="highest")
