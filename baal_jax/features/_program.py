@@ -92,6 +92,7 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
         ValueError: there is none, or it is out of sight within a loop, a branch or a kernel.
     """
     of_inputs = _depending(program, inputs)
+    # Not the parameters themselves but all that is computed from them alone: kernels are cast, transposed, normalised.
     weights = _depending(program, params) - of_inputs
     chosen = _chosen(program, weights)
     cure = "move it out, or write the features as (state, inputs) -> [B, D] yourself"
@@ -102,7 +103,7 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
-            if _holds_product(equation):
+            if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
                 where = f"a {equation.primitive.name}, where what it reads cannot be seen"
                 raise ValueError(f"the last weight layer of the network sits inside of {where}: {cure}")
             continue
@@ -162,7 +163,9 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     options = layer.equation.params
     read, cotangent = numerics.as_float(read), numerics.as_float(cotangent)
     if layer.equation.primitive is primitives.conv_general_dilated_p:
-        return _patches(layer.equation, read), _channels_last(cotangent, options["dimension_numbers"].out_spec)
+        rows, channels, *space = options["dimension_numbers"].out_spec
+        maps = cotangent.transpose(rows, *space, channels)
+        return _patches(layer.equation, read), maps.reshape(-1, maps.shape[-1])
     contracted = options["dimension_numbers"][0][0 if layer.on_left else 1]
     free = [axis for axis in range(read.ndim) if axis not in contracted]
     rows = math.prod(read.shape[axis] for axis in free)
@@ -276,11 +279,6 @@ def _plain_product(equation: Any, weight: Any) -> Layer | None:
         groups = equation.params["feature_group_count"], equation.params["batch_group_count"]
         return Layer(equation, equation.invars[0], True) if groups == (1, 1) else None
     return None
-
-
-def _channels_last(x: Array, spec: Sequence[int]) -> Array:
-    """``[positions, channels]`` of a map whose axes are batch, channels and space, in the order of ``spec``."""
-    return x.transpose(spec[0], *spec[2:], spec[1]).reshape(-1, x.shape[spec[1]])
 
 
 def _patches(equation: Any, read: Array) -> Array:

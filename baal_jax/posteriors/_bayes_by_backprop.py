@@ -176,22 +176,18 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
         spread = jax.tree_util.tree_map_with_path(raw_std, mean)
         return Variables({"mean": mean, "raw_std": spread}, collections)
 
-    def drawn(key: Key, variables: Variables) -> Variables:
-        draw = _draw(key, variables.params)
-        return variables._replace(params=_with_draw(variables.params, draw)["mean"])
+    def drawn(call: Callable[[Variables, PyTree, Key], PyTree]) -> Callable[[Variables, PyTree, Key], PyTree]:
+        def of_draw(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+            key_weights, key_model = jax.random.split(key)
+            params = _with_draw(variables.params, _draw(key_weights, variables.params))["mean"]
+            return call(variables._replace(params=params), inputs, key_model)
 
-    def apply(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        key_weights, key_model = jax.random.split(key)
-        return model.apply(drawn(key_weights, variables), inputs, key_model)
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        key_weights, key_model = jax.random.split(key)
-        return model.train(drawn(key_weights, variables), inputs, key_model)
+        return of_draw
 
     def deterministic(variables: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(variables._replace(params=variables.params["mean"]), inputs)
 
-    return Model(init, apply, train, deterministic)
+    return Model(init, drawn(model.apply), drawn(model.train), deterministic)
 
 
 def _to_train_state(state: VariationalState) -> TrainState:

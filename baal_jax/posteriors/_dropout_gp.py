@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, linalg, numerics
-from baal_jax.posteriors._gauss_newton import product, sum_over_labelled
+from baal_jax._util import checks, numerics
+from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
@@ -123,8 +123,8 @@ def dropout_gp(
         (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
         # The covariance is (I + products / σ²)⁻¹. Its symmetric root, unlike a Cholesky factor, does not depend on the
         # order of the passes or the signs of the eigenvectors, which differ between machines.
-        values, vectors = linalg.eigh(products)
-        shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
+        values, (vectors,) = decompose("full", (products[:, None, :, None],))
+        shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
         return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
 

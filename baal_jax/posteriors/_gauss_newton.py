@@ -97,7 +97,7 @@ def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array
     return (blocks.reshape(rows, rows, width, width).swapaxes(1, 2),)
 
 
-def decompose(structure: Structure, factors: tuple[Array, ...], num_examples: Array) -> Curvature:
+def decompose(structure: Structure, factors: tuple[Array, ...], num_examples: Array | float = 1.0) -> Curvature:
     """Eigenvalues and eigenvectors, from the :func:`factors` of ``num_examples`` examples."""
     # Rounding makes eigenvalues negative that are zero in truth, and a negative one may cancel the prior's.
     if structure == "diagonal":
