@@ -12,6 +12,7 @@ segmentation model ``[S, N, H, W, C]``, a token tagger ``[S, N, T, C]``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -69,6 +70,28 @@ class Variables(NamedTuple):
 
     params: PyTree
     collections: PyTree
+
+
+class TrainState(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        variables: weights and batch statistics.
+        opt_state: state of the optimizer, in which methods such as SWAG keep their moments.
+        steps: ``int32[]``, updates since the weights were initialised.
+        loss: ``float32[]``, running mean of the training loss over about the last 50 steps.
+    """
+
+    variables: Variables
+    opt_state: PyTree
+    steps: Array
+    loss: Array
+
+
+def of_network(field: str) -> tuple[property, property, property]:
+    """Properties ``variables``, ``steps`` and ``loss`` of a state, read off the ``TrainState`` in one of its fields."""
+    variables, steps, loss = (property(attrgetter(f"{field}.{name}")) for name in ("variables", "steps", "loss"))
+    return variables, steps, loss
 
 
 def _no_deterministic(variables: Variables, inputs: PyTree) -> PyTree:

@@ -171,5 +171,5 @@ def test_what_does_not_fit_is_refused(key):
     image_loss = lambda maps, targets: losses.cross_entropy(maps[:, 0, 0], targets)  # noqa: E731
     image_trainer = baal.trainer(optax.sgd(0.1), image_loss, num_steps=1)
     maps = baal.Dataset(jnp.zeros((2, 4, 4, 1)), jnp.zeros(2, jnp.int32))
-    with pytest.raises(ValueError, match=r"an epinet needs \[B, C\]"):
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 2\), but what reads the last layer needs \[C\]"):
         posteriors.epinet(baal.from_linen(nn.Conv(2, (1, 1))), image_trainer).fit(key, maps, jnp.ones(2, bool))

@@ -11,7 +11,7 @@ from flax import nnx
 
 import baal_jax as baal
 from baal_jax import features, losses, posteriors
-from baal_jax.features import _program
+from baal_jax.features import _gradient, _program
 from baal_jax.prediction import summarise
 from baal_jax.typing import Variables
 from tests import networks
@@ -210,7 +210,7 @@ def test_the_exact_gradient_and_a_sketch_without_collisions_give_the_kernel(name
     exact = features.gradient(model, None, scalar=scalar, variables=itself)(variables, inputs)
     chex.assert_trees_all_close(exact, expected, rtol=1e-4, atol=1e-5)
     # A bin for every parameter: only what is projected has an error, and here nothing is.
-    monkeypatch.setattr(features, "_is_cheaper_formed", lambda *sizes: True)
+    monkeypatch.setattr(_gradient, "_is_cheaper_formed", lambda *sizes: True)
     size = expected.shape[1] + 1
     found = features.gradient(model, size, scalar=scalar, variables=itself)(variables, inputs)
     chex.assert_shape(found, (len(inputs), size))
@@ -221,7 +221,7 @@ def test_the_exact_gradient_and_a_sketch_without_collisions_give_the_kernel(name
 @pytest.mark.parametrize("formed", [True, False])
 @pytest.mark.parametrize("name", ["mlp", "shared"])
 def test_sketches_are_unbiased_and_concentrate(name, formed, key, monkeypatch):
-    monkeypatch.setattr(features, "_is_cheaper_formed", lambda *sizes: formed)
+    monkeypatch.setattr(_gradient, "_is_cheaper_formed", lambda *sizes: formed)
     model, variables, inputs, scalar = _setting(name, key)
     inputs = inputs[:3]
     expected = np.asarray(_kernel(_gradients(model, variables, inputs, scalar or _by_default)))
@@ -250,16 +250,16 @@ def test_the_factorised_sketch_is_the_implied_projection_of_the_dense_gradient()
     gradient = np.einsum("bti,bto->bio", left, right)
     projection = np.einsum("ki,ko->kio", signs_left.reshape(size, 5), signs_right.reshape(size, 4)) / np.sqrt(size)
     expected = np.einsum("kio,bio->bk", projection, gradient)
-    found = features._product_sketch(signs_left, signs_right, jnp.asarray(left), jnp.asarray(right), size)
+    found = _gradient._product_sketch(signs_left, signs_right, jnp.asarray(left), jnp.asarray(right), size)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sketch_in_pieces_is_the_whole_sketch(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 4)
     arguments = [jax.random.normal(k, s) for k, s in zip(keys, [(60,), (48,), (3, 7, 5), (3, 7, 4)], strict=True)]
-    whole = features._product_sketch(*arguments, 12)
-    monkeypatch.setattr(features, "_CHUNK", 100)
-    chex.assert_trees_all_close(features._product_sketch(*arguments, 12), whole, rtol=1e-5, atol=1e-5)
+    whole = _gradient._product_sketch(*arguments, 12)
+    monkeypatch.setattr(_gradient, "_CHUNK", 100)
+    chex.assert_trees_all_close(_gradient._product_sketch(*arguments, 12), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one():
@@ -267,14 +267,14 @@ def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one():
     values = np.zeros((1, size * blocks), np.float32)
     values[:, ::size] = 1.0  # one entry of every block, all at the same place
     words = np.random.default_rng(0).integers(0, 2**32, blocks, dtype=np.uint32)
-    found = features._count_sketch(jnp.ones(size * blocks), jnp.asarray(words), jnp.asarray(values), size)
+    found = _gradient._count_sketch(jnp.ones(size * blocks), jnp.asarray(words), jnp.asarray(values), size)
     assert float(jnp.sum(found)) == blocks
     assert int((found > 0).sum()) > size / 2
 
 
 def test_signs_are_balanced_and_independent():
     words = jax.random.bits(jax.random.key(0), (1000,), jnp.uint32)
-    signs = np.asarray(features._signs(words, 31_990)).reshape(-1, 10)
+    signs = np.asarray(_gradient._signs(words, 31_990)).reshape(-1, 10)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     products = signs.T @ signs / len(signs)
     assert np.abs(products - np.eye(10)).max() < 0.08
@@ -378,7 +378,7 @@ def test_outputs_that_need_a_scalar_or_classes_are_refused(key):
     variables = model.init(key, INPUTS)
     with pytest.raises(ValueError, match=r"have shape \(8, 8, 2\).*pass scalar="):
         features.gradient(model, variables=itself)(variables, INPUTS)
-    with pytest.raises(ValueError, match=r"shape \(6, 8, 8, 2\), but last_layer_gradient needs \[B, C\]"):
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 2\), but what reads the last layer needs \[C\]"):
         features.last_layer_gradient(model, variables=itself)(variables, INPUTS)
     with pytest.raises(ValueError, match=r"returned shape \(2,\)"):
         features.gradient(model, scalar=lambda outputs: outputs[0, 0], variables=itself)(variables, INPUTS)

@@ -211,8 +211,8 @@ def test_it_learns_in_the_loop(task):
 @pytest.mark.parametrize(
     ("options", "targets", "message"),
     [
-        ({"scale": 0.0}, VALUES, "scale=0.0 must be positive"),
-        ({"noise": 0.0}, VALUES, "noise=0.0 must be positive"),
+        ({"scale": 0.0}, VALUES, "scale=0.0 must be a finite number above 0"),
+        ({"noise": 0.0}, VALUES, "noise=0.0 must be a finite number above 0"),
         ({"alpha": -1.0}, VALUES, "alpha=-1.0"),
         ({"num_classes": 1}, CLASSES, "num_classes=1"),
         ({"max_labelled": 0}, VALUES, "max_labelled=0"),

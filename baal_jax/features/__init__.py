@@ -8,7 +8,7 @@ them read :attr:`~baal_jax.typing.Model.deterministic`, so they are features of 
 Embeddings of your own need nothing from here: ``lambda state, inputs: inputs["embedding"]`` is a feature function.
 """
 
-from baal_jax.features._features import gradient, hidden_and_outputs, last_hidden, last_layer_gradient
-from baal_jax.features._head import Head, head, inputs_of
+from baal_jax.features._gradient import gradient
+from baal_jax.features._last_layer import Head, head, hidden_and_outputs, last_hidden, last_layer_gradient
 
-__all__ = ["Head", "gradient", "head", "hidden_and_outputs", "inputs_of", "last_hidden", "last_layer_gradient"]
+__all__ = ["Head", "gradient", "head", "hidden_and_outputs", "last_hidden", "last_layer_gradient"]

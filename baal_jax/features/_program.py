@@ -1,24 +1,25 @@
 """Weight layers of a traced program: where they are, what they read, and what their gradients are made of.
 
-A network of any module system becomes one flat list of equations, in which a weight layer is a ``dot_general`` or a
-``conv_general_dilated`` between a parameter and something that depends on the inputs.
+A network of any module system becomes one flat list of equations (:func:`trace`), in which a weight layer is a
+``dot_general`` or a ``conv_general_dilated`` between a parameter and something that depends on the inputs. The list is
+run again by :func:`evaluate`, which shows what a layer reads and lets a number be added to what it returns: the
+derivative in that number is the gradient that comes back to the layer.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend import core
 from jax.extend.core import primitives
 
 from baal_jax._util import numerics
-from baal_jax.typing import Array
 
 _CALLS = {  # primitives that only call a program, and the parameter that holds it
     primitives.jit_p: "jaxpr",
@@ -26,129 +27,85 @@ _CALLS = {  # primitives that only call a program, and the parameter that holds 
     primitives.call_p: "call_jaxpr",
     primitives.remat_p: "jaxpr",
 }
-_RULES = {primitives.custom_jvp_call_p: "call_jaxpr", primitives.custom_vjp_call_p: "call_jaxpr"}
+_WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)  # functions with derivatives of their own
 _PRODUCTS = (primitives.dot_general_p, primitives.conv_general_dilated_p)
 _RESHAPES = (primitives.reshape_p, primitives.transpose_p, primitives.squeeze_p, primitives.convert_element_type_p)
-_MOVES = (
-    primitives.broadcast_in_dim_p,
-    primitives.concatenate_p,
-    primitives.pad_p,
-    primitives.rev_p,
-    primitives.slice_p,
-)
+_MOVES = (primitives.concatenate_p, primitives.pad_p, primitives.rev_p, primitives.slice_p)
 
 
 class Program(NamedTuple):
-    """A traced function without calls and without dead code.
+    """A traced function without calls and without dead code."""
 
-    Attributes:
-        equations: what is computed, in order.
-        arguments: variables of the leaves of its arguments, one tuple an argument.
-        outputs: variables (or literals) of the leaves of its result.
-        structure: tree structure of its result.
-        constants: variable → value, of what the function closes over.
-    """
-
-    equations: list
-    arguments: list[list]
-    outputs: list
-    structure: Any
-    constants: dict
+    equations: list  # what is computed, in order
+    arguments: list[list]  # variables of the leaves of its arguments, one list an argument
+    outputs: list  # variables (or literals) of the leaves of what it returns
+    structure: Any  # of what it returns
+    constants: dict  # variable → value, of what the function closes over
 
 
 class Layer(NamedTuple):
-    """A product of a weight and something else.
+    """A product of a weight and something else."""
 
-    Attributes:
-        equation: ``dot_general`` or ``conv_general_dilated``.
-        read: variable of what the weight meets.
-        on_left: whether that is the left operand.
-    """
-
-    equation: Any
-    read: Any
-    on_left: bool
+    equation: Any  # dot_general or conv_general_dilated
+    read: Any  # variable of what the weight meets
+    on_left: bool  # whether that is the left operand
 
 
 def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Program:
-    """Traces a function of pytrees into a flat :class:`Program`.
+    """Traces a function of pytrees of arrays into a flat :class:`Program`.
 
-    Args:
-        function: to be traced; what it returns may be any pytree of arrays.
-        arguments: pytrees of arrays, whose values are not read.
-        keep_rules: whether functions with derivatives of their own stay whole, as differentiation needs. Those that are
-            products and moves of numbers alone are opened all the same: their derivative is no matter of choice.
+    With ``keep_rules``, functions with derivatives of their own stay whole, as differentiation needs. Those that are
+    products and moves of numbers alone are opened all the same: their derivative is no matter of choice.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     leaves = jax.tree.leaves(arguments)
-    flat = jax.make_jaxpr(lambda *leaves: _run(closed, leaves, keep_rules))(*leaves)
+    # The first program is run under a second trace: running opens the calls that it meets, so the second has none.
+    flat = jax.make_jaxpr(lambda *leaves: _inlined(closed, leaves, keep_rules))(*leaves)
     variables = iter(flat.jaxpr.invars)
     grouped = [list(itertools.islice(variables, len(jax.tree.leaves(argument)))) for argument in arguments]
     constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
     outputs, structure = list(flat.jaxpr.outvars), jax.tree.structure(shapes)
-    return without_dead_code(Program(flat.jaxpr.eqns, grouped, outputs, structure, constants))
+    return Program(_needed(flat.jaxpr.eqns, outputs), grouped, outputs, structure, constants)
 
 
-def without_dead_code(program: Program) -> Program:
-    """The same outputs from the equations that they need."""
-    needed = {atom for atom in program.outputs if _is_variable(atom)}
-    kept = []
-    for equation in reversed(program.equations):
-        if needed.isdisjoint(equation.outvars):
-            continue
-        kept.append(equation)
-        needed.update(atom for atom in equation.invars if _is_variable(atom))
-    return program._replace(equations=kept[::-1])
+def run(equation: Any, operands: list) -> list:
+    """What one equation computes."""
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+    return results if equation.primitive.multiple_results else [results]
 
 
-def evaluate(
-    program: Program, *arguments: Any, after: Callable[[Any, Callable[[Any], Any], list], list] | None = None
-) -> list:
-    """Runs a program.
+def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list] = run) -> list:
+    """Leaves of the outputs, for arguments like those that the program was traced with.
 
-    Args:
-        program: what to run.
-        arguments: pytrees, as those that it was traced with.
-        after: ``(equation, read, results) -> results``, called after each equation; ``read`` gives the value of a
-            variable.
-
-    Returns:
-        Leaves of the outputs.
+    ``step(equation, operands)``, by default :func:`run`, may look at what an equation reads and change what it returns.
     """
     variables = itertools.chain.from_iterable(program.arguments)
     values = dict(zip(variables, jax.tree.leaves(arguments), strict=True))
-    return _interpret(program.equations, {**program.constants, **values}, program.outputs, after=after)
+    return _interpret(program.equations, {**program.constants, **values}, program.outputs, step)
 
 
 def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
     """The last product of what depends on parameters alone and what depends on the inputs.
 
-    Args:
-        program: a network.
-        params: variables of the parameters.
-        inputs: variables of the inputs.
-
     Raises:
         ValueError: there is none, or it is out of sight within a loop, a branch or a kernel.
     """
     of_inputs = _depending(program, inputs)
+    # Not the parameters themselves but all that is computed from them alone: kernels are cast, transposed, normalised.
     weights = _depending(program, params) - of_inputs
     chosen = _chosen(program, weights)
+    cure = "move it out, or write the features as (state, inputs) -> [B, D] yourself"
     for equation in reversed(program.equations):
         operands = [atom for atom in equation.invars if _is_variable(atom)]
         if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
-            raise ValueError(
-                "the last weight layer of the network sits inside of a branch (cond) that depends on the inputs: move "
-                "it out, or write the features as (state, inputs) -> [B, D] yourself"
-            )
+            raise ValueError(f"the last weight layer sits inside of a branch (cond) that depends on the inputs: {cure}")
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
-            if _holds_product(equation):
-                raise ValueError(
-                    f"the last weight layer of the network sits inside of a {equation.primitive.name}, where what it "
-                    "reads cannot be seen: move it out, or write the features as (state, inputs) -> [B, D] yourself"
-                )
+            if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
+                where = f"a {equation.primitive.name}, where what it reads cannot be seen"
+                raise ValueError(f"the last weight layer of the network sits inside of {where}: {cure}")
             continue
         left, right = equation.invars
         if left in of_inputs and right in weights:
@@ -173,48 +130,42 @@ def features_of(layer: Layer, read: Array) -> Array:
 
 
 def dense_layers(program: Program, params: Sequence) -> dict[int, Layer]:
-    """Products by which alone a parameter enters the program, up to its shape and type.
+    """Products by which alone a parameter enters the program, up to its shape and type, by position in ``params``.
 
     The gradient of such a parameter is a sum of outer products (:func:`factors`).
-
-    Returns:
-        Position in ``params`` → layer.
     """
     users: dict[Any, list] = {}
     for equation in program.equations:
         for atom in equation.invars:
             if _is_variable(atom):
                 users.setdefault(atom, []).append(equation)
-    counts = Counter(atom for atom in program.outputs if _is_variable(atom))
-    found = {}
+    returned = {atom for atom in program.outputs if _is_variable(atom)}
+    layers = {}
     for position, variable in enumerate(params):
-        while len(used := users.get(variable, [])) == 1 and not counts[variable]:
-            equation = used[0]
-            if _is_reshape(equation):
-                variable = equation.outvars[0]
+        # Followed through transpositions and casts to its one use. A weight that is used twice (tied, or returned
+        # itself) has a gradient of two parts, which the factors of one product do not give.
+        while len(used := users.get(variable, [])) == 1 and variable not in returned:
+            if _is_reshape(used[0]):
+                variable = used[0].outvars[0]
                 continue
-            layer = _plain_product(equation, variable)
-            if layer is not None:
-                found[position] = layer
+            if (layer := _plain_product(used[0], variable)) is not None:
+                layers[position] = layer
             break
-    return found
+    return layers
 
 
 def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     """The gradient of a layer's weight as ``Σ_t h_t ⊗ δ_t``, up to the order of its entries.
 
-    Args:
-        layer: the layer.
-        read: what the weight met.
-        cotangent: gradient with respect to the layer's output.
-
-    Returns:
-        ``h [T, I]`` and ``δ [T, O]``, in at least float32.
+    From what the weight met and the gradient with respect to what the layer returned: ``h [T, I]`` and ``δ [T, O]``,
+    in at least float32.
     """
     options = layer.equation.params
     read, cotangent = numerics.as_float(read), numerics.as_float(cotangent)
     if layer.equation.primitive is primitives.conv_general_dilated_p:
-        return _patches(layer.equation, read), _channels_last(cotangent, options["dimension_numbers"].out_spec)
+        rows, channels, *space = options["dimension_numbers"].out_spec
+        maps = cotangent.transpose(rows, *space, channels)
+        return _patches(layer.equation, read), maps.reshape(-1, maps.shape[-1])
     contracted = options["dimension_numbers"][0][0 if layer.on_left else 1]
     free = [axis for axis in range(read.ndim) if axis not in contracted]
     rows = math.prod(read.shape[axis] for axis in free)
@@ -222,16 +173,16 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     return read, cotangent.reshape(rows, -1) if layer.on_left else cotangent.reshape(-1, rows).T
 
 
-def _run(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
+def _inlined(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
     jaxpr = getattr(closed, "jaxpr", closed)
     values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def opened(equation: Any, operands: list) -> list | None:
+    def step(equation: Any, operands: list) -> list:
         inner = _callee(equation, keep_rules)
-        return None if inner is None else _run(inner, operands, keep_rules)
+        return run(equation, operands) if inner is None else _inlined(inner, operands, keep_rules)
 
-    return _interpret(jaxpr.eqns, values, jaxpr.outvars, opened=opened)
+    return _interpret(jaxpr.eqns, values, jaxpr.outvars, step)
 
 
 def _callee(equation: Any, keep_rules: bool) -> Any:
@@ -239,42 +190,30 @@ def _callee(equation: Any, keep_rules: bool) -> Any:
     primitive = equation.primitive
     if primitive in _CALLS:
         return equation.params[_CALLS[primitive]]
-    if primitive in _RULES:
-        inner = equation.params[_RULES[primitive]]
-        return inner if not keep_rules or (_holds_product(equation) and _is_multilinear(inner)) else None
-    return None
+    if primitive not in _WITH_RULES:
+        return None
+    inner = equation.params["call_jaxpr"]
+    return inner if not keep_rules or (_holds_product(equation) and _is_multilinear(inner)) else None
 
 
 def _is_multilinear(closed: Any) -> bool:
     """Whether a program only multiplies, reshapes and moves numbers."""
+    simple = (*_PRODUCTS, *_MOVES, primitives.broadcast_in_dim_p)
+    return all(
+        _is_multilinear(equation.params[_CALLS[equation.primitive]])
+        if equation.primitive in _CALLS
+        else equation.primitive in simple or _is_reshape(equation)
+        for equation in closed.eqns
+    )
 
-    def is_simple(equation: Any) -> bool:
-        if equation.primitive in _CALLS:
-            return _is_multilinear(equation.params[_CALLS[equation.primitive]])
-        return equation.primitive in (*_PRODUCTS, *_MOVES) or _is_reshape(equation)
 
-    return all(is_simple(equation) for equation in closed.eqns)
-
-
-def _interpret(
-    equations: Sequence,
-    values: dict,
-    outputs: Sequence,
-    *,
-    after: Callable | None = None,
-    opened: Callable | None = None,
-) -> list:
+def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Callable[[Any, list], list]) -> list:
     def read(atom: Any) -> Any:
         return values[atom] if _is_variable(atom) else atom.val
 
     for equation in equations:
-        operands = [read(atom) for atom in equation.invars]
-        results = None if opened is None else opened(equation, operands)
-        if results is None:
-            with equation.ctx.manager:
-                results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results if after is None else after(equation, read, results), strict=True))
+        results = step(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in outputs]
 
 
@@ -282,26 +221,36 @@ def _is_variable(atom: Any) -> bool:
     return not isinstance(atom, core.Literal)
 
 
+def _needed(equations: Sequence, outputs: Sequence) -> list:
+    """The equations that the outputs depend on: the last product of a program may be one that nothing reads."""
+    needed, kept = {atom for atom in outputs if _is_variable(atom)}, []
+    for equation in reversed(equations):
+        if not needed.isdisjoint(equation.outvars):
+            kept.append(equation)
+            needed.update(atom for atom in equation.invars if _is_variable(atom))
+    return kept[::-1]
+
+
 def _depending(program: Program, sources: Sequence) -> set:
-    found = set(sources)
+    depending = set(sources)
     for equation in program.equations:
-        if any(_is_variable(atom) and atom in found for atom in equation.invars):
-            found.update(equation.outvars)
-    return found
+        if any(_is_variable(atom) and atom in depending for atom in equation.invars):
+            depending.update(equation.outvars)
+    return depending
 
 
 def _chosen(program: Program, weights: set) -> set:
     """Weights that the inputs choose, which is what becomes of a ``cond`` under ``vmap``."""
-    found = set()
+    chosen = set()
     for equation in program.equations:
-        cases = [atom for atom in equation.invars if _is_variable(atom)]
+        which, *cases = [atom for atom in equation.invars if _is_variable(atom)] or [None]
         if equation.primitive is primitives.select_n_p:
-            is_chosen = cases[0] not in weights and len(cases) > 1 and weights.issuperset(cases[1:])
+            is_chosen = which not in weights and cases and weights.issuperset(cases)
         else:
-            is_chosen = _is_reshape(equation) and not found.isdisjoint(cases)
+            is_chosen = _is_reshape(equation) and which in chosen
         if is_chosen:
-            found.update(equation.outvars)
-    return found
+            chosen.update(equation.outvars)
+    return chosen
 
 
 def _holds_product(equation: Any) -> bool:
@@ -332,11 +281,6 @@ def _plain_product(equation: Any, weight: Any) -> Layer | None:
     return None
 
 
-def _channels_last(x: Array, spec: Sequence[int]) -> Array:
-    """``[positions, channels]`` of a map whose axes are batch, channels and space, in the order of ``spec``."""
-    return x.transpose(spec[0], *spec[2:], spec[1]).reshape(-1, x.shape[spec[1]])
-
-
 def _patches(equation: Any, read: Array) -> Array:
     """What a convolution multiplies with its kernel, ``[positions, taps · channels]``.
 
@@ -345,12 +289,8 @@ def _patches(equation: Any, read: Array) -> Array:
     options, shape = equation.params, equation.outvars[0].aval.shape
     lhs, rhs, out = options["dimension_numbers"]
     maps = read.transpose(lhs[0], *lhs[2:], lhs[1])
-    padding = [
-        (0, 0, 0),
-        *((low, high, by - 1) for (low, high), by in zip(options["padding"], options["lhs_dilation"], strict=True)),
-        (0, 0, 0),
-    ]
-    maps = jax.lax.pad(maps, jnp.zeros((), maps.dtype), padding)
+    padding = [(*ends, by - 1) for ends, by in zip(options["padding"], options["lhs_dilation"], strict=True)]
+    maps = jax.lax.pad(maps, jnp.zeros((), maps.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
     sizes = [shape[axis] for axis in out[2:]]
     strides, steps = options["window_strides"], options["rhs_dilation"]
     taps = itertools.product(*(range(equation.invars[1].aval.shape[axis]) for axis in rhs[2:]))

@@ -1,6 +1,4 @@
-"""What to do with labels, what a draw is, what a draw predicts: builders of :class:`~baal_jax.Posterior`."""
-
-from collections.abc import Callable
+"""Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts."""
 
 from baal_jax.posteriors import kernels
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
@@ -9,14 +7,12 @@ from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
 from baal_jax.posteriors._dropout_gp import DropoutGPState, dropout_gp
 from baal_jax.posteriors._epinet import EpinetState, epinet
 from baal_jax.posteriors._gaussian_process import GaussianProcessState, gaussian_process, gaussian_process_moments
-from baal_jax.posteriors._laplace import LaplaceState, Moments, laplace, laplace_moments
+from baal_jax.posteriors._laplace import LaplaceState, Moments, laplace, laplace_moments, probit
 from baal_jax.posteriors._mc_dropconnect import mc_dropconnect
 from baal_jax.posteriors._mc_dropout import mc_dropout
-from baal_jax.posteriors._probit import probit
 from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
-from baal_jax.typing import Posterior
 
-REGISTRY: dict[str, Callable[..., Posterior]] = {
+REGISTRY = {
     "bayes_by_backprop": bayes_by_backprop,
     "deep_ensemble": deep_ensemble,
     "dropout_gp": dropout_gp,

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.training import TrainState
-from baal_jax.training.batches import Stream
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax.training import batches
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class ChainState(NamedTuple):
@@ -25,20 +24,7 @@ class ChainState(NamedTuple):
     network: TrainState
     positions: PyTree
 
-    @property
-    def variables(self) -> Variables:
-        """Weights and batch statistics of the network where the chain began."""
-        return self.network.variables
-
-    @property
-    def steps(self) -> Array:
-        """Updates of the training before the chain."""
-        return self.network.steps
-
-    @property
-    def loss(self) -> Array:
-        """Running mean of the training loss before the chain."""
-        return self.network.loss
+    variables, steps, loss = of_network("network")
 
 
 def from_blackjax(
@@ -62,8 +48,8 @@ def from_blackjax(
     .. math:: \log p(\theta \mid L) \approx -\frac{n}{|B|} \sum_{i \in B} \ell_i(\theta)
               - \frac{\lVert\theta\rVert^2}{2\sigma^2}
 
-    with dropout, if there is any, at rest and batch statistics as training left them. A draw is one of the weights that
-    the chain visited.
+    in evaluation mode: dropout off, batch statistics as training left them. A draw is one of the weights that the chain
+    visited.
 
     Args:
         model: any network.
@@ -89,52 +75,51 @@ def from_blackjax(
 
     References:
         Welling and Teh, `Bayesian learning via stochastic gradient Langevin dynamics
-        <https://icml.cc/2011/papers/398_icmlpaper.pdf>`_, 2011.
-
-        Cabezas et al., `BlackJAX: composable Bayesian inference in JAX <https://arxiv.org/abs/2402.10797>`_, 2024.
+        <https://icml.cc/2011/papers/398_icmlpaper.pdf>`_, 2011. Cabezas et al., `BlackJAX: composable Bayesian
+        inference in JAX <https://arxiv.org/abs/2402.10797>`_, 2024.
     """
     num_kept, thinning = checks.positive_int("num_kept", num_kept), checks.positive_int("thinning", thinning)
     batch_size, burn_in = checks.positive_int("batch_size", batch_size), checks.positive_int("burn_in", burn_in, 0)
     temperature = checks.finite_float("temperature", temperature, 0.0)
-    for name, value in {"step_size": step_size, "prior_std": prior_std}.items():
-        if checks.finite_float(name, value, 0.0) == 0.0:
-            raise ValueError(f"{name}={value} must be positive: a chain that stands still samples nothing")
+    step_size = checks.positive_float("step_size", step_size)
+    prior_std = checks.positive_float("prior_std", prior_std)
     train = trainer(model)
-
-    def log_density(params: PyTree, seen: _Seen) -> Array:
-        losses = loss(model.deterministic(Variables(params, seen.collections), seen.batch.inputs), seen.batch.targets)
-        if losses.shape != (batch_size,):
-            raise ValueError(
-                f"loss gives {losses.shape} for a batch of {batch_size}, but must give one number for each example, "
-                f"({batch_size},): sum over the other axes, as log-likelihoods add up"
-            )
-        mean = jnp.sum(losses.astype(jnp.float32) * seen.weights) / batch_size
-        squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
-        return -seen.num_labelled * mean - squares / (2.0 * prior_std**2)
-
-    sampler = algorithm(jax.grad(log_density))
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: ChainState | None = None) -> ChainState:
         key_train, key_order, key_chain = jax.random.split(key, 3)
         network = train(key_train, dataset, labelled, None if previous is None else previous.network)
+        start, collections = network.variables
         count = jnp.sum(labelled, dtype=jnp.int32)
         ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
-        stream = Stream(key_order, ids, count)
+        stream = batches.Stream(key_order, ids, count)
+
+        def log_density(params: PyTree, seen: tuple[Dataset, Array]) -> Array:
+            batch, weights = seen  # which are zero where nothing is labelled
+            losses = loss(model.deterministic(Variables(params, collections), batch.inputs), batch.targets)
+            if losses.shape != (batch_size,):
+                raise ValueError(
+                    f"loss gives {losses.shape} for a batch of {batch_size}, but must give one number for each "
+                    f"example, ({batch_size},): sum over the other axes, as log-likelihoods add up"
+                )
+            mean = jnp.sum(losses.astype(jnp.float32) * weights) / batch_size
+            squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
+            return -count.astype(jnp.float32) * mean - squares / (2.0 * prior_std**2)
+
+        sampler = algorithm(jax.grad(log_density))
 
         def step(position: PyTree, index: Array) -> tuple[PyTree, None]:
             chosen, weights = stream.batch(index, batch_size, None)
             batch = jax.tree.map(lambda leaf: leaf[chosen], dataset)
-            seen = _Seen(batch, weights, count.astype(jnp.float32), network.variables.collections)
             key_step = jax.random.fold_in(key_chain, index)
+            # Code of another package, written for jax's defaults.
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                return sampler.step(key_step, position, seen, step_size, temperature), None
+                return sampler.step(key_step, position, (batch, weights), step_size, temperature), None
 
         def keep(position: PyTree, first: Array) -> tuple[PyTree, PyTree]:
             position, _ = jax.lax.scan(step, position, first + jnp.arange(thinning, dtype=jnp.int32))
             return position, position
 
-        start = sampler.init(network.variables.params)
-        start, _ = jax.lax.scan(step, start, jnp.arange(burn_in, dtype=jnp.int32))
+        start, _ = jax.lax.scan(step, sampler.init(start), jnp.arange(burn_in, dtype=jnp.int32))
         firsts = burn_in + thinning * jnp.arange(num_kept, dtype=jnp.int32)
         return ChainState(network, jax.lax.scan(keep, start, firsts)[1])
 
@@ -147,12 +132,3 @@ def from_blackjax(
         return model.deterministic(Variables(params, state.variables.collections), inputs)
 
     return Posterior(jax.jit(fit), sample, apply)
-
-
-class _Seen(NamedTuple):
-    """What one step of the chain reads."""
-
-    batch: Dataset
-    weights: Array  # zero where nothing is labelled
-    num_labelled: Array
-    collections: PyTree

@@ -1,18 +1,22 @@
-"""Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers."""
+"""Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers.
+
+Anywhere among parameters a dict ``{"mean": tree, "raw_std": tree}`` is one factorised Gaussian. Its standard deviation
+is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` is a weight that is not random. Both
+posteriors draw from such parameters and penalise them by their divergence from the prior.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks
-from baal_jax.posteriors import _variational
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Penalty, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks, random
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables
 
 
 class VariationalState(NamedTuple):
@@ -54,11 +58,8 @@ def bayes_by_backprop(
     The loss of ``trainer`` has to be a negative log-likelihood in nats, or the posterior means nothing:
     ``losses.cross_entropy``, ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise
     (alone it stands for a variance of one). These average over positions and real outputs: with ``m`` of them for each
-    example the likelihood is divided by ``m``, so divide ``kl_weight`` by ``m`` too. A draw is a set of weights, with
-    which dropout is off.
-
-    With few labels and many weights the divergence outweighs the data and the network falls back to its prior. A
-    ``kl_weight`` below one, which makes the posterior narrower than Bayes' rule does, is then usual.
+    example divide ``kl_weight`` by ``m`` too. With few labels and many weights the divergence outweighs the data and
+    the network falls back to its prior: a ``kl_weight`` below one, a posterior colder than Bayes' rule, is then usual.
 
     Args:
         model: the network.
@@ -66,11 +67,12 @@ def bayes_by_backprop(
         prior_std: ``σ_p``.
         initial_std: standard deviation of every weight at the start.
         kl_weight: ``λ``.
-        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``. The
-            others have one value, without a prior. All of them by default.
+        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``; the
+            others have one value, without a prior. All by default.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights in
+        evaluation mode.
 
     Raises:
         ValueError: a number is not positive (``kl_weight`` may be zero), or ``select`` picks nothing.
@@ -80,49 +82,46 @@ def bayes_by_backprop(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
+        >>> posterior = baal.posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    initial_std = _variational.positive("initial_std", initial_std)
-    gaussian = _gaussian_model(model, initial_std, select)
-    train = trainer(gaussian, penalty=_penalty(prior_std, kl_weight))
+    gaussian = _gaussian_model(model, checks.positive_float("initial_std", initial_std), select)
+    inner = bayesian_layers(gaussian, trainer, prior_std=prior_std, kl_weight=kl_weight)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: VariationalState | None = None) -> VariationalState:
-        state = train(key, dataset, labelled, None if previous is None else _to_train_state(previous))
-        return _from_train_state(state)
+        state = inner.fit(key, dataset, labelled, None if previous is None else _to_train_state(previous))
+        params, collections = state.variables
+        return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
 
     def sample(key: Key, state: VariationalState, num_samples: int) -> PyTree:
-        return _samples(key, _to_train_state(state), num_samples)
+        return inner.sample(key, _to_train_state(state), num_samples)
 
     def apply(state: VariationalState, draw: PyTree, inputs: PyTree) -> PyTree:
-        return _apply(gaussian, _to_train_state(state), draw, inputs)
+        return inner.apply(_to_train_state(state), draw, inputs)
 
     return Posterior(jax.jit(fit), sample, apply)
 
 
 def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, kl_weight: float = 1.0) -> Posterior:
-    r"""Variational inference in a network that is built from :mod:`baal_jax.posteriors.layers`.
+    r"""Variational inference in a network of Bayesian layers, those of :mod:`baal_jax.posteriors.layers`.
 
     The same objective as :func:`bayes_by_backprop`, with the noise in training that the layers bring: one for every
-    example, so gradients are less noisy. Parameters of other layers have one value, without a prior. A draw is a set of
-    weights, with which dropout is off.
+    example, so gradients are less noisy. Parameters of other layers have one value, without a prior.
 
     Args:
         model: a network with :class:`~baal_jax.posteriors.layers.BayesianDense` or
-    :class:`~baal_jax.posteriors.layers.BayesianConv`, told by
-            a training flag when to be deterministic.
+            :class:`~baal_jax.posteriors.layers.BayesianConv`, told by a training flag when to be deterministic.
         trainer: from :func:`~baal_jax.trainer`, with a negative log-likelihood as loss.
         prior_std: ``σ_p``, the standard deviation of the prior.
         kl_weight: ``λ``, the weight of the divergence.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are the random
-        weights.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are random weights
+        in evaluation mode.
 
     Raises:
         ValueError: a number is not positive (``kl_weight`` may be zero); when it is first used, if the network has no
@@ -134,7 +133,6 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> from baal_jax.posteriors.layers import BayesianDense
         >>> class Net(nn.Module):
         ...     @nn.compact
@@ -142,36 +140,27 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         ...         x = nn.relu(BayesianDense(8)(x, deterministic=not train))
         ...         return BayesianDense(2)(x, deterministic=not train)
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
+        >>> posterior = baal.posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    fit = trainer(model, penalty=_penalty(prior_std, kl_weight))
-
-    return Posterior(fit, _samples, partial(_apply, model))
-
-
-def _penalty(prior_std: float, kl_weight: float) -> Penalty:
-    prior_std = _variational.positive("prior_std", prior_std)
+    prior_std = checks.positive_float("prior_std", prior_std)
     kl_weight = checks.finite_float("kl_weight", kl_weight, 0.0)
 
     def penalty(params: PyTree, num_labelled: Array) -> Array:
-        divergence = _variational.kl_divergence(params, prior_std)
+        divergence = kl_divergence(params, prior_std)
         return kl_weight * divergence / jnp.maximum(num_labelled, 1).astype(divergence.dtype)
 
-    return penalty
+    def sample(key: Key, state: TrainState, num_samples: int) -> PyTree:
+        return jax.vmap(lambda key: _draw(key, state.variables.params))(jax.random.split(key, num_samples))
 
+    def apply(state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
+        params, collections = state.variables
+        return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
 
-def _samples(key: Key, state: TrainState, num_samples: int) -> PyTree:
-    keys = jax.random.split(key, num_samples)
-    return jax.vmap(lambda key: _variational.sample(key, state.variables.params))(keys)
-
-
-def _apply(model: Model, state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
-    params, collections = state.variables
-    return model.deterministic(Variables(_variational.with_draw(params, draw), collections), inputs)
+    return Posterior(trainer(model, penalty=penalty), sample, apply)
 
 
 def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Array], bool] | None) -> Model:
@@ -179,38 +168,120 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
 
     def raw_std(path: tuple, leaf: Array) -> Array | None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-        is_random = is_float and (select is None or select(name, leaf))
-        return _variational.constant_raw_std(leaf, initial_std) if is_random else None
+        is_random = jnp.issubdtype(leaf.dtype, jnp.floating) and (select is None or select(name, leaf))
+        return constant_raw_std(leaf, initial_std) if is_random else None
 
     def init(key: Key, inputs: PyTree) -> Variables:
         mean, collections = model.init(key, inputs)
         spread = jax.tree_util.tree_map_with_path(raw_std, mean)
         return Variables({"mean": mean, "raw_std": spread}, collections)
 
-    def drawn(key: Key, variables: Variables) -> Variables:
-        draw = _variational.sample(key, variables.params)
-        return variables._replace(params=_variational.with_draw(variables.params, draw)["mean"])
+    def drawn(call: Callable[[Variables, PyTree, Key], PyTree]) -> Callable[[Variables, PyTree, Key], PyTree]:
+        def of_draw(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+            key_weights, key_model = jax.random.split(key)
+            params = _with_draw(variables.params, _draw(key_weights, variables.params))["mean"]
+            return call(variables._replace(params=params), inputs, key_model)
 
-    def apply(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        key_weights, key_model = jax.random.split(key)
-        return model.apply(drawn(key_weights, variables), inputs, key_model)
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        key_weights, key_model = jax.random.split(key)
-        return model.train(drawn(key_weights, variables), inputs, key_model)
+        return of_draw
 
     def deterministic(variables: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(variables._replace(params=variables.params["mean"]), inputs)
 
-    return Model(init, apply, train, deterministic)
-
-
-def _from_train_state(state: TrainState) -> VariationalState:
-    params, collections = state.variables
-    return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
+    return Model(init, drawn(model.apply), drawn(model.train), deterministic)
 
 
 def _to_train_state(state: VariationalState) -> TrainState:
     params = {"mean": state.variables.params, "raw_std": state.raw_std}
     return TrainState(Variables(params, state.variables.collections), *state[2:])
+
+
+def constant_raw_std(mean: Array, std: float) -> Array:
+    """What makes the standard deviation ``std`` everywhere: the inverse of softplus."""
+    return jnp.full_like(mean, std + math.log(-math.expm1(-std)))
+
+
+def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
+    """Noise of the shapes and types of some arrays, from one generator: several take that much longer to compile."""
+    ends = list(itertools.accumulate(leaf.size for leaf in like))
+    noise = jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32)
+    pieces = jnp.split(noise, ends[:-1])
+    return [piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
+
+
+def _draw(key: Key, params: PyTree) -> PyTree:
+    """One set of random weights, in place of every mean; None for the others, which all draws share."""
+    noise = iter(standard_normal(key, [mean for mean, _ in _random_weights(params)]))
+
+    def one(raw_std: Array | None, mean: Array) -> Array | None:
+        return None if raw_std is None else mean + jax.nn.softplus(raw_std) * next(noise)
+
+    def drawn(part: PyTree) -> PyTree:
+        if not _is_gaussian(part):
+            return None
+        return {"mean": jax.tree.map(one, part["raw_std"], part["mean"], is_leaf=_is_none)}
+
+    return jax.tree.map(drawn, params, is_leaf=_is_gaussian)
+
+
+def _with_draw(params: PyTree, draw: PyTree) -> PyTree:
+    """The parameters with drawn weights in place of the means, and without ``raw_std``."""
+
+    def merged(part: PyTree, drawn: PyTree) -> PyTree:
+        if not _is_gaussian(part):
+            return part
+        return {"mean": jax.tree.map(lambda mean, w: mean if w is None else w, part["mean"], drawn["mean"])}
+
+    return jax.tree.map(merged, params, draw, is_leaf=_is_gaussian)
+
+
+def kl_divergence(params: PyTree, prior_std: float = 1.0) -> Array:
+    r"""Divergence of all Gaussian weights from an isotropic Gaussian prior around zero, in nats.
+
+    .. math:: \mathrm{KL}(q \| p) = \sum_i \Bigl( \log \frac{\sigma_p}{\sigma_i}
+              + \frac{\sigma_i^2 + \mu_i^2}{2 \sigma_p^2} - \frac12 \Bigr)
+
+    Args:
+        params: parameters of a network, Bayesian layers among them. Other parameters do not count.
+        prior_std: ``σ_p``.
+
+    Returns:
+        ``float32[]``.
+
+    Raises:
+        ValueError: no parameter is a Gaussian.
+
+    Example:
+        >>> from baal_jax.posteriors import layers
+        >>> net = layers.BayesianDense(2, initial_std=1.0, kernel_init=jax.nn.initializers.zeros)
+        >>> params = net.init(jax.random.key(0), jnp.ones((1, 3)), deterministic=True)["params"]
+        >>> bool(abs(layers.kl_divergence(params)) < 1e-5)
+        True
+    """
+
+    def one(mean: Array, raw_std: Array) -> Array:
+        std = jax.nn.softplus(raw_std.astype(jnp.float32)) / prior_std
+        return jnp.sum(0.5 * (std**2 + (mean.astype(jnp.float32) / prior_std) ** 2 - 1.0) - jnp.log(std))
+
+    return jnp.sum(jnp.stack([one(*weight) for weight in _random_weights(params)]))
+
+
+def _is_gaussian(tree: PyTree) -> bool:
+    return isinstance(tree, Mapping) and {*tree} == {"mean", "raw_std"}
+
+
+def _is_none(leaf: PyTree) -> bool:
+    return leaf is None
+
+
+def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
+    """Pairs of mean and ``raw_std``, at least one."""
+    weights = []
+    for part in filter(_is_gaussian, jax.tree.leaves(params, is_leaf=_is_gaussian)):
+        raw_stds, means = jax.tree.leaves(part["raw_std"], is_leaf=_is_none), jax.tree.leaves(part["mean"])
+        weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
+    if not weights:
+        raise ValueError(
+            "the parameters hold no Gaussian weights: build the network from baal_jax.posteriors.layers, or let "
+            "select pick some parameters"
+        )
+    return weights

@@ -1,4 +1,4 @@
-"""Deep ensembles: networks trained apart from one another, each of them a draw."""
+"""Deep ensembles: independently trained networks, each of them a draw."""
 
 from __future__ import annotations
 
@@ -8,46 +8,37 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class EnsembleState(NamedTuple):
     """The trained members of an ensemble.
 
     Attributes:
-        members: a :class:`~baal_jax.training.TrainState` whose arrays have a leading axis of members.
+        members: a :class:`~baal_jax.TrainState` whose arrays have a leading axis of members.
     """
 
     members: TrainState
+
+    _, steps, loss = of_network("members")
 
     @property
     def variables(self) -> Variables:
         """The first member's network, for what reads a single one (``features``)."""
         return jax.tree.map(lambda leaf: leaf[0], self.members.variables)
 
-    @property
-    def steps(self) -> Array:
-        """Updates of each member, ``int32[num_members]``."""
-        return self.members.steps
-
-    @property
-    def loss(self) -> Array:
-        """Training loss of each member, ``float32[num_members]``."""
-        return self.members.loss
-
 
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
-    r"""Deep ensemble.
+    r"""Deep ensemble: independently trained networks as draws.
 
     Every member is trained on all labelled examples, from initial weights and in an order of batches of its own. The
     members are an equally weighted mixture,
 
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
 
-    A draw is a member, at rest: dropout is off. The members come in random order, none twice before all of them came
-    once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds nothing:
-    ask for ``num_members`` draws.
+    A draw is a member in evaluation mode, dropout off. The members come in random order, none twice before all of them
+    came once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds
+    nothing: ask for ``num_members`` draws.
 
     Args:
         model: the network. Members need initial weights of their own: give :func:`~baal_jax.from_nnx` a function of
@@ -59,8 +50,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
             member are slow, 1 may be faster for a convolutional network.
 
     Returns:
-        A :class:`~baal_jax.Posterior` with state :class:`EnsembleState`. A draw is the
-        :class:`~baal_jax.typing.Variables` of a member.
+        A :class:`~baal_jax.Posterior` whose state is an :class:`EnsembleState` and whose draws are the
+        :class:`~baal_jax.Variables` of members.
 
     Raises:
         ValueError: ``num_members`` or ``batch_size`` is not positive; and, when it is first used, if ``model`` stays
@@ -72,16 +63,15 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
+        >>> posterior = baal.posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=3).shape
         (3, 4, 2)
     """
     num_members = checks.positive_int("num_members", num_members)
-    at_a_time = num_members if batch_size is None else checks.positive_int("batch_size", batch_size)
+    at_a_time = checks.optional_int("batch_size", batch_size) or num_members
     train = trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: EnsembleState | None = None) -> EnsembleState:

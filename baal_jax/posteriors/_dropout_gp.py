@@ -1,18 +1,17 @@
-"""The Gaussian process of a network's stochastic passes, conditioned on what is labelled."""
+"""A Gaussian process whose covariance is that of a network's dropout passes, conditioned on the labelled examples."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, linalg, numerics
-from baal_jax.models import require_stochastic
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks, numerics
+from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
+from baal_jax.posteriors._mc_dropout import mc_dropout
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class DropoutGPState(NamedTuple):
@@ -32,20 +31,7 @@ class DropoutGPState(NamedTuple):
     root: Array
     age: Array
 
-    @property
-    def variables(self) -> Variables:
-        """Weights and batch statistics of the network."""
-        return self.network.variables
-
-    @property
-    def steps(self) -> Array:
-        """Updates since the network was initialised."""
-        return self.network.steps
-
-    @property
-    def loss(self) -> Array:
-        """Running mean of the training loss."""
-        return self.network.loss
+    variables, steps, loss = of_network("network")
 
 
 def dropout_gp(
@@ -59,6 +45,9 @@ def dropout_gp(
 ) -> Posterior:
     r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
 
+    The network is finite and trained. For the process that an infinitely wide network is before training (NNGP), see
+    :func:`~baal_jax.posteriors.gaussian_process` with a kernel from :mod:`baal_jax.posteriors.kernels`.
+
     .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
               = \Phi(x)^\top \Phi(x')
 
@@ -69,26 +58,25 @@ def dropout_gp(
               w \mid L \sim \mathcal{N}\bigl(A^{-1} \Phi_L r_L / \sigma^2,\; A^{-1}\bigr), \quad
               A = I + \Phi_L \Phi_L^\top / \sigma^2
 
-    and one function over the whole pool. All outputs of an example share the weights, which keeps the covariance
-    between them. Where targets are real values, the residuals are :math:`r = y - \bar f(x)`. For classes the outputs
-    are logits, of which no value was seen: :math:`r = 0`, the mean stays that of the passes and the covariance alone
-    shrinks around what is labelled.
+    All outputs of an example share the weights, which keeps the covariance between them. Where targets are real values,
+    the residuals are :math:`r = y - \bar f(x)`. For classes the outputs are logits, of which no value was seen:
+    :math:`r = 0`, the mean stays that of the passes and the covariance alone shrinks around what is labelled.
 
     Conditioning is cheap beside training, so a network can serve several rounds: with ``retrain_every=5`` four rounds
-    out of five keep it, and only what was labelled since sharpens the process. The passes of a batch of inputs are
-    computed once for all draws.
+    out of five keep it, and only what was labelled since sharpens the process. The passes of inputs are computed once
+    for all draws.
 
     Args:
         model: a network with dropout (or other random layers) and one array as output.
         trainer: from :func:`~baal_jax.trainer`.
         num_passes: ``T``. More labelled values than this leave little variance.
         noise: :math:`\sigma`, standard deviation of the noise, in the unit of the outputs.
-        retrain_every: rounds from one training to the next. 1 trains in every round. The network of ``previous`` is
-            kept in between; vectorised over seeds, the compiler trains all the same and drops the result.
+        retrain_every: rounds from one training to the next, in between which the network of ``previous`` is kept.
+            Vectorised over seeds, the compiler trains all the same and drops the result.
         batch_size: labelled examples in work at a time while conditioning.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`DropoutGPState`. Unknown targets (negative classes,
+        A :class:`~baal_jax.Posterior` whose state is a :class:`DropoutGPState`. Unknown targets (negative classes,
         NaN) do not count.
 
     Raises:
@@ -101,10 +89,9 @@ def dropout_gp(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
-        >>> posterior = posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
+        >>> posterior = baal.posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0.0, 1.0, 0.0, 1.0]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
@@ -113,9 +100,8 @@ def dropout_gp(
     num_passes = checks.positive_int("num_passes", num_passes, 2)
     retrain_every = checks.positive_int("retrain_every", retrain_every)
     batch_size = checks.positive_int("batch_size", batch_size)
-    if checks.finite_float("noise", noise, 0.0) == 0.0:
-        raise ValueError("noise=0 would be labels of infinite weight: give the standard deviation of the noise")
-    train = trainer(model)
+    noise = checks.positive_float("noise", noise)
+    train = mc_dropout(model, trainer).fit
 
     def passes(variables: Variables, key: Key, inputs: PyTree) -> tuple[Array, Array]:
         """Mean ``[B, …, C]`` and scaled deviations ``[T, B, …, C]``."""
@@ -126,33 +112,23 @@ def dropout_gp(
 
     def condition(variables: Variables, key: Key, dataset: Dataset, labelled: Array) -> tuple[Array, Array]:
         """Posterior mean ``[T]`` and root of the covariance ``[T, T]`` of the weights."""
-        size = labelled.shape[0]
-        rows = min(batch_size, size)
-        ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
-        count = jnp.sum(labelled, dtype=jnp.int32)
 
-        def add(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-            positions = index * rows + jnp.arange(rows, dtype=jnp.int32)
-            batch = jax.tree.map(lambda leaf: leaf[ids[jnp.minimum(positions, size - 1)]], dataset)
-            mean, deviations = passes(variables, key, batch.inputs)
-            residual, known = _residual(batch.targets, mean)
-            known &= (positions < count).reshape(rows, *[1] * (known.ndim - 1))
+        def batch(data: Dataset, counts: Array) -> tuple[tuple[Array, Array], None]:
+            mean, deviations = passes(variables, key, data.inputs)
+            residual, known = _residual(data.targets, mean)
+            known &= counts.reshape(-1, *[1] * (known.ndim - 1))
             seen = jnp.where(known[None], deviations, 0.0).reshape(num_passes, -1)
-            products = jnp.matmul(seen, seen.T, precision="highest")
-            return sums[0] + products, sums[1] + jnp.matmul(seen, residual.reshape(-1), precision="highest")
+            return (product(seen, seen.T), product(seen, residual.reshape(-1))), None
 
-        start = jnp.zeros((num_passes, num_passes), jnp.float32), jnp.zeros(num_passes, jnp.float32)
-        # As many batches as there are labels: unlabelled rows cost nothing.
-        products, moments = jax.lax.fori_loop(0, (count + rows - 1) // rows, add, start)
-        values, vectors = linalg.eigh(products)
-        shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
-        product = partial(jnp.matmul, precision="highest")
+        (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
+        # The covariance is (I + products / σ²)⁻¹. Its symmetric root, unlike a Cholesky factor, does not depend on the
+        # order of the passes or the signs of the eigenvectors, which differ between machines.
+        values, (vectors,) = decompose("full", (products[:, None, :, None],))
+        shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
         return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: DropoutGPState | None = None) -> DropoutGPState:
-        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
-        require_stochastic(model, jax.eval_shape(model.init, key, row), row)
         key_train, key_passes = jax.random.split(key)
         labelled = jnp.asarray(labelled)
 
@@ -170,7 +146,7 @@ def dropout_gp(
 
     def sample(key: Key, state: DropoutGPState, num_samples: int) -> Array:
         def weights(key: Key) -> Array:
-            return state.mean + jnp.matmul(state.root, jax.random.normal(key, (num_passes,)), precision="highest")
+            return state.mean + product(state.root, jax.random.normal(key, (num_passes,)))
 
         return jax.vmap(weights)(jax.random.split(key, num_samples))
 
@@ -182,7 +158,7 @@ def dropout_gp(
 
 
 def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
-    """What was seen beyond the mean, and where anything was: ``[B, …, C]``, the latter up to broadcasting."""
+    """What was seen beyond the mean, ``[B, …, C]``, and where anything was, up to broadcasting."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
             raise ValueError(

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import features
-from baal_jax._util import checks, numerics
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 
 class EpinetState(NamedTuple):
@@ -28,20 +27,8 @@ class EpinetState(NamedTuple):
     base: TrainState
     epinet: TrainState
 
-    @property
-    def variables(self) -> Variables:
-        """Of the trained network."""
-        return self.base.variables
-
-    @property
-    def steps(self) -> Array:
-        """Updates of the trained network."""
-        return self.base.steps
-
-    @property
-    def loss(self) -> Array:
-        """Training loss with the epinet."""
-        return self.epinet.loss
+    variables, steps, _ = of_network("base")
+    _, _, loss = of_network("epinet")
 
 
 def epinet(
@@ -60,13 +47,13 @@ def epinet(
 
     with the outputs :math:`\mu` and last hidden features :math:`h` of the trained network, both frozen, a small network
     :math:`g_\eta` that is learned for random indices ``z``, and :math:`g_0` of the same shape, which keeps its random
-    weights: where labels do not teach :math:`g_\eta` to undo it, draws differ. A draw is an index. The trained network
-    is computed once for all of them, so thousands of joint draws cost little more than one. The features are found in
-    the traced program, as by :func:`baal_jax.features.last_hidden`.
+    weights: where labels do not teach :math:`g_\eta` to undo it, draws differ. The trained network is computed once for
+    all draws, so thousands of them cost little more than one. Features are those of
+    :func:`baal_jax.features.last_hidden`.
 
-    Training has two parts: ``trainer`` fits the network, then ``epinet_trainer`` fits :math:`g_\eta` with its own loss,
-    augmentation and validation on the same examples, an index of its own for every example of every batch. With
-    nothing labelled, what is drawn is the epinet at its random weights.
+    First ``trainer`` fits the network, then ``epinet_trainer`` fits :math:`g_\eta` with its own loss, augmentation and
+    validation on the same examples, an index of its own for every example of every batch. With nothing labelled, what
+    is drawn is the epinet at its random weights.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``).
@@ -90,10 +77,9 @@ def epinet(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-        >>> posterior = posteriors.epinet(net, trainer)
+        >>> posterior = baal.posteriors.epinet(net, trainer)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=1000).shape
@@ -102,8 +88,7 @@ def epinet(
     index_dim = checks.positive_int("index_dim", index_dim)
     widths = [checks.positive_int("hidden", width) for width in hidden]
     prior_scale = checks.finite_float("prior_scale", prior_scale, 0.0)
-    train_base = trainer(model)
-    train_epinet = trainer if epinet_trainer is None else epinet_trainer
+    train_base, train_epinet = trainer(model), epinet_trainer or trainer
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: EpinetState | None = None) -> EpinetState:
         key_base, key_epinet = jax.random.split(key)
@@ -117,8 +102,8 @@ def epinet(
         return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:
-        read, outputs = _read(model, state.variables, inputs)
-        return outputs + _epinet(state.epinet.variables, read, draw[None], prior_scale).reshape(outputs.shape)
+        hidden, outputs = features.hidden_and_outputs(model, state.variables, inputs)
+        return outputs + _epinet(state.epinet.variables, hidden, draw[None], prior_scale).reshape(outputs.shape)
 
     return Posterior(jax.jit(fit), sample, apply)
 
@@ -127,14 +112,14 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
     """The epinet as a network that a trainer can fit: its prior is in the collections, which no optimizer moves."""
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        read, outputs = jax.eval_shape(lambda: _read(base, frozen, inputs))
-        sizes = [read.shape[1] + index_dim, *widths, index_dim * math.prod(outputs.shape[1:])]
-        key_learned, key_prior = jax.random.split(key)
-        return Variables(_init(key_learned, sizes, read.dtype), _init(key_prior, sizes, read.dtype))
+        hidden, outputs = jax.eval_shape(lambda: features.hidden_and_outputs(base, frozen, inputs))
+        sizes = [hidden.shape[1] + index_dim, *widths, index_dim * math.prod(outputs.shape[1:])]
+        learned, prior = (_init(key, sizes, hidden.dtype) for key in jax.random.split(key))
+        return Variables(learned, prior)
 
     def at(variables: Variables, inputs: PyTree, indices: Array) -> Array:
-        read, outputs = jax.lax.stop_gradient(_read(base, frozen, inputs))
-        return outputs + _epinet(variables, read, indices, prior_scale).reshape(outputs.shape)
+        hidden, outputs = jax.lax.stop_gradient(features.hidden_and_outputs(base, frozen, inputs))
+        return outputs + _epinet(variables, hidden, indices, prior_scale).reshape(outputs.shape)
 
     def apply(variables: Variables, inputs: PyTree, key: Key) -> Array:
         return at(variables, inputs, jax.random.normal(key, (1, index_dim)))
@@ -145,20 +130,25 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
 
     def deterministic(variables: Variables, inputs: PyTree) -> Array:
         # What a trainer validates: one fixed index for each row, as index zero would show the base network alone.
-        return at(
-            variables, inputs, jax.random.normal(jax.random.key(0), (checks.leading_axis("inputs", inputs), index_dim))
-        )
+        return train(variables, inputs, jax.random.key(0))[0]
 
     return Model(init, apply, train, deterministic)
 
 
-def _read(model: Model, variables: Variables, inputs: PyTree) -> tuple[Array, Array]:
-    """Features ``[B, D]`` and outputs ``[B, …]`` of the trained network."""
-    read, outputs = features.hidden_and_outputs(model, variables, inputs)
-    outputs = checks.one_array(outputs, "an epinet needs outputs [B, C]")
-    if outputs.ndim > 2:
-        raise ValueError(f"the outputs have shape {outputs.shape}, but an epinet needs [B, C]")
-    return read, numerics.as_float(outputs)
+def _epinet(variables: Variables, hidden: Array, indices: Array, prior_scale: float) -> Array:
+    """``(g_η + α g_0)ᵀ z``, for ``[B, D]`` and indices ``[B, Z]`` or ``[1, Z]``: ``[B, C]``."""
+    learned, prior = variables
+    indices = indices.astype(hidden.dtype)
+
+    def network(layers: Sequence[tuple[Array, Array]]) -> Array:
+        (kernel, bias), *others = layers
+        # The features meet their rows of the first kernel by themselves: once, whatever the number of indices.
+        units = hidden @ kernel[: hidden.shape[1]] + indices @ kernel[hidden.shape[1] :] + bias[None]
+        for kernel, bias in others:
+            units = jax.nn.relu(units) @ kernel + bias[None]
+        return jnp.sum(units.reshape(*units.shape[:1], indices.shape[1], -1) * indices[:, :, None], axis=1)
+
+    return network(learned) + prior_scale * jax.lax.stop_gradient(network(prior))
 
 
 def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:
@@ -168,19 +158,3 @@ def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array,
         (jax.random.normal(key, shape, dtype) / math.sqrt(shape[0]), jnp.zeros(shape[1:], dtype))
         for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
     ]
-
-
-def _epinet(variables: Variables, read: Array, indices: Array, prior_scale: float) -> Array:
-    """``(g_η + α g_0)ᵀ z``, for ``[B, D]`` and indices ``[B, Z]`` or ``[1, Z]``: ``[B, C]``."""
-    learned, prior = variables
-    indices = indices.astype(read.dtype)
-
-    def network(layers: Sequence[tuple[Array, Array]]) -> Array:
-        (kernel, bias), *others = layers
-        # The features meet their rows of the first kernel by themselves: once, whatever the number of indices.
-        units = read @ kernel[: read.shape[1]] + indices @ kernel[read.shape[1] :] + bias[None]
-        for kernel, bias in others:
-            units = jax.nn.relu(units) @ kernel + bias[None]
-        return jnp.sum(units.reshape(*units.shape[:1], indices.shape[1], -1) * indices[:, :, None], axis=1)
-
-    return network(learned) + prior_scale * jax.lax.stop_gradient(network(prior))

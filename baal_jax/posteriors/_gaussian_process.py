@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
 _NOISES = 2.0 ** np.arange(-6, 1)
+_product = partial(jnp.matmul, precision="highest")
 
 
 class GaussianProcessState(NamedTuple):
-    """What a Gaussian process has seen, in a room for ``L`` examples. ``E`` is 1 where outputs share their noise.
+    """What a Gaussian process has seen, with a capacity for ``L`` examples. ``E`` is 1 where outputs share their noise.
 
     Attributes:
         inputs: ``[L, …]``, the labelled ones first.
@@ -65,8 +66,8 @@ def gaussian_process(
     r"""Gaussian-process regression or classification, exact on the labelled set, with draws that are functions.
 
     Without ``num_classes`` targets are real values, seen with noise of variance :math:`\sigma^2`, under a prior of mean
-    zero: standardise them. With ``num_classes`` every class has a process of its own, which regresses the logarithm
-    of a Gamma variable, as it comes from a Dirichlet distribution that has seen one label,
+    zero: standardise them. With ``num_classes`` every class has a process of its own, which regresses the logarithm of
+    a Gamma variable, as it comes from a Dirichlet distribution that has seen one label,
 
     .. math:: \alpha_c = \alpha_\epsilon + [y = c], \qquad \sigma_c^2 = \log(1/\alpha_c + 1), \qquad
               \tilde y_c = \log \alpha_c - \sigma_c^2 / 2
@@ -78,15 +79,14 @@ def gaussian_process(
     .. math:: f(x) = \phi(x)^\top w + k(x, X) (K + \Sigma)^{-1} (y - \Phi w - \varepsilon), \qquad
               w \sim \mathcal{N}(0, I), \quad \varepsilon \sim \mathcal{N}(0, \Sigma)
 
+    The move is exact and the mean of the draws with it. The prior has the exact variances and approximate covariances,
+    the same for all draws, with an error that falls as ``1/√num_features``. For exact moments see
+    :func:`gaussian_process_moments`. Features and covariances of inputs are computed once for all draws.
+
     Hyperparameters that are not given are those of the largest marginal likelihood on a grid,
 
     .. math:: \log p(y) = -\tfrac12 \sum_c \bigl( \tilde y_c^\top (s K + \Sigma_c)^{-1} \tilde y_c
               + \log\det(s K + \Sigma_c) + n \log 2\pi \bigr)
-
-    The move is exact and the mean of the draws with it. The prior has the exact variances and approximate covariances,
-    the same for all draws; the error of the posterior covariance falls as ``1/√num_features`` and is small near the
-    labels. For exact moments see :func:`gaussian_process_moments`. Features and covariances of a batch of inputs are
-    computed once for all draws.
 
     Args:
         kernel: from :mod:`baal_jax.posteriors.kernels`, or your own :class:`~baal_jax.posteriors.kernels.Kernel`.
@@ -95,16 +95,15 @@ def gaussian_process(
             Cholesky factorisation each.
         noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
             powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
-        alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the surer of its labels.
-        max_labelled: ``L``, room for labelled examples; memory grows with its square, times the classes. By default all
-            of the data set up to 2,048.
+        alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the more confident of its labels.
+        max_labelled: ``L``, capacity for labelled examples, by default all of the data set up to 2,048. Memory grows
+            with its square, times the classes.
         num_features: size of the random features.
 
     Returns:
         A :class:`~baal_jax.Posterior` whose state is a :class:`GaussianProcessState` and whose outputs are ``[B, C]``.
-        ``fit`` learns nothing from ``previous``. With nothing labelled the draws are of the prior. Unknown targets
-        (negative classes, a NaN anywhere in a row) do not count. More labels than ``max_labelled`` and classes
-        beyond ``num_classes`` give NaN in compiled code.
+        With nothing labelled the draws are of the prior. Unknown targets (negative classes, a NaN anywhere in a row) do
+        not count. More labels than ``max_labelled`` and classes beyond ``num_classes`` give NaN in compiled code.
 
     Raises:
         ValueError: an argument is out of its range; in ``fit``, the targets do not fit ``num_classes``, or, outside of
@@ -112,16 +111,13 @@ def gaussian_process(
 
     References:
         Milios et al., `Dirichlet-based Gaussian processes for large-scale calibrated classification
-        <https://arxiv.org/abs/1805.10915>`_, 2018.
-
-        Wilson et al., `Efficiently sampling functions from Gaussian process posteriors
-        <https://arxiv.org/abs/2002.09309>`_, 2020.
+        <https://arxiv.org/abs/1805.10915>`_, 2018. Wilson et al., `Efficiently sampling functions from Gaussian process
+        posteriors <https://arxiv.org/abs/2002.09309>`_, 2020.
 
     Example:
         >>> import baal_jax as baal
         >>> from baal_jax.posteriors import kernels
-        >>> from baal_jax import posteriors
-        >>> posterior = posteriors.gaussian_process(kernels.dense(2), num_classes=2, num_features=64)
+        >>> posterior = baal.posteriors.gaussian_process(kernels.dense(2), num_classes=2, num_features=64)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
@@ -129,73 +125,73 @@ def gaussian_process(
     """
     if num_classes is not None:
         num_classes = checks.positive_int("num_classes", num_classes, 2)
-    for name, value in {"scale": scale, "noise": noise, "alpha": alpha}.items():
-        if value is not None and checks.finite_float(name, value, 0.0) == 0.0:
-            raise ValueError(f"{name}={value} must be positive: without it the covariance cannot be inverted")
-    if max_labelled is not None:
-        max_labelled = checks.positive_int("max_labelled", max_labelled)
+    scale = None if scale is None else checks.positive_float("scale", scale)
+    noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
+    max_labelled = checks.optional_int("max_labelled", max_labelled)
     num_features = checks.positive_int("num_features", num_features)
+    scales = _SCALES if scale is None else np.array([scale])
+    # In classification the variances of the pseudo-targets are given, and noise is one.
+    noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
 
-    def room(labelled: Array) -> int:
+    def capacity(labelled: Array) -> int:
         return min(labelled.shape[0], _MOST_LABELLED if max_labelled is None else max_labelled)
 
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
-        size = room(labelled)
+        size = capacity(labelled)
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
-        inputs = dataset.inputs[ids]
-        targets = dataset.targets[ids]
+        inputs, targets = dataset.inputs[ids], dataset.targets[ids]
         seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
-        known = seen.known & (jnp.arange(size) < count)
+        targets, given, known, mean = seen
+        known &= jnp.arange(size) < count
+        # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
         covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
-        targets = jnp.where(known[:, None], seen.targets - seen.mean, 0.0)
+        targets = jnp.where(known[:, None], targets - mean, 0.0)
 
         def conditioned(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
             scaled = scale * covariance
             rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
-            # In classification the variances of the pseudo-targets are given, and noise is one.
-            variances = jnp.where(known[None], seen.noise * noise**2 + rounding, 1.0)
+            variances = jnp.where(known[None], given * noise**2 + rounding, 1.0)
             cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
             return variances, cholesky, _log_evidence(cholesky, targets, known)
 
-        noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
-        choices = np.stack(np.meshgrid(_SCALES if scale is None else np.array([scale]), noises), -1).reshape(-1, 2)
-        choices = jnp.asarray(choices, jnp.float32)
+        choices = jnp.asarray(np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2), jnp.float32)
         best = choices[0]
         if len(choices) > 1:
-            found = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
-            best = choices[jnp.argmax(jnp.where(jnp.isnan(found), -jnp.inf, found))]
+            # One after the other: a factor of L² numbers for every class is held at a time.
+            evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
+            best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
         variances, cholesky, log_evidence = conditioned(*best)
         targets = jnp.where(count > size, jnp.nan, targets)
-        features = kernel.init(key, inputs[:1], num_features)
-        return GaussianProcessState(
-            inputs, known, targets, variances, cholesky, seen.mean, best[0], log_evidence, features
-        )
+        params = kernel.init(key, inputs[:1], num_features)
+        return GaussianProcessState(inputs, known, targets, variances, cholesky, mean, best[0], log_evidence, params)
 
-    def fit(
-        key: Key, dataset: Dataset, labelled: Array, previous: GaussianProcessState | None = None
-    ) -> GaussianProcessState:
+    def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
         del previous
-        _check_labels(dataset, labelled, room(labelled), num_classes)
+        _check_labels(dataset, labelled, capacity(labelled), num_classes)
         return compiled_fit(key, dataset, labelled)
 
+    def features(state: GaussianProcessState, inputs: Array) -> Array:
+        return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
+
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
-        features = _features(kernel, state, state.inputs)
+        phi = features(state, state.inputs)
 
         def one(key: Key) -> _Draw:
             key_prior, key_noise = jax.random.split(key)
-            prior = jax.random.normal(key_prior, (features.shape[1], state.targets.shape[1]))
+            prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]))
             noise = jax.random.normal(key_noise, state.targets.shape) * jnp.sqrt(state.noise).T
-            missing = state.targets - noise - jnp.matmul(features, prior, precision="highest")
+            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen. Only
+            # the prior is approximate; the move is the same solve as that of the mean.
+            missing = state.targets - noise - _product(phi, prior)
             return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
 
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
-        prior = jnp.matmul(_features(kernel, state, inputs), draw.prior, precision="highest")
-        update = jnp.matmul(state.scale * kernel.gram(inputs, state.inputs), draw.update, precision="highest")
-        return state.mean + prior + update
+        prior = _product(features(state, inputs), draw.prior)
+        return state.mean + prior + _product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
     return Posterior(fit, sample, apply)
 
@@ -203,8 +199,7 @@ def gaussian_process(
 def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> tuple[Array, Array]:
     r"""Mean and variance of the functions that a Gaussian process holds possible, exactly, without draws.
 
-    .. math:: \mu(x) = m + k(x, X) (K + \Sigma)^{-1} (y - m), \qquad
-              v(x) = k(x, x) - k(x, X) (K + \Sigma)^{-1} k(X, x)
+    .. math:: \mu(x) = m + k(x, X) (K + \Sigma)^{-1} (y - m), \qquad v(x) = k(x, x) - k(x, X) (K + \Sigma)^{-1} k(X, x)
 
     Args:
         kernel: the one that :func:`gaussian_process` was made of.
@@ -215,13 +210,13 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
-    mean = state.mean + jnp.matmul(covariance, _solve(state, state.targets), precision="highest")
+    mean = state.mean + _product(covariance, _solve(state, state.targets))
     whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
 
-def _check_labels(dataset: Dataset, labelled: Array, size: int, num_classes: int | None) -> None:
+def _check_labels(dataset: Dataset, labelled: Array, capacity: int, num_classes: int | None) -> None:
     """What can be told before anything is compiled."""
     num_examples = checks.leading_axis("dataset", dataset)
     if labelled.shape != (num_examples,):
@@ -229,35 +224,24 @@ def _check_labels(dataset: Dataset, labelled: Array, size: int, num_classes: int
     if not checks.is_concrete(labelled):
         return
     chosen = np.asarray(labelled)
-    if (count := int(np.sum(chosen))) > size:
-        raise ValueError(f"max_labelled={size}, but {count} examples are labelled: raise it")
+    if (count := int(np.sum(chosen))) > capacity:
+        raise ValueError(f"max_labelled={capacity}, but {count} examples are labelled: raise it")
     if num_classes is not None and checks.is_concrete(dataset.targets):
         largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
         if largest >= num_classes:
             raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
 
 
-class _Seen(NamedTuple):
-    targets: Array  # float32[L, C]
-    noise: Array  # variances, float32[E, L]
-    known: Array  # bool[L]
-    mean: Array  # float32[]
-
-
-def _features(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Array:
-    return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
-
-
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
-    grouped = targets.reshape(targets.shape[0], kinds, -1).transpose(1, 0, 2)
-    white = jax.vmap(partial(linalg.solve_triangular, lower=True))(cholesky, grouped)
+    white = _triangular(cholesky, _grouped(targets, kinds))
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
 
 
-def _values(targets: Array) -> _Seen:
+def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
+    """Targets ``[L, C]``, variance of the noise in them ``[E, L]``, where they are known ``[L]``, prior mean ``[]``."""
     if not jnp.issubdtype(targets.dtype, jnp.floating) or targets.ndim > 2:
         raise ValueError(
             f"targets are {targets.dtype} of shape {targets.shape}, but without num_classes real values [N] or [N, C] "
@@ -265,31 +249,34 @@ def _values(targets: Array) -> _Seen:
         )
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
-    return _Seen(targets, jnp.ones((1, targets.shape[0])), known, jnp.zeros(()))
+    return targets, jnp.ones((1, targets.shape[0])), known, jnp.zeros(())
 
 
-def _log_gammas(targets: Array, num_classes: int, alpha: float) -> _Seen:
+def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, Array, Array, Array]:
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
         raise ValueError(
             f"targets are {targets.dtype} of shape {targets.shape}, but num_classes={num_classes} needs integers [N]: "
             "leave it out for real values"
         )
 
-    def transformed(targets: Array) -> tuple[Array, Array]:
-        concentration = alpha + jax.nn.one_hot(targets, num_classes, dtype=jnp.float32)
-        variance = jnp.log1p(1.0 / concentration)
-        return jnp.log(concentration) - variance / 2, variance
-
-    values, variance = transformed(targets)
-    centre = jnp.mean(transformed(jnp.zeros((), jnp.int32))[0])  # the same for every class
-    values = jnp.where((targets < num_classes)[:, None], values, jnp.nan)
-    return _Seen(values, variance.T, targets >= 0, centre)
+    # One row more, of class 0, for the prior mean: that of a labelled row, the same whatever its class.
+    concentration = alpha + jax.nn.one_hot(jnp.append(targets, 0), num_classes, dtype=jnp.float32)
+    variance = jnp.log1p(1.0 / concentration)
+    values = jnp.log(concentration) - variance / 2
+    centre, values = jnp.mean(values[-1]), jnp.where((targets < num_classes)[:, None], values[:-1], jnp.nan)
+    return values, variance[:-1].T, targets >= 0, centre
 
 
 def _solve(state: GaussianProcessState, values: Array) -> Array:
     """``(K + Σ)⁻¹ values`` for ``[L, C]``, with the noise of each output."""
-    kinds, size = state.noise.shape
-    grouped = values.reshape(size, kinds, -1).transpose(1, 0, 2)
-    half = jax.vmap(partial(linalg.solve_triangular, lower=True))(state.cholesky, grouped)
-    solved = jax.vmap(partial(linalg.solve_triangular, lower=True, trans="T"))(state.cholesky, half)
-    return solved.transpose(1, 0, 2).reshape(values.shape)
+    half = _triangular(state.cholesky, _grouped(values, len(state.noise)))
+    return _triangular(state.cholesky, half, trans="T").transpose(1, 0, 2).reshape(values.shape)
+
+
+def _grouped(values: Array, kinds: int) -> Array:
+    """``[L, C]`` as ``[E, L, C / E]``, by the factor that the outputs share."""
+    return values.reshape(len(values), kinds, -1).transpose(1, 0, 2)
+
+
+def _triangular(cholesky: Array, right: Array, trans: str = "N") -> Array:
+    return jax.vmap(partial(linalg.solve_triangular, lower=True, trans=trans))(cholesky, right)

@@ -22,13 +22,10 @@ def mc_dropconnect(
 
     .. math:: f_s(x) = f(x;\, M_s \odot W / (1 - p)), \qquad M_s \sim \mathrm{Bernoulli}(1 - p)
 
-    Every training step masks the weights anew; the weights that the state keeps are never masked. A draw is a key, and
-    so one mask for each weight that the whole pool shares: one draw is one function. Layers before the first masked
-    weight do not depend on the draw and are computed once for all draws, so masking the last layers alone is cheap.
-
-    In prediction only the weights are random: dropout layers of the network, if it has any, work in training and rest
-    afterwards. Where masks are off (validation, ``features``) the network has its stored weights, the mean of the
-    masked ones.
+    Every training step masks the weights anew; the weights that the state keeps, the mean of the masked ones, are those
+    of validation and ``features``. A draw is a key, and so one mask for each weight that the whole pool shares: one
+    draw is one function. Layers before the first masked weight are computed once for all draws, so masking the last
+    layers alone is cheap. Dropout layers of the network, if it has any, work in training and are off in prediction.
 
     Args:
         model: any network, with random layers or without; its ``params`` are a pytree.
@@ -39,24 +36,21 @@ def mc_dropconnect(
             and convolutional layers, and neither biases, scales of normalisations nor embeddings.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
         ValueError: ``rate`` is not between 0 and 1; or, when it is first used, ``select`` picks nothing.
 
     References:
         Mobiny et al., `DropConnect is effective in modeling uncertainty of Bayesian deep networks
-        <https://arxiv.org/abs/1906.04569>`_, 2021.
-
-        Wan et al., `Regularization of neural networks using DropConnect
+        <https://arxiv.org/abs/1906.04569>`_, 2021. Wan et al., `Regularization of neural networks using DropConnect
         <https://proceedings.mlr.press/v28/wan13.html>`_, 2013.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
-        >>> posterior = posteriors.mc_dropconnect(baal.from_linen(net), trainer, rate=0.3)
+        >>> posterior = baal.posteriors.mc_dropconnect(baal.from_linen(net), trainer, rate=0.3)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
@@ -95,8 +89,7 @@ def _masked(params: PyTree, key: Key, rate: float, select: SelectWeights) -> PyT
     def drop(path: str, leaf: Array) -> Array:
         # Keys by name: the mask of a layer stays the same when others come or go.
         keep = jax.random.bernoulli(jax.random.fold_in(key, zlib.crc32(path.encode())), 1.0 - rate, leaf.shape)
+        # Divided by what is kept, so that the mean over masks is the stored weight.
         return jnp.where(keep, leaf / (1.0 - rate), 0.0).astype(leaf.dtype)
 
-    return jax.tree.unflatten(
-        structure, [drop(path, leaf) if use else leaf for (path, leaf), use in zip(named, chosen, strict=True)]
-    )
+    return structure.unflatten(drop(*leaf) if use else leaf[1] for leaf, use in zip(named, chosen, strict=True))

@@ -6,22 +6,20 @@ import jax
 
 from baal_jax._util import random
 from baal_jax.models import require_stochastic
-from baal_jax.training import TrainState
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState
 
 
 def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> Posterior:
-    """Monte-Carlo dropout.
+    """Monte-Carlo dropout: dropout masks as draws from an approximate posterior.
 
     A draw is a key, and so a set of dropout masks that the whole pool shares: one draw is one function. Layers before
     the first dropout do not depend on the draw and are computed once for all of them.
 
     With ``shared_masks=False`` a draw gives every example masks of its own, as other libraries do. They come from the
-    key and the values of the example, so a draw is still one function: nothing depends on the batch, and equal examples
-    have equal masks. The mean and the marginal scores (BALD, entropy, …) of an example estimate the same numbers either
-    way. But Monte-Carlo errors no longer agree between examples that are alike, so the ``Q`` highest BALD scores are
-    less often ``Q`` of a kind; and draws no longer tell how examples depend on each other, which is what BatchBALD,
-    EPIG and BAIT read: keep the masks shared for these.
+    key and the values of the example, so a draw is still one function: equal examples have equal masks, whatever the
+    batch. Marginal scores (BALD, entropy, …) estimate the same numbers either way, but their errors no longer agree
+    between examples that are alike, so the ``Q`` highest BALD scores are less often ``Q`` of a kind. Draws no longer
+    tell how examples depend on each other, which BatchBALD, EPIG and BAIT read: keep the masks shared for these.
 
     Args:
         model: from :func:`~baal_jax.from_linen`, :func:`~baal_jax.from_nnx` or :func:`~baal_jax.from_functions`.
@@ -29,7 +27,7 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         shared_masks: whether all examples have the same masks in a draw. Training has masks for every example anyhow.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.training.TrainState`.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
         ValueError: when it is first used, if the output of ``model`` does not depend on the key.
@@ -39,10 +37,9 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> posterior = posteriors.mc_dropout(baal.from_linen(net), trainer)
+        >>> posterior = baal.posteriors.mc_dropout(baal.from_linen(net), trainer)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, random
-from baal_jax.training import TrainState, averaging
-from baal_jax.training.batches import Stream
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, Variables
+from baal_jax._util import checks
+from baal_jax.training import averaging, batches
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
 
 if TYPE_CHECKING:
     import optax
@@ -53,20 +52,12 @@ class SwagState(NamedTuple):
     train: TrainState
     inputs: PyTree
 
+    _, steps, loss = of_network("train")
+
     @property
     def moments(self) -> SwagMoments:
         """What the Gaussian is made from."""
         return self.train.opt_state[-1]
-
-    @property
-    def steps(self) -> Array:
-        """Updates since the weights were initialised, ``int32[]``."""
-        return self.train.steps
-
-    @property
-    def loss(self) -> Array:
-        """Training loss of the last iterates, ``float32[]``."""
-        return self.train.loss
 
 
 def swag(
@@ -78,7 +69,7 @@ def swag(
     every: int | None = None,
     scale: float = 1.0,
 ) -> Posterior:
-    r"""SWA-Gaussian.
+    r"""SWAG: a Gaussian around the mean of the last iterates of training.
 
     Snapshots :math:`\theta_1, \dots, \theta_T` of the weights are gathered over the last part of training. With their
     mean :math:`\bar\theta`, their variances :math:`\Sigma_\text{diag}` and, as columns of :math:`\hat D`, the last
@@ -89,25 +80,24 @@ def swag(
               \qquad K = \min(T, \text{rank})
 
     and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network at rest, dropout off, with weights from that Gaussian. Where the network keeps batch statistics, each
-    draw gets its own, estimated in ``sample`` on 512 inputs: shuffled passes over the labelled examples, not augmented,
-    kept in the state. That costs 512 forward passes in training mode a draw.
+    is the network in evaluation mode with weights from that Gaussian. Where it keeps batch statistics, each draw gets
+    its own, estimated in ``sample`` on 512 inputs (shuffled passes over the labelled examples, kept in the state): 512
+    forward passes in training mode a draw.
 
-    The learning rate should stay high while snapshots are gathered. What the trainer's ``average_from`` and
-    ``validation`` choose is not used.
+    The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
 
     Args:
         model: the network.
         trainer: from :func:`~baal_jax.trainer`.
         rank: ``K`` at most, the number of deviations kept, each as large as the parameters in float32; 0 for none.
         start: gather from this share of the steps on.
-        every: steps from one snapshot to the next; the weights after the last step are always one. By default such that
-            there are at least ``max(rank, 20)`` and less than twice as many, or one a step in a shorter fit.
+        every: steps from one snapshot to the next, the last weights always being one. By default such that there are
+            at least ``max(rank, 20)`` and less than twice as many, or one a step in a shorter fit.
         scale: of the covariance. 0 makes every draw the mean: stochastic weight averaging.
 
     Returns:
-        A :class:`~baal_jax.Posterior` with state :class:`SwagState`, whose ``variables`` are those of the mean. A draw
-        is the :class:`~baal_jax.typing.Variables` of a network.
+        A :class:`~baal_jax.Posterior` whose state is a :class:`SwagState` and whose draws are the
+        :class:`~baal_jax.Variables` of networks.
 
     Raises:
         ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
@@ -121,9 +111,8 @@ def swag(
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import posteriors
         >>> trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=40, batch_size=2)
-        >>> posterior = posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
+        >>> posterior = baal.posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> int(state.moments.num_snapshots)
@@ -136,13 +125,21 @@ def swag(
         raise ValueError("rank=1 is no covariance, which divides by rank − 1: give 0 for the diagonal, or 2 or more")
     if not 0.0 <= start < 1.0:
         raise ValueError(f"start={start} must be at least 0 and less than 1: it is a share of the steps")
-    every = None if every is None else checks.positive_int("every", every)
+    every = checks.optional_int("every", every)
     scale = checks.finite_float("scale", scale, 0.0)
     train = trainer(model, transform=_gather(rank, start, every, least=2 if scale > 0 else 1))
 
     def network(key: Key, params: PyTree, trained: TrainState, inputs: PyTree) -> Variables:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, trained.variables.params)
-        return _with_statistics(model, key, trained.variables._replace(params=params), inputs)
+        variables = trained.variables._replace(params=params)
+        if inputs is None:
+            return variables
+
+        def read(index: Array) -> tuple[Key, PyTree]:
+            return jax.random.fold_in(key, index), jax.tree.map(lambda leaf: leaf[index], inputs)
+
+        # The batch statistics of training belong to other weights, those of its last steps.
+        return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: SwagState | None = None) -> SwagState:
         key_train, key_inputs, key_statistics = jax.random.split(key, 3)
@@ -181,16 +178,15 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
     ) -> tuple[PyTree, SwagMoments]:
         del extra
-        first = averaging.share(start, total_steps)
-        window = jnp.asarray(total_steps, jnp.int32) - first
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
+        first = averaging.share(start, total_steps)
+        window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
-        left = window - 1 - (state.step - first)
+        # Counted from the end, so that the last weights are a snapshot.
+        due = (state.step >= first) & ((window - 1 - (state.step - first)) % stride == 0)
         new = optax.apply_updates(params, updates)
-        state = jax.lax.cond(
-            (state.step >= first) & (left % stride == 0), lambda: _with_snapshot(state, new), lambda: state
-        )
+        state = jax.lax.cond(due, lambda: _with_snapshot(state, new), lambda: state)
         return updates, state._replace(step=state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -198,10 +194,10 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
 
 def _require_snapshots(total: int, start: float, every: int | None, least: int) -> None:
     window = total - min(int(start * total), total - 1)
-    found = -(-window // (every or 1))
-    if found < least:
+    number = -(-window // (every or 1))
+    if number < least:
         raise ValueError(
-            f"start={start} and every={every} leave {found} snapshot in {total} steps, so all draws would be the same "
+            f"start={start} and every={every} leave {number} snapshot in {total} steps, so all draws would be the same "
             "network: lower start or every, train longer, or ask for it with scale=0"
         )
 
@@ -209,17 +205,15 @@ def _require_snapshots(total: int, start: float, every: int | None, least: int) 
 def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
     """Welford's recursion: no difference of large numbers, no negative variance."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    share = 1.0 / (state.num_snapshots + 1).astype(jnp.float32)
+    number, ring = state.num_snapshots, state.deviations
+    share = 1.0 / (number + 1).astype(jnp.float32)
     mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, params)
     squares = jax.tree.map(
         lambda total, new, old, mean: total + (new - old) * (new - mean), state.squares, params, state.mean, mean
     )
-    ring = state.deviations
     if ring is not None:
-        ring = jax.tree.map(
-            lambda rows, new, mean: rows.at[state.num_snapshots % rows.shape[0]].set(new - mean), ring, params, mean
-        )
-    return state._replace(num_snapshots=state.num_snapshots + 1, mean=mean, squares=squares, deviations=ring)
+        ring = jax.tree.map(lambda rows, new, mean: rows.at[number % rows.shape[0]].set(new - mean), ring, params, mean)
+    return state._replace(num_snapshots=number + 1, mean=mean, squares=squares, deviations=ring)
 
 
 def _without_moments(state: TrainState) -> TrainState:
@@ -251,9 +245,8 @@ def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
     if moments.deviations is not None:
         rings = jax.tree.leaves(moments.deviations)
         rank = rings[0].shape[0]
-        factors = jax.random.normal(
-            key_low_rank, (rank,), jnp.float32
-        )  # one for each deviation, the same for all parameters
+        # One factor for each deviation, the same for all parameters: this is what makes them vary together.
+        factors = jax.random.normal(key_low_rank, (rank,), jnp.float32)
         factors *= jnp.sqrt(part / jnp.maximum(jnp.minimum(count, rank) - 1, 1))
         noise = [leaf + jnp.tensordot(factors, ring, 1) for leaf, ring in zip(noise, rings, strict=True)]
     return jax.tree.unflatten(structure, noise)
@@ -261,19 +254,8 @@ def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
 
 def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
     """Batches from shuffled passes over the labelled examples."""
-    num_labelled = jnp.sum(labelled, dtype=jnp.int32)
-    stream = Stream(key, jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0), num_labelled)
-    shape = _STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE
-    ids = stream.batch(jnp.zeros((), jnp.int32), shape[0] * shape[1], None)[0].reshape(shape)
-    return jax.tree.map(lambda leaf: leaf[ids], inputs)
-
-
-def _with_statistics(model: Model, key: Key, variables: Variables, inputs: PyTree) -> Variables:
-    """Batch statistics that belong to the weights."""
-    if inputs is None:
-        return variables
-
-    def read(index: Array) -> tuple[Key, PyTree]:
-        return jax.random.fold_in(random.vectorised(key), index), jax.tree.map(lambda leaf: leaf[index], inputs)
-
-    return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)
+    ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
+    stream = batches.Stream(key, ids, jnp.sum(labelled, dtype=jnp.int32))
+    chosen, _ = stream.batch(jnp.zeros((), jnp.int32), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, None)
+    chosen = chosen.reshape(_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE)
+    return jax.tree.map(lambda leaf: leaf[chosen], inputs)

@@ -1,4 +1,4 @@
-r"""Covariance functions of infinitely wide networks: what a random network is before it has seen a label.
+r"""Covariance functions of infinitely wide networks before training (NNGP kernels).
 
 In a network of weights drawn from a Gaussian, as its layers grow wide, outputs become a Gaussian process whose
 covariance follows layer by layer from that of the inputs:
@@ -6,20 +6,22 @@ covariance follows layer by layer from that of the inputs:
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
 
-They need no training: :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
+:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
-from baal_jax.typing import Array, Key, PyTree
 
 _MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
 
@@ -37,15 +39,8 @@ class Kernel(NamedTuple):
 
     gram: Callable[[Array, Array], Array]
     diagonal: Callable[[Array], Array]
-    init: Callable[[Key, Array, int], PyTree]
-    features: Callable[[PyTree, Array], Array]
-
-
-class _Activation(NamedTuple):
-    """A non-linearity, and its expected products under a Gaussian."""
-
-    function: Callable[[Array], Array]
-    covariance: Callable[[Array, Array, Array], Array]  # (covariance, variance, variance) -> E[φ(u)φ(u')]
+    init: Callable[[Array, Array, int], Any]
+    features: Callable[[Any, Array], Array]
 
 
 def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt(2.0), bias_std: float = 0.1) -> Kernel:
@@ -77,13 +72,10 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         ValueError: an argument is out of its range.
 
     References:
-        Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018.
-
-        Cho and Saul, `Kernel methods for deep learning
-        <https://papers.nips.cc/paper/3628-kernel-methods-for-deep-learning>`_, 2009.
-
-        Williams, `Computing with infinite networks
-        <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
+        Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018. Cho and
+        Saul, `Kernel methods for deep learning
+        <https://papers.nips.cc/paper/3628-kernel-methods-for-deep-learning>`_, 2009. Williams, `Computing with
+        infinite networks <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
 
     Example:
         >>> from baal_jax.posteriors import kernels
@@ -92,38 +84,32 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         (3, 5)
     """
     depth = checks.positive_int("depth", depth, 0)
-    scale = _Scale(activation, weight_std, bias_std)
+    layer = _Layer(activation, weight_std, bias_std)
 
     def flat(x: Array) -> Array:
-        return jnp.asarray(x).reshape(x.shape[0], -1).astype(jnp.float32)
+        return _float(x).reshape(x.shape[0], -1)
 
-    def diagonal(x: Array) -> Array:
-        variance = scale.affine(jnp.mean(flat(x) ** 2, axis=1))
-        for _ in range(depth):
-            variance = scale.affine(scale.activation.covariance(variance, variance, variance))
-        return variance
+    def variances(x: Array) -> list[Array]:  # of the inputs of every layer, and of the output
+        return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
-        x1, x2 = flat(x1), flat(x2)
-        covariance = scale.affine(_product(x1, x2) / x1.shape[1])
-        variance1, variance2 = (scale.affine(jnp.mean(x**2, axis=1)) for x in (x1, x2))
-        for _ in range(depth):
-            covariance = scale.affine(scale.activation.covariance(covariance, variance1[:, None], variance2[None]))
-            variance1, variance2 = (scale.affine(scale.activation.covariance(v, v, v)) for v in (variance1, variance2))
+        covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
+        for v1, v2 in zip(variances(x1)[:-1], variances(x2)[:-1], strict=True):
+            covariance = layer.affine(layer.covariance(covariance, v1[:, None], v2[None]))
         return covariance
 
-    def init(key: Key, x: Array, num_features: int) -> list[tuple[Array, Array]]:
+    def init(key: Array, x: Array, num_features: int) -> list[tuple[Array, Array]]:
         sizes = [flat(x).shape[1], *[num_features] * depth]
         keys = jax.random.split(key, max(depth, 1))
-        return [scale.layer(k, (m, n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=False)]
+        return [layer.weights(k, shape) for k, shape in zip(keys, itertools.pairwise(sizes), strict=False)]
 
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
         for weights, bias in params:
-            hidden = scale.activation.function(_product(hidden, weights.T) + bias[None])
-        return scale.readout(hidden, hidden.shape[1], diagonal(x))
+            hidden = layer.function(_product(hidden, weights) + bias[None])
+        return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
-    return Kernel(gram, diagonal, init, features)
+    return Kernel(gram, lambda x: variances(x)[-1], init, features)
 
 
 def convolutional(
@@ -143,7 +129,7 @@ def convolutional(
               \mathrm{E}\bigl[\phi(u_{p+\delta})\,\phi(u'_{p+\delta})\bigr]
 
     and at the end over all positions: only covariances at the same position matter. Expectations are those of
-    :func:`dense`. Gram matrices are computed some rows at a time, so that memory is bounded.
+    :func:`dense`. Gram matrices are computed some rows at a time, to bound memory.
 
     Args:
         depth: number of convolutional layers.
@@ -173,7 +159,7 @@ def convolutional(
     depth = checks.positive_int("depth", depth)
     sides = [filter_size] if isinstance(filter_size, int) else list(filter_size)
     sides = [checks.positive_int("filter_size", side) for side in sides]
-    scale = _Scale(activation, weight_std, bias_std)
+    layer = _Layer(activation, weight_std, bias_std)
 
     def windows(x: Array) -> tuple[int, ...]:
         spatial = x.ndim - 2
@@ -184,83 +170,83 @@ def convolutional(
             )
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
-    def convolved(covariance: Array, sides: tuple[int, ...]) -> Array:
-        return scale.affine(_window_mean(covariance, sides))
+    def convolve(x: Array) -> Callable[[Array], Array]:
+        return lambda covariance: layer.affine(_window_mean(covariance, windows(x)))
 
-    def variances(x: Array) -> list[Array]:
-        """Before every activation."""
-        found = [convolved(jnp.mean(x**2, axis=-1), windows(x))]
-        for _ in range(depth - 1):
-            found.append(convolved(scale.activation.covariance(found[-1], found[-1], found[-1]), windows(x)))
-        return found
+    def variances(x: Array) -> list[Array]:  # before every activation, [N, spatial…]
+        return layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))
 
     def read(covariance: Array, positions: int) -> Array:
-        return scale.affine(jnp.mean(covariance, axis=tuple(range(covariance.ndim - positions, covariance.ndim))))
+        return layer.affine(jnp.mean(covariance, axis=tuple(range(covariance.ndim - positions, covariance.ndim))))
 
     def diagonal(x: Array) -> Array:
         last = variances(_float(x))[-1]
-        return read(scale.activation.covariance(last, last, last), x.ndim - 2)
+        return read(layer.covariance(last, last, last), x.ndim - 2)
 
     def gram(x1: Array, x2: Array) -> Array:
         x1, x2 = _float(x1), _float(x2)
-        variances2 = variances(x2)
+        variances2, convolved = variances(x2), convolve(x2)
 
         def row(x: Array) -> Array:  # one example with all of x2
-            covariance = convolved(jnp.mean(x[None] * x2, axis=-1), windows(x2))
-            for layer, (v1, v2) in enumerate(zip(variances(x[None]), variances2, strict=True)):
-                covariance = scale.activation.covariance(covariance, v1, v2)
-                covariance = covariance if layer == depth - 1 else convolved(covariance, windows(x2))
+            covariance = jnp.mean(x[None] * x2, axis=-1)
+            for v1, v2 in zip(variances(x[None]), variances2, strict=True):
+                covariance = layer.covariance(convolved(covariance), v1, v2)
             return read(covariance, x2.ndim - 2)
 
         rows = max(1, _MAX_ELEMENTS // max(x2.size, 1))
         return jax.vmap(row)(x1) if x1.shape[0] <= rows else jax.lax.map(row, x1, batch_size=rows)
 
-    def init(key: Key, x: Array, num_features: int) -> tuple[list[tuple[Array, Array]], Array]:
+    def init(key: Array, x: Array, num_features: int) -> tuple[list[tuple[Array, Array]], Array]:
         key_signs, *keys = jax.random.split(key, depth + 1)
-        channels = [x.shape[-1], *[num_features] * depth]
-        layers = [
-            scale.layer(k, (*windows(x), m, n)) for k, m, n in zip(keys, channels[:-1], channels[1:], strict=True)
-        ]
+        channels = itertools.pairwise([x.shape[-1], *[num_features] * depth])
+        layers = [layer.weights(k, (*windows(x), *pair)) for k, pair in zip(keys, channels, strict=True)]
         return layers, jax.random.rademacher(key_signs, (*x.shape[1:-1], num_features), jnp.float32)
 
     def features(params: tuple[list[tuple[Array, Array]], Array], x: Array) -> Array:
         layers, signs = params
         hidden = _float(x)
         for weights, bias in layers:
-            hidden = scale.activation.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))
+            hidden = layer.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))
         # One random sum over the positions of each channel: in expectation over signs, products of positions vanish.
         sums = jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest")
-        return scale.readout(sums, signs.size, diagonal(x))
+        return layer.readout(sums, signs.size, diagonal(x))
 
     return Kernel(gram, diagonal, init, features)
 
 
-class _Scale:
-    """The spread of weights and biases, and the activation between them."""
+class _Layer:
+    """A wide layer of random weights: the spread of these and of the biases, and the activation before it."""
 
     def __init__(self, activation: str, weight_std: float, bias_std: float) -> None:
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation={activation!r} must be one of {', '.join(map(repr, _ACTIVATIONS))}")
-        self.activation = _ACTIVATIONS[activation]
+        self.function, self.covariance = _ACTIVATIONS[activation]  # φ, and (K, K_xx, K_x'x') -> E[φ(u)φ(u')]
         self.weight_std = checks.finite_float("weight_std", weight_std, 0.0)
         self.bias_std = checks.finite_float("bias_std", bias_std, 0.0)
 
     def affine(self, covariance: Array) -> Array:
         return self.bias_std**2 + self.weight_std**2 * covariance
 
-    def layer(self, key: Key, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def variances(self, squares: Array, count: int, affine: Callable[[Array], Array]) -> list[Array]:
+        """What becomes of the mean squares of inputs in each of ``count`` layers."""
+        variances = [affine(squares)]
+        while len(variances) < count:
+            variances.append(affine(self.covariance(variances[-1], variances[-1], variances[-1])))
+        return variances
+
+    def weights(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
         key_weights, key_bias = jax.random.split(key)
         spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
-        weights = spread * jax.random.normal(key_weights, shape)
-        return weights, self.bias_std * jax.random.normal(key_bias, shape[-1:])
+        return spread * jax.random.normal(key_weights, shape), self.bias_std * jax.random.normal(key_bias, shape[-1:])
 
     def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
         """Features whose inner products are covariances after a last affine layer, with exact variances."""
-        found = hidden * (self.weight_std / math.sqrt(terms))
-        found = jnp.concatenate([found, jnp.full((found.shape[0], 1), self.bias_std, found.dtype)], axis=1)
-        norm = jnp.sum(found**2, axis=1)
-        return found * jnp.sqrt(variance / jnp.where(norm > 0, norm, 1.0))[:, None]
+        hidden = hidden * (self.weight_std / math.sqrt(terms))
+        features = jnp.concatenate([hidden, jnp.full((hidden.shape[0], 1), self.bias_std, hidden.dtype)], axis=1)
+        # Scaled to the length that the kernel gives them: what is left of the error is in the angles.
+        norm = jnp.sum(features**2, axis=1)
+        return features * jnp.sqrt(variance / jnp.where(norm > 0, norm, 1.0))[:, None]
 
 
 @jax.custom_jvp
@@ -287,18 +273,12 @@ def _erf_covariance(covariance: Array, variance1: Array, variance2: Array) -> Ar
     return jnp.arcsin(jnp.clip(2.0 * covariance / norm, -1.0, 1.0)) * (2.0 / math.pi)
 
 
-_ACTIVATIONS = {
-    "relu": _Activation(jax.nn.relu, _relu_covariance),
-    "erf": _Activation(jax.scipy.special.erf, _erf_covariance),
-}
+_ACTIVATIONS = {"relu": (jax.nn.relu, _relu_covariance), "erf": (jax.scipy.special.erf, _erf_covariance)}
+_product = partial(jnp.matmul, precision="highest")
 
 
 def _float(x: Array) -> Array:
     return jnp.asarray(x).astype(jnp.float32)
-
-
-def _product(x1: Array, x2: Array) -> Array:
-    return jnp.matmul(x1, x2.T, precision="highest")
 
 
 def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
@@ -309,9 +289,7 @@ def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
 
 
 def _convolution(x: Array, weights: Array) -> Array:
-    spatial = x.ndim - 2
-    axes = "".join(chr(ord("a") + i) for i in range(spatial))
+    axes = "".join(chr(ord("a") + i) for i in range(x.ndim - 2))
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-    return jax.lax.conv_general_dilated(
-        x, weights, (1,) * spatial, "SAME", dimension_numbers=layout, precision="highest"
-    )
+    strides = (1,) * len(axes)
+    return jax.lax.conv_general_dilated(x, weights, strides, "SAME", dimension_numbers=layout, precision="highest")

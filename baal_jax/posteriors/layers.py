@@ -10,21 +10,74 @@ Networks that are not to be edited go through :func:`~baal_jax.posteriors.bayes_
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
-from baal_jax.posteriors._variational import constant_raw_std, kl_divergence, positive, standard_normal, std_of
-from baal_jax.typing import Array, PyTree
+from baal_jax._util import checks
+from baal_jax.posteriors._bayes_by_backprop import constant_raw_std, kl_divergence, standard_normal
 
 __all__ = ["BayesianConv", "BayesianDense", "kl_divergence"]
 
 Estimator = Literal["local_reparameterization", "flipout"]
 
 
-class BayesianDense(nn.Dense):
+class _Gaussian(nn.Module):
+    """What both layers are, beside the stock layer that each of them is."""
+
+    stock_class: ClassVar[type[nn.Module]]
+    estimator: Estimator = "local_reparameterization"
+    initial_std: float = 0.01
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("local_reparameterization", "flipout"):
+            raise ValueError(f"estimator={self.estimator!r} must be 'local_reparameterization' or 'flipout'")
+        checks.positive_float("initial_std", self.initial_std)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
+        """``[B, …, D] -> [B, …, features]``."""
+        kernel_size = getattr(self, "kernel_size", ())
+        if inputs.ndim < 2 + np.size(kernel_size):
+            raise ValueError(
+                f"inputs has shape {inputs.shape}, but a leading axis of examples is needed: pass inputs[None]"
+            )
+        if not jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(getattr(self, "dtype", None) or jnp.float32)  # squares of bytes would wrap around
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        names = {field.name for field in dataclasses.fields(self.stock_class)} - {"parent", "name"}
+        stock = self.stock_class(**{name: getattr(self, name) for name in names}, parent=None)
+
+        # The stock layer is linear in its weights, so noise comes from the same layer with other weights.
+        def linear(weights: Any, inputs: Array) -> Array:
+            return stock.apply({"params": weights}, inputs)  # pyright: ignore[reportReturnType]
+
+        mean: Any = self.param("mean", lambda key: stock.init(key, inputs)["params"])
+        outputs = linear(mean, inputs)
+        if deterministic and not self.is_initializing():
+            return outputs  # also where raw_std is missing: a draw has none
+        raw_std: Any = self.param(
+            "raw_std", lambda _: jax.tree.map(lambda leaf: constant_raw_std(leaf, self.initial_std), mean)
+        )
+        if deterministic:
+            return outputs
+        std, key = jax.tree.map(jax.nn.softplus, raw_std), self.make_rng(self.rng_collection)
+        if self.estimator == "flipout":
+            return _flipout(linear, key, std, inputs, outputs)
+        variance = linear(jax.tree.map(jnp.square, std), jnp.square(inputs))
+        # The root has no gradient at zero, where inputs without a bias may stand.
+        spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
+        return outputs + spread * jax.random.normal(key, spread.shape, spread.dtype)
+
+
+class BayesianDense(_Gaussian, nn.Dense):
     r"""A dense layer with independent Gaussian weights and biases.
 
     With ``estimator="local_reparameterization"`` training samples activations in place of weights,
@@ -53,35 +106,17 @@ class BayesianDense(nn.Dense):
         perturbations on mini-batches <https://arxiv.org/abs/1803.04386>`_, 2018.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn
         >>> from baal_jax.posteriors.layers import BayesianDense
-        >>> class Net(nn.Module):
-        ...     @nn.compact
-        ...     def __call__(self, x, train: bool):
-        ...         x = nn.relu(BayesianDense(8)(x, deterministic=not train))
-        ...         return BayesianDense(3, estimator="flipout")(x, deterministic=not train)
-        >>> model = baal.from_linen(Net())
-        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
-        >>> model.train(variables, jnp.ones((2, 4)), jax.random.key(1))[0].shape
+        >>> layer = BayesianDense(3, estimator="flipout", deterministic=False)
+        >>> variables = layer.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, jnp.ones((1, 4)))
+        >>> layer.apply(variables, jnp.ones((2, 4)), rngs={"dropout": jax.random.key(2)}).shape
         (2, 3)
     """
 
-    estimator: Estimator = "local_reparameterization"
-    initial_std: float = 0.01
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-
-    def __post_init__(self) -> None:
-        _check(self)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
-        """``[B, …, D] -> [B, …, features]``."""
-        return _forward(self, nn.Dense, inputs, 2, deterministic)
+    stock_class = nn.Dense
 
 
-class BayesianConv(nn.Conv):
+class BayesianConv(_Gaussian, nn.Conv):
     r"""A convolution with independent Gaussian weights and biases.
 
     The same two estimators as in :class:`BayesianDense`, with ``*`` in place of the matrix product:
@@ -92,14 +127,8 @@ class BayesianConv(nn.Conv):
     where signs have one value for a channel. Local reparameterisation draws noise for every pixel apart, as Bayesian
     convolutional networks are usually trained; flipout keeps how the pixels of an example vary together.
 
-    Attributes:
-        estimator: ``"local_reparameterization"`` or ``"flipout"``.
-        initial_std: standard deviation of every weight at the start.
-        deterministic: at the means, without noise; here or in the call, as in ``nn.Dropout``.
-        rng_collection: the random stream that noise comes from.
-
-    All fields of ``nn.Conv`` are fields here too, ``conv_general_dilated`` among them. Inputs are ``[B, …, D]`` with as
-    many axes between as ``kernel_size`` has.
+    Attributes are those of :class:`BayesianDense` and of ``nn.Conv``, ``conv_general_dilated`` among them. Inputs are
+    ``[B, …, D]`` with as many axes between as ``kernel_size`` has.
 
     References:
         Shridhar et al., `A comprehensive guide to Bayesian convolutional neural network with variational inference
@@ -113,68 +142,10 @@ class BayesianConv(nn.Conv):
         (2, 28, 28, 6)
     """
 
-    estimator: Estimator = "local_reparameterization"
-    initial_std: float = 0.01
-    deterministic: bool | None = None
-    rng_collection: str = "dropout"
-
-    def __post_init__(self) -> None:
-        _check(self)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
-        """``[B, …, D] -> [B, …, features]``."""
-        axes = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
-        return _forward(self, nn.Conv, inputs, 2 + axes, deterministic)
+    stock_class = nn.Conv
 
 
-def _check(layer: BayesianDense | BayesianConv) -> None:
-    if layer.estimator not in ("local_reparameterization", "flipout"):
-        raise ValueError(f"estimator={layer.estimator!r} must be 'local_reparameterization' or 'flipout'")
-    positive("initial_std", layer.initial_std)
-
-
-def _forward(
-    layer: BayesianDense | BayesianConv,
-    stock_class: type[nn.Module],
-    inputs: Array,
-    least_rank: int,
-    deterministic: bool | None,
-) -> Array:
-    """The stock layer on means, and noise from the same stock layer on other weights: it is linear in them."""
-    if inputs.ndim < least_rank:
-        raise ValueError(
-            f"inputs has shape {inputs.shape}, but a leading axis of examples is needed: pass inputs[None]"
-        )
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        inputs = inputs.astype(layer.dtype or jnp.float32)  # squares and signs of bytes would wrap around
-    deterministic = nn.merge_param("deterministic", layer.deterministic, deterministic)
-    names = {field.name for field in dataclasses.fields(stock_class)} - {"parent", "name"}
-    stock = stock_class(**{name: getattr(layer, name) for name in names}, parent=None)
-
-    def linear(weights: PyTree, inputs: Array) -> Array:
-        return stock.apply({"params": weights}, inputs)  # pyright: ignore[reportReturnType]
-
-    mean: Any = layer.param("mean", lambda key: stock.init(key, inputs)["params"])
-    outputs = linear(mean, inputs)
-    if deterministic and not layer.is_initializing():
-        return outputs  # also where raw_std is missing: a draw has none
-    raw_std: Any = layer.param(
-        "raw_std", lambda _: jax.tree.map(lambda m: constant_raw_std(m, layer.initial_std), mean)
-    )
-    if deterministic:
-        return outputs
-    std, key = jax.tree.map(std_of, raw_std), layer.make_rng(layer.rng_collection)
-    if layer.estimator == "flipout":
-        return _flipout(linear, key, std, inputs, outputs)
-    variance = linear(jax.tree.map(jnp.square, std), jnp.square(inputs))
-    # The root has no gradient at zero, where inputs without a bias may stand.
-    spread = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
-    return outputs + spread * jax.random.normal(key, spread.shape, spread.dtype)
-
-
-def _flipout(linear: Any, key: Array, std: PyTree, inputs: Array, outputs: Array) -> Array:
+def _flipout(linear: Any, key: Array, std: Any, inputs: Array, outputs: Array) -> Array:
     """``outputs`` with the noise of one perturbation, which every example sees behind signs of its own."""
     key_weights, key_signs = jax.random.split(key)
     leaves, structure = jax.tree.flatten(std)

@@ -14,26 +14,10 @@ from baal_jax.models import require_stochastic
 from baal_jax.training import averaging
 from baal_jax.training.batches import Stream, step_key
 from baal_jax.training.semi_supervised import Augmentation, Consistency
-from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, Variables
+from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, TrainState, Variables
 
 if TYPE_CHECKING:
     import optax
-
-
-class TrainState(NamedTuple):
-    """A trained network.
-
-    Attributes:
-        variables: weights and batch statistics.
-        opt_state: state of the optimizer, in which methods such as SWAG keep their moments.
-        steps: ``int32[]``, updates since the weights were initialised.
-        loss: ``float32[]``, running mean of the training loss over about the last 50 steps.
-    """
-
-    variables: Variables
-    opt_state: PyTree
-    steps: Array
-    loss: Array
 
 
 def trainer(

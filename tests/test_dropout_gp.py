@@ -1,4 +1,4 @@
-"""The process of stochastic passes against function space in float64, and what conditioning leaves alone."""
+"""The Gaussian process of dropout passes against function space in float64, and what conditioning leaves alone."""
 
 import itertools
 
