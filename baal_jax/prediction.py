@@ -7,28 +7,20 @@ examples or on the number of devices, because a draw is one function.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks
+from baal_jax._util import checks, sources
+from baal_jax._util.sources import Source
 from baal_jax.metrics import MetricSet, default_metrics
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
 
 SummaryFn = Callable[[Predictions], PyTree]
-
-
-class Source(Protocol):
-    """A collection on the host: a memory-mapped array, a TFDS data source, a torch data set, a list."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @partial(jax.jit, static_argnames=("posterior", "num_samples", "batch_size"))
@@ -108,7 +100,6 @@ def score(
     return summarise(key, posterior, state, inputs, scores, num_samples=num_samples, batch_size=batch_size)
 
 
-@partial(jax.jit, static_argnames=("posterior", "metrics", "num_samples", "batch_size"))
 def evaluate(
     key: Key,
     posterior: Posterior,
@@ -127,7 +118,8 @@ def evaluate(
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        dataset: inputs and targets ``[N, …]``.
+        dataset: inputs and targets ``[N, …]``; inputs may be a source on the host, which is mapped batch by batch and
+            reduced once: the same numbers.
         metrics: a :class:`~baal_jax.metrics.MetricSet`; by default ``metrics.classification()`` for integer targets and
             ``metrics.regression()`` for others.
         num_samples: ``S``, as in :func:`predict`.
@@ -139,12 +131,27 @@ def evaluate(
     Raises:
         ValueError: as in :func:`predict`, or the targets do not fit.
     """
-    checks.leading_axis("dataset", dataset)
     metrics = default_metrics(dataset.targets) if metrics is None else metrics
-    summary = summarise(
-        key, posterior, state, dataset.inputs, metrics.summarise, num_samples=num_samples, batch_size=batch_size
-    )
-    return metrics.compute(summary, dataset.targets)
+    if not sources.is_source(dataset.inputs):
+        checks.leading_axis("dataset", dataset)
+        summary = _mapped(key, posterior, state, dataset.inputs, metrics, num_samples, batch_size)
+    else:
+        on_batch = lambda inputs: _mapped(key, posterior, state, inputs, metrics, num_samples, None)  # noqa: E731
+        summary = sources.mapped(on_batch, dataset.inputs, batch_size)
+    return jax.jit(metrics.compute)(summary, dataset.targets)
+
+
+@partial(jax.jit, static_argnums=(1, 4, 5, 6))
+def _mapped(
+    key: Key,
+    posterior: Posterior,
+    state: Any,
+    inputs: PyTree,
+    metrics: MetricSet,
+    num_samples: int,
+    batch_size: int | None,
+) -> PyTree:
+    return summarise(key, posterior, state, inputs, metrics.summarise, num_samples=num_samples, batch_size=batch_size)
 
 
 def summarise(
@@ -194,7 +201,7 @@ def summarise(
         return one_batch(inputs)
     rows = -(-num_examples // num_batches)  # even batches: at most num_batches - 1 rows of padding
     strided = jax.tree.map(
-        lambda leaf: _pad(leaf, rows * num_batches).reshape(rows, num_batches, *leaf.shape[1:]), inputs
+        lambda leaf: sources.pad(leaf, rows * num_batches).reshape(rows, num_batches, *leaf.shape[1:]), inputs
     )
     summaries = jax.lax.map(
         lambda j: one_batch(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
@@ -211,7 +218,6 @@ def predict_stream(
     *,
     num_samples: int = 20,
     batch_size: int = 256,
-    inputs_of: Callable[[Any], PyTree] | None = None,
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 
@@ -223,10 +229,10 @@ def predict_stream(
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
         source: anything with ``__len__`` and ``__getitem__``. Arrays are sliced; a source with ``__getitems__`` is
-            asked for whole batches; any other for one example at a time.
+            asked for whole batches; any other for one example at a time. Where an item is more than the input, give a
+            :class:`~baal_jax.data.View`.
         num_samples: ``S``.
         batch_size: ``B``.
-        inputs_of: what of an item is the input, for example ``lambda item: item["image"]``; the whole item by default.
 
     Yields:
         NumPy arrays (or pytrees of them) ``[S, b, …, C]``, in the order of the source, where ``b`` is ``batch_size``
@@ -236,7 +242,7 @@ def predict_stream(
         ValueError: the source is empty, or a number is not positive.
     """
     run = partial(predict, key, posterior, state, num_samples=num_samples, batch_size=None)
-    return stream(run, source, batch_size, inputs_of, axis=1)
+    return sources.stream(run, source, batch_size, axis=1)
 
 
 def score_stream(
@@ -248,7 +254,6 @@ def score_stream(
     *,
     num_samples: int = 20,
     batch_size: int = 256,
-    inputs_of: Callable[[Any], PyTree] | None = None,
 ) -> np.ndarray:
     """Scores of a source that stays on the host; equal to :func:`score` on the same examples.
 
@@ -260,7 +265,6 @@ def score_stream(
         score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``.
         num_samples: ``S``.
         batch_size: ``B``.
-        inputs_of: as in :func:`predict_stream`.
 
     Returns:
         NumPy ``[N, …]``.
@@ -269,51 +273,8 @@ def score_stream(
         ValueError: as in :func:`predict_stream`.
     """
     run = partial(score, key, posterior, state, score_fn=score_fn, num_samples=num_samples, batch_size=None)
-    return np.concatenate(list(stream(run, source, batch_size, inputs_of, axis=0)))
-
-
-def stream(run: Callable, source: Source, batch_size: int, inputs_of: Callable | None, axis: int) -> Iterator[PyTree]:
-    """Yields ``run(inputs [B, …])`` of every batch, in NumPy and without padding; ``axis`` is that of the examples."""
-    batch_size, total = checks.positive_int("batch_size", batch_size), len(source)
-    if total == 0:
-        raise ValueError("source is empty: there is nothing to predict")
-
-    def outputs() -> Iterator[PyTree]:
-        # Two batches are in flight: the host loads one while the device computes the other.
-        dispatched: deque[tuple[PyTree, int]] = deque()
-        for start in range(0, total, batch_size):
-            ids = slice(start, min(start + batch_size, total))
-            inputs = jax.tree.map(lambda leaf: _pad(leaf, batch_size), load(source, ids, inputs_of))
-            dispatched.append((run(inputs), ids.stop - start))
-            if len(dispatched) == 2:
-                yield _read_back(*dispatched.popleft(), axis)
-        yield _read_back(*dispatched.popleft(), axis)
-
-    return outputs()
-
-
-def load(source: Source, ids: Any, inputs_of: Callable[[Any], PyTree] | None) -> PyTree:
-    """Reads inputs ``[b, …]`` of the examples ``ids``, a slice or integers, into NumPy."""
-    if isinstance(source, np.ndarray | jax.Array):
-        batch = np.asarray(source[ids])
-        return batch if inputs_of is None else inputs_of(batch)
-    ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
-    whole_batches = getattr(source, "__getitems__", None)
-    items = whole_batches(ids) if whole_batches else [source[i] for i in ids]
-    examples = [item if inputs_of is None else inputs_of(item) for item in items]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *examples)
-
-
-def _read_back(outputs: PyTree, length: int, axis: int) -> PyTree:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).take(range(length), axis=axis), outputs)
+    return np.concatenate(list(sources.stream(run, source, batch_size)))
 
 
 def _apply(posterior: Posterior, state: Any, draws: PyTree, inputs: PyTree) -> PyTree:
     return jax.vmap(lambda draw: posterior.apply(state, draw, inputs))(draws)
-
-
-def _pad(leaf: Any, length: int) -> Any:
-    """Repeats the last example up to ``length``, so that padding is as harmless as data."""
-    missing = length - leaf.shape[0]
-    numpy = np if isinstance(leaf, np.ndarray) else jnp
-    return numpy.concatenate([leaf, numpy.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf

@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score
 
 import baal_jax as baal
 from baal_jax import metrics
-from baal_jax.prediction import stream, summarise
 from tests.oracles import metrics as oracle
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "baal.json").read_text())
@@ -181,15 +180,12 @@ def test_a_stream_is_mapped_batch_by_batch_and_reduced_once_without_an_error(kin
     targets = rng.integers(-1, 3, 70) if kind == "classification" else rng.normal(size=(70, 3)).astype(np.float32)
     metric_set, targets = SETS[kind], jnp.asarray(targets)
 
-    @jax.jit
-    def run(inputs):
-        return summarise(key, LINEAR, state, inputs, metric_set.summarise, num_samples=5, batch_size=None)
-
-    parts = list(stream(run, source, batch_size=16, inputs_of=None, axis=0))
-    assert [len(jax.tree.leaves(part)[0]) for part in parts] == [16, 16, 16, 16, 6]
-    streamed = metric_set.compute(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), targets)
-    data = baal.Dataset(jnp.asarray(source), targets)
-    whole = baal.evaluate(key, LINEAR, state, data, metrics=metric_set, num_samples=5)
+    whole, streamed = (
+        baal.evaluate(
+            key, LINEAR, state, baal.Dataset(inputs, targets), metrics=metric_set, num_samples=5, batch_size=16
+        )
+        for inputs in (jnp.asarray(source), baal.data.View(source))
+    )
     assert streamed.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_allclose(streamed[name], value, rtol=2e-7, atol=0, err_msg=name)

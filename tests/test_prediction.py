@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics
+from baal_jax.data import View
 from baal_jax.prediction import summarise
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
@@ -200,22 +201,23 @@ class WholeBatches:
 
 ROWS = np.asarray(INPUTS[:70])
 SOURCES = {
-    "array": lambda path: (ROWS, None),
-    "jax array": lambda path: (INPUTS[:70], None),
-    "list": lambda path: (list(ROWS), None),
-    "whole batches": lambda path: (WholeBatches(ROWS), None),
-    "tuples": lambda path: ([(row, 7, "name") for row in ROWS], lambda item: item[0]),
-    "sliced array": lambda path: (np.concatenate([ROWS, ROWS], axis=1), lambda rows: rows[..., :4]),
-    "memory map": lambda path: (np.load(path, mmap_mode="r"), None),
+    "array": lambda path: ROWS,
+    "jax array": lambda path: INPUTS[:70],
+    "list": lambda path: list(ROWS),
+    "whole batches": lambda path: WholeBatches(ROWS),
+    "tuples": lambda path: View([(row, 7, "name") for row in ROWS], lambda item: item[0]),
+    "sliced array": lambda path: View(np.concatenate([ROWS, ROWS], axis=1), lambda row: row[:4]),
+    "whole batches, some of them": lambda path: View(WholeBatches(np.tile(ROWS, (2, 1))), ids=np.arange(70, 140)),
+    "memory map": lambda path: np.load(path, mmap_mode="r"),
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_stream_predicts_what_the_array_does(name, key, tmp_path):
     np.save(tmp_path / "rows.npy", ROWS)
-    source, inputs_of = SOURCES[name](tmp_path / "rows.npy")
+    source = SOURCES[name](tmp_path / "rows.npy")
     expected = baal.predict(key, LINEAR, STATE, INPUTS[:70], num_samples=DRAWS)
-    arguments = {"num_samples": DRAWS, "batch_size": 16, "inputs_of": inputs_of}
+    arguments = {"num_samples": DRAWS, "batch_size": 16}
     parts = list(baal.predict_stream(key, LINEAR, STATE, source, **arguments))
     assert [part.shape for part in parts] == [(DRAWS, 16, CLASSES)] * 4 + [(DRAWS, 6, CLASSES)]
     assert all(isinstance(part, np.ndarray) for part in parts)

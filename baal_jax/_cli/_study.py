@@ -114,7 +114,7 @@ def run(wanted: Study) -> None:
     problem = _assemble.problem(wanted)
     is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
     model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
-    loops = study.grid(
+    loops = study.strategies(
         by_name if len(by_name) > 1 else by_name[wanted.posteriors[0]],
         {name: selection.by_name(name) for name in wanted.strategies},
         query_size=wanted.query_size,
@@ -133,12 +133,14 @@ def run(wanted: Study) -> None:
         num_rounds=wanted.rounds,
         num_initial=wanted.num_initial,
         stop=None if wanted.budget is None else stopping.labelling_budget(wanted.budget),
-        metric=wanted.metric,
-        target=wanted.target,
-        name=f"Active learning on {Path(wanted.data).stem}",
-        class_names=problem.class_names,
-        images=problem.images,
-        config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
+        about=study.About(
+            name=f"Active learning on {Path(wanted.data).stem}",
+            metric=wanted.metric,
+            target=wanted.target,
+            class_names=problem.class_names,
+            config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
+            images=problem.images,
+        ),
         chunk=wanted.chunk,
         progress=True,
     )
@@ -147,5 +149,7 @@ def run(wanted: Study) -> None:
 
 
 # What study.json has under other names, what may grow, and what changes no number.
-_ELSEWHERE = ("folder", "data_dir", "strategies", "posteriors", "seeds", "rounds", "num_initial", "metric", "target",
-              "chunk", "seed")  # fmt: skip
+_ELSEWHERE = {
+    *("folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"),
+    *("num_initial", "metric", "target", "chunk", "seed"),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -45,23 +46,21 @@ def shapes_of(source: Source) -> Any:
 
 
 def stream(run: Callable[[Any], Any], source: Source, batch_size: int, axis: int = 0) -> Iterator[Any]:
-    """``run`` on every batch of a source, as NumPy arrays without their padding; all batches have one shape."""
-    batch_size = checks.positive_int("batch_size", batch_size)
-    total = len(source)
+    """Yields ``run(inputs [B, …])`` of every batch, in NumPy and without padding; ``axis`` is that of the examples."""
+    batch_size, total = checks.positive_int("batch_size", batch_size), len(source)
     if total == 0:
         raise ValueError("source is empty: there is nothing to predict")
 
     def outputs() -> Iterator[Any]:
-        waiting: tuple[Any, int] | None = None  # dispatched, not read back: the host loads while the device computes
+        # Two batches are in flight: the host loads one while the device computes the other.
+        dispatched: deque[tuple[Any, int]] = deque()
         for start in range(0, total, batch_size):
-            stop = min(start + batch_size, total)
-            batch = load(source, slice(start, stop))
-            dispatched = run(jax.tree.map(lambda leaf: pad(leaf, batch_size), batch)), stop - start
-            if waiting is not None:
-                yield _read_back(*waiting, axis)
-            waiting = dispatched
-        if waiting is not None:
-            yield _read_back(*waiting, axis)
+            ids = slice(start, min(start + batch_size, total))
+            inputs = jax.tree.map(lambda leaf: pad(leaf, batch_size), load(source, ids))
+            dispatched.append((run(inputs), ids.stop - start))
+            if len(dispatched) == 2:
+                yield _read_back(*dispatched.popleft(), axis)
+        yield _read_back(*dispatched.popleft(), axis)
 
     return outputs()
 
