@@ -19,7 +19,7 @@ _TINY = 1e-37  # what the logarithm of 0 is taken of
 
 
 def batch_bald(num_configurations: int = 10_000) -> Acquisition:
-    r"""Greedy picks by what the batch tells jointly, so that two examples that say the same are not both picked.
+    r"""The batch whose labels jointly have the most information about the parameters, picked greedily.
 
     .. math:: I(y_1, \dots, y_b; \theta) = \sum_{t=1}^b \Bigl( H[y_t \mid y_1, \dots, y_{t-1}]
               - \mathbb E_s\, H[p_s(y_t)] \Bigr)
@@ -52,7 +52,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
 
     Example:
         >>> from baal_jax import selection
-        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))  # two draws, each sure of another class
+        >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))  # two draws, each certain of another class
         >>> same = jnp.stack([certain, certain, certain.at[1].set(jnp.log(jnp.array([0.6, 0.4])))])  # [N, S, C]
         >>> picked = selection.batch_bald().select(jax.random.key(0), same, jnp.ones(3, bool), 2)
         >>> picked.indices.tolist(), [round(float(gain), 3) for gain in picked.scores]
@@ -72,7 +72,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
 
 
 class _Joint(NamedTuple):
-    """What label configurations of the picks so far say about the draws."""
+    """The posterior over draws, given label configurations of the picks so far."""
 
     log_weights: Array  # [M, S], log-posterior of the draws given each configuration
     share: Array  # [M], probabilities of the configurations

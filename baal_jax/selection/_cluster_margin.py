@@ -1,4 +1,4 @@
-"""Cluster-Margin: unsure examples, spread over the clusters they come from."""
+"""Cluster-Margin: uncertain examples, spread over the clusters they come from."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def cluster_margin(
     ones, full of similar examples, give little. Of equally large clusters that of the smaller margin comes first.
 
     Args:
-        clusters: ``int[N]``, the cluster of every example of the data set, found once by :func:`cluster` as in the
+        clusters: ``int[N]``, the cluster of every example of the data set, made once by :func:`cluster` as in the
             paper; nothing but predictions is read then. None to cluster the features of the candidates in every round,
             by k-means inside the compiled code.
-        num_clusters: how many clusters the candidates form, for want of ``clusters``; None for as many as picks.
+        num_clusters: how many clusters the candidates form, without ``clusters``; None for as many as picks.
         candidates_per_pick: the paper uses 10.
         score_fn: ``logits -> scores [N]``, another uncertainty than the margin.
 
@@ -114,7 +114,7 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
     """Average-linkage clusters of a whole data set, for :func:`cluster_margin`; once, on the host, by scikit-learn.
 
     Memory is ``4 N²`` bytes: 10 GB for 50,000 examples. The paper stops merging at a distance; here the number of
-    clusters says where.
+    clusters is given.
 
     Args:
         embeddings: ``[N, …]``, one row an example.

@@ -140,10 +140,10 @@ def one_by_one(
     available: Array,
     query_size: int,
 ) -> tuple[Array, Array]:
-    """Picks examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN.
+    """Pick examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN.
 
     ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and
-    ``update(state, index, turn) -> state`` tells the next one.
+    ``update(state, index, turn) -> state`` hands on what the next one knows.
     """
 
     def step(carry: tuple[Any, Array], turn: Array) -> tuple[tuple[Any, Array], tuple[Array, Array]]:

@@ -29,7 +29,7 @@ _SLACK = 1e-5  # relative rounding of a sum of squares
 
 
 def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acquisition:
-    r"""Clusters what is available by k-means and picks the example nearest to each centre, largest cluster first.
+    r"""The examples nearest to the centres of k-means over what is available, largest cluster first.
 
     .. math:: \arg\min_{x \in c} \lVert \phi(x) - \mu_c \rVert
 
@@ -120,7 +120,7 @@ def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: 
         # The potential is the sum of squares that Lloyd would start from: a single draw often lands in a cluster that
         # has a seed already, and the draw with the smallest potential of several hardly ever does.
         potential = jnp.sum(jnp.where(mask[:, None], closer, 0.0), axis=0)
-        # Draws that help nobody but themselves and each other have equal potentials, whatever the rounding says.
+        # Draws that help nobody but themselves and each other have equal potentials, whatever the rounding.
         best = jnp.where(turn == 0, 0, jnp.argmax(potential <= jnp.min(potential) * (1.0 + _SLACK)))
         return closer[:, best], seeds.at[turn].set(ids[best])
 
@@ -131,7 +131,7 @@ def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: 
 def lloyd(
     points: Array, mask: Array, centres: Array, num_iterations: int = 100, active: Array | None = None
 ) -> Clusters:
-    """Alternates between the nearest centre of every point and the mean of every cluster."""
+    """Alternate between the nearest centre of every point and the mean of every cluster."""
     num_clusters = centres.shape[0]
     width = min(_BLOCK, num_clusters)
     active = jnp.asarray(num_clusters if active is None else active, jnp.int32)

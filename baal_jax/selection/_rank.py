@@ -23,7 +23,7 @@ from baal_jax.selection._common import (
 
 
 def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
-    """Picks the examples with the highest scores; of equal scores, those with the lowest ids.
+    """The examples with the highest scores; of equal scores, those with the lowest ids.
 
     Args:
         score_fn: ``logits -> scores [N]``.
@@ -43,7 +43,9 @@ def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
 
 
 def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> Acquisition:
-    """Picks what tells most about predictions that matter: those on ``target_inputs``, given to ``step`` or ``run``.
+    """The examples with the highest EPIG, the information about predictions on ``target_inputs``.
+
+    These are given to ``step`` or ``run``.
 
     Args:
         score_fn: ``(logits [S, B, C], target_logits [S, M, C]) -> scores [B]``; for regression
@@ -63,7 +65,7 @@ def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> A
 
 
 def random() -> Acquisition:
-    """Picks uniformly at random: the baseline. Nothing is predicted.
+    """Examples picked uniformly at random, the baseline. Nothing is predicted.
 
     Returns:
         An :class:`~baal_jax.Acquisition` whose scores are the random numbers that were ranked.
@@ -83,7 +85,7 @@ def random() -> Acquisition:
 
 
 def precomputed(scores: Array) -> Acquisition:
-    """Picks the highest of scores that were made elsewhere. Nothing is predicted.
+    """The examples with the highest of scores that were made elsewhere. Nothing is predicted.
 
     Args:
         scores: ``[N]``, higher is more informative, for the whole data set.

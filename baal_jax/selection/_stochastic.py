@@ -17,7 +17,7 @@ from baal_jax.selection._common import Acquisition, Array, Key, ScoreFn, over_sc
 
 
 def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
-    r"""Samples without replacement in proportion to a power of the score; PowerBALD with ``bald``.
+    r"""A sample without replacement, in proportion to a power of the score; PowerBALD with ``bald``.
 
     .. math:: p_i \propto s_i^\beta
 
@@ -49,7 +49,7 @@ def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
 
 def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
-    r"""Samples without replacement from a Gibbs distribution over scores, which may have any sign.
+    r"""A sample without replacement from a Gibbs distribution over scores, which may have any sign.
 
     .. math:: p_i \propto \exp(\beta s_i)
 
@@ -64,7 +64,7 @@ def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
 
 def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
-    r"""Samples without replacement in proportion to a power of the rank, whatever the scale of the scores.
+    r"""A sample without replacement, in proportion to a power of the rank, whatever the scale of the scores.
 
     .. math:: p_i \propto r_i^{-\beta}
 
@@ -81,7 +81,7 @@ def softrank(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
 
 def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: ScoreFn, coldness: float) -> Acquisition:
-    """Ranks perturbed log-weights; the weightless follow in random order, then NaN."""
+    """The largest perturbed log-weights; the weightless follow in random order, then NaN."""
     coldness = checks.finite_float("coldness", coldness, 0.0)
 
     def values(key: Key, scores: Array, available: Array) -> Array:

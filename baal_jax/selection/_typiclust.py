@@ -16,7 +16,7 @@ _ROWS, _COLUMNS = 128, 512  # a block of pairs, when neighbours are searched
 def typiclust(
     num_clusters: int | None = None, num_neighbours: int = 20, max_clusters: int = 500, num_iterations: int = 100
 ) -> Acquisition:
-    r"""Picks the most typical examples of the clusters with the fewest labels: for small budgets and cold starts.
+    r"""The most typical examples of the clusters with the fewest labels: for small budgets and cold starts.
 
     .. math::
 

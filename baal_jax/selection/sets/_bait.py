@@ -88,7 +88,7 @@ def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_si
         gains = _traces(_plus_one(state.variances), state.spreads)
         index = best_of(gains, left)
         carry = left.at[index].set(False), indices.at[turn].set(index), scores.at[turn].set(gains[index])
-        return _told(state, fisher, rows, rows[index], 1.0), carry
+        return _conditioned(state, fisher, rows, rows[index], 1.0), carry
 
     def held(carry: tuple) -> Array:
         return _rows_of(rows, carry[1])
@@ -99,14 +99,14 @@ def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_si
 
 
 def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
-    """Which of the picks stay, ``bool[P]``, when the dearest ``query_size`` are kept."""
+    """Which of the picks stay, ``bool[P]``, when the ``query_size`` most valuable are kept."""
     picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
         del turn
         losses = _traces(_plus_one(-state.variances), state.spreads)
         index = best_of(-losses, kept)
-        return _told(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
+        return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
 
     def held(kept: Array) -> Array:
         return jnp.where(kept[:, None, None], picked, 0.0)
@@ -129,7 +129,7 @@ def _in_turns(
     carry: Any,
     total: Array,
 ) -> Any:
-    """Takes ``total`` steps and gives the last ``carry``.
+    """Take ``total`` steps and give the last ``carry``.
 
     Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
     from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
@@ -173,7 +173,7 @@ def _level(spreads: Array) -> Array:
     return jnp.mean(jnp.trace(spreads, axis1=-2, axis2=-1))
 
 
-def _told(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
+def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
     """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1).
 
     With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and

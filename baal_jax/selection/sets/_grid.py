@@ -99,7 +99,7 @@ def max_det(
         features: a feature map.
         transforms: transforms of the features; ``transforms.scale()`` makes ``noise`` comparable between networks.
         noise: ``σ``, standard deviation of observation noise.
-        use_labelled: whether the Gaussian process knows what is labelled.
+        use_labelled: whether the Gaussian process is conditioned on what is labelled.
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are conditional variances.
@@ -201,7 +201,7 @@ def bait(
         features: a feature map.
         transforms: transforms of the features.
         noise: ``σ``, as in :func:`~baal_jax.selection.sets.selectors.bait`.
-        use_labelled: whether what is labelled is known.
+        use_labelled: whether to condition on what is labelled.
         oversampling: how many times the query is picked before backward steps; 1 is forward alone.
 
     Returns:
@@ -240,7 +240,7 @@ def batch_bald_gaussian(
 
     With the covariance of Monte-Carlo draws as kernel this is for regression with one output what BatchBALD is for
     classification; for features of a network it is the Bayesian linear model on them. Covariances of several outputs
-    are added up, as if one label told their sum: a stand-in, not the information of a vector.
+    are added up, as if one label were of their sum: a stand-in, not the information of a vector.
 
     Args:
         features: a feature map: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` for

@@ -28,11 +28,6 @@ class Features(NamedTuple):
     factors: tuple[Array, ...]
     noise: Array
 
-    @property
-    def num_examples(self) -> int:
-        """``N``."""
-        return self.factors[0].shape[0]
-
 
 # (key, features, labelled bool[N], counted bool[N]) -> features
 Transform = Callable[[Array, Features, Array, Array], Features]
@@ -131,8 +126,7 @@ def nearest_of(features: Features, diag: Array, centres: Array) -> Nearest:
         distances = jnp.where(valid[None], distances, jnp.inf)
         return _closer(nearest, Nearest(jnp.min(distances, axis=1), ids[jnp.argmin(distances, axis=1)]))
 
-    num = features.num_examples
-    none = Nearest(jnp.full(num, jnp.inf, jnp.float32), jnp.full(num, -1, jnp.int32))
+    none = Nearest(jnp.full(diag.shape, jnp.inf, jnp.float32), jnp.full(diag.shape, -1, jnp.int32))
     return _common.over_rows(centres, visit, none)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.selection._common import Array, Key, best_few, best_of, inverse_cdf, one_by_one
+from baal_jax.selection._common import Array, Key, best_few, best_of, inverse_cdf, one_by_one, over_rows
 from baal_jax.selection.sets import _kernel
 from baal_jax.selection.sets._bait import bait
 from baal_jax.selection.sets._kernel import Features, Nearest, Selector
@@ -23,7 +23,7 @@ _EXHAUSTED = 1e-6  # share of the largest variance that is rounding error in flo
 
 
 def max_diag() -> Selector:
-    """The largest ``k(x, x)``: uncertainty alone, blind to redundancy. A warning more than a method.
+    """The largest ``k(x, x)``: uncertainty alone, blind to redundancy.
 
     Returns:
         A selector; scores are ``k(x, x)``.
@@ -43,8 +43,8 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
 
     .. math:: \arg\max_x\; k(x, x) + \sigma^2 - k(x, P)\,(K_{PP} + \sigma^2 I)^{-1} k(P, x)
 
-    The same as repeatedly taking the most uncertain point of a Gaussian process that is told of every pick. Once the
-    picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
+    The same as repeatedly taking the most uncertain point of a Gaussian process that is conditioned on every pick. Once
+    the picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
     what remains is picked at random.
 
     Args:
@@ -85,7 +85,7 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
             root = jnp.where(pivot > least, covariances * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
             return variances - root**2, roots.at[:, turn].set(root)
 
-        state = variances, jnp.zeros((features.num_examples, query_size), variances.dtype)
+        state = variances, jnp.zeros((variances.shape[0], query_size), variances.dtype)
         return one_by_one(pick, update, state, available, query_size)
 
     return select
@@ -208,9 +208,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
             index = best_of(value, left)
             return index, value[index]
 
-        ids = jnp.flatnonzero(before, size=before.shape[0], fill_value=0)
-        count = jnp.sum(before, dtype=jnp.int32)
-        start = jax.lax.fori_loop(0, count, lambda i, state: update(state, ids[i]), jnp.zeros_like(target))
+        start = over_rows(before, lambda state, ids, valid: update(state, ids[0]), jnp.zeros_like(target), block=1)
         return one_by_one(pick, update, start, available, query_size)
 
     return select
@@ -219,7 +217,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
 def _from_centres(
     choose: Callable[[Nearest, Array, Array, Array], Array], use_labelled: bool, largest_first: bool = True
 ) -> Selector:
-    """Picks that become centres, each by ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
+    """A selector whose picks become centres: ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         uniforms = jax.random.uniform(key, (query_size,))

@@ -20,7 +20,7 @@ __all__ = ["Features", "Transform", "centre", "normalise", "posterior", "predict
 
 
 def scale() -> Transform:
-    r"""Divides the kernel by its mean diagonal over what is labelled (over all rows while nothing is).
+    r"""Divide the kernel by its mean diagonal over what is labelled (over all rows while nothing is).
 
     A Gaussian process then starts with a mean variance of one, so that ``noise`` means the same for any network.
 
@@ -40,7 +40,7 @@ def scale() -> Transform:
 
 
 def centre() -> Transform:
-    """Subtracts the mean feature of the rows that count.
+    """Subtract the mean feature of the rows that count.
 
     Returns:
         A transform of plain features ``[N, D]``.
@@ -55,7 +55,7 @@ def centre() -> Transform:
 
 
 def normalise() -> Transform:
-    """Divides the features of every example by their length, so that inner products are cosines.
+    """Divide the features of every example by their length, so that inner products are cosines.
 
     Returns:
         A transform.
@@ -111,7 +111,7 @@ def posterior(noise: float = 1.0) -> Transform:
 
 
 def predictive(noise: float = 1.0) -> Transform:
-    """Adds the variance of observation noise to the diagonal: the covariance of labels, not of function values.
+    """Add the variance of observation noise to the diagonal: the covariance of labels, not of function values.
 
     Args:
         noise: ``σ``, its standard deviation.
