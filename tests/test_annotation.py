@@ -144,7 +144,7 @@ def test_an_export_twice_changes_nothing_and_a_later_one_corrects(tmp_path):
     other = NAMES[(TRAIN.targets[index] + 1) % 3]
     tasks[0]["annotations"].append(answer(other, "2026-05-01T00:00:00Z"))
     assert annotation.ingest(home, save(tmp_path, tasks[:1], "later.json")).corrected.tolist() == [index]
-    assert NAMES[int(annotation.answers(home)[0].targets[index])] == other
+    assert NAMES[int(annotation.answers(home).targets[index])] == other
     tasks[0]["annotations"] = [{"was_cancelled": True, "result": []}]
     annotation.ingest(home, save(tmp_path, tasks[:1], "last.json"))
     state = annotation.answers(home)
