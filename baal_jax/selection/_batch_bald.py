@@ -61,7 +61,12 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
     num_configurations = checks.positive_int("num_configurations", num_configurations)
 
     def summarise(predictions: Predictions) -> Array:
-        _require_one_prediction_each(predictions.logits)
+        checks.classes("logits", predictions.logits)
+        if predictions.logits.ndim != 3:
+            raise ValueError(
+                f"logits have shape {predictions.logits.shape}, but BatchBALD needs one prediction an example, "
+                "[S, N, C]: rank maps with heuristics.reduce_spatial and selection.power"
+            )
         return jnp.moveaxis(numerics.log_probs(predictions.logits), 0, 1)
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
@@ -225,12 +230,3 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
 
     start, gains, _ = jax.lax.while_loop(promising, body, (jnp.int32(0), bounds, jnp.float32(-jnp.inf)))
     return gains, jnp.minimum(start, jnp.sum(left, dtype=jnp.int32))
-
-
-def _require_one_prediction_each(logits: Array) -> None:
-    checks.classes("logits", logits)
-    if logits.ndim != 3:
-        raise ValueError(
-            f"logits have shape {logits.shape}, but BatchBALD needs one prediction an example, [S, N, C]: rank maps "
-            "with heuristics.reduce_spatial and selection.power"
-        )

@@ -178,7 +178,7 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
     last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)  # the product may be rounded up to the whole sum
     ids = jnp.minimum(ids, last)
-    # A sum that is computed in parallel need not grow where nothing is added: what has no weight is never drawn.
+    # Sums computed in parallel are rounded each on its own and may fall again: what has no weight is never drawn.
     return jnp.where(weights[ids] > 0, ids, jnp.argmax(weights)).astype(jnp.int32)
 
 

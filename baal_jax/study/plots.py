@@ -106,7 +106,7 @@ def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> s
 def plot_learning_curves(
     curves: Mapping[str, Curves], metric: str = "accuracy", ax: Any = None, *, styles: Styles | None = None
 ) -> Any:
-    """Mean over seeds with its 95 % band (:func:`~baal_jax.study.statistics.mean_curve`).
+    """Learning curves: means over seeds with 95 % bands (:func:`~baal_jax.study.statistics.mean_curve`).
 
     Args:
         curves: name → :class:`Curves`.
@@ -130,7 +130,8 @@ def plot_learning_curves(
         ax.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0)
         means.append(mean[np.isfinite(mean)])
     # The band of a few seeds may be many times as high as all curves: it is cut off at their own height.
-    low, high = np.concatenate(means).min(initial=np.inf), np.concatenate(means).max(initial=-np.inf)
+    heights = np.concatenate([[], *means])
+    low, high = heights.min(initial=np.inf), heights.max(initial=-np.inf)
     room = max(high - low, abs(high) * 1e-3, 1e-9)
     bottom, top = ax.get_ylim()
     if np.isfinite(room):

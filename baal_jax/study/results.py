@@ -26,7 +26,6 @@ import numpy as np
 from baal_jax._util import files
 
 FORMAT = 1
-_COLUMNS = ("strategy", "seed", "round", "num_labelled", "num_picked", "mean_score", "stopped")
 
 
 class Runs(NamedTuple):
@@ -147,7 +146,7 @@ def table(results: Results) -> str:
     metrics = list(dict.fromkeys(name for runs in results.runs.values() for name in runs.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *metrics])
+    writer.writerow(["strategy", "seed", "round", "num_labelled", "num_picked", "mean_score", "stopped", *metrics])
     for strategy, runs in results.runs.items():
         values = [runs.mean_score, *(runs.metrics.get(name) for name in metrics)]
         for i, r in np.ndindex(runs.num_labelled.shape):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.selection._common import Acquisition, Array, Key, PyTree, Selection, over_features
+from baal_jax.selection._common import Acquisition, Array, Key, PyTree, over_features
 from baal_jax.selection.sets import feature_maps, selectors
 from baal_jax.selection.sets.feature_maps import FeatureMap
 from baal_jax.selection.sets.selectors import Selector
@@ -258,13 +258,10 @@ def batch_bald_gaussian(
         2022.
     """
     noise = checks.positive_float("noise", noise)
-    selector = selectors.max_det(noise, use_labelled=use_labelled)
-    acquisition = grid(features, (), selector, reads_labelled=use_labelled)
+    determinant = selectors.max_det(noise, use_labelled=use_labelled)
 
-    def select(
-        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
-        picked = acquisition.select(key, summary, available, query_size, labelled)
-        return picked._replace(scores=0.5 * jnp.log(jnp.maximum(picked.scores / noise**2, 1.0)))
+    def select(key: Key, given: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        indices, variances = determinant(key, given, available, query_size, labelled)
+        return indices, 0.5 * jnp.log(jnp.maximum(variances / noise**2, 1.0))
 
-    return acquisition._replace(select=jax.jit(select, static_argnames="query_size"))
+    return grid(features, (), select, reads_labelled=use_labelled)
