@@ -38,7 +38,7 @@ from baal_jax.posteriors.layers import BayesianConv, BayesianDense
 Method = Literal["local_reparameterization", "flipout", "bayes_by_backprop", "point"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Images):
     """A Bayesian LeNet-5 on CIFAR-10.
 

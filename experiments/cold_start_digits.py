@@ -32,7 +32,7 @@ import baal_jax as baal
 from baal_jax import posteriors, selection
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training):
     """Cold starts against random labels on scikit-learn's digits.
 

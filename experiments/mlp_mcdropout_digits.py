@@ -29,7 +29,7 @@ import baal_jax as baal
 from baal_jax import features, posteriors
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training, harness.Rounds):
     """BALD against random labelling on scikit-learn's digits.
 

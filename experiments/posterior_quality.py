@@ -38,7 +38,7 @@ from baal_jax.study import statistics
 from baal_jax.study.results import Results
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Settings):
     """Posteriors beside each other.
 

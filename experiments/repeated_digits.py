@@ -30,7 +30,7 @@ import baal_jax as baal
 from baal_jax.study import statistics
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training):
     """Selections on a redundant pool.
 

@@ -36,7 +36,7 @@ from baal_jax.study.results import Results
 CLASSES = ["background", "disc", "square", "triangle"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training, harness.Rounds):
     """BALD with a spatial reduction on images of shapes.
 

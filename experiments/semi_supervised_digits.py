@@ -34,7 +34,7 @@ from baal_jax import posteriors
 from baal_jax.training import augmentation, semi_supervised
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training, harness.Rounds):
     """Supervised training, the Π-model and FixMatch on scikit-learn's digits; rounds are those of --active.
 

@@ -33,7 +33,7 @@ from baal_jax import features, losses, posteriors, selection
 from baal_jax.selection.sets import feature_maps, transforms
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Training, harness.Rounds):
     """Batch active learning for regression.
 

@@ -40,7 +40,7 @@ from baal_jax.study import plots
 from baal_jax.training import augmentation
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(harness.Images, harness.Rounds):
     """BALD against random labelling on CIFAR-10.
 

@@ -440,7 +440,7 @@ def test_what_cannot_work_is_refused_when_the_fit_is_traced(unlabelled, outputs,
 def test_the_experiment_writes_tables_a_picture_and_results(active, tmp_path, capsys):
     methods = ("pi_model",) if active else ("supervised", "fix_match")
     config = digits.Config(
-        methods, labels=(10, 20), active=active, model="mlp", seeds=2, num_steps=2, rounds=2, num_samples=2,
+        methods=methods, labels=(10, 20), active=active, model="mlp", seeds=2, num_steps=2, rounds=2, num_samples=2,
         unlabelled_batch_size=8, out=tmp_path,
     )  # fmt: skip
     curves = digits.main(config)
