@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool as pools
-from baal_jax._util import checks, numerics, random, sources
+from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet, model_average
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, summarise
@@ -272,7 +272,8 @@ def _init(
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
     labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)
     fitted = jax.eval_shape(posterior.fit, key_rounds, shapes, labelled)
-    return LoopState(key_rounds, state, random.zeros(fitted), jnp.zeros((), jnp.int32))
+    before = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fitted)  # there is no fit yet
+    return LoopState(key_rounds, state, before, jnp.zeros((), jnp.int32))
 
 
 def _shapes(dataset: Dataset) -> tuple[Dataset, int]:

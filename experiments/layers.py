@@ -33,37 +33,16 @@ def cpu_conv(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
     feature_group_count: int = 1,
-    precision: Any = None,
     preferred_element_type: Any = None,
-    **unused: Any,
+    **options: Any,
 ) -> jax.Array:
-    """``lax.conv_general_dilated`` for ``[B, H, W, C]`` images. Differentiates in reverse, not forwards.
+    """``lax.conv_general_dilated`` for ``[B, H, W, C]`` images without groups and dilation; has no forward derivative.
 
-    Args:
-        inputs: ``[B, H, W, C]``.
-        kernel: ``[h, w, C, F]``.
-        window_strides: strides along ``H`` and ``W``.
-        padding: "SAME", "VALID" or ``((low, high), (low, high))``.
-        lhs_dilation: must be 1.
-        rhs_dilation: must be 1.
-        dimension_numbers: not used, the layout is the one above.
-        feature_group_count: must be 1.
-        precision: not used.
-        preferred_element_type: dtype of the result.
-        unused: other keywords that flax passes.
-
-    Returns:
-        ``[B, H', W', F]``.
-
-    Raises:
-        ValueError: dilated or grouped convolutions.
+    Other options, such as ``dimension_numbers`` and ``precision``, are ignored: the layout is the one above.
     """
-    del dimension_numbers, unused, precision
-    if feature_group_count != 1 or {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}:
+    dilations = {*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))}
+    if feature_group_count != 1 or dilations != {1}:
         raise ValueError("cpu_conv knows neither groups nor dilation: leave conv_general_dilated at its default there")
     height, width = kernel.shape[:2]
     if isinstance(padding, str):
@@ -100,19 +79,17 @@ def dropped_dot(before: jax.Array, after: jax.Array, rate: float) -> Callable[..
     in 10¹⁵) gives NaN, never a wrong number. Every draw has a kernel of its own, once for the whole pool: 21 MB each
     for 4096 units and a rate of a half, and 38 MB more while they are made.
 
-    Args:
-        before: ``[1, I]``, the mask on the inputs, zero where they are dropped; the inputs have gone through it.
-        after: ``[1, O]``, the mask on the outputs. Dropped ones come back as zero.
-        rate: of both.
-
-    Returns:
-        ``dot_general`` of ``[…, I]`` and ``[I, O]``; None, which is the stock one, on an accelerator and where little
-        would be left out.
+    ``before [1, I]`` and ``after [1, O]`` are the masks on inputs and outputs, zero where they are dropped. The inputs
+    have gone through theirs, and dropped outputs come back as zero. None, which is the stock ``dot_general``, on an
+    accelerator and where little would be left out.
     """
     sizes = [_most_kept(mask.shape[-1], rate) for mask in (before, after)]
     if jax.default_backend() != "cpu" or 2 * math.prod(sizes) > before.shape[-1] * after.shape[-1]:
         return None
-    rows, columns = (_kept(mask[0] != 0, size) for mask, size in zip((before, after), sizes, strict=True))
+    rows, columns = (  # ids, beyond the end where a mask keeps fewer
+        jnp.flatnonzero(mask[0], size=size, fill_value=mask.size)
+        for mask, size in zip((before, after), sizes, strict=True)
+    )
 
     def dot(inputs: jax.Array, kernel: jax.Array, *unused: Any, **also_unused: Any) -> jax.Array:
         part = _take(_take(kernel, rows, 0), columns, 1)
@@ -131,11 +108,6 @@ def _most_kept(units: int, rate: float) -> int:
     return min(units, 128 * math.ceil(most / 128))  # whole vectors and cache lines
 
 
-def _kept(mask: jax.Array, size: int) -> jax.Array:
-    """``[size]`` ids, beyond the end where a mask keeps fewer."""
-    return jnp.flatnonzero(mask, size=size, fill_value=mask.size)
-
-
 def _take(array: jax.Array, ids: jax.Array, axis: int) -> jax.Array:
     """Zero for an id beyond the end."""
     return jnp.take(array, ids, axis, mode="fill", fill_value=0)
@@ -144,10 +116,6 @@ def _take(array: jax.Array, ids: jax.Array, axis: int) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(inputs: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     return lax.conv_general_dilated(inputs, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
-
-
-def _conv_forward(inputs: jax.Array, kernel: jax.Array, pads: Pads) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(inputs, kernel, pads), (inputs, kernel)
 
 
 def _conv_backward(pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -163,7 +131,7 @@ def _conv_backward(pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: ja
     return input_gradient, gradient.transpose(1, 2, 0, 3)
 
 
-_conv.defvjp(_conv_forward, _conv_backward)  # pyright: ignore[reportFunctionMemberAccess]
+_conv.defvjp(lambda *given: (_conv(*given), given[:2]), _conv_backward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _dense_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:

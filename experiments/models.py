@@ -29,16 +29,19 @@ def scaled(x: jax.Array, dtype: Any = None) -> jax.Array:
 
 
 class MLP(nn.Module):
-    """Dense layers, each followed by ReLU and dropout."""
+    """Dense layers, each followed by ReLU and dropout, and dropout of the inputs at ``input_rate``."""
 
     num_classes: int = 10
     hidden: Sequence[int] = (256, 256)
     rate: float = 0.5
+    input_rate: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, …] -> [B, num_classes]``."""
         x = scaled(x).reshape(x.shape[0], -1)
+        if self.input_rate:
+            x = nn.Dropout(self.input_rate, deterministic=not train)(x)
         return _head(x, self.hidden, self.num_classes, self.rate, train)
 
 
@@ -62,7 +65,7 @@ class SmallCNN(nn.Module):
         """``[B, H, W, C] -> [B, num_classes]``."""
         x = patches(scaled(x, self.dtype), self.patch)
         for width in self.channels:
-            x = _conv(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = conv(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             if self.batch_norm:
                 x = _norm(train, self.dtype)(x)
             x = max_pool_2x2(nn.relu(x))
@@ -92,7 +95,7 @@ class VGG16(nn.Module):
         x = scaled(x, self.dtype)
         for stage in self.stages:
             for width in stage:
-                x = _conv(width, kernel_init=HE, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+                x = conv(width, kernel_init=HE, use_bias=not self.batch_norm, dtype=self.dtype)(x)
                 if self.batch_norm:
                     x = _norm(train, self.dtype)(x)
                 x = nn.relu(x)
@@ -118,16 +121,16 @@ class WideResNet(nn.Module):
         """``[B, H, W, C] -> [B, num_classes]``."""
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth={self.depth} is not 6n + 4 with n of at least 1: take 16, 22 or 28")
-        conv, norm = partial(_conv, kernel_init=HE, use_bias=False, dtype=self.dtype), partial(_norm, train, self.dtype)
-        x = conv(16)(scaled(x, self.dtype))
+        plain, norm = partial(conv, kernel_init=HE, use_bias=False, dtype=self.dtype), partial(_norm, train, self.dtype)
+        x = plain(16)(scaled(x, self.dtype))
         for stage, width in enumerate((16 * self.width, 32 * self.width, 64 * self.width)):
             for block in range((self.depth - 4) // 6):
                 strides = 2 if stage and not block else 1
                 before = nn.relu(norm()(x))
-                y = nn.relu(norm()(conv(width, strides=strides)(before)))
-                y = conv(width)(nn.Dropout(self.rate, deterministic=not train)(y))
+                y = nn.relu(norm()(plain(width, strides=strides)(before)))
+                y = plain(width)(nn.Dropout(self.rate, deterministic=not train)(y))
                 if x.shape[-1] != width:
-                    x = conv(width, kernel=1, strides=strides)(before)
+                    x = plain(width, kernel=1, strides=strides)(before)
                 x = x + y
         x = nn.relu(norm()(x)).mean(axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
@@ -136,30 +139,19 @@ class WideResNet(nn.Module):
 class SmallCNNnnx(nnx.Module):
     """:class:`SmallCNN` as an nnx module: ``baal.from_nnx(lambda rngs: SmallCNNnnx((32, 32, 3), rngs=rngs))``."""
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        num_classes: int = 10,
-        channels: Sequence[int] = (32, 64),
-        hidden: int = 256,
-        rate: float = 0.5,
-        patch: int = 1,
-        batch_norm: bool = False,
-        dtype: Any = None,
-        rngs: nnx.Rngs,
-    ):
-        self.patch, self.dtype = patch, dtype
-        side, depth = [n // patch >> len(channels) for n in shape[:2]], shape[2] * patch**2
-        widths = [depth, *channels]
-        options = {"use_bias": not batch_norm, "dtype": dtype, "conv_general_dilated": fast_conv(), "rngs": rngs}
+    def __init__(self, shape: Sequence[int], *, rngs: nnx.Rngs, **fields: Any):
+        like = SmallCNN(**fields)
+        self.patch, self.dtype = like.patch, like.dtype
+        side, depth = [n // like.patch >> len(like.channels) for n in shape[:2]], shape[2] * like.patch**2
+        widths = [depth, *like.channels]
+        options = {"use_bias": not like.batch_norm, "dtype": like.dtype, "conv_general_dilated": fast_conv()}
         pairs = itertools.pairwise(widths)
-        self.convs = nnx.List(nnx.Conv(inner, outer, (3, 3), **options) for inner, outer in pairs)
-        norms = widths[1:] if batch_norm else []
+        self.convs = nnx.List(nnx.Conv(inner, outer, (3, 3), **options, rngs=rngs) for inner, outer in pairs)
+        norms = widths[1:] if like.batch_norm else []
         self.norms = nnx.List(nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for width in norms)
-        self.dense = nnx.Linear(side[0] * side[1] * widths[-1], hidden, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(rate, rngs=rngs)
-        self.out = nnx.Linear(hidden, num_classes, dtype=dtype, rngs=rngs)
+        self.dense = nnx.Linear(side[0] * side[1] * widths[-1], like.hidden, dtype=like.dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(like.rate, rngs=rngs)
+        self.out = nnx.Linear(like.hidden, like.num_classes, dtype=like.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, C] -> [B, num_classes]``."""
@@ -201,7 +193,8 @@ def _head(
     return nn.Dense(num_classes, dtype=dtype)(x).astype(jnp.float32)
 
 
-def _conv(width: int, kernel: int = 3, strides: int = 1, **options: Any) -> nn.Conv:
+def conv(width: int, kernel: int = 3, strides: int = 1, **options: Any) -> nn.Conv:
+    """A convolution that is fast on every backend."""
     return nn.Conv(width, (kernel, kernel), strides, conv_general_dilated=fast_conv(), **options)
 
 

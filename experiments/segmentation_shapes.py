@@ -1,14 +1,15 @@
-"""Which images should have their pixels labelled? Segmentation of synthetic shapes, made here.
+"""Active learning for semantic segmentation: BALD per pixel, reduced to a score per image, on synthetic shapes.
 
 Nearly all images of the pool are noise and clutter, some hold a disc or a square, few a triangle. Labelling at random
 spends its labels on nothing. BALD scores every pixel, and a reduction over the image makes one score of them: the mean
-asks for images with much to learn, the maximum for those with a single doubtful spot.
+asks for images with much to learn, the maximum for those with a single doubtful spot. Prints the statistics; the folder
+has `results.csv` and `report.html`. Resumes where it was stopped.
 
     python experiments/segmentation_shapes.py
     python experiments/segmentation_shapes.py --seeds 2 --rounds 3 --pool 200        # a look
 
-Prints the statistics; the folder has `results.csv` and `report.html`. Resumes where it was stopped. Result, hardware
-and command: see docs/studies.md.
+Final mean IoU: random .310, BALD .349 (mean and maximum alike), entropy .348. Two CPU cores, 13 min beside other work
+(docs/studies.md).
 """
 
 from __future__ import annotations
@@ -19,53 +20,41 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
-from layers import fast_conv, max_pool_2x2
+from layers import max_pool_2x2
+from models import conv
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, metrics, posteriors, selection, study
+from baal_jax import heuristics, metrics, posteriors, selection, study
 from baal_jax.study import report, statistics
+from baal_jax.study.results import Results
 
 CLASSES = ["background", "disc", "square", "triangle"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """BALD with a spatial reduction on images of shapes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(harness.Training, harness.Rounds):
+    """BALD with a spatial reduction on images of shapes.
+
+    Attributes:
+        pool: images to choose from.
+        test: images held out; every other one holds a shape.
+    """
 
     pool: int = 400
-    """Images to choose from."""
-
     test: int = 200
-    """Images held out; every other one holds a shape."""
-
     seeds: int = 10
-    """Runs of every strategy."""
-
     rounds: int = 8
-    """Fits of every run."""
-
     num_initial: int = 10
-    """Images labelled at random before the first round."""
-
-    query_size: int = 10
-    """Images labelled in a round."""
-
     num_samples: int = 10
-    """Monte-Carlo dropout draws."""
-
     num_steps: int = 150
-    """Adam steps of every fit."""
-
-    seed: int = 0
-    """Of everything."""
-
+    batch_size: int = 16
+    learning_rate: float = 3e-3
     out: Path = Path("results/segmentation")
-    """Folder of the study."""
 
 
 class Segmenter(nn.Module):
@@ -74,15 +63,12 @@ class Segmenter(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, H, W, 1] -> [B, H, W, 4]``."""
-        fine = nn.relu(self._conv(12)(x))
-        coarse = nn.relu(self._conv(24)(max_pool_2x2(fine)))
-        coarse = nn.relu(self._conv(24)(nn.Dropout(0.3, deterministic=not train)(coarse)))
+        fine = nn.relu(conv(12)(x))
+        coarse = nn.relu(conv(24)(max_pool_2x2(fine)))
+        coarse = nn.relu(conv(24)(nn.Dropout(0.3, deterministic=not train)(coarse)))
         up = jnp.repeat(jnp.repeat(coarse, 2, axis=1), 2, axis=2)
         both = nn.Dropout(0.3, deterministic=not train)(jnp.concatenate([fine, up], axis=-1))
-        return self._conv(len(CLASSES), kernel=1)(both)
-
-    def _conv(self, width: int, kernel: int = 3) -> nn.Conv:
-        return nn.Conv(width, (kernel, kernel), conv_general_dilated=fast_conv())
+        return conv(len(CLASSES), kernel=1)(both)
 
 
 def shapes(num: int, seed: int, share: float, size: int = 16) -> baal.Dataset:
@@ -114,11 +100,10 @@ def per_class_overlap() -> baal.metrics.MetricSet:
     base = metrics.classification(extra=("confusion_matrix",))
 
     def compute(summary: Any, targets: jax.Array) -> dict[str, jax.Array]:
-        found = base.compute(summary, targets)
-        matrix = found.pop("confusion_matrix").astype(jnp.float32)
+        values = base.compute(summary, targets)
+        matrix = values.pop("confusion_matrix").astype(jnp.float32)
         hits = jnp.diag(matrix)
-        found["miou"] = jnp.mean(hits / jnp.maximum(matrix.sum(0) + matrix.sum(1) - hits, 1.0))
-        return found
+        return values | {"miou": jnp.mean(hits / jnp.maximum(matrix.sum(0) + matrix.sum(1) - hits, 1.0))}
 
     return metrics.MetricSet(base.summarise, compute)
 
@@ -137,40 +122,22 @@ def acquisitions() -> dict[str, baal.Acquisition]:
     }
 
 
-def main(config: Config) -> baal.study.results.Results:
+def main(config: Config) -> Results:
     """The study, its statistics and its report."""
     start = time.perf_counter()
     study.use_all_cores()
     train = shapes(config.pool, config.seed, share=0.15)
     test = shapes(config.test, config.seed + 1, share=0.5)
-    trainer = baal.trainer(optax.adam(3e-3), losses.cross_entropy, num_steps=config.num_steps, batch_size=16)
-    loops = study.grid(
-        posteriors.mc_dropout(baal.from_linen(Segmenter()), trainer),
-        acquisitions(),
-        query_size=config.query_size,
-        num_samples=config.num_samples,
-        batch_size=100,
-        metrics=per_class_overlap(),
-    )
-    found = study.run(
-        config.out,
-        loops,
-        train,
-        test,
-        key=jax.random.key(config.seed),
-        num_seeds=config.seeds,
-        num_rounds=config.rounds,
-        num_initial=config.num_initial,
-        metric="miou",
-        name="Segmentation of shapes",
-        class_names=CLASSES,
-        config={name: value for name, value in dataclasses.asdict(config).items() if name not in ("seeds", "out")},
-        progress=True,
-    )
-    print(statistics.markdown(statistics.summary(found)))
-    page = report.write(found, config.out / "report.html")
+    posterior = posteriors.mc_dropout(baal.from_linen(Segmenter()), harness.trainer(config))
+    options = {"batch_size": 100, "metrics": per_class_overlap()}
+    loops = {name: harness.active_loop(config, posterior, how, **options) for name, how in acquisitions().items()}
+    described = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("seeds", "out")}
+    about = {"name": "Segmentation of shapes", "class_names": CLASSES, "metric": "miou", "config": described}
+    results = harness.run_study(config, config.out, loops, train, test, **about)
+    print(statistics.markdown(statistics.summary(results)))
+    page = report.write(results, config.out / "report.html")
     print(f"\n{config.seeds} seeds in {time.perf_counter() - start:.0f} s; wrote {page} and results.csv beside it")
-    return found
+    return results
 
 
 if __name__ == "__main__":

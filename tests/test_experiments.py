@@ -14,6 +14,7 @@ from baal_jax import study
 from baal_jax.study import plots, statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import harness
 import mlp_mcdropout_digits as digits
 
 
@@ -46,7 +47,7 @@ def test_digits_experiment_writes_a_table_a_picture_and_results(model, tmp_path,
 
 def test_an_unknown_strategy_is_refused_by_name():
     with pytest.raises(SystemExit, match="power_blad"):
-        digits.acquisition("power_blad", 1.0)
+        harness.acquisition("power_blad", 1.0)
 
 
 def test_digits_are_split_evenly_and_without_overlap():

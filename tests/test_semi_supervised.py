@@ -440,7 +440,7 @@ def test_what_cannot_work_is_refused_when_the_fit_is_traced(unlabelled, outputs,
 def test_the_experiment_writes_tables_a_picture_and_results(active, tmp_path, capsys):
     methods = ("pi_model",) if active else ("supervised", "fix_match")
     config = digits.Config(
-        methods, labels=(10, 20), active=active, model="mlp", seeds=2, num_steps=2, rounds=2, num_samples=2,
+        methods=methods, labels=(10, 20), active=active, model="mlp", seeds=2, num_steps=2, rounds=2, num_samples=2,
         unlabelled_batch_size=8, out=tmp_path,
     )  # fmt: skip
     curves = digits.main(config)
@@ -453,7 +453,7 @@ def test_the_experiment_writes_tables_a_picture_and_results(active, tmp_path, ca
         np.testing.assert_allclose(*accuracies, atol=1 / 360 + 1e-6)
     assert "points ± s.e. of the paired difference" in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert len(json.loads((tmp_path / "results.json").read_text())["curves"]) == len(curves)
+    assert len(json.loads((tmp_path / "results.json").read_text())["strategies"]) == len(curves)
 
 
 def test_labels_of_the_experiment_are_nested_and_balanced():

@@ -17,6 +17,7 @@ from tests.oracles import unsupervised as oracle
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import cold_start_digits
+import harness
 
 NUM, SIZE, QUERY = 48, 5, 9
 FROM_FEATURES = ("k_means", "prob_cover", "typiclust")
@@ -427,7 +428,7 @@ def test_cold_start_experiment_writes_a_table_a_picture_and_results(tmp_path, ca
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["strategies"]["random"]["num_labelled"] == [4]
     with pytest.raises(SystemExit, match="typiclsut"):
-        cold_start_digits.cold_start("typiclsut")
+        harness.acquisition("typiclsut")
 
 
 def test_principal_components_keep_distances():

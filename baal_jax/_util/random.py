@@ -33,25 +33,6 @@ def of_example(key: Array, example: Any) -> Array:
     return jax.random.fold_in(jax.random.wrap_key_data(words, impl=_HASHED), hashed(example))
 
 
-def implementation(keys: Array | jax.ShapeDtypeStruct) -> Any:
-    """What to give to ``impl=`` for keys like these; only tracing tells it of a shape."""
-    implementations = []
-    jax.eval_shape(lambda keys: implementations.append(jax.random.key_impl(keys)), keys)
-    return implementations[0]
-
-
-def zeros(shapes: Any) -> Any:
-    """Arrays of zeros of these shapes, keys included."""
-
-    def zero(leaf: jax.ShapeDtypeStruct) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=implementation(leaf))
-
-    return jax.tree.map(zero, shapes)
-
-
 def hashed(tree: Any) -> Array:
     """``uint32[]`` of every bit of a tree of numbers or booleans; the order of summation does not matter."""
     total = jnp.zeros((), jnp.uint32)

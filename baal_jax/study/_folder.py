@@ -91,7 +91,9 @@ def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with _only_writer(path):
+    with files.lock(path) as holder:
+        if holder is not None:
+            raise ValueError(f"folder={str(path)!r} is being written to by another process ({holder}): wait for it")
         folder = Folder(path, description)
         try:
             yield folder
@@ -221,19 +223,3 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         files.write_text(path, text)
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """A lock that dies with the process, where the system has one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two writers are not told apart there
-        yield
-        return
-    with (path / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"folder={str(path)!r} is being written to by another process: wait for it") from error
-        yield

@@ -7,83 +7,70 @@ lazy bound evaluated for each pick, and the peak memory of our process before th
     python experiments/benchmarks/batch_bald.py                              # needs torch and batchbald_redux
     python experiments/benchmarks/batch_bald.py --pool adversarial --no-redux
 
-Result, hardware and command: docs/benchmarks.md.
+6.06 s and 1.03 GiB; batchbald_redux takes 40 times as long. Two cores of an AMD EPYC with AVX-512 (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import resource
-import time
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from measuring import median_seconds, timed
 
 from baal_jax.selection import _batch_bald
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """BatchBALD, both sides."""
+    """BatchBALD, both sides.
+
+    Attributes:
+        pool: mixed: draws of logits with a spread that differs between examples, as a trained network's do;
+            adversarial: every example is as uncertain as any other, so that no bound excludes anything.
+        num: examples.
+        draws: posterior samples.
+        classes: how many.
+        query_size: picks.
+        configurations: label configurations at most.
+        redux: time the other side too (minutes).
+        repeats: timed calls of ours, after one that compiles.
+    """
 
     pool: Literal["mixed", "adversarial"] = "mixed"
-    """mixed: draws of logits with a spread that differs between examples, as a trained network's do; adversarial: every
-    example is as uncertain as any other, so that no bound excludes anything."""
-
     num: int = 10_000
-    """Examples."""
-
     draws: int = 100
-    """Posterior draws."""
-
     classes: int = 10
-    """Classes."""
-
     query_size: int = 10
-    """Picks."""
-
     configurations: int = 10_000
-    """Label configurations at most."""
-
     redux: bool = True
-    """Time the other side too (minutes)."""
-
     repeats: int = 3
-    """Timed calls of ours, after one that compiles."""
 
 
 def main(config: Config) -> None:
     """Equality, then both sides."""
     log_probs = pool(config.pool, config.num, config.draws, config.classes)
-    everything = jnp.ones(config.num, bool)
+    given = jax.random.key(0), jnp.asarray(log_probs), jnp.ones(config.num, bool)
     pick = jax.jit(partial(_batch_bald.greedy, query_size=config.query_size, num_configurations=config.configurations))
-    given = jnp.asarray(log_probs)
-    begin = time.perf_counter()
-    jax.block_until_ready(pick(jax.random.key(0), given, everything))
-    print(f"first call, compilation included: {time.perf_counter() - begin:.1f} s")
-    times = []
-    for i in range(config.repeats):
-        begin = time.perf_counter()
-        found, evaluated = jax.block_until_ready(pick(jax.random.key(i), given, everything))
-        times.append(time.perf_counter() - begin)
-    ours = float(np.median(times))
+    (picked, evaluated), first_call = timed(lambda: pick(*given))
+    print(f"first call, compilation included: {first_call:.1f} s")
+    ours = median_seconds(lambda: pick(*given), config.repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     shares = ", ".join(f"{100 * count / config.num:.0f} %" for count in np.asarray(evaluated))
     print(f"baal_jax: {ours:.2f} s; peak memory of the process {peak:.2f} GiB")
-    print(f"  gains {np.round(np.asarray(found.scores), 4).tolist()}\n  evaluated for each pick: {shares}")
+    print(f"  gains {np.round(np.asarray(picked.scores), 4).tolist()}\n  evaluated for each pick: {shares}")
     if config.redux:
         for seed in range(5):
             small = pool("mixed", 200, 20, 4, seed)
             expected = redux(small, 5, 4**5)
             picked, _ = _batch_bald.greedy(jax.random.key(0), jnp.asarray(small), jnp.ones(200, bool), 5, 4**5)
             assert picked.indices.tolist() == expected, (seed, picked.indices.tolist(), expected)
-        begin = time.perf_counter()
-        redux(log_probs, config.query_size, config.configurations)
-        theirs = time.perf_counter() - begin
+        theirs = timed(lambda: redux(log_probs, config.query_size, config.configurations))[1]
         print(f"batchbald_redux: {theirs:.1f} s, ratio {theirs / ours:.1f}; the same picks on 5 small pools")
 
 
@@ -102,9 +89,9 @@ def redux(log_probs: np.ndarray, query_size: int, configurations: int) -> list[i
     import torch
     from batchbald_redux import batchbald
 
-    arguments: dict[str, Any] = {"dtype": torch.double, "device": "cpu"}
-    found = batchbald.get_batchbald_batch(torch.tensor(log_probs), query_size, configurations, **arguments)
-    return [int(i) for i in found.indices]
+    options = {"dtype": torch.double, "device": "cpu"}
+    batch = batchbald.get_batchbald_batch(torch.tensor(log_probs), query_size, configurations, **options)
+    return [int(i) for i in batch.indices]
 
 
 if __name__ == "__main__":

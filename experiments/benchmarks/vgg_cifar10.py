@@ -9,134 +9,123 @@ and the same gradients.
     python experiments/benchmarks/vgg_cifar10.py                      # all, on this machine; needs torch and baal
     python experiments/benchmarks/vgg_cifar10.py --sides jax naive    # without them, on a GPU for example
 
-Result, hardware and command: docs/benchmarks.md.
+Prediction with 20 draws takes 5.12 ms an image; the naive twin takes 111 times, Baal 16.1 and tuned 2.75 times as long.
+Two cores of an AMD EPYC with AVX-512 (docs/benchmarks.md, with the commands).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
+from measuring import Side, hand_over, in_process, matmul_rate, median_seconds
+from models import VGG16
+
+import baal_jax as baal
+from baal_jax import heuristics, losses, posteriors, selection
+from baal_jax.training import TrainState
 
 TRUNK = 2 * 313_196_544  # operations an image
 HEADS = {"original": (4096, 4096), "small": (512,)}
-SIDES = ("jax", "naive", "twin", "baal", "baal_tuned")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """VGG16 on 32×32 images, all sides."""
+    """VGG16 on 32×32 images, all sides.
 
-    sides: tuple[str, ...] = SIDES
-    """jax; naive (stock layers, a pass a draw); twin (the same with our layers); baal; baal_tuned."""
+    Attributes:
+        sides: jax; naive (stock layers, a pass a draw); twin (the same with our layers); baal; baal_tuned.
+        head: dense layers of 4096 and 4096 units, or of 512.
+        map_size: with 7, Baal's network blows the last map up from 1×1 to 7×7 before the head, as torchvision's does:
+            the same function, and a first dense layer 49 times as large.
+        num_samples: Monte-Carlo draws.
+        images: images predicted by the fast sides; the slow ones predict fewer.
+        batch_sizes: of prediction.
+        train_batch: images in a training step.
+        parts: what to measure.
+        repeats: timed calls after the first, whose median counts.
+        side: used by the script itself.
+        weights: used by the script itself.
+    """
 
+    sides: tuple[str, ...] = ("jax", "naive", "twin", "baal", "baal_tuned")
     head: Literal["original", "small"] = "original"
-    """Dense layers of 4096 and 4096 units, or of 512."""
-
     map_size: int = 1
-    """With 7, Baal's network blows the last map up from 1×1 to 7×7 before the head, as torchvision's does: the same
-    function, and a first dense layer 49 times as large."""
-
     num_samples: tuple[int, ...] = (20,)
-    """Monte-Carlo draws."""
-
     images: int = 512
-    """Images predicted by the fast sides; the slow ones predict fewer."""
-
     batch_sizes: tuple[int, ...] = (32, 128, 256)
-    """Of prediction."""
-
     train_batch: int = 32
-    """Images in a training step."""
-
     parts: tuple[str, ...] = ("predict", "train", "round")
-    """What to measure."""
-
     repeats: int = 3
-    """Timed calls after the first, whose median counts."""
-
     side: str = ""
-    """Used by the script itself."""
-
     weights: Path = Path()
-    """Used by the script itself."""
 
 
 def main(config: Config) -> None:
     """Every side in its own process, then the table."""
     if config.side:
-        sides = {"jax": run_jax, "naive": run_twin, "twin": run_twin}
-        if config.side not in sides:
-            from vgg_cifar10_torch import run_baal as side
-        else:
-            side = sides[config.side]
-        print("RESULT " + json.dumps(side(config)))
+        hand_over(measure(config, make_side(config)))
         return
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, weights=Path(folder) / "weights.npz")
         sides = ("jax", *(side for side in config.sides if side != "jax"))
-        found = {side: in_process(dataclasses.replace(config, side=side)) for side in sides}
-    ours = found["jax"]
-    for side, result in found.items():
-        print(f"\n{side}: matrix products at {result['gemm'] / 1e9:.0f} GFLOP/s")
-        for part, value in result.items():
-            if not isinstance(value, dict):
-                continue
-            ratio = value["seconds"] / ours[part]["seconds"] if part in ours else float("nan")
-            share = value["operations"] / value["seconds"] / result["gemm"]
+        measured = {side: in_process(__file__, dataclasses.replace(config, side=side)) for side in sides}
+    ours = measured["jax"]
+    for side, theirs in measured.items():
+        print(f"\n{side}: matrix products at {theirs['gemm'] / 1e9:.0f} GFLOP/s")
+        for part, (seconds, count, unit, batch) in theirs["parts"].items():
+            ratio = seconds / ours["parts"][part][0] if part in ours["parts"] else float("nan")
             print(
-                f"  {part:24s} {value['seconds'] * 1e3:10.2f} ms {value['unit']:10s} ratio {ratio:6.2f}   {share:5.0%} "
-                f"of the rate  (batch {value['batch']})"
+                f"  {part:24s} {seconds * 1e3:10.2f} ms {unit:10s} ratio {ratio:6.2f}   "
+                f"{count / seconds / theirs['gemm']:5.0%} of the rate  (batch {batch})"
             )
         for what, bound in (("logits", 1e-5), ("gradients", 1e-3)):
-            theirs, reference = np.array(result[what]), np.array(ours[what])
-            error = np.abs(theirs - reference).max() / np.abs(reference).max()
+            values, reference = np.array(theirs[what]), np.array(ours[what])
+            error = np.abs(values - reference).max() / np.abs(reference).max()
             print(f"  {what} differ from ours by {error:.1e} of the largest")
             assert error < bound, (side, what, error)
 
 
-def in_process(config: Config) -> dict:
-    """One side's result, from a fresh interpreter."""
-    flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(config)]
-    values = [getattr(config, f.name) for f in dataclasses.fields(config)]
-    arguments = []
-    for flag, value in zip(flags, values, strict=True):
-        arguments += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    output = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    return json.loads(next(line for line in output.splitlines() if line.startswith("RESULT "))[7:])
+def make_side(config: Config) -> Side:
+    """The side that this process measures."""
+    x = np.random.default_rng(0).normal(size=(config.images, 32, 32, 3)).astype(np.float32)
+    if config.side == "jax":
+        return jax_side(config, jnp.asarray(x))
+    if config.side in ("naive", "twin"):
+        return twin_side(config, jnp.asarray(x))
+    from vgg_cifar10_torch import baal_side
+
+    return baal_side(config, HEADS[config.head], x)
 
 
-def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median of several calls, after one that does not count."""
-    function()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times))
-
-
-def entry(seconds: float, operations: float, unit: str, batch: int) -> dict:
-    """A line of the result."""
-    return {"seconds": seconds, "operations": operations, "unit": unit, "batch": batch}
-
-
-def best(candidates: list[dict]) -> dict:
-    """The fastest batch size."""
-    return min(candidates, key=lambda found: found["seconds"])
+def measure(config: Config, side: Side) -> dict:
+    """Seconds, operations, unit and batch size of every part, and what must be equal on all sides."""
+    parts = {}
+    if "predict" in config.parts:
+        for samples in config.num_samples:
+            times = {batch: side.predict(batch, samples) for batch in config.batch_sizes}
+            seconds, batch = min((seconds, batch) for batch, seconds in times.items() if seconds is not None)
+            count = operations(config, samples, side.shares_trunk)
+            parts[f"predict, {samples} draws"] = (seconds, count, "an image", batch)
+    step = 3 * operations(config, 1, True)  # forwards, and twice that backwards
+    if "train" in config.parts:
+        for name, seconds in side.train().items():
+            parts[name] = (seconds, config.train_batch * step, "a step", config.train_batch)
+    if "round" in config.parts:
+        # One pass over a quarter of the images, and a prediction of all of them.
+        whole = config.images // 4 * step + config.images * operations(config, config.num_samples[0], True)
+        parts["round"] = (side.round(), whole, "a round", config.train_batch)
+    return {"gemm": side.gemm, "logits": side.logits, "gradients": side.gradients, "parts": parts}
 
 
 def operations(config: Config, samples: int, shared: bool) -> float:
@@ -146,208 +135,103 @@ def operations(config: Config, samples: int, shared: bool) -> float:
     return TRUNK + first + samples * rest if shared else samples * (TRUNK + first + rest)
 
 
-def images(number: int) -> np.ndarray:
-    """Random pixels; speed does not depend on them."""
-    return np.random.default_rng(0).normal(size=(number, 32, 32, 3)).astype(np.float32)
-
-
-def prepare_jax(config: Config, module: Any) -> tuple:
-    import jax
-    import jax.numpy as jnp
-
-    import baal_jax as baal
-
-    model = baal.from_linen(module)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    square = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    rate = 2 * 2048**3 / median_seconds(lambda: jax.block_until_ready(product(square, square)), 15)
-    return model, variables, rate
-
-
-def run_jax(config: Config) -> dict:
+def jax_side(config: Config, x: jax.Array) -> Side:
     """baal_jax as a user calls it."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from models import VGG16
-
-    import baal_jax as baal
-    from baal_jax import heuristics, losses, posteriors, selection
-    from baal_jax.training import TrainState
-
-    model, variables, rate = prepare_jax(config, VGG16(hidden=HEADS[config.head]))
+    network = VGG16(hidden=HEADS[config.head])
+    model = baal.from_linen(network)
+    variables = model.init(jax.random.key(0), x[:1])
     save(config, variables.params)
     trainer = baal.trainer(optax.sgd(1e-3, 0.9), losses.cross_entropy, num_epochs=1, batch_size=config.train_batch)
     posterior = posteriors.mc_dropout(model, trainer)
-    x = jnp.asarray(images(config.images))
-    y = jnp.zeros(config.images, jnp.int32)
-    result: dict[str, Any] = {"gemm": rate}
     state = TrainState(variables, (), jnp.int32(0), jnp.float32(0))
-    wait = jax.block_until_ready
-    few = x[: config.batch_sizes[0]]
-    result["logits"] = np.asarray(baal.predict(jax.random.key(1), posterior, state, few, num_samples=2)).tolist()
-    result["gradients"] = gradient_norms(VGG16(hidden=HEADS[config.head], rate=0.0), variables.params, x[:32])
-    if "predict" in config.parts:
-        trunk = jax.jit(lambda v, x: trunk_of(VGG16(hidden=HEADS[config.head]), v, x))
-        found = [
-            entry(
-                median_seconds(lambda b=b: wait(trunk(variables, x[:b])), config.repeats) / b, TRUNK, "an image", b
-            )
-            for b in config.batch_sizes
-        ]  # fmt: skip
-        result["trunk forward"] = best(found)
-        for samples in config.num_samples:
-            found = []
-            for b in config.batch_sizes:
-                call = lambda b=b, s=samples: wait(  # noqa: E731
-                    baal.score(jax.random.key(1), posterior, state, x, heuristics.bald, num_samples=s, batch_size=b)
-                )
-                seconds = median_seconds(call, config.repeats) / len(x)
-                found.append(entry(seconds, operations(config, samples, True), "an image", b))
-            result[f"predict, {samples} draws"] = best(found)
-    steps = config.images // config.train_batch
-    if "train" in config.parts:
+    data, few = baal.Dataset(x, jnp.zeros(len(x), jnp.int32)), x[: config.batch_sizes[0]]
+
+    def predict(batch: int, samples: int) -> float:
+        options = {"num_samples": samples, "batch_size": batch}
+        call = lambda: baal.score(jax.random.key(1), posterior, state, x, heuristics.bald, **options)  # noqa: E731
+        return median_seconds(call, config.repeats) / len(x)
+
+    def train() -> dict[str, float]:
         # One program fits any number of labels: the difference of two of them leaves out all that is not a step.
-        fits = [
-            median_seconds(
-                lambda n=n: wait(posterior.fit(jax.random.key(0), baal.Dataset(x, y), jnp.arange(len(x)) < n)),
-                config.repeats,
-            )
-            for n in (2 * config.train_batch, steps * config.train_batch)
-        ]
-        seconds = (fits[1] - fits[0]) / (steps - 2)
-        result["training step"] = entry(seconds, step_operations(config), "a step", config.train_batch)
-    if "round" in config.parts:
-        samples = config.num_samples[0]
-        loop = baal.active_loop(
-            posterior, selection.top_k(heuristics.bald), query_size=10, num_samples=samples, batch_size=128
-        )  # fmt: skip
-        start = loop.init(jax.random.key(0), baal.Dataset(x, y), num_initial=config.images // 4)
-        seconds = median_seconds(lambda: wait(loop.step(start, baal.Dataset(x, y))), config.repeats)
-        result["round"] = entry(seconds, round_operations(config), "a round", config.train_batch)
-    return result
+        steps = len(x) // config.train_batch
+
+        def seconds(count: int) -> float:
+            labelled = jnp.arange(len(x)) < count * config.train_batch
+            return median_seconds(lambda: posterior.fit(jax.random.key(0), data, labelled), config.repeats)
+
+        return {"training step": (seconds(steps) - seconds(2)) / (steps - 2)}
+
+    def one_round() -> float:
+        acquisition, samples = selection.top_k(heuristics.bald), config.num_samples[0]
+        loop = baal.active_loop(posterior, acquisition, query_size=10, num_samples=samples, batch_size=128)
+        start = loop.init(jax.random.key(0), data, num_initial=len(x) // 4)
+        return median_seconds(lambda: loop.step(start, data), config.repeats)
+
+    logits = np.asarray(baal.predict(jax.random.key(1), posterior, state, few, num_samples=2)).tolist()
+    gradients = gradient_norms(network, variables.params, x[:32])
+    return Side(matmul_rate(), logits, gradients, predict, train, one_round, shares_trunk=True)
 
 
-def round_operations(config: Config) -> float:
-    """One pass over a quarter of the images, and a prediction of all of them."""
-    train = 3 * (config.images // 4) * operations(config, 1, True)
-    return train + config.images * operations(config, config.num_samples[0], True)
-
-
-def step_operations(config: Config) -> float:
-    """A training step: forwards, and twice that backwards."""
-    return 3 * config.train_batch * operations(config, 1, True)
-
-
-def trunk_of(module: Any, variables: Any, x: Any) -> Any:
-    """The output of the last pooling: what the head reads."""
-    import flax.linen as nn
-
-    found = []
-
-    def watch(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        if isinstance(context.module, nn.Dense) and not found:
-            found.append(args[0])
-        return next_call(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        module.apply({"params": variables.params}, x, train=False)
-    return found[0]
-
-
-def run_twin(config: Config) -> dict:
+def twin_side(config: Config, x: jax.Array) -> Side:
     """A jitted pass for every draw, with stock layers (naive) or with ours (twin), and the same draws."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import models
-    import optax
-
-    from baal_jax import heuristics
-
     if config.side == "naive":
+        import models
+
         models.fast_conv = lambda: jax.lax.conv_general_dilated
         models.max_pool_2x2 = lambda x: nn.max_pool(x, (2, 2), (2, 2))
         models.dropped_dot = lambda *unused: None
-    module = models.VGG16(hidden=HEADS[config.head])
-    model, variables, rate = prepare_jax(config, module)
-    one_pass = jax.jit(model.apply)
-    wait = jax.block_until_ready
+    network = VGG16(hidden=HEADS[config.head])
+    model = baal.from_linen(network)
+    variables = model.init(jax.random.key(0), x[:1])
+    one_pass, optimizer = jax.jit(model.apply), optax.sgd(1e-3, 0.9)
+    start = variables.params, optimizer.init(variables.params)
 
-    def predict(x: Any, samples: int) -> Any:
+    def draws(x: jax.Array, samples: int) -> jax.Array:
         return jnp.stack([one_pass(variables, x, draw) for draw in jax.random.split(jax.random.key(1), samples)])
 
-    result: dict[str, Any] = {"gemm": rate}
-    x = jnp.asarray(images(config.images))
-    result["logits"] = np.asarray(predict(x[: config.batch_sizes[0]], 2)).tolist()
-    result["gradients"] = gradient_norms(module.clone(rate=0.0), variables.params, x[:32])
-    if "predict" in config.parts:
-        slow = config.batch_sizes[:-1] if config.side == "naive" else config.batch_sizes
-        for samples in config.num_samples:
-            found = []
-            for b in slow:
-                call = lambda b=b, s=samples: wait(heuristics.bald(predict(x[:b], s)))  # noqa: E731
-                found.append(entry(median_seconds(call, 1) / b, operations(config, samples, False), "an image", b))
-            result[f"predict, {samples} draws"] = best(found)
-    optimizer = optax.sgd(1e-3, 0.9)
+    def predict(batch: int, samples: int) -> float | None:
+        if config.side == "naive" and batch == config.batch_sizes[-1]:
+            return None  # minutes, and never the best
+        return median_seconds(lambda: heuristics.bald(draws(x[:batch], samples)), 1) / batch
 
     @jax.jit
-    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple:
-        def loss(params: Any) -> Any:
-            logits = module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
-            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    def step(params: Any, state: Any, batch: jax.Array, key: jax.Array) -> tuple:
+        rngs = {"dropout": key}
+        gradient = jax.grad(lambda params: mean_loss(network, params, batch, train=True, rngs=rngs))(params)
+        updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    start = variables.params, optimizer.init(variables.params)
-    batch = x[: config.train_batch]
-    if "train" in config.parts:
-        seconds = median_seconds(lambda: wait(step(*start, batch, jax.random.key(0))), config.repeats)
-        result["training step"] = entry(seconds, step_operations(config), "a step", config.train_batch)
-    if "round" in config.parts:
-        samples, chunk = config.num_samples[0], 128
+    def train() -> dict[str, float]:
+        call = lambda: step(*start, x[: config.train_batch], jax.random.key(0))  # noqa: E731
+        return {"training step": median_seconds(call, config.repeats)}
 
-        def one_round() -> Any:
-            carry = start
-            for i in range(config.images // 4 // config.train_batch):
-                rows = x[i * config.train_batch : (i + 1) * config.train_batch]
-                carry = step(*carry, rows, jax.random.key(i))
-            scores = [heuristics.bald(predict(x[i : i + chunk], samples)) for i in range(0, config.images, chunk)]
-            return wait(jax.lax.top_k(jnp.concatenate(scores), 10))
+    def one_round() -> jax.Array:
+        carry, samples = start, config.num_samples[0]
+        for i, first in enumerate(range(0, len(x) // 4, config.train_batch)):
+            carry = step(*carry, x[first : first + config.train_batch], jax.random.key(i))
+        scores = [heuristics.bald(draws(x[i : i + 128], samples)) for i in range(0, len(x), 128)]
+        return jax.lax.top_k(jnp.concatenate(scores), 10)[1]
 
-        one_round()
-        begin = time.perf_counter()
-        one_round()
-        result["round"] = entry(time.perf_counter() - begin, round_operations(config), "a round", config.train_batch)
-    return result
+    logits = np.asarray(draws(x[: config.batch_sizes[0]], 2)).tolist()
+    gradients = gradient_norms(network, variables.params, x[:32])
+    return Side(matmul_rate(), logits, gradients, predict, train, lambda: median_seconds(one_round, 1))
 
 
-def gradient_norms(module: Any, params: Any, batch: Any) -> list[float]:
-    """Of every kernel, with dropout at rest: what a training step follows."""
-    import jax
-    import jax.numpy as jnp
-    import optax
+def mean_loss(network: nn.Module, params: Any, batch: jax.Array, **options: Any) -> jax.Array:
+    """Of a batch whose labels are all zero."""
+    logits: Any = network.apply({"params": params}, batch, **options)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
 
-    def loss(params: Any) -> Any:
-        logits = module.apply({"params": params}, batch, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
 
-    found = jax.jit(jax.grad(loss))(params)
-    kernels = [f"Conv_{i}" for i in range(13)] + [f"Dense_{i}" for i in range(len(found) - 13)]
-    return [float(jnp.linalg.norm(found[name]["kernel"])) for name in kernels]
+def gradient_norms(network: nn.Module, params: Any, batch: jax.Array) -> list[float]:
+    """Of every kernel, without dropout: what a training step follows."""
+    gradients = jax.jit(jax.grad(lambda params: mean_loss(network, params, batch, train=False)))(params)
+    kernels = [f"Conv_{i}" for i in range(13)] + [f"Dense_{i}" for i in range(len(gradients) - 13)]
+    return [float(jnp.linalg.norm(gradients[name]["kernel"])) for name in kernels]
 
 
 def save(config: Config, params: Any) -> None:
     """Weights, and the dropout masks of the first two draws: ``[draws, layers, units]``."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    from models import VGG16
-
     masks = []
 
     def watch(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -362,9 +246,9 @@ def save(config: Config, params: Any) -> None:
         ones[f"Dense_{i}"]["bias"] = jnp.ones(width)
     with nn.intercept_methods(watch):
         for draw in jax.random.split(jax.random.key(1), 2):
-            key = jax.random.fold_in(draw, 0)  # as from_linen derives it
+            rngs = {"dropout": jax.random.fold_in(draw, 0)}  # as from_linen derives it
             network = VGG16(hidden=HEADS[config.head])
-            network.apply({"params": ones}, jnp.zeros((1, 32, 32, 3)), train=True, rngs={"dropout": key})
+            network.apply({"params": ones}, jnp.zeros((1, 32, 32, 3)), train=True, rngs=rngs)
     arrays = {f"{layer}.{name}": np.asarray(leaf) for layer, part in params.items() for name, leaf in part.items()}
     np.savez(config.weights, **arrays, masks=np.stack(masks).reshape(2, len(HEADS[config.head]), -1))
 

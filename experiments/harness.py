@@ -1,0 +1,272 @@
+"""What the experiments share: arguments, seeds in one program, progress, tables, figures, results.json.
+
+An experiment is a dataclass of arguments and a ``main`` that takes it; `tyro` makes its command line from both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import baal_jax as baal
+from baal_jax import heuristics, losses, selection, study
+from baal_jax.study import plots, statistics
+from baal_jax.study.results import Results
+
+matplotlib.use("agg")
+Curves = plots.Curves
+learning_curve_table = plots.learning_curve_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Arguments of every experiment.
+
+    Attributes:
+        seeds: independent runs; those with the same number share what does not depend on the method.
+        num_samples: posterior samples (draws) of a prediction.
+        seed: of everything.
+        out: folder for what is written.
+    """
+
+    seeds: int = 20
+    num_samples: int = 20
+    seed: int = 0
+    out: Path = Path("results")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Settings):
+    """Arguments of an experiment that fits with Adam.
+
+    Attributes:
+        num_steps: Adam steps of every fit; the network starts afresh each time.
+        batch_size: labelled examples in a step.
+        learning_rate: of Adam.
+    """
+
+    num_steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Settings):
+    """Arguments of an experiment on CIFAR-10.
+
+    Attributes:
+        dataset: "digits" tries the machinery without CIFAR-10, on 8×8 images.
+        data_dir: where CIFAR-10 lies; by default where TFDS keeps it.
+        subset: only this many of the training images, the same ones for everybody.
+        num_test: only this many of the test images.
+    """
+
+    dataset: Literal["cifar10", "digits"] = "cifar10"
+    data_dir: Path | None = None
+    subset: int | None = None
+    num_test: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounds(Settings):
+    """Arguments of an experiment with rounds of active learning.
+
+    Attributes:
+        num_initial: labels drawn at random before the first round.
+        query_size: labels added each round.
+        rounds: fits of every run; the last one sees num_initial + (rounds - 1) * query_size labels.
+    """
+
+    num_initial: int = 20
+    query_size: int = 10
+    rounds: int = 14
+
+
+def trainer(config: Training, loss: Callable = losses.cross_entropy, rates: Any = None, **options: Any) -> Any:
+    """Adam as the arguments say, or with other learning rates; ``options`` are those of :func:`baal_jax.trainer`."""
+    adam = optax.adam(config.learning_rate if rates is None else rates)
+    return baal.trainer(adam, loss, num_steps=config.num_steps, batch_size=config.batch_size, **options)
+
+
+def active_loop(
+    config: Rounds, posterior: baal.Posterior, acquisition: baal.Acquisition, **options: Any
+) -> baal.ActiveLoop:
+    """A loop of the sizes that the arguments name; ``options`` are those of :func:`baal_jax.active_loop`."""
+    sizes = {"query_size": config.query_size, "num_samples": config.num_samples}
+    return baal.active_loop(posterior, acquisition, **sizes, **options)
+
+
+def acquisition(name: str, coldness: float = 1.0) -> baal.Acquisition:
+    """A strategy by its name on the command line."""
+    if name == "batch_bald":
+        return selection.batch_bald(num_configurations=1_000)  # plenty for fifty draws, and ten times faster
+    try:
+        return selection.by_name(name, coldness=coldness)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def heuristic(name: str) -> Callable | None:
+    """The heuristic behind a strategy; None for random labelling."""
+    what = name.removeprefix("top_k_")
+    return heuristics.REGISTRY.get(what) or heuristics.REGISTRY.get(what.partition("_")[2])
+
+
+def images(config: Images, *, shuffled: bool = False) -> tuple[baal.Dataset, baal.Dataset]:
+    """Training and test images on the device, in the order of the data set unless shuffled."""
+    train, test = baal.data.digits(image=True) if config.dataset == "digits" else baal.data.cifar10(config.data_dir)
+
+    def part(data: baal.Dataset, option: str, size: int | None) -> baal.Dataset:
+        total = len(data.targets)
+        if size is not None and not 0 < size <= total:
+            raise SystemExit(f"--{option} {size} must lie between 1 and the {total} images there are")
+        ids = np.random.default_rng(config.seed).permutation(total)[:size]
+        ids = ids if shuffled else np.sort(ids)
+        return baal.Dataset(jnp.asarray(data.inputs[ids]), jnp.asarray(data.targets[ids]))
+
+    return part(train, "subset", config.subset), part(test, "num-test", config.num_test)
+
+
+def over_seeds(function: Callable, **options: Any) -> Callable:
+    """``function(one, *shared)`` over a leading axis of seeds, in one program; options are those of ``jax.jit``."""
+
+    def mapped(each: Any, *shared: Any) -> Any:
+        run_one = lambda one: function(one, *shared)  # noqa: E731
+        # XLA has no fast batched convolutions on a CPU: there one after the other, elsewhere side by side.
+        return jax.lax.map(run_one, each) if jax.default_backend() == "cpu" else jax.vmap(run_one)(each)
+
+    return jax.jit(mapped, **options)
+
+
+def one_round(loop: baal.ActiveLoop, num_targets: int = 0) -> Callable:
+    """``(states, train, test) -> (states, infos)``: a round of several seeds, evaluation included; donates the states.
+
+    With ``num_targets`` the first so many training inputs are those whose predictions matter (EPIG).
+    """
+
+    def run_one(state: baal.LoopState, train: baal.Dataset, test: baal.Dataset) -> tuple:
+        targets = train.inputs[:num_targets] if num_targets else None
+        return baal.run(loop, None, train, test, num_rounds=1, state=state, target_inputs=targets)
+
+    return over_seeds(run_one, donate_argnums=0)
+
+
+def run_strategy(
+    label: str, loop: baal.ActiveLoop, config: Rounds, train: baal.Dataset, test: baal.Dataset, progress: tqdm
+) -> Curves:
+    """All seeds of a strategy, a round at a time so that there is progress to show."""
+    progress.set_description(f"{label} (compiling)")
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    states = jax.vmap(lambda key: loop.init(key, train, config.num_initial))(keys)
+    step, infos = one_round(loop), []
+    for _ in range(config.rounds):
+        states, info = jax.block_until_ready(step(states, train, test))
+        infos.append(info)
+        show(progress, label, accuracy=info.metrics["accuracy"])
+    infos = jax.tree.map(lambda *rounds: np.concatenate(rounds, axis=1), *infos)
+    return Curves(infos.num_labelled[0], infos.metrics)
+
+
+def run_study(
+    config: Rounds, folder: Path, loops: dict[str, Any], train: baal.Dataset, test: baal.Dataset, **about: Any
+) -> Results:
+    """Runs what is missing of a study in a folder, and returns all of it; ``about`` describes it."""
+    return study.run(
+        folder,
+        loops,
+        train,
+        test,
+        key=jax.random.key(config.seed),
+        num_seeds=config.seeds,
+        num_rounds=config.rounds,
+        num_initial=config.num_initial,
+        about=study.About(**about),
+        progress=True,
+    )
+
+
+def show(progress: tqdm, label: str, **values: Any) -> None:
+    """One more is done, with these mean values."""
+    progress.set_description(label)
+    progress.set_postfix({name: f"{np.mean(value):.3f}" for name, value in values.items()})
+    progress.update()
+
+
+def mean_error(values: Any, form: str = ".3f") -> str:
+    """Mean over seeds ± its standard error."""
+    values = np.asarray(values, np.float64)
+    return f"{values.mean():{form}} ± {statistics.standard_error(values):{form.removeprefix('+')}}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text cells as a Markdown table whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def draw(path: Path, title: str, *panels: tuple[Mapping[str, Curves], str, str], target: float | None = None) -> Path:
+    """Learning curves: a panel for each (curves, metric, title), and a dotted line at the target in the first."""
+    import matplotlib.pyplot as plt
+
+    size = (4.5 * len(panels) + 1, 3.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for ax, (curves, metric, name) in zip(axes[0], panels, strict=True):
+        plots.plot_learning_curves(curves, metric, ax)
+        ax.set_title(name)
+    if target is not None:
+        axes[0, 0].axhline(target, color="grey", linewidth=0.8, linestyle=":")
+    figure.suptitle(f"{title}, band = 95 %" if title else "")
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """A PNG, whole or not there."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    return temporary.replace(path)
+
+
+def write(config: Any, seconds: float, **content: Any) -> Path:
+    """``results.json``: configuration, versions and hardware, how long it took, and what else is given."""
+    shared = {"config": dataclasses.asdict(config), "environment": study.environment(), "seconds": round(seconds, 1)}
+    return study.results.write_json(config.out / "results.json", shared | _as_dicts(content))
+
+
+def _as_dicts(value: Any) -> Any:
+    if isinstance(value, Curves):
+        return value._asdict()
+    return {name: _as_dicts(item) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def report(
+    config: Any,
+    start: float,
+    curves: Mapping[str, Curves],
+    title: str,
+    metrics: Sequence[str] = ("accuracy", "nll"),
+    *,
+    target: float | None = None,
+    figure: str = "curves.png",
+) -> None:
+    """Learning curves as a figure and as numbers; says where they are and how long it took since ``start``."""
+    seconds = time.perf_counter() - start
+    drawn = draw(config.out / figure, title, *((curves, metric, "") for metric in metrics), target=target)
+    written = write(config, seconds, strategies=curves)
+    print(f"{config.seeds} seeds in {seconds:.0f} s; wrote {drawn} and {written}")
