@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
-from baal_jax.selection._common import Acquisition, Array, Key, Predictions, Selection, best_few, inverse_cdf, size_of
+from baal_jax.selection._common import best_few, inverse_cdf, size_of
+from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
 
 _BLOCK = 2**22  # numbers of the largest temporary array, 16 MiB
 _ROUNDING = 1e-5  # nats by which a bound may be exceeded

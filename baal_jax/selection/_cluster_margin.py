@@ -8,20 +8,9 @@ import numpy as np
 
 from baal_jax import heuristics
 from baal_jax._util import checks
-from baal_jax.selection._common import (
-    Acquisition,
-    Array,
-    Key,
-    Predictions,
-    PyTree,
-    ScoreFn,
-    best_few,
-    one_each,
-    over_features,
-    points_of,
-    read_features,
-)
+from baal_jax.selection._common import best_few, one_each, over_features, points_of, read_features
 from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn
 
 
 def cluster_margin(

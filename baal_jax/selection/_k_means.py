@@ -14,15 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.selection._common import (
-    Acquisition,
-    Array,
-    Key,
-    inverse_cdf,
-    over_features,
-    points_of,
-    squared_distances,
-)
+from baal_jax.selection._common import inverse_cdf, over_features, points_of, squared_distances
+from baal_jax.typing import Acquisition, Array, Key
 
 _BLOCK = 64  # centres in work at a time
 _SLACK = 1e-5  # relative rounding of a sum of squares

@@ -5,17 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.selection._common import (
-    Acquisition,
-    Array,
-    Key,
-    one_by_one,
-    over_features,
-    over_rows,
-    points_of,
-    squared_distances,
-)
+from baal_jax.selection._common import one_by_one, over_features, over_rows, points_of, squared_distances
 from baal_jax.selection._k_means import clusters_of
+from baal_jax.typing import Acquisition, Array, Key
 
 _BELOW = 1e-4  # how far below the largest pure radius to stay, so that rounding decides nothing
 _SLACK = 1e-5  # how far beyond the radius a point still lies on the boundary, as squares are rounded

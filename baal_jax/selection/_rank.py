@@ -9,17 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import heuristics
-from baal_jax.selection._common import (
-    Acquisition,
-    Array,
-    Key,
-    Predictions,
-    ScoreFn,
-    Selection,
-    one_each,
-    over_scores,
-    top,
-)
+from baal_jax.selection._common import one_each, over_scores, top
+from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
 
 
 def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:

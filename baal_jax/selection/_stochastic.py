@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
-from baal_jax.selection._common import Acquisition, Array, Key, ScoreFn, over_scores
+from baal_jax.selection._common import over_scores
+from baal_jax.typing import Acquisition, Array, Key, ScoreFn
 
 
 def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.selection._common import Acquisition, Array, Key, over_features, points_of
+from baal_jax.selection._common import over_features, points_of
 from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
+from baal_jax.typing import Acquisition, Array, Key
 
 _SMALLEST = 5  # members of a cluster worth a label, in the paper
 _ROWS, _COLUMNS = 128, 512  # a block of pairs, when neighbours are searched

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, linalg
-from baal_jax.selection._common import Array, Key, best_of
+from baal_jax.selection._common import best_of
 from baal_jax.selection.sets._kernel import Features, Selector, dense, posterior_root
+from baal_jax.typing import Array, Key
 
 _CHANGE = 10.0  # factor by which the spreads may change before rounding errors count
 

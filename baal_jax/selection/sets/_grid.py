@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.selection._common import Acquisition, Array, Key, PyTree, over_features
+from baal_jax.selection._common import over_features
 from baal_jax.selection.sets import feature_maps, selectors
 from baal_jax.selection.sets.feature_maps import FeatureMap
 from baal_jax.selection.sets.selectors import Selector
 from baal_jax.selection.sets.transforms import Features, Transform
+from baal_jax.typing import Acquisition, Array, Key, PyTree
 
 
 def grid(

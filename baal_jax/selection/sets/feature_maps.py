@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.selection._common import Array, Predictions, PyTree, read_features
+from baal_jax.selection._common import read_features
 from baal_jax.selection.sets._kernel import sketched
+from baal_jax.typing import Array, Predictions, PyTree
 
 FeatureMap = Callable[[Predictions], PyTree]
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.selection._common import Array, Key, best_few, best_of, inverse_cdf, one_by_one, over_rows
+from baal_jax.selection._common import best_few, best_of, inverse_cdf, one_by_one, over_rows
 from baal_jax.selection.sets import _kernel
 from baal_jax.selection.sets._bait import bait
 from baal_jax.selection.sets._kernel import Features, Nearest, Selector
+from baal_jax.typing import Array, Key
 
 __all__ = ["Selector", "bait", "frank_wolfe", "k_center", "k_means_pp", "lcmd", "max_det", "max_diag"]
 
