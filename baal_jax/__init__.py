@@ -1,7 +1,7 @@
 """Bayesian active learning for JAX, as pure functions.
 
 fit → draws → predict → heuristic → select → label: each part is a function of arrays and keys, useful on its own, and
-``jit``, ``vmap``, ``scan`` and ``grad`` go through all of them.
+``jit``, ``vmap``, ``scan`` and, where the mathematics is smooth, ``grad`` go through all of them.
 """
 
 from baal_jax import (

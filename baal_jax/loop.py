@@ -1,4 +1,4 @@
-"""The loop: fit, predict, score, select, label. A round is a pure function ``state -> (state, info)``."""
+"""The loop: rounds of active learning. A round is put together in :func:`query`, and several are :func:`run`."""
 
 from __future__ import annotations
 
@@ -178,13 +178,14 @@ def query(
     """
     parts = loop.round
     keys = round_keys(state.key, state.pool.round)
-    ids, available = parts.candidates(keys.subset, state)
     if not sources.is_source(dataset.inputs):
         fitted = parts.fit(keys.fit, dataset, state)
+        ids, available = parts.candidates(keys.subset, state)
         scored = dataset.inputs if ids is None else jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs)
         summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
     else:
         fitted = parts.fit(keys.fit, *_labelled_part(dataset, state, capacity))
+        ids, available = parts.candidates(keys.subset, state)
         source = dataset.inputs if ids is None else sources.View(dataset.inputs, ids=np.asarray(ids))
         summarise_batch = partial(parts.summarise, keys.draws, fitted, target_inputs=target_inputs)
         summary = sources.mapped(summarise_batch, source, loop.batch_size)

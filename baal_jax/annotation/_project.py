@@ -132,7 +132,7 @@ def propose(
     Args:
         folder: of a project that :func:`start` began.
         loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
-            same first labels it picks the same examples.
+            same labels it picks the same examples. A warm start has nothing to start from: every query fits anew.
         inputs: ``[N, …]`` of the pool.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.

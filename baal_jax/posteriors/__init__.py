@@ -1,4 +1,8 @@
-"""Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts."""
+"""Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts.
+
+A new one is a file here and a line in ``REGISTRY`` (for ``(model, trainer) -> Posterior``), with which the conformance
+suite runs over it and the commands know its name.
+"""
 
 from baal_jax.posteriors import kernels
 from baal_jax.posteriors._adapters import ChainState, from_blackjax

@@ -1,4 +1,4 @@
-"""The folder of a study while it is being made: one writer, cells that are whole, a table that is made of them."""
+"""The folder of a study while it is being made: one process, which adds cells (written by ``results.write_cell``)."""
 
 from __future__ import annotations
 

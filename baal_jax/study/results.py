@@ -1,4 +1,4 @@
-"""Results of a study on disk: a folder that any process can read, and that every kill leaves whole.
+"""Results of a study on disk: cells, table and pictures, how they are written and read; every kill leaves them whole.
 
 ```text
 study.json               what was asked for, and with which versions and hardware

@@ -1,4 +1,4 @@
-"""Features → transforms → selector: every set acquisition over features is a point of this grid."""
+"""The grid of features → transforms → selector, and BADGE, BAIT, CoreSet, LCMD and others, which are points of it."""
 
 from __future__ import annotations
 
