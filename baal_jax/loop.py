@@ -40,12 +40,13 @@ class ActiveLoop(NamedTuple):
             ``selection.typiclust()`` and others, from ``embeddings [N, D]``), or continues from a
             :class:`~baal_jax.PoolState`.
         step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round. On arrays it is one compiled
-            program; ``dataset.inputs`` may be a source on the host (``__len__`` and ``__getitem__``), of which only the
-            labelled examples and one batch are on the device.
-        evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data, jitted. Before the first step
-            there is no fit to evaluate.
+            program. ``dataset.inputs`` may be a source (``__len__`` and ``__getitem__``; arrays in a
+            :class:`~baal_jax.data.View`): the labelled examples and one batch are on the device then, and the picks the
+            same, unless a fit reads what is not labelled (semi-supervised training).
+        evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data in arrays, jitted. Before the
+            first step there is no fit to evaluate.
         predict: ``(state, inputs [M, …]) -> outputs [S, M, …, C]``: the draws of the last fit, jitted.
-        round: the parts of a step, for rounds of your own.
+        round: the parts of a step, for rounds of your own; :func:`query` and ``run`` read them here, ``step`` does not.
         sizes: query size of each round; the last one holds for all after it.
         batch_size: examples in work at a time when predicting, None for all.
     """
@@ -76,9 +77,9 @@ def active_loop(
     Args:
         posterior: what to do with labels.
         acquisition: which examples to label next.
-        query_size: ``Q``, labels a round; or one number for each round, the last of which holds for all after it, as
-            in a schedule that grows: ``(5, 10, 20, 40)``. ``Q`` is the largest then, and smaller rounds are padded.
-            Every different size is compiled, and computed in every round of a run under ``vmap``.
+        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, a number a round, the last of which
+            holds for all after it. ``Q`` is the largest then, and smaller rounds are padded. Every different size is
+            compiled, and computed in every round of a run under ``vmap``.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
@@ -108,8 +109,7 @@ def active_loop(
     sizes = _schedule(query_size)
     num_samples = checks.positive_int("num_samples", num_samples)
     for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
-        if value is not None:
-            checks.positive_int(name, value)
+        checks.optional_int(name, value)
     if acquisition.summarise is None:
         max_sample = None  # nothing is scored
     if acquisition.reads_labelled and max_sample is not None:
@@ -128,10 +128,8 @@ def active_loop(
         read = {"features": features, "target_inputs": target_inputs}
         return summarise(key, posterior, fitted, inputs, acquisition.summarise, **predicting, **read)
 
-    def candidates(key: Key, state: LoopState) -> tuple[Array | None, Array]:
-        return _candidates(key, state.pool, max_sample)
-
-    parts = Round(fit, candidates, summarise_inputs, partial(_select, acquisition, sizes), _advance)
+    candidates, select = partial(_candidates, max_sample), partial(_select, acquisition, sizes)
+    parts = Round(fit, candidates, summarise_inputs, select, _advance)
 
     def compose(
         parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None
@@ -162,8 +160,7 @@ def query(
 ) -> tuple[Any, Selection, StepInfo]:
     """A round up to its picks, which nobody has labelled yet: fit, candidates, summarise, select.
 
-    This is where a round is put together, once for all: ``loop.step``, :func:`~baal_jax.run`, studies and projects with
-    annotators call it, and their keys come from :func:`round_keys`.
+    ``loop.step``, :func:`~baal_jax.run`, studies and projects with annotators call it: a round is written nowhere else.
 
     Args:
         loop: from :func:`active_loop`.
@@ -171,7 +168,7 @@ def query(
         dataset: the pool; its inputs are arrays, or a source on the host.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         capacity: room for labelled examples of a source; a fit is compiled anew for another one. By default the power
-            of two that holds what is labelled.
+            of two that holds what is labelled, at least 32 and at most ``N``.
 
     Returns:
         ``(fitted, selection, info)``; ``loop.round.advance(state, fitted, selection)`` is the next round's state.
@@ -181,9 +178,10 @@ def query(
     if not sources.is_source(dataset.inputs):
         fitted = parts.fit(keys.fit, dataset, state)
         ids, available = parts.candidates(keys.subset, state)
-        scored = dataset.inputs if ids is None else jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs)
+        scored = jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs)
         summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
     else:
+        sources.refuse_traced((state, target_inputs))
         fitted = parts.fit(keys.fit, *_labelled_part(dataset, state, capacity))
         ids, available = parts.candidates(keys.subset, state)
         source = dataset.inputs if ids is None else sources.View(dataset.inputs, ids=np.asarray(ids))
@@ -281,21 +279,26 @@ def _shapes(dataset: Dataset) -> tuple[Dataset, int]:
     """What a data set holds, as far as shapes are concerned, and how many examples."""
     if not sources.is_source(dataset.inputs):
         return dataset, checks.leading_axis("dataset", dataset)
-    num_examples, targets = len(dataset.inputs), dataset.targets
+    num_examples = len(dataset.inputs)
+    targets = None if dataset.targets is None else np.asarray(dataset.targets)
     if targets is not None and len(targets) != num_examples:
-        raise ValueError(f"dataset has {num_examples} inputs, but {len(targets)} targets: give one target for each")
-    return dataset._replace(inputs=sources.shapes_of(dataset.inputs)), num_examples
+        raise ValueError(
+            f"dataset has {num_examples} inputs, but {len(targets)} targets: give one for each (a list is a source; "
+            "several inputs of an example go in a tuple)"
+        )
+    return Dataset(sources.shapes_of(dataset.inputs), targets), num_examples
 
 
 def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
-def _candidates(key: Key, state: PoolState, max_sample: int | None) -> tuple[Array | None, Array]:
-    available = pools.available(state)
+def _candidates(max_sample: int | None, key: Key, state: LoopState) -> tuple[Array | None, Array]:
+    available = pools.available(state.pool)
     if max_sample is None or max_sample >= available.shape[0]:
         return None, available
-    ids = pools.random_query(key, state, max_sample)
+    values = numerics.rank_values(jax.random.uniform(key, available.shape), available)
+    ids = numerics.top_indices(values, max_sample)
     return ids, ids >= 0
 
 
@@ -397,8 +400,7 @@ def run(
         state: continue from here; the outcome is bit-identical to a run that was never interrupted.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         stop: from :mod:`baal_jax.stopping`, asked at the end of every round. Rounds after it has said yes change
-            nothing and say so in ``infos.stopped``; under ``vmap`` every seed stops in its own round. They cost nothing
-            where seeds run one after the other, and a round under ``vmap``.
+            nothing, say so in ``infos.stopped``, and cost nothing but under ``vmap``, where every seed stops for itself.
         stop_inputs: inputs whose predictions the criterion reads.
 
     Returns:
@@ -415,6 +417,8 @@ def run(
         state = loop.init(key, dataset, num_initial)
     elif num_initial:
         raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
+    if test is not None and sources.is_source(test.inputs):
+        raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     others = test, target_inputs, stop_inputs
     blank: Any = None
     if stop is not None:
@@ -424,6 +428,7 @@ def run(
     state = state._replace(step=jnp.asarray(state.step, jnp.int32))
     if not sources.is_source(dataset.inputs):
         return _scan(loop, num_rounds, stop, state, dataset, *others)
+    sources.refuse_traced(state)
     # The last query is not trained on, so this is all that the device will ever hold.
     after = range(int(state.step), int(state.step) + num_rounds - 1)
     asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)

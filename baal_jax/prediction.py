@@ -136,9 +136,12 @@ def evaluate(
         checks.leading_axis("dataset", dataset)
         summary = _mapped(key, posterior, state, dataset.inputs, metrics, num_samples, batch_size)
     else:
+        if len(dataset.inputs) != len(dataset.targets):
+            sizes = f"{len(dataset.inputs)} inputs, but {len(dataset.targets)} targets"
+            raise ValueError(f"dataset has {sizes}: give one target for each")
         on_batch = lambda inputs: _mapped(key, posterior, state, inputs, metrics, num_samples, None)  # noqa: E731
         summary = sources.mapped(on_batch, dataset.inputs, batch_size)
-    return jax.jit(metrics.compute)(summary, dataset.targets)
+    return jax.jit(metrics.compute)(summary, jnp.asarray(dataset.targets))
 
 
 @partial(jax.jit, static_argnums=(1, 4, 5, 6))

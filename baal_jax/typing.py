@@ -26,7 +26,8 @@ class Dataset(NamedTuple):
     """Inputs and targets of a whole data set, of fixed length ``N``.
 
     Attributes:
-        inputs: array, or pytree of arrays, with leading axis ``N``.
+        inputs: array, or dictionary or tuple of arrays, with leading axis ``N``; or a source on the host, with
+            ``__len__`` and ``__getitem__``, where a function says so.
         targets: array ``[N, …]``, or None when no target is known yet. In integer targets −1 stands for unknown.
     """
 
@@ -146,7 +147,7 @@ class Posterior(NamedTuple):
 
     Attributes:
         fit: ``(key, dataset, labelled bool[N], previous=None) -> state``. The loop passes the state of the round before
-            as ``previous``; before the first round that is a state of the same structure filled with zeros.
+            as ``previous``; before the first round that is a state of the same structure filled with zeros (or None).
         sample: ``(key, state, num_samples) -> draws``, a pytree with leading axis ``S``.
         apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
             meets the same one, so nothing depends on the size, the order or the padding of a batch.

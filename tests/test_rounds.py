@@ -2,13 +2,15 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import annotation, data, heuristics, loop, metrics, selection, study
+from baal_jax import annotation, calibration, data, heuristics, loop, metrics, posteriors, selection, study
 from tests.study_loops import centroids
 from tests.study_loops import data as clouds
 
@@ -85,8 +87,9 @@ def test_all_pick_the_same_examples_from_the_same_state(options, tmp_path):
     host = baal.run(made, key_of_seed(), source, TEST, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
     np.testing.assert_array_equal(host, expected)
     size = {"key": KEY, "num_seeds": 1, "num_rounds": ROUNDS, "num_initial": INITIAL}
-    results = study.run(tmp_path / "study", {"bald": made}, TRAIN, TEST, **size)
-    np.testing.assert_array_equal(results.runs["bald"].indices[0], expected)
+    for name, dataset in (("arrays", TRAIN), ("source", source)):
+        results = study.run(tmp_path / name, {"bald": made}, dataset, TEST, **size)
+        np.testing.assert_array_equal(results.runs["bald"].indices[0], expected)
     for asked, row in zip(with_annotators(made, tmp_path / "project"), expected, strict=True):
         np.testing.assert_array_equal(asked, row[row >= 0])
 
@@ -119,13 +122,43 @@ def test_a_source_is_read_in_batches_and_only_where_something_is_predicted():
         made.init(KEY, dataset._replace(targets=TRAIN.targets[1:]))
 
 
-def test_memory_maps_are_sources_and_arrays_are_not(tmp_path):
+def test_what_a_source_is(tmp_path):
     np.save(tmp_path / "pool.npy", TRAIN.inputs)
-    mapped = TRAIN._replace(inputs=np.load(tmp_path / "pool.npy", mmap_mode="r"))
-    made = make()
-    np.testing.assert_array_equal(by_hand(made, mapped), by_hand(made, TRAIN))
+    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    made = make(max_sample=20)
+    expected = by_hand(made, TRAIN)
+    for inputs in (mapped, data.View(mapped), list(TRAIN.inputs)):
+        np.testing.assert_array_equal(by_hand(made, TRAIN._replace(inputs=inputs)), expected)
+    source = baal.Dataset(data.View(mapped), TRAIN.targets.tolist())
+    np.testing.assert_array_equal(by_hand(made, source), expected)
+    with pytest.raises(ValueError, match="cannot be read inside jit"):
+        jax.vmap(lambda key: baal.run(made, key, source, num_initial=3, num_rounds=1))(jax.random.split(KEY, 2))
+    with pytest.raises(ValueError, match=r"test.inputs is a source"):
+        baal.run(made, KEY, TRAIN, source, num_initial=3, num_rounds=1)
     with pytest.raises(ValueError, match="common leading axis"):
         made.init(KEY, baal.Dataset({"a": TRAIN.inputs, "b": TRAIN.inputs[1:]}, TRAIN.targets))
+
+
+def network():
+    net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(3)])
+    trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=20, batch_size=8, warm_start=True)
+    return posteriors.mc_dropout(baal.from_linen(net), trainer)
+
+
+@pytest.mark.parametrize(
+    "posterior", [network, lambda: calibration.calibrated(centroids(), calibration.temperature(), num_samples=4)]
+)
+def test_keys_and_the_last_fit_reach_every_round_from_arrays_and_from_a_source(posterior):
+    """With random fits, a random selection, a fit that goes on from the last, and more labels than the least room."""
+    made = baal.active_loop(posterior(), selection.power(heuristics.bald), query_size=9, num_samples=4)
+    arrays, source = TRAIN._replace(inputs=jnp.asarray(TRAIN.inputs)), TRAIN._replace(inputs=data.View(TRAIN.inputs))
+    expected = by_hand(made, arrays)
+    scan = baal.run(made, key_of_seed(), arrays, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
+    np.testing.assert_array_equal(scan, expected)
+    np.testing.assert_array_equal(from_parts(made, arrays), expected)
+    np.testing.assert_array_equal(by_hand(made, source), expected)
+    host = baal.run(made, key_of_seed(), source, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
+    np.testing.assert_array_equal(host, expected)
 
 
 def test_a_source_trains_on_pools_that_store_their_labels():

@@ -193,7 +193,7 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(tmp_path, case):
 
 def test_sources_may_be_lists_and_memory_maps_and_their_changes_are_seen(tmp_path):
     np.save(tmp_path / "pool.npy", TRAIN.inputs)
-    sources = {"list": list(TRAIN.inputs), "map": np.load(tmp_path / "pool.npy", mmap_mode="r")}
+    sources = {"list": list(TRAIN.inputs), "map": View(np.load(tmp_path / "pool.npy", mmap_mode="r"))}
     strategies = loops(["bald"])
     found = {
         name: run(tmp_path / name, strategies, TRAIN._replace(inputs=source), num_seeds=1)

@@ -1,4 +1,4 @@
-"""Pools that stay on the host: anything with ``__len__`` and ``__getitem__`` that is no array in memory."""
+"""Pools that stay on the host: anything with ``__len__`` and ``__getitem__`` but arrays, and these in a View."""
 
 from __future__ import annotations
 
@@ -23,10 +23,20 @@ class Source(Protocol):
 
 def is_source(inputs: Any) -> bool:
     """Whether ``inputs`` are read example by example; arrays, and dictionaries and tuples of them, are not."""
-    if isinstance(inputs, np.memmap | list):
+    if isinstance(inputs, list):
         return True
-    is_array_or_tree = hasattr(inputs, "shape") or not jax.tree_util.all_leaves([inputs])
-    return not is_array_or_tree and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+    if isinstance(inputs, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct):
+        return False
+    return jax.tree_util.all_leaves([inputs]) and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+
+
+def refuse_traced(state: Any) -> None:
+    """A source is read on the host, where a traced state has no values."""
+    if not checks.is_concrete(state):
+        raise ValueError(
+            "dataset.inputs is a source on the host, which cannot be read inside jit, vmap or grad: load it whole, or "
+            "call outside of them"
+        )
 
 
 def load(source: Source, ids: Any) -> Any:
@@ -34,9 +44,15 @@ def load(source: Source, ids: Any) -> Any:
     if isinstance(source, np.ndarray | jax.Array):
         return np.asarray(source[ids])
     ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *_items(source, ids))
+
+
+def _items(source: Source, ids: list[int]) -> list[Any]:
+    """Examples one by one, or as one batch where the source reads batches."""
+    if isinstance(source, np.ndarray | jax.Array):
+        return list(np.asarray(source[np.asarray(ids)]))
     whole_batches = getattr(source, "__getitems__", None)
-    items = whole_batches(ids) if whole_batches else [source[i] for i in ids]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *items)
+    return list(whole_batches(ids)) if whole_batches else [source[i] for i in ids]
 
 
 def shapes_of(source: Source) -> Any:
@@ -70,11 +86,12 @@ def _read_back(outputs: Any, length: int, axis: int) -> Any:
 
 
 def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) -> Any:
-    """``run`` on a whole source, ``[N, …]`` on the host; a source of whose items nothing is asked is not read."""
+    """``run`` on a whole source, ``[N, …]`` on the host; None, and the first example read alone, if it asks nothing."""
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), shapes_of(source))
     if not jax.tree.leaves(jax.eval_shape(run, first)):
         return None
-    batches = list(stream(run, source, len(source) if batch_size is None else batch_size))
+    total = len(source)
+    batches = list(stream(run, source, total if batch_size is None else min(batch_size, total)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
@@ -94,10 +111,11 @@ class View:
         ids: the examples, in this order; None for all. −1 is padding and reads the first.
 
     Example:
+        >>> import numpy as np
         >>> from baal_jax import data
-        >>> photos = [{"image": [0.0, 1.0], "name": "a.png"}, {"image": [2.0, 3.0], "name": "b.png"}]
-        >>> data.View(photos, lambda item: item["image"])[1]
-        [2.0, 3.0]
+        >>> photos = [{"image": np.full(2, 0.5), "name": "a.png"}, {"image": np.ones(2), "name": "b.png"}]
+        >>> data.View(photos, lambda item: item["image"])[1].tolist()
+        [1.0, 1.0]
     """
 
     def __init__(self, source: Source, inputs_of: Callable[[Any], Any] | None = None, ids: Any = None):
@@ -108,13 +126,11 @@ class View:
         """How many."""
         return len(self.source) if self.ids is None else len(self.ids)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Any:
         """One example."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Any) -> list[Any]:
         """Several of them, as one batch where the source reads batches."""
-        wanted = [int(i) for i in (indices if self.ids is None else self.ids[np.asarray(indices)])]
-        whole_batches = getattr(self.source, "__getitems__", None)
-        items = whole_batches(wanted) if whole_batches else [self.source[i] for i in wanted]
-        return list(items) if self.inputs_of is None else [self.inputs_of(item) for item in items]
+        items = _items(self.source, [int(i) for i in (indices if self.ids is None else self.ids[np.asarray(indices)])])
+        return items if self.inputs_of is None else [self.inputs_of(item) for item in items]

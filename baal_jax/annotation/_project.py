@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool
-from baal_jax._util import checks, files
+from baal_jax._util import checks, files, sources
 from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
 from baal_jax.loop import ActiveLoop
 from baal_jax.loop import query as query_pool
@@ -132,8 +132,10 @@ def propose(
     Args:
         folder: of a project that :func:`start` began.
         loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
-            same labels it picks the same examples. A warm start has nothing to start from: every query fits anew.
-        inputs: ``[N, …]`` of the pool.
+            same labels it picks the same examples. Nothing
+            is carried from query to query but the answers, so a posterior that reads its last state (``warm_start``,
+            ``retrain_every``) starts anew each time.
+        inputs: ``[N, …]`` of the pool, or a source on the host.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.
         cold_start: picks the first query instead of chance, such as ``selection.typiclust()``.
@@ -150,10 +152,11 @@ def propose(
     folder = Path(folder)
     project = _project(folder)
     num_examples = len(project["references"])
-    if checks.leading_axis("inputs", inputs) != num_examples:
+    on_host = sources.is_source(inputs)
+    given = len(inputs) if on_host else checks.leading_axis("inputs", inputs)
+    if given != num_examples:
         raise ValueError(
-            f"inputs holds {checks.leading_axis('inputs', inputs)} examples, but the project {num_examples}: "
-            "pass the pool that it was started with"
+            f"inputs holds {given} examples, but the project {num_examples}: pass the pool that it was started with"
         )
     checks.typed_key("key", key)
     queries = _queries(folder)
@@ -163,25 +166,26 @@ def propose(
             return last
     number = len(queries)
     answered = answers(folder)
+    left = int(pool.num_available(answered))
+    if not left:
+        raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
     key_rounds, key_first = jax.random.split(key)  # as in a loop, whose picks are the same for the same key
     shown = None
     if not int(pool.num_labelled(answered)):
-        size = min(checks.positive_int("num_initial", num_initial), int(pool.num_available(answered)))
-        key_first = (
-            jax.random.fold_in(key_first, number) if number else key_first
-        )  # others when the first were given up
+        size = min(checks.positive_int("num_initial", num_initial), left)
+        if number:  # the first query was given up: ask for others
+            key_first = jax.random.fold_in(key_first, number)
         selection = pool.first_query(key_first, answered, size, cold_start, embeddings)
     else:
         state = LoopState(key_rounds, answered, None, step=jnp.asarray(max(number - 1, 0), jnp.int32))
         fitted, selection, _ = query_pool(loop, state, Dataset(inputs), target_inputs)
-        queried = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.maximum(selection.indices, 0)], inputs)
+        rows = np.maximum(np.asarray(selection.indices), 0)
+        queried = sources.load(inputs, rows) if on_host else jax.tree.map(lambda leaf: leaf[rows], inputs)
         outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)
         is_number = jnp.issubdtype(answered.targets.dtype, jnp.floating)
         shown = jnp.mean(outputs, axis=0).reshape(outputs.shape[1]) if is_number else jnp.exp(model_average(outputs))
     ids, scores = np.asarray(selection.indices), np.asarray(selection.scores, np.float64)
     kept = ids >= 0
-    if not kept.any():
-        raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
     ids, scores = ids[kept], scores[kept]
     query = {
         "format": FORMAT,

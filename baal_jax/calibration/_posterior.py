@@ -144,6 +144,8 @@ def _hold_out(key: Key, labelled: Array, share: float, most: int) -> tuple[Array
     # A little more than the share, so that 0.3 of 10 is 3 in float32, too.
     wanted = jnp.floor(number.astype(jnp.float32) * np.float32(share) + 1e-3).astype(jnp.int32)
     wanted = jnp.minimum(jnp.minimum(wanted, number // 2), most)
-    values = numerics.rank_values(jax.random.uniform(key, labelled.shape), labelled)
+    # By the place among the labelled, so that a fit to these alone (a pool on the host) holds out the same.
+    place = jnp.maximum(jnp.cumsum(labelled, dtype=jnp.int32) - 1, 0)
+    values = numerics.rank_values(jax.random.uniform(key, labelled.shape)[place], labelled)
     ids = numerics.top_indices(values, most)
     return jnp.maximum(ids, 0), jnp.arange(most, dtype=jnp.int32) < wanted

@@ -105,7 +105,8 @@ def run(
     fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
     a call. Every call's result is a file of its own, so whatever ends the process, the same call goes on from there.
     More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
-    else that differs is refused, be it the data, the number of rounds or the program of a strategy.
+    else that differs is refused, be it the data (of a source its first example and all targets), the number of rounds
+    or the program of a strategy.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
@@ -160,6 +161,7 @@ def run(
         checks.positive_int("chunk", chunk)
     checks.typed_key("key", key)
     _require_targets(train, test)
+    train = train._replace(targets=np.asarray(train.targets)) if is_source(train.inputs) else train
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if about.baseline is not None and about.baseline not in loops:
