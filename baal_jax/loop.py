@@ -77,9 +77,9 @@ def active_loop(
     Args:
         posterior: what to do with labels.
         acquisition: which examples to label next.
-        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, a number a round, the last of which
-            holds for all after it. ``Q`` is the largest then, and smaller rounds are padded. Every different size is
-            compiled, and computed in every round of a run under ``vmap``.
+        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, a number a round, whose last one
+            holds for all later rounds. ``Q`` is the largest then, and smaller rounds are padded. Every different size
+            is compiled, and computed in every round of a run under ``vmap``.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
@@ -131,9 +131,7 @@ def active_loop(
     candidates, select = partial(_candidates, max_sample), partial(_select, acquisition, sizes)
     parts = Round(fit, candidates, summarise_inputs, select, _advance)
 
-    def compose(
-        parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None
-    ) -> tuple[LoopState, StepInfo]:
+    def compose(parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> Any:
         fitted, selection, info = query(loop._replace(round=parts), state, dataset, target_inputs)
         return parts.advance(state, fitted, selection), info
 
@@ -206,7 +204,7 @@ def _labelled_part(dataset: Dataset, state: LoopState, capacity: int | None) -> 
 
 
 def _room(count: int, total: int) -> int:
-    """A power of two, so that a growing labelled part is compiled a few times and not in every round."""
+    """A power of two: a growing labelled part is compiled a few times, not in every round."""
     return min(1 << max(count - 1, 31).bit_length(), total)
 
 
@@ -400,7 +398,7 @@ def run(
         state: continue from here; the outcome is bit-identical to a run that was never interrupted.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         stop: from :mod:`baal_jax.stopping`, asked at the end of every round. Rounds after it has said yes change
-            nothing, say so in ``infos.stopped``, and cost nothing but under ``vmap``, where every seed stops for itself.
+            nothing, say so in ``infos.stopped``, and cost nothing but under ``vmap``. Every seed stops for itself.
         stop_inputs: inputs whose predictions the criterion reads.
 
     Returns:
@@ -413,10 +411,9 @@ def run(
     num_rounds = checks.positive_int("num_rounds", num_rounds)
     if (key is None) == (state is None):
         raise ValueError("give a key to start a run, or a state to continue one, not both")
-    if state is None:
-        state = loop.init(key, dataset, num_initial)
-    elif num_initial:
+    if state is not None and num_initial:
         raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
+    state = loop.init(key, dataset, num_initial) if state is None else state
     if test is not None and sources.is_source(test.inputs):
         raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     others = test, target_inputs, stop_inputs
