@@ -71,7 +71,7 @@ def labelling_budget(budget: int) -> Criterion:
         True
     """
     budget = checks.positive_int("budget", budget)
-    return Criterion(lambda _: (), lambda memory, found: (memory, num_labelled(found.pool) >= budget))
+    return Criterion(lambda _: (), lambda memory, outcome: (memory, num_labelled(outcome.pool) >= budget))
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def low_uncertainty(threshold: float) -> Criterion:
         A :class:`Criterion`.
     """
     threshold = float(threshold)
-    return Criterion(lambda _: (), lambda memory, found: (memory, found.info.mean_score < threshold))
+    return Criterion(lambda _: (), lambda memory, outcome: (memory, outcome.info.mean_score < threshold))
 
 
 class _Recent(NamedTuple):
@@ -117,12 +117,12 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     """
     patience = checks.positive_int("patience", patience)
 
-    def init(found: Outcome) -> _Recent:
-        value = _metric(found, metric)
+    def init(outcome: Outcome) -> _Recent:
+        value = _metric(outcome, metric)
         return _Recent(jnp.full(patience + 1, jnp.nan, value.dtype), jnp.zeros((), jnp.int32))
 
-    def update(memory: _Recent, found: Outcome) -> tuple[_Recent, Array]:
-        latest = _metric(found, metric)
+    def update(memory: _Recent, outcome: Outcome) -> tuple[_Recent, Array]:
+        latest = _metric(outcome, metric)
         recent = jnp.append(memory.values[1:], latest)
         count = jnp.minimum(memory.rounds + 1, patience + 1)
         close = jnp.abs(recent - latest) <= atol + rtol * jnp.abs(latest)
@@ -165,16 +165,16 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     window = checks.positive_int("window", window)
     threshold = float(threshold)
 
-    def init(found: Outcome) -> _Agreement:
-        if found.log_probs is None:
+    def init(outcome: Outcome) -> _Agreement:
+        if outcome.log_probs is None:
             raise ValueError("stabilising_predictions needs stop_inputs: give the run some unlabelled inputs")
         return _Agreement(
-            jnp.zeros(found.log_probs.shape[:-1], jnp.int32), jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
+            jnp.zeros(outcome.log_probs.shape[:-1], jnp.int32), jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
         )
 
-    def update(memory: _Agreement, found: Outcome) -> tuple[_Agreement, Array]:
-        predicted = jnp.argmax(found.log_probs, axis=-1).astype(jnp.int32)
-        kappa = _kappa(memory.predicted, predicted, found.log_probs.shape[-1])
+    def update(memory: _Agreement, outcome: Outcome) -> tuple[_Agreement, Array]:
+        predicted = jnp.argmax(outcome.log_probs, axis=-1).astype(jnp.int32)
+        kappa = _kappa(memory.predicted, predicted, outcome.log_probs.shape[-1])
         kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, jnp.nan))
         count = jnp.minimum(memory.rounds + 1, window + 1)
         return _Agreement(predicted, kappas, count), (count > window) & (jnp.mean(kappas) >= threshold)
@@ -212,18 +212,18 @@ def all_of(*criteria: Criterion) -> Criterion:
 
 @functools.cache
 def _combined(criteria: tuple[Criterion, ...], combine: Callable[[Array], Array]) -> Criterion:
-    def init(found: Outcome) -> tuple[PyTree, ...]:
-        return tuple(criterion.init(found) for criterion in criteria)
+    def init(outcome: Outcome) -> tuple[PyTree, ...]:
+        return tuple(criterion.init(outcome) for criterion in criteria)
 
-    def update(memories: tuple[PyTree, ...], found: Outcome) -> tuple[tuple[PyTree, ...], Array]:
-        answers = [criterion.update(memory, found) for criterion, memory in zip(criteria, memories, strict=True)]
+    def update(memories: tuple[PyTree, ...], outcome: Outcome) -> tuple[tuple[PyTree, ...], Array]:
+        answers = [criterion.update(memory, outcome) for criterion, memory in zip(criteria, memories, strict=True)]
         return tuple(memory for memory, _ in answers), combine(jnp.stack([stop for _, stop in answers]))
 
     return Criterion(init, update)
 
 
-def _metric(found: Outcome, name: str) -> Array:
-    metrics = found.info.metrics or {}
+def _metric(outcome: Outcome, name: str) -> Array:
+    metrics = outcome.info.metrics or {}
     if name not in metrics:
         known = ", ".join(metrics) or "none, because it has no test set"
         raise ValueError(f"metric={name!r} is not among the metrics of the run: {known}")
@@ -233,6 +233,6 @@ def _metric(found: Outcome, name: str) -> Array:
 def _kappa(before: Array, now: Array, num_classes: int) -> Array:
     total = before.size
     agree = jnp.sum(before == now) / total
-    counts = [jnp.sum(jax.nn.one_hot(found.ravel(), num_classes), axis=0) / total for found in (before, now)]
+    counts = [jnp.sum(jax.nn.one_hot(predicted.ravel(), num_classes), axis=0) / total for predicted in (before, now)]
     chance = jnp.sum(counts[0] * counts[1])
     return jnp.where(chance < 1, (agree - chance) / jnp.where(chance < 1, 1 - chance, 1.0), 1.0)

@@ -173,8 +173,8 @@ def from_label_studio(
         ...     "annotations": [{"was_cancelled": False, "result": [
         ...         {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["dog"]}}]}],
         ... }]
-        >>> found = annotation.from_label_studio(export, ["cat", "dog"], num_examples=100)
-        >>> found.indices.tolist(), found.targets.tolist()
+        >>> answered = annotation.from_label_studio(export, ["cat", "dog"], num_examples=100)
+        >>> answered.indices.tolist(), answered.targets.tolist()
         ([42], [1])
     """
     class_names = _checked_names(class_names)
@@ -183,33 +183,33 @@ def from_label_studio(
         raise ValueError(f"several={several!r} is unknown: choose newest or majority")
     if not isinstance(export, list):
         raise ValueError(f"{source} holds a {type(export).__name__}, not a list of tasks: export as JSON")
-    found: dict[int, _Answer] = {}
+    answered: dict[int, _Answer] = {}
     skipped: dict[int, datetime | None] = {}
     unanswered: dict[int, None] = {}
     for number, task in enumerate(export):
         where = f"{source}, task {number}"
         index = _index_of(task, where, num_examples, proposed, project)
-        if index in found or index in skipped or index in unanswered:
+        if index in answered or index in skipped or index in unanswered:
             raise ValueError(
                 f"{where}: {_INDEX} {index} is there a second time: a query was imported twice, or two exports were "
                 "joined; remove one of the two tasks and export again"
             )
         answers, cancelled = _answers_of(task, where, class_names, kind)
         if answers:
-            found[index] = _agreed(answers, several, class_names is None)
+            answered[index] = _agreed(answers, several, class_names is None)
         elif cancelled:
             skipped[index] = max((time for time in cancelled if time is not None), default=None)
         else:
             unanswered[index] = None
-    order = sorted(found)
+    order = sorted(answered)
     dtype = np.float32 if class_names is None else np.int32
-    times = {index: found[index].time for index in order} | skipped
+    times = {index: answered[index].time for index in order} | skipped
     return Annotations(
         np.array(order, np.int32),
-        np.array([found[index].value for index in order], dtype),
+        np.array([answered[index].value for index in order], dtype),
         np.array(sorted(skipped), np.int32),
         np.array(sorted(unanswered), np.int32),
-        tuple(found[index].annotator for index in order),
+        tuple(answered[index].annotator for index in order),
         {index: time.isoformat() for index, time in times.items() if time is not None},
     )
 
@@ -245,15 +245,15 @@ def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) ->
     if class_names is None:
         if values.size != 1:
             raise ValueError(f"predictions of shape {values.shape} do not fit a number for each: pass [Q]")
-        value, found, score = {"number": _rounded(values.item())}, "number", None
+        value, control, score = {"number": _rounded(values.item())}, "number", None
     else:
         if values.shape != (len(class_names),):
             raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
-        value, found = {"choices": [class_names[int(np.argmax(values))]]}, "choices"
+        value, control = {"choices": [class_names[int(np.argmax(values))]]}, "choices"
         score = _rounded(np.max(values))
     if not np.isfinite(values).all():
         return None
-    result = [{"from_name": "label", "to_name": kind, "type": found, "value": value}]
+    result = [{"from_name": "label", "to_name": kind, "type": control, "value": value}]
     prediction: dict[str, Any] = {"model_version": "baal_jax", "result": result}
     return prediction if score is None else {**prediction, "score": score}
 
@@ -283,7 +283,7 @@ def _answers_of(
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
-    found: list[tuple[datetime, int, _Answer]] = []
+    said_when: list[tuple[datetime, int, _Answer]] = []
     cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
         if not isinstance(annotation, Mapping):
@@ -299,8 +299,8 @@ def _answers_of(
         if answer is not None:
             oldest = datetime.min.replace(tzinfo=UTC)
             said = _Answer(answer, _annotator_of(annotation), time)
-            found.append((oldest if time is None else time, position, said))
-    return [answer for *_, answer in sorted(found, key=lambda item: item[:2])], cancelled
+            said_when.append((oldest if time is None else time, position, said))
+    return [answer for *_, answer in sorted(said_when, key=lambda item: item[:2])], cancelled
 
 
 def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
@@ -348,8 +348,8 @@ def _time_of(annotation: Mapping[str, Any], where: str) -> datetime | None:
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} has the time {text!r}, which is none: the file is damaged") from error
 

@@ -228,7 +228,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
     content = _read_json(export, "export again, as JSON", shown=export.name)
     rounds = {index: query["round"] for query in queries for index in query["indices"]}
-    found = from_label_studio(
+    annotations = from_label_studio(
         content,
         project["class_names"],
         num_examples=len(project["references"]),
@@ -240,12 +240,12 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     )
     labels, skipped = _labels(folder)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
-    for place, index in enumerate(found.indices.tolist()):
+    for place, index in enumerate(annotations.indices.tolist()):
         label = {
-            "target": found.targets[place].item(),
+            "target": annotations.targets[place].item(),
             "round": rounds[index],
-            "annotator": found.annotators[place],
-            "time": found.times.get(index),
+            "annotator": annotations.annotators[place],
+            "time": annotations.times.get(index),
         }
         old = labels.get(index)
         same = old is not None and old["target"] == label["target"]
@@ -255,8 +255,8 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         changes["new" if old is None else "unchanged" if same else "corrected"].append(index)
         labels[index] = label
         skipped.pop(index, None)
-    for index in found.skipped.tolist():
-        time = found.times.get(index)
+    for index in annotations.skipped.tolist():
+        time = annotations.times.get(index)
         if _is_newer(labels.get(index) or skipped.get(index), time):
             changes["skipped" if index in skipped else "outdated"].append(index)
             continue
@@ -306,10 +306,10 @@ def _project(folder: Path) -> dict[str, Any]:
     path = folder / "project.json"
     if not path.is_file():
         raise ValueError(f"folder={str(folder)!r} holds no project: {path.name} is missing; start one first")
-    found = _record(path, "kind", "class_names", "config", "references")
-    if found["format"] != FORMAT:
-        raise ValueError(f"{path} has format {found['format']}, but this version reads {FORMAT}: update baal_jax")
-    return found
+    project = _record(path, "kind", "class_names", "config", "references")
+    if project["format"] != FORMAT:
+        raise ValueError(f"{path} has format {project['format']}, but this version reads {FORMAT}: update baal_jax")
+    return project
 
 
 def _name(project: Mapping[str, Any]) -> str:
@@ -328,11 +328,11 @@ def _read_json(path: Path, cure: str, shown: str) -> Any:
 def _record(path: Path, *names: str) -> dict[str, Any]:
     """A file of ours."""
     cure = "restore it from a backup"
-    found = _read_json(path, cure, shown=str(path))
-    missing = [name for name in ("format", *names) if not isinstance(found, dict) or name not in found]
+    record = _read_json(path, cure, shown=str(path))
+    missing = [name for name in ("format", *names) if not isinstance(record, dict) or name not in record]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: {cure}")
-    return found
+    return record
 
 
 def _queries(folder: Path) -> list[dict[str, Any]]:
@@ -380,8 +380,8 @@ def _labels(folder: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str
     path = folder / "labels.json"
     if not path.is_file():
         return {}, {}
-    found = _record(path, "labels", "skipped")
-    labels, skipped = ({int(index): said for index, said in found[name].items()} for name in ("labels", "skipped"))
+    record = _record(path, "labels", "skipped")
+    labels, skipped = ({int(index): said for index, said in record[name].items()} for name in ("labels", "skipped"))
     return labels, skipped
 
 

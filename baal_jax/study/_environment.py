@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions and hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from baal_jax._util import __version__
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware that a result was made with.
+    """Versions and hardware that numbers were made with.
 
     Returns:
         Name → version, with ``python``, ``platform`` and ``device`` among them.

@@ -33,8 +33,8 @@ class Folder:
             for stale in path.glob(pattern):
                 stale.unlink()
         self.description = _description(path, description)
-        found = {name: results.read_cells(path, name) for name in self.description["strategies"]}
-        self.cells: dict[str, list[Cell]] = {name: cells for name, cells in found.items() if cells}
+        there = {name: results.read_cells(path, name) for name in self.description["strategies"]}
+        self.cells: dict[str, list[Cell]] = {name: cells for name, cells in there.items() if cells}
         self._written = 0.0
 
     def missing(self, strategy: str, seeds: Sequence[int]) -> np.ndarray:
@@ -69,10 +69,10 @@ class Folder:
     def write_table(self) -> Results:
         """Writes ``results.csv`` if it is not what the cells say; returns what is there."""
         runs = {name: results.merge(self.cells[name]) for name in self.description["strategies"] if name in self.cells}
-        found = Results(self.description, runs, None)
-        _write_if_changed(self.path / "results.csv", results.table(found))
+        study = Results(self.description, runs, None)
+        _write_if_changed(self.path / "results.csv", results.table(study))
         self._written = time.monotonic()
-        return found
+        return study
 
 
 @contextmanager
@@ -115,8 +115,8 @@ def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str
     Returns:
         A :class:`~baal_jax.study.results.Cell`.
     """
-    found: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
-    infos, initial = found
+    on_host: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
+    infos, initial = on_host
     numbers, arrays = {}, {}
     for name, value in (infos.metrics or {}).items():
         (numbers if value.ndim == 2 else arrays)[name] = value
@@ -142,12 +142,12 @@ def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str
 
 def digest(tree: Any) -> str:
     """Of all numbers of a pytree, in order."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(array.data if array.dtype.kind != "V" else array.tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.data if array.dtype.kind != "V" else array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> None:
@@ -166,11 +166,11 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     ids = np.concatenate([np.ravel(part) for part in order]) if order else np.zeros(0, int)
     unique, first = np.unique(ids[ids >= 0], return_index=True)
     ids = np.sort(unique[np.argsort(first)][:most])
-    found = np.asarray(images)[ids]
-    if found.dtype != np.uint8:
+    shown = np.asarray(images)[ids]
+    if shown.dtype != np.uint8:
         low, high = np.min(images), np.max(images)
-        found = np.round((found - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    content = results.Pictures(ids.astype(np.int32), found, np.asarray(targets)[ids])
+        shown = np.round((shown - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    content = results.Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
     path = folder.path / "pictures.npz"
     if path.exists():
         old = results.read_pictures(path)
@@ -182,10 +182,10 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
 def describe_pool(targets: Any) -> dict[str, Any]:
     """Size and classes of a pool."""
     targets = np.asarray(targets)
-    found: dict[str, Any] = {"num_pool": len(targets)}
+    pool: dict[str, Any] = {"num_pool": len(targets)}
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        found["class_counts"] = np.bincount(targets[targets >= 0]).tolist()
-    return found
+        pool["class_counts"] = np.bincount(targets[targets >= 0]).tolist()
+    return pool
 
 
 def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def run(
 
     Seed ``s`` of every strategy starts from ``fold_in(key, s)``: the same first labels, and the same random numbers for
     fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
-    a call. Every call's result is a file of its own, so whatever ends the process, the same call goes on from there.
+    a call. What a call computes is a file of its own, so whatever ends the process, the same call goes on from there.
     More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
     else that differs is refused, be it the data (of a source its first example and all targets), the number of rounds
     or the program of a strategy.
@@ -263,6 +263,6 @@ def _finish(place: Folder, train: Dataset, images: Any) -> Results:
         images = train.inputs if len(shape) == 4 and shape[-1] in (1, 3) else None
     if images is not None:
         _folder.save_pictures(place, images, train.targets)
-    found = place.write_table()
+    results = place.write_table()
     path = place.path / "pictures.npz"
-    return found._replace(pictures=read_pictures(path) if path.exists() else None)
+    return results._replace(pictures=read_pictures(path) if path.exists() else None)
