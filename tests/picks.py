@@ -50,8 +50,7 @@ def ways() -> dict[str, tuple[Any, Any]]:
     hidden = features.last_hidden(model)
     names = ("mc_dropout", "deep_ensemble", "swag", "laplace")
     found = {name: (posteriors.REGISTRY[name](model, fit), hidden) for name in names}
-    kernels = getattr(posteriors, "kernels", None) or baal.kernels
-    process = posteriors.gaussian_process(kernels.dense(2), num_classes=10, num_features=128)
+    process = posteriors.gaussian_process(posteriors.kernels.dense(2), num_classes=10, num_features=128)
     return {**found, "gaussian_process": (process, lambda state, inputs: inputs)}
 
 
@@ -75,8 +74,7 @@ def two_rounds(posterior: Any, acquisition: Any, features_of: Any, train: Any, t
 def small_study(train: Any, test: Any) -> dict[str, Any]:
     posterior = ways()["mc_dropout"][0]
     picks = {name: selection.by_name(name) for name in ("random", "bald", "batch_bald")}
-    make = getattr(study, "loops", None) or study.grid
-    strategies = make(posterior, picks, query_size=5, num_samples=10)
+    strategies = study.strategies(posterior, picks, query_size=5, num_samples=10)
     with tempfile.TemporaryDirectory() as home:
         results = study.run(
             home, strategies, train, test, key=jax.random.key(2), num_seeds=3, num_rounds=3, num_initial=20
@@ -129,6 +127,7 @@ def main() -> int:
         wanted.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if wanted.compare:
         old = json.loads(wanted.compare.read_text(encoding="utf-8"))
+        old["loops"] = {name.replace(", epig", ", top_k_epig"): loop for name, loop in old["loops"].items()}
         gone = sorted(old["loops"].keys() - found["loops"].keys())
         lines = differences(old, found)
         print(*lines, sep="\n")

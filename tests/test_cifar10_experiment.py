@@ -101,7 +101,7 @@ def test_a_finished_run_is_only_reported_again(finished):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
 def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path, monkeypatch):
-    saves, save = [], checkpoint.Checkpoints.save
+    saves, save = [], checkpoint.Checkpointer.save
 
     def stopping(self, number, state):
         save(self, number, state)
@@ -109,7 +109,7 @@ def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path,
         if len(saves) == stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", stopping)
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         experiment.main(tiny(tmp_path))
     if stop_after == 5:
@@ -168,13 +168,13 @@ def test_a_pool_that_runs_out_and_a_seed_that_diverges_are_reported():
     np.testing.assert_array_equal(curves.metrics["nll"], [[1.0, 0.5, np.nan]])
 
 
-@pytest.mark.parametrize("name", ["epig", "top_k_margin", "power_mean_std", "softmax_bald"])
+@pytest.mark.parametrize("name", ["top_k_epig", "top_k_margin", "power_mean_std", "softmax_bald"])
 def test_strategies_by_name(name, finished):
     run = experiment.prepare(tiny(finished, strategies=(name,)))
     states = jax.eval_shape(lambda: experiment.first_states(run, experiment.Job(name, [0])))
     _, info = jax.eval_shape(run.programs[name], states, run.train, run.test)
     assert info.indices.shape == (1, 1, 5)
-    assert (harness.heuristic(name) is None) == (name == "epig")
+    assert (harness.heuristic(name) is None) == (name == "top_k_epig")
 
 
 def test_cifar10_is_read_from_a_directory(tmp_path):

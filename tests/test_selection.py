@@ -162,7 +162,6 @@ def test_top_k_of_baal(key):
 def test_what_reads_no_predictions_says_so():
     # Case 20.
     assert build("random").summarise is None
-    assert build("random", score_fn=heuristics.bald).summarise is None
     assert selection.precomputed(jnp.ones(3)).summarise is None
 
 

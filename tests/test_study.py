@@ -226,10 +226,10 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_study_in_the_same_folder_is_refused(home, change):
     options, message = CHANGES[change]
-    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "lock"}
     with pytest.raises(ValueError, match=message):
         run(home, **{"num_seeds": 5, **options})
-    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "lock"} == before
 
 
 WRONG = {
