@@ -1,4 +1,4 @@
-"""The last layer of any network: what it reads, its gradients (the embedding of BADGE), what a change of it changes."""
+"""The last layer of any network: what it reads, its gradients, and what a change of it changes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def last_layer_gradient(
     r"""Gradients with respect to the weights of the last layer, never multiplied out.
 
     With one output (regression), that of the last layer's output with respect to its kernel and bias; with classes,
-    that of the cross-entropy with the predicted class :math:`\hat y` as label, the embedding of BADGE:
+    that of the cross-entropy with the predicted class :math:`\hat y` as label, as BADGE has it (``selection.badge``
+    makes its own, of the mean over draws and :func:`last_hidden`):
 
     .. math:: \nabla_W f = (h, 1), \qquad \nabla_W \ell = (p - e_{\hat y}) \otimes h
 

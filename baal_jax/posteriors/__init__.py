@@ -1,7 +1,7 @@
 """Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts.
 
-A new one is a file here and a line in ``REGISTRY`` (for ``(model, trainer) -> Posterior``), with which the conformance
-suite runs over it and the commands know its name.
+A new one is a file here, a line in ``REGISTRY`` where it is built from ``(model, trainer)``, by which commands know it,
+and a line in ``LEAST`` of tests/test_posterior_contract.py, which runs the conformance suite over it.
 """
 
 from baal_jax.posteriors import kernels

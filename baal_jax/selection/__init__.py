@@ -16,7 +16,7 @@ from baal_jax.selection._prob_cover import prob_cover
 from baal_jax.selection._rank import precomputed, random, top_k, top_k_epig
 from baal_jax.selection._stochastic import power, softmax, softrank
 from baal_jax.selection._typiclust import typiclust
-from baal_jax.selection.sets._grid import (
+from baal_jax.selection.sets._acquisitions import (
     badge,
     bait,
     batch_bald_gaussian,

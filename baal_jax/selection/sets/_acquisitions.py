@@ -1,4 +1,4 @@
-"""The grid of features → transforms → selector, and BADGE, BAIT, CoreSet, LCMD and others, which are points of it."""
+"""Acquisitions over features: BADGE, BAIT, CoreSet, LCMD and others, points of the grid of maps × transforms × selectors."""
 
 from __future__ import annotations
 
