@@ -1,4 +1,4 @@
-"""Acquisitions over features: BADGE, BAIT, CoreSet, LCMD and others, points of the grid of maps × transforms × selectors."""
+"""Acquisitions over features: BADGE, BAIT, CoreSet, LCMD and others, each a feature map, transforms and a selector."""
 
 from __future__ import annotations
 
