@@ -57,7 +57,7 @@ def save(folder, tasks):
 
 
 def target_of(folder, index):
-    return int(annotation.answers(folder)[0].targets[index])
+    return int(annotation.answers(folder).targets[index])
 
 
 def test_the_export_of_another_project_is_refused_although_its_ids_fit(tmp_path):
@@ -108,7 +108,7 @@ def test_of_two_exports_the_newer_answer_holds(asked, tmp_path, case):
     index = int(query.indices[0])
     told = {name: ids.tolist() for name, ids in found._asdict().items() if name != "waiting"}
     assert told == {name: [index] if name == reported else [] for name in told}
-    assert bool(annotation.answers(home)[1][index]) == (holds is None)
+    assert (int(annotation.answers(home).labelled_at[index]) == -2) == (holds is None)
     assert target_of(home, index) == (-1 if holds is None else holds)
     content = (home / "labels.json").read_bytes()
     annotation.ingest(home, tmp_path / "export.json")
@@ -285,7 +285,8 @@ def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch):
     save(tmp_path, tasks[::-1])
     assert command_line.main(commands[1]) == 0
     assert command_line.main(commands[2]) == 0
-    state, skipped = annotation.answers("digits")
+    state = annotation.answers("digits")
+    skipped = np.asarray(state.labelled_at) == -2
     labelled = np.flatnonzero(np.asarray(state.labelled_at) == 0)
     assert len(labelled) == 39
     np.testing.assert_array_equal(np.asarray(state.targets)[labelled], truth[labelled])

@@ -340,14 +340,17 @@ def test_few_labels_are_not_taken_away(key, labels, held_out):
 def test_every_round_of_a_compiled_run_is_calibrated_before_it_scores(key):
     posterior = calibration.calibrated(centroids(9.0), calibration.temperature(penalty=0.01), num_samples=4)
     loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=4, num_samples=4)
-    keys = jax.random.split(key, 2)
+    keys = jax.random.split(key, 16)
     states, infos = jax.jit(jax.vmap(lambda k: baal.run(loop, k, TRAIN, TEST, num_initial=10, num_rounds=3)))(keys)
-    assert infos.metrics["nll"].shape == (2, 3)
-    assert np.all(np.asarray(states.posterior.params.temperature) > 1.0)  # nine times too sure of itself
+    assert infos.metrics["nll"].shape == (16, 3)
+    # Nine times too confident; a temperature of five held-out labels is rough, so most of the seeds say so.
+    assert np.median(np.asarray(states.posterior.params.temperature)) > 1.5
     state = loop.init(keys[0], TRAIN, num_initial=10)
     for r in range(3):
         state, info = loop.step(state, TRAIN)
         np.testing.assert_array_equal(info.indices, infos.indices[0, r])
+    by_hand, in_run = state.posterior.params.temperature, states.posterior.params.temperature[0]
+    np.testing.assert_allclose(by_hand, in_run, rtol=1e-3)
     scores = baal.score(key, posterior, state.posterior, TRAIN.inputs, heuristics.bald, num_samples=4)
     raw = baal.score(key, centroids(9.0), state.posterior.base, TRAIN.inputs, heuristics.bald, num_samples=4)
     assert not np.allclose(scores, raw)
