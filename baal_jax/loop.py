@@ -284,7 +284,8 @@ def _shapes(dataset: Dataset) -> tuple[Dataset, int]:
             f"dataset has {num_examples} inputs, but {len(targets)} targets: give one for each (a list is a source; "
             "several inputs of an example go in a tuple)"
         )
-    return Dataset(sources.shapes_of(dataset.inputs), targets), num_examples
+    shapes = jax.tree.map(partial(jax.eval_shape, jnp.asarray), targets)
+    return Dataset(sources.shapes_of(dataset.inputs), shapes), num_examples
 
 
 def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
