@@ -3,7 +3,7 @@
     python tests/picks.py --write picks.json     # before
     python tests/picks.py --compare picks.json   # after, same machine and jax: exit status 1 where a pick differs
 
-Indices are compared exactly, metrics and tables to rounding.
+tests/golden/picks.json holds those of 2026-11-28 with jax 0.10.2. Indices are compared exactly, numbers to rounding.
 """
 
 from __future__ import annotations
