@@ -3,7 +3,9 @@
 import gc
 import importlib.metadata
 import os
+import sys
 import zlib
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -13,40 +15,52 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("MPLBACKEND", "agg")
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start
+# Tests compile thousands of small programs and run each once or twice: compiling is what they wait for. One step of
+# .ci/run sets this to 0 and runs a part of them as users do. The environment reaches processes that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and little garbage
-# Tests compile thousands of small programs and run each once or twice: compiling is what they wait for.
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("strict")
 
+_MAPS = Path("/proc/self/maps")
+# Files that take long come first, so that the workers end together; of the others the order does not matter.
+_LONG: tuple[str, ...] = ()
 
-def pytest_runtest_setup(item):
-    """Gives every test random numbers of its own, whatever ran before it."""
-    if hasattr(item.module, "RNG"):
-        item.module.RNG = np.random.default_rng(zlib.crc32(item.name.encode()))
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs():
-    """Drops what a module has compiled: thousands of programs in one process exhaust its memory maps."""
+    """Drops what has been compiled when there is much of it: thousands of programs exhaust a process's memory maps."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if not _MAPS.exists() or _MAPS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers of a test's own, the same whatever ran before it."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture
@@ -60,3 +74,8 @@ def key_reuse():
 def mesh():
     """Four devices in a row, under automatic sharding."""
     return jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def pytest_runtest_setup(item):  # until no test has such a module global
+    if hasattr(item.module, "RNG"):
+        item.module.RNG = np.random.default_rng(zlib.crc32(item.name.encode()))

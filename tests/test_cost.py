@@ -14,7 +14,6 @@ from flax import nnx
 import baal_jax as baal
 from baal_jax import heuristics, losses, posteriors
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import models
 
 IMAGES = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32)

@@ -11,8 +11,8 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import annotation, calibration, data, heuristics, loop, metrics, posteriors, selection, study
-from tests.study_loops import centroids
-from tests.study_loops import data as clouds
+from tests.fixtures import centroids
+from tests.fixtures import clouds
 
 TRAIN, TEST = clouds()
 NAMES, ROUNDS, INITIAL = ["ape", "bee", "cat"], 3, 6

@@ -1,0 +1,238 @@
+"""The CIFAR-10 experiment at a small size: what it writes, that it resumes exactly, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import baal_jax as baal
+from baal_jax import checkpoint
+from tests.data import files as data_files
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+import harness  # noqa: E402
+import vgg_mcdropout_cifar10 as experiment  # noqa: E402
+
+TINY = {
+    "dataset": "digits", "subset": 100, "num_test": 40, "seeds": 2, "num_initial": 40, "query_size": 5, "rounds": 2,
+    "num_samples": 3, "num_steps": 3, "batch_size": 32, "predict_batch_size": 64, "optimizer": "sgd",
+    "learning_rate": 0.02,
+}  # fmt: skip
+
+
+CACHE = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+
+
+def tiny(out, **changes):
+    return dataclasses.replace(experiment.preset("modern", "small"), **{**TINY, "out": out, **changes})
+
+
+def outcome(out):
+    """All that must not depend on interruptions: everything but times."""
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in checkpoint.read_lines(out / "rounds.jsonl")]
+    return lines, json.loads((out / "results.json").read_text())["strategies"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Every call of the experiment compiles the same programs."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    for name, value in {**CACHE, "jax_compilation_cache_dir": cache}.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield cache
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    experiment.main(tiny(out))
+    return out
+
+
+def test_it_writes_rounds_curves_calibration_classes_and_a_gallery(finished):
+    for name in ("curves.png", "calibration.png", "classes.png", "gallery_bald.png"):
+        assert (finished / name).stat().st_size > 5000
+    assert not (finished / "gallery_random.png").exists()
+    lines = checkpoint.read_lines(finished / "rounds.jsonl")
+    assert len(lines) == 2 * 2 * 2
+    assert ["reliability" in line for line in lines] == [line["round"] == 1 for line in lines]
+    first = {(line["strategy"], tuple(line["seeds"])): line for line in lines if line["round"] == 0}
+    for seed in (0, 1):  # the same first labels and keys, so the first fit is the same
+        assert first["random", (seed,)]["metrics"] == first["bald", (seed,)]["metrics"]
+        assert len(set(first["bald", (seed,)]["picked"][0])) == 5
+    results = json.loads((finished / "results.json").read_text())
+    assert results["strategies"]["bald"]["num_labelled"] == [40, 45]
+    assert np.shape(results["strategies"]["bald"]["metrics"]["nll"]) == (2, 2)
+    assert sum(counts[1] for counts in results["labels_by_class"].values()) == 5
+    assert results["config"]["num_steps"] == 3
+
+
+def test_all_seeds_in_one_program_give_the_same(finished, tmp_path):
+    experiment.main(tiny(tmp_path, seeds_at_once=2))
+    one, all_at_once = outcome(finished)[1], outcome(tmp_path)[1]
+    for name in one:
+        np.testing.assert_allclose(all_at_once[name]["metrics"]["nll"], one[name]["metrics"]["nll"], rtol=1e-5)
+
+
+def test_a_finished_run_is_only_reported_again(finished):
+    before = outcome(finished)
+    experiment.main(tiny(finished))
+    assert outcome(finished) == before
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path, monkeypatch):
+    saves, save = [], checkpoint.Checkpointer.save
+
+    def stopping(self, number, state):
+        save(self, number, state)
+        saves.append(number)
+        if len(saves) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.main(tiny(tmp_path))
+    if stop_after == 5:
+        with (tmp_path / "rounds.jsonl").open("a") as file:  # a round that was written, but not checkpointed
+            file.write('{"strategy": "bald"}\n{"strat')
+    experiment.main(tiny(tmp_path))
+    assert outcome(tmp_path) == outcome(finished)
+    final = [np.load(sorted((out / "checkpoints").glob("step_*.npz"))[-1]) for out in (tmp_path, finished)]
+    assert final[0].files == final[1].files
+    assert all(final[0][name].tobytes() == final[1][name].tobytes() for name in final[0].files)  # every array
+
+
+def test_a_killed_process_ends_the_same(finished, tmp_path, compile_once):
+    values = {**TINY, "model": "small", "out": tmp_path}
+    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, str(EXPERIMENTS / "vgg_mcdropout_cifar10.py"), *flags]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compile_once, "PYTHONWARNINGS": "default"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoints/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert outcome(tmp_path)[0] == outcome(finished)[0]
+
+
+def test_another_configuration_does_not_continue(finished):
+    with pytest.raises(ValueError, match="num_steps: saved 3, now 4"):
+        experiment.main(tiny(finished, num_steps=4))
+
+
+def test_numbers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="num_initial=500"):
+        experiment.main(tiny(out, num_initial=500))
+    assert not out.exists()
+
+
+def test_the_same_images_in_another_order_are_another_run(finished):
+    config = tiny(finished)
+    run = experiment.prepare(config)
+    before = experiment.identity(config, run, 1)
+    turned = jax.tree.map(lambda leaf: leaf[::-1], run.train)
+    for other in (run._replace(train=turned), run._replace(test=turned)):
+        after = experiment.identity(config, other, 1)
+        assert sum(before[name] != after[name] for name in before) == 1
+
+
+def test_a_pool_that_runs_out_and_a_seed_that_diverges_are_reported():
+    def line(number, labels, value):
+        return {"round": number, "num_labelled": labels, "seeds": [0], "metrics": {"nll": [value]}}
+
+    rounds = [line(0, 10, 1.0), line(1, 15, 0.5), line(2, 15, None)]
+    curves = experiment.learning_curves(rounds)
+    assert curves.num_labelled.tolist() == [10, 15, 15]
+    np.testing.assert_array_equal(curves.metrics["nll"], [[1.0, 0.5, np.nan]])
+
+
+@pytest.mark.parametrize("name", ["top_k_epig", "top_k_margin", "power_mean_std", "softmax_bald"])
+def test_strategies_by_name(name, finished):
+    run = experiment.prepare(tiny(finished, strategies=(name,)))
+    states = jax.eval_shape(lambda: experiment.first_states(run, experiment.Job(name, [0])))
+    _, info = jax.eval_shape(run.programs[name], states, run.train, run.test)
+    assert info.indices.shape == (1, 1, 5)
+    assert (harness.heuristic(name) is None) == (name == "top_k_epig")
+
+
+def test_cifar10_is_read_from_a_directory(tmp_path):
+    pytest.importorskip("PIL")
+    train, test = data_files.pictures(30), data_files.pictures(12, seed=1)
+    data_files.write_tfds(tmp_path, {"train": train, "test": test}, "tfrecord")
+    config = tiny(tmp_path, dataset="cifar10", data_dir=tmp_path, subset=20, num_test=None)
+    pool, held_out, names = experiment.load(config)
+    assert pool.inputs.shape == (20, 32, 32, 3)
+    assert pool.inputs.dtype == np.uint8
+    assert held_out.inputs.shape == (12, 32, 32, 3)
+    assert names[3] == "cat"
+    again = experiment.load(config)[0]
+    np.testing.assert_array_equal(pool.inputs, again.inputs)
+    with pytest.raises(SystemExit, match="--subset 31"):
+        experiment.load(dataclasses.replace(config, subset=31))
+
+
+def test_the_original_preset_holds_the_original_numbers():
+    config = experiment.preset("original", "vgg16")
+    assert (config.num_initial, config.query_size, config.num_samples) == (1000, 100, 20)
+    assert (config.num_epochs, config.num_steps, config.batch_size) == (20, None, 32)
+    assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 1e-3, 0.9)
+    assert not config.batch_norm
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    [
+        ("original", "vgg16"),
+        ("modern", "vgg16_small_head"),
+        ("modern", "wide_resnet"),
+        ("original", "small"),
+        ("modern", "small_nnx"),
+    ],
+)
+def test_every_model_can_be_fitted_under_a_preset(preset, model):
+    config = experiment.preset(preset, model)
+    posterior = experiment.make_posterior(config, (32, 32, 3), 10)
+    data = baal.Dataset(
+        jax.ShapeDtypeStruct((40, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((40,), np.int32)
+    )  # fmt: skip
+    state = jax.eval_shape(posterior.fit, jax.random.key(0), data, jax.ShapeDtypeStruct((40,), bool))
+    assert jax.tree.leaves(state.variables.params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": None, "num_epochs": 2}, "--schedule onecycle"),
+        ({"warm_start": True}, "--warm-start goes on where --schedule onecycle has ended"),
+        ({"strategies": ("bald", "random", "bald")}, "each of them once"),
+        ({"rounds": 0}, "--rounds 0"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"model": "vgg16"}, "at least 32 × 32"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        experiment.prepare(tiny(tmp_path, **changes))

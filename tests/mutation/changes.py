@@ -1,0 +1,203 @@
+"""Careless changes to the package: drawn from its syntax by a seed, and written down by hand."""
+
+import ast
+import random
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+HOME = Path(__file__).parents[2]
+SWAPS = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/",
+    ast.Div: "*",
+    ast.BitAnd: "|",
+    ast.BitOr: "&",
+    ast.And: "or",
+    ast.Or: "and",
+}
+NAMES = {
+    "min": "max",
+    "max": "min",
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "argmin": "argmax",
+    "argmax": "argmin",
+    "any": "all",
+    "all": "any",
+    "sum": "mean",
+    "mean": "sum",
+    "ceil": "floor",
+    "floor": "ceil",
+    "exp": "expm1",
+    "log": "log1p",
+    "zeros": "ones",
+    "ones": "zeros",
+    "logical_and": "logical_or",
+    "logical_or": "logical_and",
+}
+
+
+class Change(NamedTuple):
+    """One change: ``old`` stands at ``start`` in ``path`` and becomes ``new``."""
+
+    path: str
+    start: int
+    old: str
+    new: str
+
+    def apply(self, text: str) -> str:
+        assert text[self.start :].startswith(self.old), f"{self.path} no longer holds {self.old!r}"
+        return text[: self.start] + self.new + text[self.start + len(self.old) :]
+
+    def describe(self) -> str:
+        line = (HOME / self.path).read_text(encoding="utf-8")[: self.start].count("\n") + 1
+        shown = [" ".join(part.split()) or "nothing" for part in (self.old, self.new)]
+        return f"{self.path}:{line}: {shown[0][:70]} → {shown[1][:70]}"
+
+
+class _Finder(ast.NodeVisitor):
+    """Every place of a file where one of the operators applies; texts, annotations and docstrings are left alone."""
+
+    def __init__(self, path, text):
+        self.path, self.text, self.changes, self.keys = path, text, [], []
+        self.lines = [0]
+        for line in text.splitlines(keepends=True):
+            self.lines.append(self.lines[-1] + len(line))
+        self.raw = text.splitlines(keepends=True)
+
+    def at(self, line, column):
+        return self.lines[line - 1] + len(self.raw[line - 1].encode()[:column].decode())
+
+    def span(self, node):
+        return self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
+
+    def add(self, start, end, new):
+        self.changes.append(Change(self.path, start, self.text[start:end], new))
+
+    def between(self, left, right, new):
+        """Replaces the operator that stands between two expressions."""
+        start, end = self.span(left)[1], self.span(right)[0]
+        middle = self.text[start:end]
+        core = middle.strip("() \n")
+        if core and "#" not in middle:
+            self.add(start + middle.index(core), start + middle.index(core) + len(core), new)
+
+    def visit_FunctionDef(self, node):
+        for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
+            self.visit(default)
+        own = [arg.arg for arg in [*node.args.args, *node.args.kwonlyargs]]
+        own += [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+        self.keys.append(sorted({name for name in own if name.startswith("key")}))
+        for statement in node.body:
+            self.visit(statement)
+        self.keys.pop()
+
+    def visit_AnnAssign(self, node):
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Raise(self, node):
+        """Messages are not looked into; whether they are raised is up to the ``if`` around them."""
+
+    def visit_If(self, node):
+        if len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse:
+            start, end = self.span(node.test)
+            self.add(start, end, "False")
+        self.generic_visit(node)
+
+    def visit_Expr(self, node):
+        if isinstance(node.value, ast.Call):
+            start, end = self.span(node)
+            self.add(start, end, "pass")
+        if not isinstance(node.value, ast.Constant):
+            self.generic_visit(node)
+
+    def visit_Compare(self, node):
+        for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+            self.between(left, right, SWAPS[type(operator)])
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node):
+        if type(node.op) in SWAPS and not isinstance(node.left, ast.JoinedStr | ast.List | ast.Tuple):
+            self.between(node.left, node.right, SWAPS[type(node.op)])
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node):
+        self.between(node.values[0], node.values[1], SWAPS[type(node.op)])
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node):
+        if isinstance(node.op, ast.Not | ast.USub):
+            start, end = self.span(node)
+            self.add(start, end, self.text[slice(*self.span(node.operand))])
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        start, end = self.span(node)
+        if isinstance(node.value, bool):
+            self.add(start, end, str(not node.value))
+        elif isinstance(node.value, int):
+            self.add(start, end, str(node.value + 1))
+        elif isinstance(node.value, float):
+            self.add(start, end, repr(node.value * 2 or 1.0))
+
+    def visit_Name(self, node):
+        if self.keys and isinstance(node.ctx, ast.Load):
+            for other in self.keys[-1]:
+                if node.id in self.keys[-1] and other != node.id:
+                    self.add(*self.span(node), other)
+
+    def visit_Attribute(self, node):
+        if node.attr in NAMES:
+            end = self.span(node)[1]
+            self.add(end - len(node.attr), end, NAMES[node.attr])
+        self.generic_visit(node)
+
+    def visit_JoinedStr(self, node):
+        """Texts are not looked into."""
+
+
+def found() -> list[Change]:
+    """All changes that the operators can make to the package and that still compile."""
+    changes = []
+    for path in sorted((HOME / "baal_jax").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        finder = _Finder(path.relative_to(HOME).as_posix(), text)
+        finder.visit(ast.parse(text))
+        changes += finder.changes
+    return sorted(set(changes))
+
+
+def drawn(seed: int, count: int) -> list[Change]:
+    """``count`` of them, no two in one statement's line while there are others."""
+    changes = found()
+    random.Random(seed).shuffle(changes)
+    picked, lines = [], set()
+    for change in changes:
+        place = change.path, (HOME / change.path).read_text(encoding="utf-8")[: change.start].count("\n")
+        if place not in lines and len(picked) < count:
+            lines.add(place)
+            picked.append(change)
+    return picked
+
+
+def written() -> list[Change]:
+    """Those of ``careless.toml``, each of which a person could have made."""
+    changes = []
+    for entry in tomllib.loads((Path(__file__).parent / "careless.toml").read_text(encoding="utf-8"))["change"]:
+        text = (HOME / entry["file"]).read_text(encoding="utf-8")
+        assert text.count(entry["old"]) == 1, f"{entry['file']} holds {entry['old']!r} {text.count(entry['old'])} times"
+        changes.append(Change(entry["file"], text.index(entry["old"]), entry["old"], entry["new"]))
+    return changes
