@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import baal_jax
 
 ROOT = Path(baal_jax.__file__).parent
 HOME = ROOT.parent
 FILES = sorted(ROOT.rglob("*.py"))
+SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
 EDGE = ("study", "annotation", "_cli")  # a product of its own, which the library does not know
 
 
@@ -158,28 +157,46 @@ def _public():
     return names
 
 
-PUBLIC = _public()
+def test_every_public_name_is_documented():
+    """Constants such as registries are documented where they stand; one-line accessors say it all."""
+    offenders = []
+    for name, value in _public().items():
+        if not inspect.isclass(value) and not inspect.isfunction(inspect.unwrap(value)):
+            continue
+        doc = inspect.getdoc(value) or ""
+        parameters = () if inspect.isclass(value) or len(doc.splitlines()) == 1 else inspect.signature(value).parameters
+        missing = [parameter for parameter in parameters if not re.search(rf"\n    {parameter}:", doc)]
+        if missing or not doc:
+            offenders.append((".".join(name), missing or "no docstring"))
+    assert len(_public()) > 200
+    assert not offenders
 
 
-@pytest.mark.parametrize("name", PUBLIC, ids=".".join)
-def test_every_public_name_is_documented(name):
-    value = PUBLIC[name]
-    if not inspect.isclass(value) and not inspect.isfunction(inspect.unwrap(value)):
-        return  # a registry or another constant, documented where it stands
-    doc = inspect.getdoc(value)
-    assert doc
-    if not inspect.isclass(value):
-        parameters = inspect.signature(value).parameters
-        undocumented = [p for p in parameters if not re.search(rf"\n    {p}:", doc)]
-        short = len(doc.splitlines()) == 1  # one-line accessors say it all
-        assert short or not undocumented
+def _signatures():
+    """A line for every parameter of what is public, its default as it is written: what a user gets who says nothing."""
+    lines = []
+    for (module, name), value in sorted(_public().items()):
+        value = inspect.unwrap(value)
+        if inspect.isfunction(value) or (inspect.isclass(value) and hasattr(value, "_fields")):
+            for parameter in inspect.signature(value).parameters.values():
+                default = parameter.default
+                shown = "" if default is parameter.empty else f" = {getattr(default, '__qualname__', repr(default))}"
+                star = "*" if parameter.kind is parameter.KEYWORD_ONLY else ""
+                lines.append(f"{module}.{name}({star}{parameter.name}{shown})")
+        elif isinstance(value, bool | int | float | str | tuple):
+            lines.append(f"{module}.{name} = {value!r}")
+    return lines
 
 
-@pytest.mark.parametrize("family", ["heuristics", "selection", "posteriors"])
-def test_registries_hold_public_names(family):
-    module = getattr(baal_jax, family)
-    assert set(module.REGISTRY) <= set(module.__all__)
-    assert all(getattr(module, name) is value for name, value in module.REGISTRY.items())
+def test_names_and_defaults_are_those_that_were_agreed_on():
+    """After a change on purpose: ``python -m tests.test_architecture`` writes them anew, and the difference is read."""
+    assert _signatures() == SIGNATURES.read_text(encoding="utf-8").splitlines()
+
+
+def test_registries_hold_public_names():
+    for module in (baal_jax.heuristics, baal_jax.selection, baal_jax.posteriors, baal_jax.calibration):
+        assert set(module.REGISTRY) <= set(module.__all__)
+        assert all(getattr(module, name) is value for name, value in module.REGISTRY.items())
 
 
 def test_no_pickle_and_no_global_numpy_random_state():
@@ -188,3 +205,7 @@ def test_no_pickle_and_no_global_numpy_random_state():
         if path.name != "_archive.py":  # whose Unpickler knows NumPy's arrays and nothing else
             assert "pickle" not in names
         assert "np.random.seed" not in path.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    SIGNATURES.write_text("\n".join(_signatures()) + "\n", encoding="utf-8")
