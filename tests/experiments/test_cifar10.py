@@ -2,26 +2,17 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import harness
 import jax
 import numpy as np
 import pytest
+import vgg_mcdropout_cifar10 as experiment
 from jax.experimental.compilation_cache import compilation_cache
 
 import baal_jax as baal
 from baal_jax import checkpoint
 from tests.data import files as data_files
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-import harness  # noqa: E402
-import vgg_mcdropout_cifar10 as experiment  # noqa: E402
 
 TINY = {
     "dataset": "digits", "subset": 100, "num_test": 40, "seeds": 2, "num_initial": 40, "query_size": 5, "rounds": 2,
@@ -86,55 +77,31 @@ def test_it_writes_rounds_curves_calibration_classes_and_a_gallery(finished):
     assert results["config"]["num_steps"] == 3
 
 
-def test_all_seeds_in_one_program_give_the_same(finished, tmp_path):
-    experiment.main(tiny(tmp_path, seeds_at_once=2))
-    one, all_at_once = outcome(finished)[1], outcome(tmp_path)[1]
-    for name in one:
-        np.testing.assert_allclose(all_at_once[name]["metrics"]["nll"], one[name]["metrics"]["nll"], rtol=1e-5)
-
-
 def test_a_finished_run_is_only_reported_again(finished):
     before = outcome(finished)
     experiment.main(tiny(finished))
     assert outcome(finished) == before
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 5])
-def test_a_run_that_stops_anywhere_ends_the_same(stop_after, finished, tmp_path, monkeypatch):
+def test_a_run_that_stops_in_the_middle_ends_the_same(finished, tmp_path, monkeypatch):
     saves, save = [], checkpoint.Checkpointer.save
 
     def stopping(self, number, state):
         save(self, number, state)
         saves.append(number)
-        if len(saves) == stop_after:
+        if len(saves) == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.Checkpointer, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         experiment.main(tiny(tmp_path))
-    if stop_after == 5:
-        with (tmp_path / "rounds.jsonl").open("a") as file:  # a round that was written, but not checkpointed
-            file.write('{"strategy": "bald"}\n{"strat')
+    with (tmp_path / "rounds.jsonl").open("a") as file:  # a round that was written, but not checkpointed
+        file.write('{"strategy": "bald"}\n{"strat')
     experiment.main(tiny(tmp_path))
     assert outcome(tmp_path) == outcome(finished)
     final = [np.load(sorted((out / "checkpoints").glob("step_*.npz"))[-1]) for out in (tmp_path, finished)]
     assert final[0].files == final[1].files
     assert all(final[0][name].tobytes() == final[1][name].tobytes() for name in final[0].files)  # every array
-
-
-def test_a_killed_process_ends_the_same(finished, tmp_path, compile_once):
-    values = {**TINY, "model": "small", "out": tmp_path}
-    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, str(EXPERIMENTS / "vgg_mcdropout_cifar10.py"), *flags]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compile_once, "PYTHONWARNINGS": "default"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("checkpoints/step_*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert outcome(tmp_path)[0] == outcome(finished)[0]
 
 
 def test_another_configuration_does_not_continue(finished):
@@ -169,13 +136,13 @@ def test_a_pool_that_runs_out_and_a_seed_that_diverges_are_reported():
     np.testing.assert_array_equal(curves.metrics["nll"], [[1.0, 0.5, np.nan]])
 
 
-@pytest.mark.parametrize("name", ["top_k_epig", "top_k_margin", "power_mean_std", "softmax_bald"])
-def test_strategies_by_name(name, finished):
-    run = experiment.prepare(tiny(finished, strategies=(name,)))
-    states = jax.eval_shape(lambda: experiment.first_states(run, experiment.Job(name, [0])))
-    _, info = jax.eval_shape(run.programs[name], states, run.train, run.test)
-    assert info.indices.shape == (1, 1, 5)
-    assert (harness.heuristic(name) is None) == (name == "top_k_epig")
+def test_strategies_by_name(tmp_path):
+    run = experiment.prepare(tiny(tmp_path, strategies=("top_k_epig", "power_mean_std")))
+    for name in run.programs:
+        states = jax.eval_shape(lambda name=name: experiment.first_states(run, experiment.Job(name, [0])))
+        _, info = jax.eval_shape(run.programs[name], states, run.train, run.test)
+        assert info.indices.shape == (1, 1, 5)
+        assert (harness.heuristic(name) is None) == (name == "top_k_epig")
 
 
 def test_cifar10_is_read_from_a_directory(tmp_path):
@@ -203,36 +170,23 @@ def test_the_original_preset_holds_the_original_numbers():
 
 
 @pytest.mark.parametrize(
-    ("preset", "model"),
-    [
-        ("original", "vgg16"),
-        ("modern", "vgg16_small_head"),
-        ("modern", "wide_resnet"),
-        ("original", "small"),
-        ("modern", "small_nnx"),
-    ],
+    ("preset", "model"), [("original", "vgg16"), ("modern", "wide_resnet"), ("modern", "small_nnx")]
 )
 def test_every_model_can_be_fitted_under_a_preset(preset, model):
-    config = experiment.preset(preset, model)
-    posterior = experiment.make_posterior(config, (32, 32, 3), 10)
-    data = baal.Dataset(
-        jax.ShapeDtypeStruct((40, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((40,), np.int32)
-    )  # fmt: skip
+    posterior = experiment.make_posterior(experiment.preset(preset, model), (32, 32, 3), 10)
+    data = baal.Dataset(jax.ShapeDtypeStruct((40, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((40,), np.int32))
     state = jax.eval_shape(posterior.fit, jax.random.key(0), data, jax.ShapeDtypeStruct((40,), bool))
     assert jax.tree.leaves(state.variables.params)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_settings_that_do_not_go_together_are_refused(tmp_path):
+    for changes, message in [
         ({"num_steps": None, "num_epochs": 2}, "--schedule onecycle"),
         ({"warm_start": True}, "--warm-start goes on where --schedule onecycle has ended"),
         ({"strategies": ("bald", "random", "bald")}, "each of them once"),
         ({"rounds": 0}, "--rounds 0"),
         ({"seeds": 0}, "--seeds 0"),
         ({"model": "vgg16"}, "at least 32 × 32"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(changes, message, tmp_path):
-    with pytest.raises(SystemExit, match=message):
-        experiment.prepare(tiny(tmp_path, **changes))
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            experiment.prepare(tiny(tmp_path, **changes))

@@ -1,22 +1,16 @@
 """Layers of the experiments are the stock ones in another form: values and gradients."""
 
-import sys
-from pathlib import Path
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import layers
 import numpy as np
 import pytest
 
-import layers
-
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CASES = {
-    "same": ((3, 8, 8, 2), (3, 3), (1, 1), "SAME"),
-    "uneven image": ((2, 7, 5, 3), (3, 3), (1, 1), "SAME"),
+    "same, uneven image": ((2, 7, 5, 3), (3, 3), (1, 1), "SAME"),
     "valid": ((2, 6, 7, 2), (3, 2), (1, 1), "VALID"),
-    "one pixel kernel": ((2, 4, 4, 3), (1, 1), (1, 1), "SAME"),
     "even kernel": ((2, 6, 6, 2), (2, 4), (1, 1), "SAME"),
     "explicit padding": ((2, 8, 7, 1), (5, 5), (1, 1), ((2, 1), (0, 2))),
     "two by two": ((4, 2, 2, 5), (3, 3), (1, 1), "SAME"),
@@ -28,46 +22,55 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_convolution_and_its_gradients_are_those_of_lax(name):
-    shape, kernel, strides, padding = CASES[name]
-    x = jax.random.normal(jax.random.key(0), shape)
-    w = jax.random.normal(jax.random.key(1), (*kernel, shape[-1], 4))
-
-    def stock(x, w):
-        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
-
-    expected, pull_back = jax.vjp(stock, x, w)
-    found, our_pull_back = jax.vjp(lambda x, w: layers.cpu_conv(x, w, strides, padding), x, w)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    cotangent = jax.random.normal(jax.random.key(2), expected.shape)
-    for ours, theirs in zip(our_pull_back(cotangent), pull_back(cotangent), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
 
 
-def test_convolution_maps_over_seeds():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 2, 4))
-    w = jax.random.normal(jax.random.key(1), (2, 3, 3, 4, 5))
-    wide = jax.random.normal(jax.random.key(0), (2, 3, 6, 6, 4))
-    for inputs in (x, wide):
-        mapped = jax.vmap(jax.grad(lambda x, w: jnp.sum(layers.cpu_conv(x, w, (1, 1), "SAME") ** 2), (0, 1)))(inputs, w)
-        single = jax.grad(lambda x, w: jnp.sum(layers.cpu_conv(x, w, (1, 1), "SAME") ** 2), (0, 1))(inputs[1], w[1])
+def test_convolution_and_its_gradients_are_those_of_lax(rng):
+    def with_gradients(convolve, x, w, cotangent):
+        value, pull_back = jax.vjp(convolve, x, w)
+        return value, *pull_back(cotangent)
+
+    @jax.jit
+    def both(arrays):
+        results = {}
+        for name, (_, _, strides, padding) in CASES.items():
+            stock = lambda x, w: jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)  # noqa: B023, E731
+            ours = lambda x, w: layers.cpu_conv(x, w, strides, padding)  # noqa: B023, E731
+            results[name] = [with_gradients(convolve, *arrays[name]) for convolve in (ours, stock)]
+        return results
+
+    arrays = {}
+    for name, (shape, kernel, strides, padding) in CASES.items():
+        x, w = normal(rng, *shape), normal(rng, *kernel, shape[-1], 4)
+        out = jax.eval_shape(
+            lambda x, w: jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT),  # noqa: B023
+            x,
+            w,
+        )
+        arrays[name] = x, w, normal(rng, *out.shape)
+    for name, (found, expected) in both(arrays).items():
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_convolution_maps_over_seeds(rng):
+    gradients = jax.grad(lambda x, w: jnp.sum(layers.cpu_conv(x, w, (1, 1), "SAME") ** 2), (0, 1))
+    w = normal(rng, 2, 3, 3, 4, 5)
+    for inputs in (normal(rng, 2, 3, 2, 2, 4), normal(rng, 2, 3, 6, 6, 4)):
+        mapped, single = jax.jit(lambda x, w: (jax.vmap(gradients)(x, w), gradients(x[1], w[1])))(inputs, w)
         for ours, theirs in zip(mapped, single, strict=True):
             np.testing.assert_allclose(ours[1], theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_convolution_keeps_bfloat16():
-    x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
-    w = jnp.ones((3, 3, 3, 4), jnp.bfloat16)
-    assert layers.cpu_conv(x, w, (1, 1), "SAME").dtype == jnp.bfloat16
-    gradient = jax.grad(lambda w: jnp.sum(layers.cpu_conv(x, w, (1, 1), "SAME").astype(jnp.float32)))(w)
-    assert gradient.dtype == jnp.bfloat16
-
-
-def test_convolution_refuses_what_it_does_not_know():
+def test_convolution_keeps_bfloat16_and_refuses_what_it_does_not_know():
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 4, 4, 3), (3, 3, 3, 4)))
+    assert jax.eval_shape(lambda x, w: layers.cpu_conv(x, w, (1, 1), "SAME"), x, w).dtype == jnp.bfloat16
+    total = lambda w, x: jnp.sum(layers.cpu_conv(x, w, (1, 1), "SAME").astype(jnp.float32))  # noqa: E731
+    assert jax.eval_shape(jax.grad(total), w, x).dtype == jnp.bfloat16
     module = nn.Conv(4, (3, 3), kernel_dilation=2, conv_general_dilated=layers.cpu_conv)
     with pytest.raises(ValueError, match="groups nor dilation"):
-        module.init(jax.random.key(0), jnp.ones((1, 8, 8, 2)))
+        module.init(jax.random.key(0), np.ones((1, 8, 8, 2), np.float32))
 
 
 def test_the_backend_decides(monkeypatch):
@@ -76,41 +79,30 @@ def test_the_backend_decides(monkeypatch):
     assert layers.fast_conv() is jax.lax.conv_general_dilated
 
 
-def test_max_pool_is_the_window_maximum():
-    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
-    np.testing.assert_array_equal(layers.max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
-    stock = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 2))(x)
-    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(layers.max_pool_2x2(x) ** 2))(x), stock, rtol=1e-6)
+def test_max_pool_is_the_window_maximum_and_its_gradient_is_shared_among_equals(rng):
+    def pooled(pool, x):
+        return pool(x), jax.grad(lambda x: jnp.sum(pool(x) ** 2))(x)
 
-
-def test_gradients_of_max_pool_count_nothing_and_share_among_equals():
-    def slope(x, cotangent):
-        return jax.vjp(layers.max_pool_2x2, x)[1](cotangent)[0]
-
-    arrays = jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 2, 2))
-    np.testing.assert_array_equal(slope(*arrays), np.full((1, 4, 4, 2), 0.25))
-    assert "reduce_sum" not in str(jax.make_jaxpr(slope)(*arrays))
+    stock = lambda x: nn.max_pool(x, (2, 2), (2, 2))  # noqa: E731
+    ours, theirs = jax.jit(lambda x: [pooled(pool, x) for pool in (layers.max_pool_2x2, stock)])(
+        normal(rng, 2, 9, 8, 3)
+    )
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
+    slope = jax.jit(lambda x: jax.vjp(layers.max_pool_2x2, x)[1](jnp.ones((1, 2, 2, 2)))[0])
+    np.testing.assert_array_equal(slope(np.ones((1, 4, 4, 2), np.float32)), np.full((1, 4, 4, 2), 0.25))
 
 
 UNITS = (1024, 768)
 
 
-def masks(rate, key=0):
-    keys = jax.random.split(jax.random.key(key))
-    return [
-        jax.random.bernoulli(k, 1 - rate, (1, n)).astype(jnp.float32) / (1 - rate)
-        for k, n in zip(keys, UNITS, strict=True)
-    ]
+def masks(rng, rate, *draws):
+    return [(rng.random((*draws, 1, n)) < 1 - rate).astype(np.float32) / np.float32(1 - rate) for n in UNITS]
 
 
-def dense_case():
-    keys = jax.random.split(jax.random.key(5), 2)
-    return jax.random.normal(keys[0], (6, UNITS[0])), jax.random.normal(keys[1], UNITS)
-
-
-@pytest.mark.parametrize("rate", [0.5, 0.7, 0.9])
-def test_a_dense_layer_between_masks_is_the_stock_one(rate):
-    x, kernel = dense_case()
+@pytest.mark.parametrize("rate", [0.5, 0.9])
+def test_a_dense_layer_between_masks_is_the_stock_one(rate, rng):
+    x, kernel, (before, after) = normal(rng, 6, UNITS[0]), normal(rng, *UNITS), masks(rng, rate, 3)
 
     def ours(before, after, x, kernel):
         dot = layers.dropped_dot(before, after, rate)
@@ -119,28 +111,29 @@ def test_a_dense_layer_between_masks_is_the_stock_one(rate):
     def stock(before, after, x, kernel):
         return ((x * before) @ kernel) * after
 
-    draws = [masks(rate, key) for key in range(3)]
-    stacked = [jnp.stack(part) for part in zip(*draws, strict=True)]
-    for function in (ours, jax.jit(ours)):
-        found = jax.vmap(function, in_axes=(0, 0, None, None))(*stacked, x, kernel)
-        expected = jax.vmap(stock, in_axes=(0, 0, None, None))(*stacked, x, kernel)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * float(jnp.abs(expected).max()))
-    gradients = [jax.grad(lambda x, w, f=f: jnp.sum(f(*draws[0], x, w) ** 2), (0, 1))(x, kernel) for f in (ours, stock)]
-    scale = [float(jnp.abs(leaf).max()) for leaf in gradients[1]]
-    for found, expected, largest in zip(*gradients, scale, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * largest)
+    @jax.jit
+    def values(before, after, x, kernel):
+        return [
+            (
+                jax.vmap(layer, in_axes=(0, 0, None, None))(before, after, x, kernel),
+                *jax.grad(lambda *a, f=layer: jnp.sum(f(*a) ** 2), (2, 3))(before[0], after[0], x, kernel),
+            )
+            for layer in (ours, stock)
+        ]
+
+    for found, expected in zip(*values(before, after, x, kernel), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
 
 
-def test_a_mask_that_keeps_too_much_gives_nan_and_no_wrong_number():
-    x, kernel = dense_case()
-    before, after = masks(0.5)
-    for first, second in ((jnp.ones_like(before), after), (before, jnp.ones_like(after))):
-        found = layers.dropped_dot(first, second, 0.5)(x, kernel)
-        assert np.isnan(found).all()
+def test_a_mask_that_keeps_too_much_gives_nan_and_no_wrong_number(rng):
+    x, kernel, (before, after) = normal(rng, 6, UNITS[0]), normal(rng, *UNITS), masks(rng, 0.5)
+    multiplied = jax.jit(lambda before, after: layers.dropped_dot(before, after, 0.5)(x, kernel))
+    for first, second in ((np.ones_like(before), after), (before, np.ones_like(after))):
+        assert np.isnan(multiplied(first, second)).all()
 
 
-def test_little_to_leave_out_means_the_stock_layer(monkeypatch):
-    assert layers.dropped_dot(*masks(0.2), 0.2) is None
-    assert layers.dropped_dot(*masks(0.0), 0.0) is None
+def test_little_to_leave_out_means_the_stock_layer(rng, monkeypatch):
+    assert layers.dropped_dot(*masks(rng, 0.2), 0.2) is None
+    assert layers.dropped_dot(*masks(rng, 0.0), 0.0) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert layers.dropped_dot(*masks(0.5), 0.5) is None
+    assert layers.dropped_dot(*masks(rng, 0.5), 0.5) is None
