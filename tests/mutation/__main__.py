@@ -29,7 +29,7 @@ def rooms_tests(path: str) -> list[str]:
     contract = HOME / "tests" / "contracts" / f"test_{CONTRACTS.get(parts[0], parts[0])}.py"
     own, outer = folder / f"test_{name}.py", HOME / "tests" / f"test_{room}.py"
     near = [own, contract, outer, *sorted(folder.glob("test_*.py") if len(parts) > 1 else [])]
-    near += sorted((HOME / "tests" / room).rglob("test_*.py")) + [HOME / "tests" / "test_architecture.py"]
+    near += [*sorted((HOME / "tests" / room).rglob("test_*.py")), HOME / "tests" / "test_architecture.py"]
     if room not in ("annotation", "cli", "study", "data"):
         near += [HOME / "tests" / f"test_{name}.py" for name in ("loop", "rounds", "prediction")]
     existing = [str(path.relative_to(HOME)) for path in near if path.exists()]
