@@ -26,7 +26,7 @@ RUN python -m pip install --no-cache-dir --require-hashes -r .docker/development
 COPY --chown=baal:baal . .
 RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation -e .
 USER 1000
-CMD ["python", "-m", "pytest", "-n", "2", "--dist", "worksteal"]
+CMD ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
 
 FROM dependencies AS prod_baal
 COPY --chown=baal:baal pyproject.toml README.md LICENSE ./
