@@ -36,15 +36,15 @@ class MeanMap(nn.Module):
 
 
 class Attention(nn.Module):
-    """The last layer is the output projection, which contracts heads and their channels."""
+    """A last layer at every token, behind a projection that contracts heads and their channels."""
 
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.Dense(8)(x.reshape(x.shape[0], 8, -1))
-        x = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5)(x, x, deterministic=not train).mean(axis=1)
+        x = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5)(x, x, deterministic=not train)
         x = nn.LayerNorm()(x)
-        self.sow("seen", "h", x)
-        return nn.log_softmax(nn.Dense(3)(x))
+        self.sow("seen", "h", x.mean(axis=1))
+        return nn.log_softmax(nn.Dense(3)(x).mean(axis=1))
 
 
 class Block(nn.Module):

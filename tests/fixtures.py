@@ -108,6 +108,22 @@ def trainer(optimizer=None, loss=losses.cross_entropy, **options):
     return baal.trainer(optax.adam(1e-2) if optimizer is None else optimizer, loss, **options)
 
 
+def untrained(params=None):
+    """A trainer that keeps the key of a fit as state of the optimizer; a fit after another adds 1 to its weights."""
+
+    def bind(model, *, penalty=None, transform=None):
+        def fit(key, dataset, labelled, previous=None):
+            variables = model.init(key, dataset.inputs[:1]) if params is None else baal.Variables(params, {})
+            if previous is not None:
+                variables = variables._replace(params=jax.tree.map(lambda leaf: leaf + 1, previous.variables.params))
+            opt_state = (key,) if transform is None else (key, transform.init(variables.params))
+            return baal.TrainState(variables, opt_state, jnp.int32(1), jnp.float32(0))
+
+        return fit
+
+    return bind
+
+
 # Posteriors that compile at once
 
 

@@ -3,7 +3,27 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+
+def variables_of(model, inputs, seed=1):
+    """Numbers in the shapes of a model, which cost no compilation: no zeros in biases, no ones in scales."""
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.zeros(leaf.shape, leaf.dtype)
+        scale = np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 1.0
+        signs = rng.choice([-1, 1], leaf.shape) if scale > 1 else 1
+        return (rng.uniform(0.2, 1.2, leaf.shape) * signs / scale).astype(leaf.dtype)
+
+    one = jax.tree.map(lambda leaf: leaf[:1], inputs)
+    return jax.tree.map(fill, jax.eval_shape(model.init, jax.random.key(0), one))
+
+
+def _hidden(x):
+    return nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
 
 
 class LinenKeyword(nn.Module):
@@ -11,16 +31,13 @@ class LinenKeyword(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(self.rate)(x, deterministic=not train)
-        return nn.Dense(3)(x)
+        return nn.Dense(3)(nn.Dropout(self.rate)(_hidden(x), deterministic=not train))
 
 
 class LinenPosition(nn.Module):
     @nn.compact
     def __call__(self, x, train, /):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(nn.Dropout(0.5)(x, not train))
+        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), not train))
 
 
 class LinenConstructor(nn.Module):
@@ -28,24 +45,20 @@ class LinenConstructor(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not self.train)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not self.train)(_hidden(x)))
 
 
 class LinenDeterministic(nn.Module):
     @nn.compact
     def __call__(self, x, deterministic: bool = True):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=deterministic))
+        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), deterministic=deterministic))
 
 
 class LinenInline(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        if train:
-            x = nn.Dropout(0.5, deterministic=False)(x)
-        return nn.Dense(3)(x)
+        x = _hidden(x)
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(x) if train else x)
 
 
 class LinenConv(nn.Module):
@@ -53,12 +66,10 @@ class LinenConv(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = nn.Conv(4, (3, 3))(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x)))
         x = nn.Dropout(0.3, broadcast_dims=(1, 2), deterministic=not train)(x)
         x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(_hidden(x)))
 
 
 class LinenAttention(nn.Module):
@@ -85,8 +96,7 @@ class LinenDropPath(nn.Module):
 
     @nn.compact
     def __call__(self, x, stochastic_depth: bool = False):
-        x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(DropPath()(x, training=stochastic_depth))
+        return nn.Dense(3)(DropPath()(_hidden(x), training=stochastic_depth))
 
 
 class LinenCounter(nn.Module):
@@ -98,7 +108,30 @@ class LinenCounter(nn.Module):
         if train and not self.is_initializing():
             calls.value = calls.value + 1
         self.sow("intermediates", "seen", x)
+        self.sow("losses", "activity", jnp.mean(x))
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1)))
+
+
+class Centre(nn.Module):
+    """A normalisation of the user's own, with a running mean."""
+
+    @nn.compact
+    def __call__(self, x, training: bool):
+        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros((1, x.shape[-1])))
+        before, now = mean.value, x.mean(axis=0, keepdims=True)
+        mean.value = 0.99 * before + 0.01 * now
+        return x - (now if training else before)
+
+
+class LinenNormed(nn.Module):
+    """Normalisation, then dropout, and no weights."""
+
+    own: bool = False
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = Centre()(x, train) if self.own else nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
 
 
 LINEN = [
@@ -120,14 +153,13 @@ class NnxMode(nnx.Module):
         self.hidden, self.out = nnx.Linear(64, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
-    def __call__(self, x):
-        return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))))
+    def __call__(self, x, **options):
+        return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))), **options))
 
 
 class NnxKeyword(NnxMode):
     def __call__(self, x, train: bool):
-        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
-        return self.out(self.dropout(x, deterministic=not train))
+        return super().__call__(x, deterministic=not train)
 
 
 class NnxRngs(NnxMode):
@@ -138,7 +170,7 @@ class NnxRngs(NnxMode):
         self.dropout = nnx.Dropout(0.5)
 
     def __call__(self, x, rngs: nnx.Rngs):
-        return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))), rngs=rngs))
+        return super().__call__(x, rngs=rngs)
 
 
 class NnxConv(nnx.Module):
@@ -181,7 +213,26 @@ class NnxOwnLayer(NnxMode):
         self.dropout = NnxNoise(rngs)
 
     def __call__(self, x, noisy: bool = False):
-        return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))), training=noisy))
+        return super().__call__(x, training=noisy)
+
+
+class NnxCentre(nnx.Module):
+    def __init__(self):
+        self.mean, self.training = nnx.BatchStat(jnp.zeros((1, 8))), False
+
+    def __call__(self, x):
+        before, now = self.mean[...], x.mean(axis=0, keepdims=True)
+        self.mean[...] = 0.99 * before + 0.01 * now
+        return x - (now if self.training else before)
+
+
+class NnxNormed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, own: bool = False):
+        self.norm = NnxCentre() if own else nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(x))
 
 
 NNX = [NnxMode, NnxKeyword, NnxRngs, NnxConv, NnxAttention]

@@ -1,281 +1,285 @@
 """The loop: one round in every disguise, what it picks, and what reaches its parts."""
 
-import contextlib
 from types import SimpleNamespace
 
-import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, metrics, pool, posteriors, selection
+from baal_jax import data, heuristics, metrics, pool, selection
+from tests.fixtures import SPY, close, clouds, count_compilations, random_network, same, same_key
 
-ROUNDS, SIZE = 4, 100
-
-
-@contextlib.contextmanager
-def count_compilations():
-    """Lists what XLA compiles meanwhile."""
-    compiled = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield compiled
-    jax.monitoring.unregister_event_duration_listener(listen)
+SIZE, ROUNDS = 100, 4
+KEY = jax.random.key(7)
+# Inputs whose scores are known.
+SCORES = np.random.default_rng(0).permutation(SIZE).astype(np.float32)
+DATA = baal.Dataset(SCORES[:, None], (np.arange(SIZE) % 7).astype(np.int32))
+TRAIN, TEST = clouds()
 
 
-def network_posterior():
-    net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(10)])
-    trainer = baal.trainer(optax.sgd(0.3), baal.losses.cross_entropy, num_steps=10, batch_size=8)
-    return posteriors.mc_dropout(baal.from_linen(net), trainer)
+def first_output(predictions):
+    return predictions.logits[0, :, 0]
 
 
-def known_scores(seed=0):
-    """Inputs whose scores are known, as a data set of 100 and the scores."""
-    scores = np.random.default_rng(seed).permutation(SIZE).astype(np.float32)
-    return baal.Dataset(jnp.asarray(scores)[:, None], jnp.arange(SIZE) % 7), scores
+def spy_loop(acquisition=None, posterior=SPY, **options):
+    acquisition = acquisition or baal.Acquisition(first_output, selection.top_k().select)
+    return baal.active_loop(posterior, acquisition, **{"query_size": 10, "num_samples": 2, "batch_size": 32} | options)
 
 
-# The state of a fit is what the fit was given, so that tests can look at it; the only output is the input.
-SPY = baal.Posterior(
-    fit=lambda key, dataset, labelled, previous=None: {"labelled": labelled, "targets": dataset.targets},
-    sample=lambda key, state, num_samples: jnp.zeros(num_samples),
-    apply=lambda state, draw, inputs: inputs,
-)
+def ids(mask):
+    return set(np.flatnonzero(np.asarray(mask)).tolist())
 
 
-def first_output(logits):
-    return logits[0, :, 0]
+def pool_of(*labelled):
+    """A pool of which these have been labelled in round 0."""
+    since = np.full(SIZE, -1, np.int32)
+    since[list(labelled)] = 0
+    return pool.PoolState(jnp.asarray(since), jnp.asarray(np.int32(1)))
 
 
-def spy_loop(acquisition=None, **arguments):
-    arguments = {"query_size": 10, "num_samples": 2, "batch_size": 32} | arguments
-    return baal.active_loop(SPY, acquisition or selection.top_k(first_output), **arguments)
+def run(*arguments, **options):
+    """A run whose numbers are on the host, where looking at a part of them compiles nothing."""
+    state, infos = baal.run(*arguments, **options)
+    return state, jax.device_get(infos)
+
+
+# Which key goes where
+
+
+@jax.jit
+def documented_keys(key, number, available):
+    """What the keys of one round bring about in the recording loop below, from the split as it is written down."""
+    fit, draws, select, subset, evaluate = jax.random.split(jax.random.fold_in(key, number), 5)
+    order = jnp.argsort(-jnp.where(available, jax.random.uniform(subset, available.shape), -jnp.inf))
+    return {
+        "fit": fit,
+        "score": jax.random.uniform(draws, (3,))[0],
+        "picked": order[:5],
+        "scores": jax.random.uniform(select, (5,)),
+        "evaluated": jax.random.uniform(evaluate, (3,)),
+    }
+
+
+def recording_loop(batches):
+    """A loop in which whatever is random shows its key, and which lists the sizes of the batches it predicts."""
+
+    def apply(state, draw, inputs):
+        batches.append(inputs.shape[0])
+        return draw + 0.0 * inputs
+
+    def select(key, summary, available, query_size, labelled=None):
+        scores = jax.random.uniform(key, (query_size,))
+        return baal.Selection(jnp.argsort(~available)[:query_size].astype(jnp.int32), scores)
+
+    posterior = baal.Posterior(
+        fit=lambda key, dataset, labelled, previous=None: {"key": key},
+        sample=lambda key, state, num_samples: jax.random.uniform(key, (num_samples,)),
+        apply=apply,
+    )
+    return baal.active_loop(
+        posterior,
+        baal.Acquisition(first_output, select),
+        query_size=5,
+        num_samples=3,
+        batch_size=32,
+        max_sample=40,
+        metrics=metrics.MetricSet(lambda p: p.logits[:, :, 0].T, lambda summary, targets: {"draws": summary[0]}),
+    )
+
+
+def test_the_first_labels_have_a_key_of_their_own():
+    key_rounds, key_first = jax.random.split(KEY)
+    state = spy_loop().init(KEY, DATA, num_initial=6)
+    same_key(state.key, key_rounds)
+    same(state.pool, pool.label_randomly(key_first, pool.init(SIZE), 6))
+    assert int(state.step) == 0
+    chosen = spy_loop().init(KEY, DATA, 6, acquisition=selection.random())
+    picked = pool.first_query(key_first, pool.init(SIZE), 6, selection.random())
+    same(chosen.pool, pool.label(pool.init(SIZE), picked.indices))
+
+
+@pytest.mark.parametrize("where", ["arrays", "source"])
+def test_every_part_of_a_round_has_a_key_of_its_own_and_the_size_of_its_batches(where):
+    batches, test = [], TEST._replace(inputs=TEST.inputs[:, :1])
+    loop = recording_loop(batches)
+    dataset = DATA if where == "arrays" else DATA._replace(inputs=data.View(DATA.inputs))
+    start = state = loop.init(KEY, dataset, num_initial=5)
+    infos = []
+    for number in (1, 2):
+        expected = documented_keys(start.key, number, pool.available(state.pool))
+        state, info = loop.step(state, dataset)
+        same_key(state.posterior["key"], expected["fit"])
+        assert float(info.mean_score) == pytest.approx(float(expected["score"]))
+        same(info.indices, expected["picked"])
+        same(info.scores, expected["scores"])
+        # The round is over and the state begins the next one, but the fit is still that of this round.
+        info = info._replace(metrics=loop.evaluate(state, test))
+        same(info.metrics["draws"], expected["evaluated"])
+        predicted = np.asarray(loop.predict(state, DATA.inputs[:90]))
+        assert predicted.shape == (3, 90, 1)
+        same(predicted[:, 0, 0], expected["evaluated"])
+        infos.append(info)
+    # A sample of 40, 30 test examples and 90 inputs, in even batches of 32 at most; a source is padded to whole ones,
+    # and its first example tells whether anything is predicted.
+    assert set(batches) - {1} == {{"arrays": 20, "source": 32}[where], 30, 90 // 3}
+    again, found = baal.run(loop, None, dataset, test, num_rounds=2, state=start)
+    same(found, jax.tree.map(lambda *leaves: np.stack(leaves), *infos))
+    same(again.pool, state.pool)
+
+
+def test_no_key_is_used_twice_in_a_run(key_reuse):
+    loop = baal.active_loop(
+        random_network(), selection.power(heuristics.bald), query_size=2, num_samples=2, batch_size=None, max_sample=6
+    )
+    infos = jax.jit(lambda key: baal.run(loop, key, TRAIN, TEST, num_initial=2, num_rounds=1)[1])(KEY)
+    assert 0 <= float(infos.metrics["accuracy"][0]) <= 1
+
+
+# One round after the other, in every disguise
 
 
 @pytest.fixture(scope="module")
-def data():
-    train, test = baal.data.digits()
-    return baal.Dataset(train.inputs[:40], train.targets[:40]), baal.Dataset(test.inputs[::12], test.targets[::12])
+def by_hand():
+    """Rounds of a loop whose every part is random and whose fits go on from the last, and what compiling them took."""
 
+    def fit(key, dataset, labelled, previous=None):
+        return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
 
-ACCURACY = metrics.MetricSet(
-    lambda predictions: metrics.model_average(predictions.logits),
-    lambda log_probs, targets: {"accuracy": metrics.accuracy(log_probs, targets)},
-)
-
-
-def build():
-    return baal.active_loop(
-        network_posterior(),
-        selection.top_k(heuristics.bald),
+    loop = baal.active_loop(
+        random_network()._replace(fit=fit),
+        selection.power(heuristics.bald),
         query_size=3,
         num_samples=4,
         batch_size=16,
-        metrics=ACCURACY,
+        metrics=metrics.MetricSet(
+            lambda predictions: metrics.model_average(predictions.logits),
+            lambda log_probs, targets: {"accuracy": metrics.accuracy(log_probs, targets)},
+        ),
     )
-
-
-@pytest.fixture(scope="module")
-def digits(data):
-    """One run by hand, and what compiling it took."""
-    loop, (train, test) = build(), data
-    key = jax.random.key(7)
-    states, infos, compiled = [loop.init(key, train, num_initial=5)], [], []
+    states, infos, compiled = [loop.init(KEY, TRAIN, num_initial=5)], [], []
     for _ in range(ROUNDS):
         with count_compilations() as counted:
-            state, info = loop.step(states[-1], train)
+            state, info = loop.step(states[-1], TRAIN)
+            values = loop.evaluate(state, TEST)
         compiled.append(len(counted))
         states.append(state)
-        infos.append(info._replace(metrics=loop.evaluate(state, test)))
-    return SimpleNamespace(
-        loop=loop,
-        train=train,
-        test=test,
-        key=key,
-        states=states,
-        infos=jax.tree.map(lambda *leaves: np.stack(leaves), *infos),
-        compiled=compiled,
-    )
+        infos.append(info._replace(metrics=values))
+    infos = jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
+    return SimpleNamespace(loop=loop, states=states, infos=infos, compiled=compiled)
 
 
-def assert_same_run(found, digits, start=0, stop=ROUNDS):
-    (state, infos), last = found, digits.states[stop]
-    expected = jax.tree.map(lambda leaf: leaf[start:stop], digits.infos)
-    np.testing.assert_array_equal(infos.indices, expected.indices)
-    np.testing.assert_array_equal(infos.num_labelled, expected.num_labelled)
-    np.testing.assert_array_equal(infos.round, expected.round)
-    np.testing.assert_allclose(infos.scores, expected.scores, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(infos.mean_score, expected.mean_score, rtol=1e-4)
-    if infos.metrics is not None:
-        np.testing.assert_array_equal(infos.metrics["accuracy"], expected.metrics["accuracy"])
-    np.testing.assert_array_equal(state.pool.labelled_at, last.pool.labelled_at)
-    for a, b in zip(jax.tree.leaves(state.posterior), jax.tree.leaves(last.posterior), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+def assert_same_run(state, infos, by_hand, start=0, stop=ROUNDS):
+    close(infos, jax.tree.map(lambda leaf: leaf[start:stop], by_hand.infos))
+    close(state._replace(key=0), by_hand.states[stop]._replace(key=0))
 
 
-def test_a_run_by_hand_is_sound(digits):
-    assert digits.infos.indices.shape == (ROUNDS, 3)
-    assert len(set(digits.infos.indices.ravel())) == ROUNDS * 3
-    assert digits.infos.num_labelled.tolist() == [5, 8, 11, 14]
-    assert digits.infos.round.tolist() == [1, 2, 3, 4]  # round 0 labelled the initial examples
-    assert np.all(np.diff(digits.infos.scores, axis=1) <= 0)
-    assert np.all(digits.infos.scores[:, 0] > digits.infos.mean_score)
-    assert digits.infos.num_nan.tolist() == [0] * ROUNDS
-    assert 0.1 < digits.infos.metrics["accuracy"].max() <= 1
-    final = digits.states[-1].pool.labelled_at
-    for number, indices in zip(digits.infos.round, digits.infos.indices, strict=True):
-        assert set(np.flatnonzero(final == number)) == set(indices)
+def test_a_run_by_hand_is_sound_and_its_step_is_compiled_once(by_hand):
+    infos, final = by_hand.infos, by_hand.states[-1]
+    assert infos.num_labelled.tolist() == [5, 8, 11, 14]
+    assert infos.round.tolist() == [1, 2, 3, 4]  # round 0 labelled the initial examples
+    assert infos.num_nan.tolist() == [0] * ROUNDS
+    for number, indices in zip(infos.round, infos.indices, strict=True):
+        assert ids(np.asarray(final.pool.labelled_at) == number) == set(indices.tolist())
+    assert [int(state.step) for state in by_hand.states] == [*range(ROUNDS + 1)]
+    assert by_hand.compiled == [2, 0, 0, 0]  # the step, and the evaluation
+    program = jax.make_jaxpr(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=2))(KEY)
+    assert "callback" not in str(program)
 
 
-def test_a_whole_run_compiles_the_step_once(digits):
-    assert digits.compiled == [1, 0, 0, 0]
-    assert digits.loop.evaluate._cache_size() == 1
-
-
-def test_a_step_is_traced_once_until_the_pool_is_empty():
-    data, _ = known_scores()
-    loop = spy_loop()
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(lambda state, data: loop.step(state, data), n=1))
-    state = loop.init(jax.random.key(0), data, num_initial=10)
-    for _ in range(10):
-        state, info = step(state, data)
-    assert int(info.num_picked) == 0
-
-
-def test_the_scan_is_the_python_loop(digits):
+def test_the_scan_is_the_python_loop_from_any_round_on(by_hand):
     # Case 49: twice, with numpy's hidden generator in another state.
-    run = jax.jit(lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=ROUNDS))
-    once = run(digits.key, digits.train, digits.test)
-    assert_same_run(once, digits)
+    whole = jax.jit(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
+    once = whole(KEY)
+    assert_same_run(*once, by_hand)
+    same_key(once[0].key, by_hand.states[-1].key)
     np.random.seed(3)  # noqa: NPY002
-    twice = run(digits.key, digits.train, digits.test)
-    jax.tree.map(np.testing.assert_array_equal, once[1], twice[1])
-    np.testing.assert_array_equal(once[0].pool.labelled_at, twice[0].pool.labelled_at)
+    again = whole(KEY)
+    same((once[0].pool, once[1]), (again[0].pool, again[1]))
+    assert once[1].stopped.tolist() == [False] * ROUNDS
+    for start in (0, 2):
+        # A state of one's own may hold Python numbers.
+        given = by_hand.states[start]._replace(step=int(by_hand.states[start].step))
+        found = baal.run(by_hand.loop, None, TRAIN, TEST, num_rounds=2, state=given)
+        assert_same_run(*found, by_hand, start, start + 2)
 
 
-def test_a_run_resumes_from_any_round(digits):
+def test_one_seed_among_many_is_that_seed_alone(by_hand):
     # Case 49.
-    resume = jax.jit(lambda state, train: baal.run(digits.loop, None, train, num_rounds=2, state=state))
-    for start in range(ROUNDS - 1):
-        found = resume(digits.states[start], digits.train)
-        assert_same_run(found, digits, start, start + 2)
+    def one(key):
+        state, infos = baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS)
+        return state._replace(key=0), infos
+
+    many = jax.device_get(jax.jit(lambda seeds: jax.vmap(one)(jax.vmap(jax.random.key)(seeds)))(np.array([1, 7])))
+    assert_same_run(*jax.tree.map(lambda leaf: leaf[1], many), by_hand)
+    other, this = many[1].indices
+    assert not np.array_equal(other, this)
+    assert len(set(other.ravel().tolist())) == ROUNDS * 3
 
 
-@pytest.mark.parametrize("over_keys", [lambda run, keys: jax.lax.map(run, keys), lambda run, keys: jax.vmap(run)(keys)])
-def test_one_seed_among_many_is_that_seed_alone(over_keys, digits):
-    # Case 49.
-    keys = jnp.stack([jax.random.key(1), digits.key])
-    many = over_keys(lambda key: baal.run(digits.loop, key, digits.train, num_initial=5, num_rounds=ROUNDS), keys)
-    assert_same_run(jax.tree.map(lambda leaf: leaf[1], many), digits)
-    other = many[1].indices[0]
-    assert not np.array_equal(other, many[1].indices[1])
-    assert len(set(np.asarray(other).ravel().tolist())) == ROUNDS * 3
-
-
-def test_nothing_compiled_goes_back_to_the_host(digits):
-    step = jax.make_jaxpr(digits.loop.step)(digits.states[0], digits.train)
-    run = jax.make_jaxpr(lambda key, train, test: baal.run(digits.loop, key, train, test, num_initial=5, num_rounds=2))(
-        digits.key, digits.train, digits.test
-    )
-    assert "scan" in str(run)
-    for program in (step, run):
-        assert "callback" not in str(program)
-
-
-def test_no_key_is_used_twice_in_a_run(data, key_reuse):
-    train = baal.Dataset(*(jnp.asarray(leaf[:12]) for leaf in data[0]))
-
-    def augment(key, batch):
-        return batch._replace(inputs=batch.inputs + 0.1 * jax.random.normal(key, batch.inputs.shape))
-
-    net = nn.Sequential([nn.Dropout(0.5, deterministic=False), nn.Dense(10)])
-    trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=2, batch_size=4, augment=augment)
-    posterior = posteriors.mc_dropout(baal.from_linen(net), trainer)
-    loop = baal.active_loop(
-        posterior,
-        selection.power(heuristics.bald),
-        query_size=2,
-        num_samples=2,
-        batch_size=None,
-        max_sample=6,
-    )
-    state, infos = baal.run(loop, jax.random.key(0), train, train, num_initial=2, num_rounds=2)
-    assert int(pool.num_labelled(state.pool)) == 6
-    assert infos.metrics["accuracy"].shape == (2,)
+# What is picked
 
 
 def test_the_best_available_examples_are_labelled_until_none_is_left():
     # Case 46: ten of a hundred, then ten by ten; Baal returns True nine times and then False.
-    data, scores = known_scores()
     loop = spy_loop()
-    start = loop.init(jax.random.key(0), data, num_initial=10)
-    state, infos = baal.run(loop, None, data, num_rounds=11, state=start)
+    start = loop.init(KEY, DATA, num_initial=10)
+    state, infos = run(loop, None, DATA, num_rounds=11, state=start)
     assert infos.num_picked.tolist() == [10] * 9 + [0, 0]
     assert infos.num_labelled.tolist() == [*range(10, 100, 10), 100, 100]
-    left = np.where(np.asarray(pool.available(start.pool)), scores, -np.inf)
+    left = np.where(pool.available(start.pool), SCORES, -np.inf)
     expected = np.argsort(-left)[:90].reshape(9, 10)
-    np.testing.assert_array_equal(infos.indices[:9], expected)
-    np.testing.assert_array_equal(infos.scores[:9], scores[expected])
+    same(infos.indices[:9], expected)
+    same(infos.scores[:9], SCORES[expected])
     assert np.all(infos.indices[9:] == -1)
     assert np.all(np.isnan(infos.scores[9:]))
-    assert np.all(np.isnan(infos.mean_score[9:]))
-    np.testing.assert_allclose(infos.mean_score[8], scores[expected[8]].mean())
-
-    after, info = loop.step(state, data)
-    assert int(info.num_picked) == 0
-    np.testing.assert_array_equal(after.pool.labelled_at, state.pool.labelled_at)
-    assert int(after.pool.round) == int(state.pool.round) + 1
+    close(infos.mean_score, [*(SCORES[expected[r:]].mean() for r in range(9)), np.nan, np.nan])
+    assert infos.metrics is None
+    # A round without picks counts as one.
+    assert int(state.pool.round) == 12
+    assert int(state.pool.labelled_at.max()) == 9
 
 
-def test_a_query_larger_than_what_is_left_takes_what_is_left():
-    data, _ = known_scores()
-    loop = spy_loop(query_size=60)
-    state, infos = baal.run(loop, jax.random.key(0), data, num_initial=10, num_rounds=2)
-    assert infos.num_picked.tolist() == [60, 30]
-    assert np.all(infos.indices[1, :30] >= 0)
-    assert np.all(infos.indices[1, 30:] == -1)
-    assert int(pool.num_labelled(state.pool)) == SIZE
+def test_a_schedule_of_query_sizes_holds_on_to_its_last_and_ends_with_the_pool():
+    loop = spy_loop(query_size=[10, 60], batch_size=None)
+    assert (loop.sizes, loop.batch_size) == ((10, 60), None)
+    state, infos = run(loop, KEY, DATA, num_initial=4, num_rounds=4)
+    assert infos.num_picked.tolist() == [10, 60, 26, 0]
+    assert infos.num_labelled.tolist() == [4, 14, 74, 100]
+    same(infos.indices >= 0, np.arange(60) < np.asarray(infos.num_picked)[:, None])
+    same(np.isnan(infos.scores), infos.indices < 0)
+    # Where the schedule stands travels in the state, which counts the rounds of this loop alone.
+    half, _ = run(loop, KEY, DATA, num_initial=4, num_rounds=2)
+    rest, later = run(loop, None, DATA, state=half, num_rounds=2)
+    assert later.num_picked.tolist() == [26, 0]
+    same(rest.pool, state.pool)
+    old = loop.init(KEY, DATA, pool=pool_of()._replace(round=jnp.asarray(np.int32(5))))
+    assert int(loop.step(old, DATA)[1].num_picked) == 10
 
 
-@pytest.mark.parametrize(("max_sample", "num_picked"), [(5, 5), (90, 10), (95, 10), (SIZE, 10), (1000, 10)])
-def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample, num_picked):
+@pytest.mark.parametrize("max_sample", [5, 95])
+def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample):
     # Cases 46 and 47, where Baal's experiment labels other examples than it scored. With a sample as large as what is
     # available (90 of 100) the picks are known although the sample stands in another order.
-    data, scores = known_scores()
     loop = spy_loop(max_sample=max_sample)
-    start = loop.init(jax.random.key(1), data, num_initial=10)
-    state, info = loop.step(start, data)
-    left = np.where(np.asarray(pool.available(start.pool)), scores, -np.inf)
-    picked = np.asarray(info.indices[:num_picked])
-    assert int(info.num_picked) == num_picked
-    assert np.all(info.indices[num_picked:] == -1)
-    np.testing.assert_array_equal(info.scores[:num_picked], scores[picked])
-    assert np.all(np.diff(info.scores[:num_picked]) < 0)
-    assert np.all(np.isfinite(left[picked]))
-    assert set(np.flatnonzero(pool.labelled(state.pool))) == set(np.flatnonzero(~np.isfinite(left))) | set(picked)
-    if max_sample >= 90:
-        np.testing.assert_array_equal(picked, np.argsort(-left)[:10])
-        np.testing.assert_allclose(info.mean_score, left[np.isfinite(left)].mean(), rtol=1e-6)
-    else:
-        np.testing.assert_allclose(info.mean_score, scores[picked].mean(), rtol=1e-6)
-
-
-def test_every_round_samples_the_pool_anew():
-    data, _ = known_scores()
-    loop = spy_loop(max_sample=5, query_size=5)
-    _, infos = baal.run(loop, jax.random.key(1), data, num_rounds=20)
-    assert len(np.unique(infos.indices)) == SIZE
-    other = baal.run(loop, jax.random.key(2), data, num_rounds=1)[1]
-    assert not np.array_equal(np.sort(other.indices[0]), np.sort(infos.indices[0]))
+    start = loop.init(KEY, DATA, num_initial=10)
+    state, info = loop.step(start, DATA)
+    info, free = jax.device_get(info), np.asarray(pool.available(start.pool))
+    num = min(max_sample, 10)
+    picked = info.indices[:num]
+    assert (int(info.num_picked), int(info.num_nan)) == (num, 0)
+    assert info.indices[num:].tolist() == [-1] * (10 - num)
+    same(info.scores[:num], SCORES[picked])
+    assert np.all(np.diff(info.scores[:num]) < 0)
+    assert ids(pool.labelled(state.pool)) == ids(~free) | set(picked.tolist())
+    assert free[picked].all()
+    if max_sample == 95:
+        same(picked, np.argsort(-np.where(free, SCORES, -np.inf))[:10])
+    close(info.mean_score, SCORES[free if max_sample == 95 else picked].mean())
+    # As large as the pool, it is the pool.
+    assert spy_loop(max_sample=SIZE - 1).round.candidates(KEY, start)[0].shape == (SIZE - 1,)
+    assert spy_loop(max_sample=SIZE).round.candidates(KEY, start)[0] is None
 
 
 def test_random_acquisition_predicts_nothing():
@@ -283,208 +287,158 @@ def test_random_acquisition_predicts_nothing():
     def never(*arguments):
         raise AssertionError("predicted for a random acquisition")
 
-    posterior = SPY._replace(sample=never, apply=never)
-    data, _ = known_scores()
-    loop = baal.active_loop(posterior, selection.random(), query_size=10, max_sample=20)
-    state, infos = baal.run(loop, jax.random.key(0), data, num_initial=10, num_rounds=3)
-    assert int(pool.num_labelled(state.pool)) == 40
+    silent = SPY._replace(sample=never, apply=never)
+    loop = spy_loop(selection.random(), silent, max_sample=20)
+    state, infos = run(loop, KEY, DATA, num_initial=10, num_rounds=2)
+    assert int(pool.num_labelled(state.pool)) == 30
     assert np.all(np.isnan(infos.mean_score))
+    assert loop.round.candidates(KEY, state)[0] is None  # nothing is scored, so there is nothing to sample
     with pytest.raises(AssertionError, match="predicted"):
-        baal.active_loop(posterior, selection.top_k(first_output), query_size=1).step(
-            loop.init(jax.random.key(0), data), data
-        )
-
-
-def test_labels_stored_in_the_pool_are_what_a_fit_sees():
-    unlabelled = known_scores()[0]._replace(targets=None)
-    given = pool.label(pool.init(SIZE, targets=jnp.full(SIZE, -1)), [4, 9], targets=[3, 5])
-    loop = spy_loop(query_size=2)
-    state, info = loop.step(loop.init(jax.random.key(0), unlabelled, pool=given), unlabelled)
-    assert state.posterior["targets"].tolist() == [{4: 3, 9: 5}.get(i, -1) for i in range(SIZE)]
-    assert np.flatnonzero(state.posterior["labelled"]).tolist() == [4, 9]
-    state = state._replace(pool=pool.annotate(state.pool, info.indices, [6, 1]))
-    state, _ = loop.step(state, unlabelled)
-    answers = {4: 3, 9: 5, int(info.indices[0]): 6, int(info.indices[1]): 1}
-    assert state.posterior["targets"].tolist() == [answers.get(i, -1) for i in range(SIZE)]
-    assert set(np.flatnonzero(state.posterior["labelled"])) == set(answers)
-
-
-def test_a_fit_sees_only_the_last_rounds_while_labels_stay_labels():
-    data, _ = known_scores()
-    loop = spy_loop(last_rounds=2, query_size=3)
-    state = loop.init(jax.random.key(0), data, num_initial=4)
-    picked = [np.flatnonzero(pool.labelled(state.pool)).tolist()]
-    for number in range(4):
-        state, info = loop.step(state, data)
-        assert set(np.flatnonzero(state.posterior["labelled"])) == {i for ids in picked[-2:] for i in ids}
-        assert int(info.num_labelled) == 4 + 3 * number
-        picked.append(info.indices.tolist())
-    assert len({i for ids in picked for i in ids}) == 4 + 4 * 3
-
-
-def test_the_state_before_the_first_round_holds_zeros_and_fits_are_passed_on():
-    def fit(key, dataset, labelled, previous=None):
-        count = jnp.float32(0) if previous is None else previous["count"]
-        return {"count": count + 1, "key": key}
-
-    posterior = SPY._replace(fit=fit)
-    data, _ = known_scores()
-    loop = baal.active_loop(posterior, selection.top_k(first_output), query_size=1, num_samples=1)
-    state = loop.init(jax.random.key(0), data)
-    assert float(state.posterior["count"]) == 0
-    keys = []
-    for number in (1, 2, 3):
-        state, _ = loop.step(state, data)
-        assert float(state.posterior["count"]) == number
-        keys.append(tuple(jax.random.key_data(state.posterior["key"]).tolist()))
-    assert len(set(keys)) == 3
-    with count_compilations() as compiled:
-        loop.step(state, data)
-    assert not compiled
-
-
-def test_your_own_fit_takes_the_place_of_the_trainers(digits):
-    fitted = digits.states[2].posterior
-    posterior = network_posterior()._replace(fit=lambda key, dataset, labelled, previous=None: fitted)
-    loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=3, num_samples=4, batch_size=None)
-    state, info = loop.step(digits.states[1], digits.train)
-    jax.tree.map(np.testing.assert_array_equal, state.posterior, fitted)
-    np.testing.assert_array_equal(info.indices, digits.infos.indices[1])  # the same fit and draws, the same picks
+        spy_loop(posterior=silent).step(state, DATA)
 
 
 def test_scores_that_are_nan_are_counted_and_come_last():
     # Case 13.
-    data, scores = known_scores()
-    broken = data.inputs.at[jnp.array([0, 17, 99]), 0].set(jnp.nan)
-    data = data._replace(inputs=broken)
+    broken = DATA.inputs.copy()
+    broken[[0, 17, 99]] = np.nan
+    dataset = DATA._replace(inputs=broken)
     loop = spy_loop(query_size=98)
-    given = pool.label(pool.init(SIZE), [17])
-    _, info = loop.step(loop.init(jax.random.key(0), data, pool=given), data)
+    info = jax.device_get(loop.step(loop.init(KEY, dataset, pool=pool_of(17)), dataset)[1])
     assert int(info.num_nan) == 2  # the third is labelled already
-    ordinary = [i for i in np.argsort(-scores) if i not in (0, 17, 99)]
-    np.testing.assert_array_equal(info.indices[:97], ordinary)
+    ordinary = [i for i in np.argsort(-SCORES) if i not in (0, 17, 99)]
+    same(info.indices[:97], np.array(ordinary))
     assert int(info.indices[97]) in (0, 99)
     assert np.isnan(info.scores[97])
-    np.testing.assert_allclose(info.mean_score, scores[ordinary].mean(), rtol=1e-6)
+    close(info.mean_score, SCORES[ordinary].mean())
 
 
-def test_features_reach_the_acquisition():
-    data, scores = known_scores()
-    acquisition = baal.Acquisition(lambda p: p.features[:, 0] + 0.0 * p.logits[0, :, 0], selection.top_k().select)
-    loop = spy_loop(acquisition, features=lambda state, inputs: -inputs, query_size=5)
-    _, info = loop.step(loop.init(jax.random.key(0), data), data)
-    np.testing.assert_array_equal(info.indices, np.argsort(scores)[:5])
+def test_the_mean_is_that_of_a_single_score_and_nan_is_counted_in_every_part_of_a_summary():
+    state = spy_loop().init(KEY, DATA, pool=pool_of(0))
+    available = np.arange(SIZE) > 0
+    half = np.where(np.arange(SIZE) < 9, np.nan, SCORES).astype(np.float16)
+    columns = np.where(np.arange(SIZE)[:, None] == [3, 5], np.nan, 1.0).astype(np.float32)
+
+    def first_available(key, summary, available, query_size, labelled=None):
+        return selection.random().select(key, None, available, query_size)
+
+    loop = spy_loop(baal.Acquisition(first_output, first_available))
+    for summary, mean, num_nan in (
+        ({"score": half, "place": np.arange(SIZE)}, SCORES[9:].mean(), 8),  # integers are no scores, nor can be NaN
+        ({"score": half, "columns": columns}, np.nan, 8),
+        (columns, np.nan, 2),
+    ):
+        _, info = loop.round.select(KEY, state, summary, None, available)
+        assert info.mean_score.dtype == jnp.float32
+        close(info.mean_score, mean)
+        assert int(info.num_nan) == num_nan
 
 
-def test_target_inputs_reach_the_acquisition():
-    data, scores = known_scores()
+# What reaches the parts
+
+
+def test_what_an_acquisition_is_given():
+    """Features, predictions on target inputs, and which of the candidates are labelled, from arrays and a source."""
 
     def nearness(predictions):
         assert predictions.target_logits.shape == (2, 1, 1)
-        return -jnp.abs(predictions.logits[0, :, 0] - predictions.target_logits[0, :, 0])
-
-    loop = spy_loop(baal.Acquisition(nearness, selection.top_k().select), query_size=3)
-    expected = np.argsort(np.abs(scores - 40.25))[:3]
-    _, info = loop.step(loop.init(jax.random.key(0), data), data, jnp.array([[40.25]]))
-    np.testing.assert_array_equal(info.indices, expected)
-    _, infos = baal.run(loop, jax.random.key(0), data, num_rounds=1, target_inputs=jnp.array([[40.25]]))
-    np.testing.assert_array_equal(infos.indices[0], expected)
-
-
-def test_a_summary_that_is_more_than_a_score_has_no_mean():
-    data, scores = known_scores()
+        distance = predictions.logits[0, :, 0] - predictions.target_logits[0, :, 0]
+        return {"near": -jnp.abs(distance) + predictions.features[:, 0]}
 
     def select(key, summary, available, query_size, labelled=None):
-        assert labelled.shape == available.shape == (SIZE,)
-        return selection.top_k().select(key, summary["best"][:, 0], available, query_size)
+        picked = selection.top_k().select(key, summary["near"], available, query_size)
+        return picked._replace(scores=jnp.stack([labelled.sum(), available.sum(), available.size]).astype(float))
 
-    def summarise(predictions):
-        return {"best": predictions.logits[0], "other": jnp.full(predictions.logits.shape[1], jnp.nan).at[1:].set(0.0)}
-
-    loop = spy_loop(baal.Acquisition(summarise, select), query_size=2, batch_size=None)
-    _, info = loop.step(loop.init(jax.random.key(0), data), data)
-    assert np.isnan(info.mean_score)
-    assert int(info.num_nan) == 1
-    np.testing.assert_array_equal(info.indices, np.argsort(-scores)[:2])
-
-
-def test_evaluation_uses_the_metrics_asked_for():
-    data, _ = known_scores()
-    test = baal.Dataset(jnp.arange(6.0)[:, None], jnp.arange(6.0)[:, None] + 2)
-    _, infos = baal.run(spy_loop(), jax.random.key(0), data, test, num_rounds=2)
-    np.testing.assert_allclose(infos.metrics["rmse"], [2.0, 2.0])
-    loop = spy_loop(metrics=metrics.classification(num_bins=3))
-    classes = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 2, 0]))
-    state = loop.init(jax.random.key(0), data, num_initial=1)
-    np.testing.assert_allclose(loop.evaluate(state, classes)["accuracy"], 0.75)
-    assert baal.run(spy_loop(), jax.random.key(0), data, num_rounds=1)[1].metrics is None
+    options = {"query_size": 3, "last_rounds": 1, "features": lambda state, inputs: jnp.where(inputs > 90, 1000.0, 0.0)}
+    loop, few = (spy_loop(baal.Acquisition(nearness, select), **options, max_sample=n) for n in (None, 98))
+    given = pool_of(50)
+    state = loop.init(KEY, DATA, pool=pool.label(given, 3))
+    free = np.asarray(pool.available(state.pool))
+    expected = np.argsort(-np.where(free, -np.abs(SCORES - 40.25) + 1000 * (SCORES > 90), -np.inf))[:3]
+    target, source = np.float32([[40.25]]), DATA._replace(inputs=data.View(DATA.inputs))
+    for dataset in (DATA, source):
+        _, info = loop.step(state, dataset, target)
+        _, infos = run(loop, None, dataset, num_rounds=1, state=state, target_inputs=target)
+        for picked in (info, jax.tree.map(lambda leaf: leaf[0], infos)):
+            same(picked.indices, expected)
+            assert picked.scores.tolist() == [2, 98, 100]  # two are labelled, although one is trained on
+    assert few.step(state, DATA, target)[1].scores.tolist() == [0, 98, 98]
 
 
-def test_the_key_decides_the_initial_labels():
-    data, _ = known_scores()
-    loop = spy_loop()
-    once, again, other = (loop.init(jax.random.key(seed), data, num_initial=6).pool for seed in (3, 3, 4))
-    assert int(pool.num_labelled(once)) == 6
-    np.testing.assert_array_equal(once.labelled_at, again.labelled_at)
-    assert not np.array_equal(once.labelled_at, other.labelled_at)
+def test_what_a_fit_is_given():
+    """The labels stored in the pool, of the last rounds alone, and the fit before, which is zeros at first."""
 
+    def fit(key, dataset, labelled, previous=None):
+        number = jnp.float32(0) if previous is None else previous["number"]
+        return {"labelled": labelled, "targets": dataset.targets, "number": number + 1}
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"query_size": 0}, "query_size=0"),
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"batch_size": -1}, "batch_size=-1"),
-        ({"max_sample": 0}, "max_sample=0"),
-        ({"last_rounds": 0}, "last_rounds=0"),
-    ],
-)
-def test_a_loop_checks_its_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        spy_loop(**arguments)
-
-
-def test_beginnings_that_make_no_sense_are_refused():
-    data, _ = known_scores()
-    loop, key = spy_loop(), jax.random.key(0)
-    with pytest.raises(ValueError, match="query_size=500 exceeds the 100 unlabelled"):
-        spy_loop(query_size=500).init(key, data)
-    with pytest.raises(ValueError, match="query_size=10 exceeds the 5 unlabelled"):
-        loop.init(key, data, num_initial=95)
-    with pytest.raises(ValueError, match="num_initial=101 exceeds the 100 unlabelled"):
-        loop.init(key, data, num_initial=101)
-    with pytest.raises(ValueError, match="num_initial=-1"):
-        loop.init(key, data, num_initial=-1)
-    with pytest.raises(ValueError, match="pool holds 5 examples, but the data set 100"):
-        loop.init(key, data, pool=pool.init(5))
-    with pytest.raises(ValueError, match="num_initial=3 exceeds the 2 unlabelled"):
-        loop.init(key, data, num_initial=3, pool=pool.label(pool.init(SIZE), range(98)))
-    with pytest.raises(ValueError, match="typed key"):
-        loop.init(jax.random.PRNGKey(0), data)
-    with pytest.raises(ValueError, match="common leading axis"):
-        loop.init(key, data._replace(targets=jnp.zeros(3)))
-
-
-def test_runs_need_a_key_or_a_state_and_some_rounds():
-    data, _ = known_scores()
-    loop, key = spy_loop(), jax.random.key(0)
-    state = loop.init(key, data)
-    with pytest.raises(ValueError, match="not both"):
-        baal.run(loop, key, data, num_rounds=1, state=state)
-    with pytest.raises(ValueError, match="not both"):
-        baal.run(loop, None, data, num_rounds=1)
-    with pytest.raises(ValueError, match="num_initial=4"):
-        baal.run(loop, None, data, num_rounds=1, state=state, num_initial=4)
-    with pytest.raises(ValueError, match="num_rounds=0"):
-        baal.run(loop, key, data, num_rounds=0)
+    loop = spy_loop(posterior=SPY._replace(fit=fit), last_rounds=2, query_size=2)
+    unlabelled = DATA._replace(targets=None)
+    stored = np.full(SIZE, -1, np.int32)
+    stored[[4, 9]] = 3, 5
+    given = pool_of(4, 9)._replace(targets=jnp.asarray(stored))
+    state = loop.init(KEY, unlabelled, pool=given)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.posterior))
+    answers, picked = {4: 3, 9: 5}, [{4, 9}]
+    for number in (1, 2, 3):
+        state, info = loop.step(state, unlabelled)
+        assert float(state.posterior["number"]) == number
+        assert ids(state.posterior["labelled"]) == set().union(*picked[-2:])
+        assert state.posterior["targets"].tolist() == [answers.get(i, -1) for i in range(SIZE)]
+        assert int(info.num_labelled) == 2 * number  # labels stay labels
+        picked.append(set(info.indices.tolist()))
+        answers |= dict.fromkeys(picked[-1], number)
+        state = state._replace(pool=pool.annotate(state.pool, info.indices, [number, number]))
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_a_state_may_hold_keys(impl):
-    posterior = SPY._replace(fit=lambda key, dataset, labelled, previous=None: jax.random.split(key, 3))
-    loop = baal.active_loop(posterior, selection.random(), query_size=1)
     key = jax.random.key(0, impl=impl)
-    empty = loop.init(key, known_scores()[0]).posterior
-    assert empty.shape == (3,)
-    assert empty.dtype == key.dtype
+    empty = spy_loop(selection.random()).init(key, DATA).posterior["key"]
+    assert (empty.shape, empty.dtype) == ((), key.dtype)
     assert not jax.random.key_data(empty).any()
+
+
+# What is refused
+
+
+def test_a_loop_checks_its_arguments():
+    for name in ("query_size", "num_samples", "batch_size", "max_sample", "last_rounds"):
+        for value in (0, 1.5) if name != "query_size" else (0, (), (5, 0), [1.5]):
+            with pytest.raises(ValueError, match=name):
+                spy_loop(**{name: value})
+
+
+def test_beginnings_that_make_no_sense_are_refused():
+    loop, full = spy_loop(), pool_of(*range(98))
+    asked = pool.init(SIZE, targets=np.full(SIZE, -1))
+    source = data.View(DATA.inputs)
+    for message, call in {
+        "query_size=500 exceeds the 100 unlabelled": lambda: spy_loop(query_size=(500, 1)).init(KEY, DATA),
+        "query_size=10 exceeds the 9 unlabelled": lambda: loop.init(KEY, DATA, num_initial=91),
+        "num_initial=101 exceeds the 100 unlabelled": lambda: loop.init(KEY, DATA, num_initial=101),
+        "num_initial=-1": lambda: loop.init(KEY, DATA, num_initial=-1),
+        "pool holds 5 examples, but the data set 100": lambda: loop.init(KEY, DATA, pool=pool.init(5)),
+        "num_initial=3 exceeds the 2 unlabelled": lambda: loop.init(KEY, DATA, num_initial=3, pool=full),
+        "whose targets are still to come": lambda: loop.init(KEY, DATA, num_initial=3, pool=asked),
+        "typed key": lambda: loop.init(jax.random.PRNGKey(0), DATA),
+        "common leading axis": lambda: loop.init(KEY, DATA._replace(targets=np.zeros(3))),
+        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, baal.Dataset(source, DATA.targets[1:])),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    # As many as there are can be asked for.
+    assert int(pool.num_labelled(loop.init(KEY, DATA, num_initial=90).pool)) == 90
+
+
+def test_runs_need_a_key_or_a_state_and_some_rounds():
+    loop = spy_loop()
+    state, source = loop.init(KEY, DATA), DATA._replace(inputs=data.View(DATA.inputs))
+    for message, arguments in {
+        "num_rounds=0": {"key": KEY, "num_rounds": 0},
+        "not both": {"key": KEY, "num_rounds": 1, "state": state},
+        "a state to continue one": {"key": None, "num_rounds": 1},
+        "num_initial=4": {"key": None, "num_rounds": 1, "state": state, "num_initial": 4},
+        "test.inputs is a source": {"key": KEY, "num_rounds": 1, "test": source},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            baal.run(loop, dataset=DATA, **arguments)

@@ -1,8 +1,7 @@
-"""One round, whoever runs it: by hand, in a scan, from a source on the host, in a study, with annotators."""
+"""One round, whoever runs it: by hand, in a scan, from a source on the host, with annotators."""
 
 import json
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,45 +9,45 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import annotation, calibration, data, heuristics, loop, metrics, posteriors, selection, study
-from tests.fixtures import centroids
-from tests.fixtures import clouds
+from baal_jax import annotation, calibration, data, heuristics, loop, losses, metrics, selection, stopping
+from tests.fixtures import SPY, centroids, close, clouds, linear, same, trainer
 
 TRAIN, TEST = clouds()
+SOURCE = TRAIN._replace(inputs=data.View(TRAIN.inputs))
 NAMES, ROUNDS, INITIAL = ["ape", "bee", "cat"], 3, 6
 KEY = jax.random.key(5)
-OPTIONS = {
-    "plain": {},
-    "all of them": {"max_sample": 17, "last_rounds": 2, "batch_size": 7},
-    "schedule": {"query_size": (1, 2, 4), "batch_size": None},
-}
 
 
-def make(**options):
-    options = {"query_size": 3, "num_samples": 6, **options}
-    return baal.active_loop(centroids(), selection.top_k(heuristics.bald), **options)
+def make(posterior, acquisition=selection.top_k(heuristics.bald), **options):  # noqa: B008
+    return baal.active_loop(posterior, acquisition, **{"query_size": 3, "num_samples": 6} | options)
 
 
-def key_of_seed():
-    return jax.random.fold_in(KEY, 0)
+def blurred():
+    """Class means, blurred by the key of the fit."""
+
+    def fit(key, dataset, labelled, previous=None):
+        means, counts = centroids().fit(key, dataset, labelled)
+        return means + 0.3 * jax.random.normal(key, means.shape), counts
+
+    return centroids()._replace(fit=fit)
 
 
-def by_hand(made, dataset):
-    state, picks = made.init(key_of_seed(), dataset, num_initial=INITIAL), []
+def by_hand(made, dataset, key):
+    state, picks = made.init(key, dataset, num_initial=INITIAL), []
     for _ in range(ROUNDS):
         state, info = made.step(state, dataset)
         picks.append(np.asarray(info.indices))
     return np.stack(picks)
 
 
-def from_parts(made, dataset):
+def from_parts(made, dataset, key):
     """A round of one's own, made of the five parts."""
-    state, picks = made.init(key_of_seed(), dataset, num_initial=INITIAL), []
+    state, picks = made.init(key, dataset, num_initial=INITIAL), []
     for _ in range(ROUNDS):
         keys = loop.round_keys(state.key, state.pool.round)
         fitted = made.round.fit(keys.fit, dataset, state)
         ids, available = made.round.candidates(keys.subset, state)
-        inputs = dataset.inputs if ids is None else dataset.inputs[jnp.maximum(ids, 0)]
+        inputs = dataset.inputs[np.maximum(ids, 0)]
         summary = made.round.summarise(keys.draws, fitted, inputs)
         picked, _ = made.round.select(keys.select, state, summary, ids, available)
         state = made.round.advance(state, fitted, picked)
@@ -56,12 +55,12 @@ def from_parts(made, dataset):
     return np.stack(picks)
 
 
-def with_annotators(made, folder):
+def with_annotators(made, key, folder):
     """Queries as files, answered with the truth."""
     annotation.start(folder, references=[f"{i}.png" for i in range(len(TRAIN.targets))], class_names=NAMES)
     picks = []
     for _ in range(ROUNDS + 1):
-        query = annotation.propose(folder, made, TRAIN.inputs, key=key_of_seed(), num_initial=INITIAL)
+        query = annotation.propose(folder, made, TRAIN.inputs, key=key, num_initial=INITIAL)
         picks.append(query.indices)
         tasks = json.loads(query.tasks.read_text())
         for task in tasks:
@@ -74,24 +73,41 @@ def with_annotators(made, folder):
     return picks[1:]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_all_pick_the_same_examples_from_the_same_state(options, tmp_path):
-    made = make(**OPTIONS[options])
-    arrays, source = TRAIN._replace(inputs=jnp.asarray(TRAIN.inputs)), TRAIN._replace(inputs=data.View(TRAIN.inputs))
-    expected = by_hand(made, arrays)
-    assert len(set(expected[expected >= 0])) == np.sum(expected >= 0)
-    scan = baal.run(made, key_of_seed(), arrays, TEST, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
-    np.testing.assert_array_equal(scan, expected)
-    np.testing.assert_array_equal(from_parts(made, arrays), expected)
-    np.testing.assert_array_equal(by_hand(made, source), expected)
-    host = baal.run(made, key_of_seed(), source, TEST, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
-    np.testing.assert_array_equal(host, expected)
-    size = {"key": KEY, "num_seeds": 1, "num_rounds": ROUNDS, "num_initial": INITIAL}
-    for name, dataset in (("arrays", TRAIN), ("source", source)):
-        results = study.run(tmp_path / name, {"bald": made}, dataset, TEST, **size)
-        np.testing.assert_array_equal(results.runs["bald"].indices[0], expected)
-    for asked, row in zip(with_annotators(made, tmp_path / "project"), expected, strict=True):
-        np.testing.assert_array_equal(asked, row[row >= 0])
+def test_all_pick_the_same_examples_from_the_same_state(tmp_path):
+    """With everything that can be asked of a loop: a schedule, a sample, the last rounds, a part of the batches."""
+    made = make(blurred(), query_size=(1, 2, 4), max_sample=17, last_rounds=2, batch_size=7)
+    expected = by_hand(made, TRAIN, KEY)
+    assert (expected >= 0).sum(axis=1).tolist() == [1, 2, 4]
+    assert len(set(expected[expected >= 0].tolist())) == 7
+    same(from_parts(made, TRAIN, KEY), expected)
+    same(by_hand(made, SOURCE, KEY), expected)
+    for dataset in (TRAIN, SOURCE):
+        same(baal.run(made, KEY, dataset, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices, expected)
+    for asked, row in zip(with_annotators(made, KEY, tmp_path / "project"), expected, strict=True):
+        same(asked, row[row >= 0])
+
+
+def trained():
+    return SPY._replace(fit=trainer(optax.adam(0.1), losses.squared_error, warm_start=True)(linear()))
+
+
+def calibrated():
+    return calibration.calibrated(centroids(), calibration.temperature(), num_samples=4)
+
+
+@pytest.mark.parametrize("posterior", [trained, calibrated])
+def test_a_fit_to_the_labelled_part_of_a_source_is_the_fit_to_the_whole_pool(posterior):
+    """Where batches, or what is held out, are drawn from what is labelled, and a fit goes on from the last."""
+    made = make(posterior(), selection.random())
+    state = made.init(KEY, TRAIN, num_initial=INITIAL)
+    for _ in range(2):
+        whole = made.round.fit(loop.round_keys(state.key, state.pool.round).fit, TRAIN, state)
+        part, picked, _ = loop.query(made, state, SOURCE)
+        close(part, whole)
+        state = made.round.advance(state, whole, picked)
+
+
+# What a source does for a loop
 
 
 class Photos:
@@ -108,66 +124,88 @@ class Photos:
         return {"input": TRAIN.inputs[index], "name": f"{index}.png"}
 
 
-def test_a_source_is_read_in_batches_and_only_where_something_is_predicted():
+def test_a_source_is_read_only_where_something_is_predicted():
     photos = Photos()
     dataset = TRAIN._replace(inputs=data.View(photos, lambda item: item["input"]))
-    made = baal.active_loop(centroids(), selection.random(), query_size=3, num_samples=2)
-    state = made.init(KEY, dataset, num_initial=4)
+    scoring = baal.Acquisition(lambda predictions: predictions.logits[0, :, 0], selection.top_k().select)
+    silent, reading = make(SPY, selection.random()), make(SPY, scoring, max_sample=5)
+    state = silent.init(KEY, dataset, num_initial=4)
+    trained_on = set(np.flatnonzero(np.asarray(state.pool.labelled_at) == 0).tolist())
     photos.read.clear()
-    state, info = made.step(state, dataset)
-    trained_on = np.flatnonzero(np.asarray(state.pool.labelled_at) == 0)
-    assert set(photos.read) - {0} <= set(trained_on)  # the first example tells the shapes
-    assert int(info.num_picked) == 3
-    with pytest.raises(ValueError, match="dataset has 40 inputs, but 39 targets"):
-        made.init(KEY, dataset._replace(targets=TRAIN.targets[1:]))
+    silent.step(state, dataset)
+    assert set(photos.read) - {0} == trained_on - {0}  # the first example tells the shapes
+    photos.read.clear()
+    ids, _ = reading.round.candidates(loop.round_keys(state.key, state.pool.round).subset, state)
+    reading.step(state, dataset)
+    assert set(photos.read) - {0} == (trained_on | set(ids.tolist())) - {0}
 
 
-def test_what_a_source_is(tmp_path):
-    np.save(tmp_path / "pool.npy", TRAIN.inputs)
-    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
-    made = make(max_sample=20)
-    expected = by_hand(made, TRAIN)
-    for inputs in (mapped, data.View(mapped), list(TRAIN.inputs)):
-        np.testing.assert_array_equal(by_hand(made, TRAIN._replace(inputs=inputs)), expected)
-    source = baal.Dataset(data.View(mapped), TRAIN.targets.tolist())
-    np.testing.assert_array_equal(by_hand(made, source), expected)
-    with pytest.raises(ValueError, match="cannot be read inside jit"):
-        jax.vmap(lambda key: baal.run(made, key, source, num_initial=3, num_rounds=1))(jax.random.split(KEY, 2))
-    with pytest.raises(ValueError, match=r"test.inputs is a source"):
-        baal.run(made, KEY, TRAIN, source, num_initial=3, num_rounds=1)
-    with pytest.raises(ValueError, match="common leading axis"):
-        made.init(KEY, baal.Dataset({"a": TRAIN.inputs, "b": TRAIN.inputs[1:]}, TRAIN.targets))
+def test_the_labelled_part_of_a_source_has_a_room_that_rarely_changes():
+    """A power of two from 32 on, or all that a run will ever train on; in ascending order, and padded unlabelled."""
+    inputs, targets = np.arange(100, dtype=np.float32)[:, None], np.arange(100, dtype=np.int32)
+    dataset = baal.Dataset(data.View(inputs), targets)
+    made = make(SPY, selection.random(), query_size=4)
+
+    def state_of(labelled, **fields):
+        since = np.full(100, -1, np.int32)
+        since[labelled] = 0
+        return baal.LoopState(KEY, baal.PoolState(jnp.asarray(since), jnp.int32(1), **fields), None, 0)
+
+    def check(fitted, labelled, room):
+        assert fitted["labelled"].tolist() == [True] * len(labelled) + [False] * (room - len(labelled))
+        assert fitted["targets"][: len(labelled)].tolist() == sorted(labelled)
+
+    for num, room in ((0, 32), (3, 32), (32, 32), (33, 64), (65, 100)):
+        labelled = list(range(99, 99 - num, -1))
+        fitted, picked, _ = loop.query(made, state_of(labelled), dataset)
+        check(fitted, labelled, room)
+        assert not set(picked.indices.tolist()) & set(labelled)
+    check(loop.query(made, state_of([7, 3]), dataset, capacity=5)[0], [3, 7], 5)
+    # The labels of the last round are not trained on: 2 and 2 · 4 are.
+    final, _ = baal.run(made, None, dataset, num_rounds=3, state=state_of([7, 3])._replace(posterior=None))
+    assert final.posterior["labelled"].tolist() == [True] * 10
+    assert baal.run(made, None, dataset, num_rounds=1, state=state_of([]))[0].posterior["labelled"].tolist() == [False]
+    # Labels that people gave are stored in the pool.
+    stored = state_of([7, 3], targets=jnp.asarray(500 - targets))
+    fitted, _, _ = loop.query(made, stored, dataset._replace(targets=None))
+    assert fitted["targets"][:3].tolist() == [497, 493, 493]
 
 
-def network():
-    net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(3)])
-    trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=20, batch_size=8, warm_start=True)
-    return posteriors.mc_dropout(baal.from_linen(net), trainer)
+# What a run does once it has stopped
 
 
-@pytest.mark.parametrize(
-    "posterior", [network, lambda: calibration.calibrated(centroids(), calibration.temperature(), num_samples=4)]
-)
-def test_keys_and_the_last_fit_reach_every_round_from_arrays_and_from_a_source(posterior):
-    """With random fits, a random selection, a fit that goes on from the last, and more labels than the least room."""
-    made = baal.active_loop(posterior(), selection.power(heuristics.bald), query_size=9, num_samples=4)
-    arrays, source = TRAIN._replace(inputs=jnp.asarray(TRAIN.inputs)), TRAIN._replace(inputs=data.View(TRAIN.inputs))
-    expected = by_hand(made, arrays)
-    scan = baal.run(made, key_of_seed(), arrays, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
-    np.testing.assert_array_equal(scan, expected)
-    np.testing.assert_array_equal(from_parts(made, arrays), expected)
-    np.testing.assert_array_equal(by_hand(made, source), expected)
-    host = baal.run(made, key_of_seed(), source, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices
-    np.testing.assert_array_equal(host, expected)
+def counts():
+    """A metric that is a number, and one that is a count."""
+
+    def compute(log_probs, targets):
+        right = jnp.argmax(log_probs, axis=-1) == targets
+        return {"accuracy": jnp.mean(right.astype(jnp.float32)), "right": jnp.sum(right, dtype=jnp.int32)}
+
+    return metrics.MetricSet(lambda predictions: metrics.model_average(predictions.logits), compute)
 
 
-def test_a_source_trains_on_pools_that_store_their_labels():
-    stored = baal.pool.init(40, targets=jnp.full(40, -1))
-    stored = baal.pool.label(stored, [3, 17, 30], targets=TRAIN.targets[[3, 17, 30]])
-    made = make(metrics=metrics.classification())
-    picks = []
-    for inputs in (TRAIN.inputs, data.View(TRAIN.inputs)):
-        dataset = baal.Dataset(inputs)
-        _, info = made.step(made.init(KEY, dataset, pool=stored), dataset)
-        picks.append(info.indices.tolist())
-    assert picks[0] == picks[1]
+@pytest.mark.parametrize("dataset", [TRAIN, SOURCE], ids=["arrays", "source"])
+def test_rounds_after_a_stop_change_nothing_and_say_so(dataset):
+    made = make(centroids(), metrics=counts())
+    stop = {"stop": stopping.labelling_budget(10)}
+    state, infos = baal.run(made, KEY, dataset, TEST, num_initial=INITIAL, num_rounds=4, **stop)
+    infos = jax.device_get(infos)
+    assert infos.stopped.tolist() == [False, False, True, True]
+    assert infos.round.tolist() == [1, 2, 3, 3]
+    assert infos.num_labelled.tolist() == [6, 9, 12, 12]
+    assert infos.num_picked.tolist() == [3, 3, 0, 0]
+    assert infos.num_nan.tolist() == [0] * 4
+    assert (infos.indices < 0).all(axis=1).tolist() == infos.stopped.tolist()
+    for values in (infos.scores[:, 0], infos.mean_score, infos.metrics["accuracy"]):
+        assert np.isnan(values).tolist() == infos.stopped.tolist()
+    assert infos.metrics["right"][2:].tolist() == [-1, -1]
+    assert (infos.metrics["right"][:2] >= 0).all()
+    assert (int(state.step), int(state.pool.round), bool(state.stopping[1])) == (2, 3, True)
+
+    # A run that continues decides as one that was never interrupted, and one that has stopped goes on being stopped.
+    half, first = baal.run(made, KEY, dataset, TEST, num_initial=INITIAL, num_rounds=1, **stop)
+    rest, second = baal.run(made, None, dataset, TEST, state=half, num_rounds=3, **stop)
+    same(rest._replace(key=0), state._replace(key=0))
+    same(jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second), infos)
+    with pytest.raises(ValueError, match="another stopping criterion"):
+        baal.run(made, None, dataset, TEST, state=half, num_rounds=1, stop=stopping.plateau("accuracy"))

@@ -1,301 +1,199 @@
-"""What keeps a labelling project right over months: whose export it is, which answer is newer, files that were lost."""
+"""Tasks that say what Label Studio reads, and exports that are read back whole or refused by name."""
 
+import copy
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+import xml.etree.ElementTree as ET
 
-import jax
 import numpy as np
 import pytest
 
-from baal_jax import __main__ as command_line
-from baal_jax import annotation, selection
-from baal_jax._util.images import png
-from tests.fixtures import clouds as data, loops
-
-TRAIN, _ = data()
-NAMES = ["ape", "bee", "cat"]
-REFERENCES = [f"pool/{i}.png" for i in range(40)]
-LOOP = loops(["bald"], query_size=5)["bald"]
+from baal_jax import annotation
+from tests.annotation.exports import NAMES, answer, refused
 
 
-def begin(folder, references=REFERENCES):
-    annotation.start(folder, references=references, class_names=NAMES)
-    return folder
+def read(*annotations, names=NAMES, **options):
+    """The answers of one task, of example 3."""
+    task = {"data": {"image": "a", "baal_index": 3}, "annotations": list(annotations)}
+    return annotation.from_label_studio([task], names, num_examples=5, **options)
 
 
-def ask(folder, **options):
-    return annotation.propose(folder, LOOP, TRAIN.inputs, key=jax.random.key(0), num_initial=6, **options)
+def test_the_interface_names_what_the_tasks_name():
+    names = ['"quoted" & <odd>', "naïve"]
+    root = ET.fromstring(annotation.labelling_config(names, "text"))
+    assert [choice.get("value") for choice in root.iter("Choice")] == names
+    task = annotation.to_label_studio([1], ["words"], names, kind="text", predictions=[[0.1, 0.9]])[0]
+    result = task["predictions"][0]["result"][0]
+    assert root.find("Choices").attrib == {
+        "name": result["from_name"],
+        "toName": result["to_name"],
+        "choice": "single",
+        "required": "true",
+    }
+    assert root.find("Text").attrib == {"name": result["to_name"], "value": "$text"}
+    assert task["data"]["text"] == "words"
+    number = ET.fromstring(annotation.labelling_config(None, "audio")).find("Number")
+    assert number.attrib == {"name": "label", "toName": "audio", "required": "true"}
+    for wrong in (["a"], ["a", "a"], ["a", " "]):
+        with pytest.raises(ValueError, match="class_names="):
+            annotation.labelling_config(wrong)
+    with pytest.raises(ValueError, match="kind='video' is unknown: choose one of image, text, audio"):
+        annotation.labelling_config(names, "video")
 
 
-def answer(name, when=None, who=1, **fields):
-    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}}
-    times = {} if when is None else {"created_at": f"2026-01-{when:02d}T12:00:00Z"}
-    return {"completed_by": who, "was_cancelled": False, "result": [result], **times, **fields}
+def test_tasks_hold_the_guess_and_the_score_of_every_example_but_padding():
+    found = annotation.to_label_studio(
+        np.array([4, 2, -1, 0]),
+        ["a", "b", "c", "d"],
+        NAMES,
+        predictions=np.array([[0.2, 0.7123456789, 0.1], [np.nan] * 3, [0.1] * 3, [0.5, 0.25, 0.25]]),
+        scores=np.array([0.123456789, np.nan, 3.0, np.inf], np.float32),
+        project="mine",
+    )
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    data = [{"image": name, "baal_index": i, "baal_project": "mine"} for name, i in (("a", 4), ("b", 2), ("d", 0))]
+    assert [task["data"] for task in found] == [{**data[0], "acquisition": 0.123457}, *data[1:]]
+    assert ["predictions" in task for task in found] == [True, False, True]
+    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["bee"]}}
+    assert found[0]["predictions"] == [{"model_version": "baal_jax", "result": [result], "score": 0.712346}]
+    numbers = annotation.to_label_studio([1, 2], ["a", "b"], None, kind="text", predictions=[[np.inf], [2.0]])
+    assert "predictions" not in numbers[0]
+    result = {"from_name": "label", "to_name": "text", "type": "number", "value": {"number": 2.0}}
+    assert numbers[1]["predictions"] == [{"model_version": "baal_jax", "result": [result]}]
+    for arguments, options, message in (
+        (([1, 2], ["a"], NAMES), {}, "references holds 1 for 2 indices: pass one for each"),
+        (([1, 2], ["a", "b"], NAMES), {"scores": [1.0]}, "scores holds 1 for 2"),
+        (([1, 2], ["a", "b"], NAMES), {"predictions": [[1, 0, 0]]}, "predictions holds 1 for 2"),
+        (([1, 1], ["a", "b"], NAMES), {}, "indices"),
+        (([1], ["a"], NAMES), {"kind": "video"}, "kind='video'"),
+        (([1], ["a"], NAMES), {"predictions": [[1.0, 2.0]]}, r"predictions of shape \(2,\) do not fit 3 classes"),
+        (([1], ["a"], None), {"predictions": [[1.0, 2.0]]}, r"predictions of shape \(2,\) do not fit a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            annotation.to_label_studio(*arguments, **options)
 
 
-def refused(when=None):
-    return answer("ape", when, was_cancelled=True, result=[])
+def with_answer(**fields):
+    return {"annotations": [answer("ape", result=[answer("ape")["result"][0] | fields])]}
 
 
-def exported(query, *annotations):
-    tasks = json.loads(query.tasks.read_text())
-    for task in tasks:
-        task["annotations"] = list(annotations)
-    return tasks
+def with_index(index):
+    return {"data": {"image": "a", "baal_index": index, "baal_project": "mine"}}
 
 
-def save(folder, tasks):
-    path = folder / "export.json"
-    path.write_text(json.dumps(tasks))
-    return path
+# What is changed in the second of three tasks, and what is said of it.
+MALFORMED = [
+    ({"data": None}, "has no data: export as JSON, not as JSON-MIN"),
+    ({"annotations": None}, "has no annotations: export as JSON"),
+    ({"data": {"image": "a"}}, "has baal_index=None, not an integer: it comes from other tasks"),
+    (with_index("7"), "has baal_index='7', not an integer"),
+    (with_index(True), "has baal_index=True"),
+    (with_index(40), "has baal_index 40, outside of the 40 examples"),
+    (with_index(-1), "has baal_index -1, outside"),
+    (with_index(5), "has baal_index 5, which was never asked for"),
+    (with_index(0), ": baal_index 0 is there a second time"),
+    (
+        {"data": {"baal_index": 1, "baal_project": "b"}},
+        "has baal_project='b', but the tasks of this folder have 'mine'",
+    ),
+    ({"data": {"baal_index": 1}}, "has baal_project=None"),
+    ({"annotations": ["ape"]}, ", annotation 0 is a str: the file is damaged"),
+    ({"annotations": [{"was_cancelled": False}]}, ", annotation 0 has no result"),
+    ({"annotations": [answer("ape", result=["ape"])]}, ", annotation 0: the result is not a list of regions"),
+    ({"annotations": [answer("ape", created_at="yesterday")]}, "has the time 'yesterday', which is none"),
+    ({"annotations": [answer("ape", created_at=5)]}, "has the time 5, which is none"),
+    ({"annotations": [answer("ape", result=answer("ape")["result"] * 2)]}, ", annotation 0 has 2 labels, but one is"),
+    (with_answer(value={"choices": ["dog"]}), ", annotation 0 has the class 'dog': the classes are ape, bee, cat"),
+    (with_answer(value={"choices": NAMES[:2]}), r", annotation 0 has the choices \['ape', 'bee'\], but one is asked"),
+    (with_answer(value={"choices": "ape"}), ", annotation 0 has the choices 'ape', but one is asked for"),
+    (with_answer(from_name="kind"), ", annotation 0 answers kind, not label: use the labelling interface"),
+    (with_answer(to_name="photo"), ", annotation 0 labels 'photo', not 'image'"),
+    (with_answer(type="number", value={"number": 2}), ", annotation 0 has type 'number', not choices"),
+    (with_answer(value=None), ", annotation 0 has the value None without choices: the file is damaged"),
+]
 
 
-def target_of(folder, index):
-    return int(annotation.answers(folder).targets[index])
+def test_a_malformed_export_is_refused_and_its_task_named():
+    tasks = [{**with_index(i), "annotations": [answer("ape")]} for i in range(3)]
+    options = {"num_examples": 40, "proposed": range(3), "project": "mine", "source": "export.json"}
+    assert annotation.from_label_studio(tasks, NAMES, **options).indices.tolist() == [0, 1, 2]
+    for fields, message in MALFORMED:
+        damaged = copy.deepcopy(tasks)
+        damaged[1] |= fields
+        with pytest.raises(ValueError, match=f"export.json, task 1{' ' * (message[0] not in ',:')}{message}"):
+            annotation.from_label_studio(damaged, NAMES, **options)
+    with pytest.raises(ValueError, match="task 0 has no data"):
+        annotation.from_label_studio(["task"], NAMES, **options)
+    with pytest.raises(ValueError, match=r"export.json holds a dict, not a list of tasks"):
+        annotation.from_label_studio({}, NAMES, **options)
+    with pytest.raises(ValueError, match="several='all' is unknown"):
+        read(several="all")
+    for number in ("2.5", True, float("nan")):
+        with pytest.raises(ValueError, match=f"has the number {number!r}: correct it"):
+            read(with_answer(type="number", value={"number": number})["annotations"][0], names=None)
 
 
-def test_the_export_of_another_project_is_refused_although_its_ids_fit(tmp_path):
-    mine, other = begin(tmp_path / "mine"), begin(tmp_path / "other", [f"else/{i}.png" for i in range(40)])
-    queries = ask(mine), ask(other)
-    np.testing.assert_array_equal(queries[0].indices, queries[1].indices)
-    with pytest.raises(ValueError, match=r"export.json, task 0 has baal_project='\w+', but the tasks of this folder"):
-        annotation.ingest(mine, save(tmp_path, exported(queries[1], answer("ape"))))
-    assert not (mine / "labels.json").exists()
-    foreign = exported(queries[0], answer("ape"))
-    del foreign[3]["data"]["baal_project"]
-    with pytest.raises(ValueError, match="task 3 has baal_project=None"):
-        annotation.ingest(mine, save(tmp_path, foreign))
-    same = begin(tmp_path / "same")  # the same pool, so an id means the same example
-    ask(same)
-    assert len(annotation.ingest(same, save(tmp_path, exported(queries[0], answer("ape")))).new) == 6
+def test_what_is_an_answer_a_refusal_and_neither():
+    def kinds(*annotations):
+        found = read(*annotations)
+        return [part.tolist() for part in (found.indices, found.targets, found.skipped, found.unanswered)]
+
+    comment = {"from_name": "comment", "type": "textarea", "value": {"text": ["?"]}}
+    assert kinds(answer("bee", 1), refused(2)) == [[3], [1], [], []]  # a refusal does not count beside an answer
+    assert kinds(refused(2), refused(1)) == [[], [], [3], []]
+    assert kinds() == kinds(answer("bee", result=[])) == [[], [], [], [3]]
+    assert kinds(answer("cat", result=[comment, *answer("cat")["result"]])) == [[3], [2], [], []]
+    assert read(refused(1), refused(3), refused()).times == {3: "2026-01-03T12:00:00+00:00"}
 
 
-# What the folder has, what an export brings later, what then holds (None: skipped), and where the id is reported.
-LATE = {
-    "newer": (answer("ape", 5), answer("bee", 6), 1, "corrected"),
-    "older": (answer("ape", 5), answer("bee", 4), 0, "outdated"),
-    "as old": (answer("ape", 5), answer("bee", 5), 1, "corrected"),
-    "without a time": (answer("ape", 5), answer("bee"), 1, "corrected"),
-    "with a time, the known one without": (answer("ape"), answer("bee", 4), 1, "corrected"),
-    "older and equal": (answer("ape", 5), answer("ape", 4), 0, "unchanged"),
-    "skipped later": (answer("ape", 5), refused(6), None, "skipped"),
-    "skipped earlier": (answer("ape", 5), refused(4), 0, "outdated"),
-    "answered after the skip": (refused(5), answer("bee", 6), 1, "new"),
-    "answered before the skip": (refused(5), answer("bee", 4), None, "outdated"),
-    "skipped twice": (refused(5), refused(4), None, "skipped"),
-}
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    home = begin(tmp_path_factory.mktemp("asked") / "project")
-    return home, ask(home)
-
-
-@pytest.mark.parametrize("case", LATE)
-def test_of_two_exports_the_newer_answer_holds(asked, tmp_path, case):
-    home, query = asked
-    before, later, holds, reported = LATE[case]
-    (home / "labels.json").unlink(missing_ok=True)
-    annotation.ingest(home, save(tmp_path, exported(query, before)))
-    found = annotation.ingest(home, save(tmp_path, exported(query, later)[:1]))
-    index = int(query.indices[0])
-    told = {name: ids.tolist() for name, ids in found._asdict().items() if name != "waiting"}
-    assert told == {name: [index] if name == reported else [] for name in told}
-    assert (int(annotation.answers(home).labelled_at[index]) == -2) == (holds is None)
-    assert target_of(home, index) == (-1 if holds is None else holds)
-    content = (home / "labels.json").read_bytes()
-    annotation.ingest(home, tmp_path / "export.json")
-    assert (home / "labels.json").read_bytes() == content
-
-
-def test_who_said_what_and_when_is_kept(asked, tmp_path):
-    home, query = asked
-    (home / "labels.json").unlink(missing_ok=True)
-    tasks = exported(query, answer("cat", 3, who={"id": 4, "email": "ann@example.org"}))
-    tasks[1]["annotations"] = [answer("ape")]
-    annotation.ingest(home, save(tmp_path, tasks))
-    kept = json.loads((home / "labels.json").read_text())["labels"]
-    first, second = (kept[str(index)] for index in query.indices[:2])
-    assert first == {"target": 2, "round": 0, "annotator": "ann@example.org", "time": "2026-01-03T12:00:00+00:00"}
-    assert second == {"target": 0, "round": 0, "annotator": "1", "time": None}
+def test_answers_come_sorted_with_who_gave_them_and_when():
+    said = [
+        (4, answer("ape", 1, who={"id": 4, "email": "ann@example.org"})),
+        (2, answer("bee", created_at="2026-01-05T01:00:00+02:00", who={"id": 4})),
+        (3, answer("cat", 3, updated_at="2026-02-03T04:05:06", who=None)),  # without a zone it is UTC
+        (0, answer("cat", who=5)),
+    ]
+    tasks = [{"data": {"baal_index": index}, "annotations": [one]} for index, one in said]
+    found = annotation.from_label_studio(tasks, NAMES, num_examples=5)
+    assert [found.indices.tolist(), found.targets.tolist()] == [[0, 2, 3, 4], [2, 1, 2, 0]]
+    assert [part.dtype for part in found[:4]] == [np.int32] * 4
+    assert found.annotators == ("5", "4", None, "ann@example.org")
+    expected = {2: "2026-01-04T23:00:00", 3: "2026-02-03T04:05:06", 4: "2026-01-01T12:00:00"}
+    assert found.times == {index: f"{time}+00:00" for index, time in expected.items()}
+    numbers = [with_answer(type="number", value={"number": number})["annotations"][0] for number in (2.5, -1)]
+    found = read(*numbers, names=None)
+    assert [found.targets.dtype, found.targets.tolist()] == [np.float32, [-1.0]]  # the last of those without a time
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("given", "newest", "majority"),
     [
-        ([("ape", 1, "a"), ("bee", 2, "a"), ("ape", 3, "b"), ("bee", 4, "c")], "bee"),  # a has changed their mind
-        ([("ape", 1, "a"), ("ape", 2, "a"), ("ape", 3, "a"), ("bee", 4, "b")], "bee"),  # one vote each, the newest wins
-        ([("ape", 1, None), ("ape", 2, None), ("bee", 3, None)], "ape"),  # nameless ones are different people
-        ([("ape", 2, "a"), ("bee", 1, "b"), ("ape", 3, "c")], "ape"),
-        ([("ape", 4, "a"), ("bee", 1, "b"), ("bee", 2, "c"), ("ape", 3, "a")], "bee"),
+        (
+            [("ape", 1, "a"), ("bee", 2, "a"), ("ape", 3, "b"), ("bee", 4, "c")],
+            "bee",
+            "bee",
+        ),  # a has changed their mind
+        ([("ape", 1, "a"), ("ape", 2, "a"), ("ape", 3, "a"), ("bee", 4, "b")], "bee", "bee"),  # one vote each
+        ([("ape", 4, "a"), ("bee", 1, "b"), ("bee", 2, "c"), ("ape", 3, "a")], "ape", "bee"),
+        ([("ape", 1, None), ("ape", 2, None), ("bee", 4, None)], "bee", "ape"),  # nameless ones are different people
+        ([("ape", 2, "a"), ("bee", 4, "b"), ("ape", 3, "c")], "bee", "ape"),
+        ([("ape", None, "a"), ("bee", 4, "b")], "bee", "bee"),  # of equals the newest; no time is the oldest
+        ([("bee", 4, "b"), ("ape", None, "a")], "bee", "bee"),
     ],
 )
-def test_an_annotator_has_one_vote(given, expected):
-    task = {"data": {"image": "a", "baal_index": 3}, "annotations": [answer(*said) for said in given]}
-    found = annotation.from_label_studio([task], NAMES, num_examples=5, several="majority")
-    assert [NAMES[target] for target in found.targets] == [expected]
-    assert found.times == {3: "2026-01-04T12:00:00+00:00"} if len(given) == 4 else found.times[3].endswith("+00:00")
+def test_of_several_annotators_the_newest_counts_or_the_most_with_one_vote_each(given, newest, majority):
+    annotations = [answer(*said) for said in given]
+    for several, expected in (("newest", newest), ("majority", majority)):
+        found = read(*annotations, several=several)
+        assert [NAMES[target] for target in found.targets] == [expected]
+        assert found.times == {3: "2026-01-04T12:00:00+00:00"}  # the newest had a say
+        assert found.annotators[0] in {who for name, _, who in given if name == expected}
+    assert read(*annotations).targets.tolist() == [NAMES.index(newest)]
 
 
-def test_damaged_files_of_a_project_are_named(tmp_path):
-    home = begin(tmp_path / "project")
-    export = save(tmp_path, exported(ask(home), answer("ape")))
-    annotation.ingest(home, export)
-    ask(home)
-    for name in ("project.json", "query-0000.json", "labels.json"):
-        whole = (home / name).read_bytes()
-        for damage, message in (
-            (whole[: len(whole) // 2], "is not JSON"),
-            (b"{}", "lacks format"),
-            (b"[", "is not JSON"),
-        ):
-            (home / name).write_bytes(damage)
-            with pytest.raises(ValueError, match=rf"{name} {message}.*restore it"):
-                annotation.ingest(home, export)
-            with pytest.raises(ValueError, match=name):
-                ask(home)
-        (home / name).write_bytes(whole)
-    (home / "query-0000.json").rename(tmp_path / "lost.json")
-    with pytest.raises(ValueError, match=r"lacks query-0000.json, but has later ones: restore"):
-        ask(home)
-    with pytest.raises(ValueError, match=r"lacks query-0000.json"):
-        annotation.ingest(home, export)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b'[{"data": '], ids=["bytes", "nested", "cut"])
-def test_an_export_that_is_no_json_is_named(asked, tmp_path, content):
-    path = tmp_path / "export.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"export\.json is not JSON"):
-        annotation.ingest(asked[0], path)
-
-
-def test_a_byte_order_mark_is_no_damage(asked, tmp_path):
-    home, query = asked
-    (home / "labels.json").unlink(missing_ok=True)
-    path = tmp_path / "export.json"
-    path.write_text(json.dumps(exported(query, answer("ape"))), encoding="utf-8-sig")
-    assert len(annotation.ingest(home, path).new) == 6
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_an_ingest_that_fails_leaves_the_answers_as_they_were(asked, tmp_path, monkeypatch, call):
-    home, query = asked
-    (home / "labels.json").unlink(missing_ok=True)
-    annotation.ingest(home, save(tmp_path, exported(query, answer("ape"))))
-    before = {path.name: path.read_bytes() for path in home.iterdir()}
-    save(tmp_path, exported(query, answer("bee")))
-
-    def fails(*arguments):
-        raise OSError("the disk is gone")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, call, fails)
-        with pytest.raises(OSError, match="the disk is gone"):
-            annotation.ingest(home, tmp_path / "export.json")
-    assert {path.name: path.read_bytes() for path in home.iterdir()} == before
-    assert len(annotation.ingest(home, tmp_path / "export.json").corrected) == 6
-
-
-def test_a_cold_start_from_a_command_line_is_the_same_whenever_asked(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(30, 3)).astype(np.float32)
-    np.savez(tmp_path / "pool.npz", inputs=inputs, references=[f"text {i}" for i in range(30)])
-    found = []
-    for number, how in enumerate(["random", "k_center", "k_center"]):
-        home = tmp_path / str(number)
-        begun = ["propose", str(home), "--data", str(tmp_path / "pool.npz"), "--kind", "text", "--classes", *NAMES]
-        assert command_line.main([*begun, "--num-initial", "4", "--cold-start", how]) == 0
-        found.append(json.loads((home / "query-0000.json").read_text())["indices"])
-    assert found[0] != found[1] == found[2]
-    capsys.readouterr()
-    assert command_line.main([*begun, "--cold-start", "random"]) == 1
-    assert "cold_start='random', but the project was begun with 'k_center'" in capsys.readouterr().err
-    wrong = ["propose", str(tmp_path / "wrong"), *begun[2:], "--cold-start", "bald"]
-    assert command_line.main(wrong) == 1
-    assert not (tmp_path / "wrong" / "query-0000.json").exists()
-
-
-def test_predictions_that_are_not_finite_are_not_offered():
-    tasks = annotation.to_label_studio([1, 2], ["a", "b"], NAMES, predictions=[[np.nan] * 3, [0.5, 0.25, 0.25]])
-    assert ["predictions" in task for task in tasks] == [False, True]
-    numbers = annotation.to_label_studio([1, 2], ["a", "b"], None, predictions=[[np.inf], [2.0]], scores=[np.nan, 1.0])
-    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
-    assert numbers[1]["predictions"][0]["result"][0]["value"] == {"number": 2.0}
-    with pytest.raises(ValueError, match=r"predictions of shape \(2,\) do not fit a number"):
-        annotation.to_label_studio([1], ["a"], None, predictions=[[1.0, 2.0]])
-
-
-def test_names_of_files_are_quoted_in_urls_alone(tmp_path):
-    pictures = tmp_path / "photos"
-    pictures.mkdir()
-    for name in ("a b.png", "50% #1&2.png"):
-        (pictures / name).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
-    found = {}
-    for prefix in ("", "/data/local-files/?d=photos/"):
-        home = tmp_path / f"home{len(prefix)}"
-        wanted = ["--data", str(pictures), "--classes", *NAMES, "--url-prefix", prefix, "--num-initial", "1"]
-        assert command_line.main(["propose", str(home), *wanted, "--query-size", "1", "--image-size", "4"]) == 0
-        found[prefix] = json.loads((home / "project.json").read_text())["references"]
-    assert found[""] == ["50% #1&2.png", "a b.png"]
-    urls = [urlsplit(url) for url in found["/data/local-files/?d=photos/"]]
-    assert [unquote(url.query) for url in urls] == [f"d=photos/{name}" for name in found[""]]
-    assert not any(url.fragment or "&" in url.query for url in urls)
-
-
-def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch):
-    """Its Python and its commands, with somebody who knows the digits, skips one and was asked twice about another."""
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "labels_from_people.md").read_text()
-    section = page.split("### Digits")[1].split("\n## ")[0]
-    (program,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    names = {}
-    exec(program, names)
-    truth = names["train"].targets
-    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    commands = [shlex.split(line)[3:] for block in blocks for line in block.splitlines()]
-    assert [command[0] for command in commands] == ["propose", "ingest", "propose"]
-    assert commands[0][-1] in selection.REGISTRY
-    cheap = [
-        "--model",
-        "mlp",
-        "--num-steps",
-        "20",
-        "--num-samples",
-        "3",
-        "--num-initial",
-        "40",
-        "--cold-start",
-        "random",
-    ]
-    assert command_line.main([*commands[0], *cheap]) == 0
-    tasks = json.loads(Path("digits/query-0000.label_studio.json").read_text())
-    for task in tasks:
-        task["annotations"] = [answer(str(truth[task["data"]["baal_index"]]), 2)]
-        assert Path("digits", task["data"]["image"]).is_file()
-    tasks[0]["annotations"] = [refused(1)]
-    tasks[1]["annotations"].insert(0, answer("7", 1, who=2))
-    save(tmp_path, tasks[::-1])
-    assert command_line.main(commands[1]) == 0
-    assert command_line.main(commands[2]) == 0
-    state = annotation.answers("digits")
-    skipped = np.asarray(state.labelled_at) == -2
-    labelled = np.flatnonzero(np.asarray(state.labelled_at) == 0)
-    assert len(labelled) == 39
-    np.testing.assert_array_equal(np.asarray(state.targets)[labelled], truth[labelled])
-    second = json.loads(Path("digits/query-0001.json").read_text())["indices"]
-    assert not set(second) & {*labelled.tolist(), *np.flatnonzero(skipped).tolist()}
-    assert len(second) == 20
-
-
-def test_the_commands_are_listed_from_a_shell():
-    shown = subprocess.run([sys.executable, "-m", "baal_jax", "--help"], capture_output=True, text=True, check=True)
-    assert all(f"  {name} " in shown.stdout for name in command_line.COMMANDS)
-    assert {"propose", "ingest"} <= set(command_line.COMMANDS)
+def test_of_several_numbers_the_mean_is_the_majority():
+    said = [(1.0, 1, "a"), (4.0, 2, "a"), (1.0, 3, "b"), (4.0, 4, "c")]
+    annotations = [answer("", when, who) for _, when, who in said]
+    for given, (number, _, _) in zip(annotations, said, strict=True):
+        given["result"][0] |= {"type": "number", "value": {"number": number}}
+    assert read(*annotations, names=None, several="majority").targets.tolist() == [3.0]
+    assert read(*annotations, names=None).targets.tolist() == [4.0]

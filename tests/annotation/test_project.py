@@ -1,406 +1,295 @@
-"""A real annotation loop from files: what is proposed, what people do to it, what is read back."""
+"""A labelling project as a folder: what is asked for, what people say, what is kept. See contracts/test_files.py."""
 
-import copy
 import json
-import os
-import xml.etree.ElementTree as ET
+import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from baal_jax import Predictions, annotation, selection
-from baal_jax import __main__ as command_line
-from tests.fixtures import clouds as data, loops
+import baal_jax as baal
+from baal_jax import annotation, heuristics, pool, selection
+from tests.annotation.exports import NAMES, answer, exported, refused, save
+from tests.fixtures import clouds, loops
 
-TRAIN, _ = data()
-NAMES = ["ape", "bee", "cat"]
+TRAIN, _ = clouds()
 REFERENCES = [f"pool/{i}.png" for i in range(40)]
-LOOP = loops(["bald"], query_size=5)["bald"]
+LOOP = loops(["bald"], query_size=(5, 3))["bald"]  # five after the first query, then three
+KEY = jax.random.key(0)
 
 
 def begin(folder, **options):
-    annotation.start(folder, references=REFERENCES, class_names=NAMES, **options)
+    annotation.start(folder, **{"references": REFERENCES, "class_names": NAMES, **options})
     return folder
 
 
-def ask(folder, **options):
-    return annotation.propose(folder, LOOP, TRAIN.inputs, key=jax.random.key(0), num_initial=6, **options)
+def ask(folder, loop=LOOP, inputs=TRAIN.inputs, **options):
+    return annotation.propose(folder, loop, inputs, **{"key": KEY, "num_initial": 6, **options})
 
 
-def answer(name, when="2026-01-01T00:00:00Z", **fields):
-    """An annotation as Label Studio exports it."""
-    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}, "id": "xyz"}
-    return {"id": 7, "completed_by": 1, "was_cancelled": False, "created_at": when, "result": [result], **fields}
+def tell(folder, query, *annotations, part=slice(None), **options):
+    """Ingests a part of a query with these annotations, or with the right answers."""
+    tasks = exported(query, *annotations, targets=None if annotations else TRAIN.targets)[part]
+    return annotation.ingest(folder, save(folder.parent, tasks), **options)
 
 
-def exported(query, targets=TRAIN.targets):
-    """The tasks of a query with the right answers, as they come back: other ids, other order, fields of the tool."""
-    tasks = json.loads(query.tasks.read_text())
-    for number, task in enumerate(tasks):
-        task |= {"id": 900 - number, "drafts": [], "project": 3, "meta": {}}
-        task["annotations"] = [answer(NAMES[targets[task["data"]["baal_index"]]])]
-    return tasks[::-1]
-
-
-def save(folder, tasks, name="export.json"):
-    path = folder / name
-    path.write_text(json.dumps(tasks))
-    return path
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_whole_round_trip(tmp_path):
-    """propose → edited export → ingest → next round."""
-    home = begin(tmp_path / "project")
-    first = ask(home)
-    assert len(set(first.indices)) == 6
-    tasks = exported(first)
-    ids = [task["data"]["baal_index"] for task in tasks]
-    tasks[0]["annotations"] = [{"was_cancelled": True, "result": [], "created_at": "2026-01-01T00:00:00Z"}]
-    tasks[1]["annotations"] = []
-    wrong, right = NAMES[(TRAIN.targets[ids[2]] + 1) % 3], NAMES[TRAIN.targets[ids[2]]]
-    tasks[2]["annotations"] = [answer(right, "2026-01-03T00:00:00Z"), answer(wrong, "2026-01-02T00:00:00.5+02:00")]
-    tasks[3]["annotations"].append({"was_cancelled": True, "result": [], "created_at": "2026-02-01T00:00:00Z"})
-    tasks[4]["annotations"][0]["result"].append({"from_name": "comment", "type": "textarea", "value": {"text": ["?"]}})
-    found = annotation.ingest(home, save(tmp_path, tasks))
-    assert found.new.tolist() == sorted(ids[2:])
-    assert found.skipped.tolist() == [ids[0]]
-    assert found.waiting.tolist() == [ids[1]]
-    state = annotation.answers(home)
-    labelled = np.flatnonzero(np.asarray(state.labelled_at) >= 0)
-    assert labelled.tolist() == sorted(ids[2:])
-    np.testing.assert_array_equal(np.asarray(state.targets)[labelled], TRAIN.targets[labelled])
-    assert np.flatnonzero(np.asarray(state.labelled_at) == -2).tolist() == [ids[0]]
-    assert np.all(np.asarray(state.targets)[np.asarray(state.labelled_at) < 0] == -1)
-
-    waiting = ask(home)  # one answer is missing: the same query
-    assert waiting.round == 0
-    assert waiting.waiting.tolist() == [ids[1]]
-    tasks[1]["annotations"] = [answer(NAMES[TRAIN.targets[ids[1]]])]
-    assert annotation.ingest(home, save(tmp_path, tasks)).new.tolist() == [ids[1]]
-
-    second = ask(home)
-    assert second.round == 1
-    assert len(second.indices) == 5
-    assert not set(second.indices) & set(ids)
-    content = json.loads((home / "query-0001.json").read_text())
-    assert np.isfinite(content["scores"]).all()
-    assert content["references"] == [REFERENCES[i] for i in second.indices]
-    np.testing.assert_allclose(np.sum(content["predictions"], axis=1), 1.0, rtol=1e-5)
-    guess = json.loads(second.tasks.read_text())[0]["predictions"][0]
-    assert guess["result"][0]["value"]["choices"] == [NAMES[int(np.argmax(content["predictions"][0]))]]
-    assert guess["score"] == pytest.approx(max(content["predictions"][0]), rel=1e-5)
-
-    both = exported(second) + tasks  # one project collects all queries
-    assert annotation.ingest(home, save(tmp_path, both)).new.tolist() == sorted(second.indices)
-    state = annotation.answers(home)
-    assert sorted(np.asarray(state.labelled_at)[second.indices]) == [1] * 5
-    assert ask(home).round == 2
-
-
-def test_the_picks_are_those_of_the_acquisition_without_what_was_skipped(tmp_path):
-    home = begin(tmp_path / "project")
-    tasks = exported(ask(home))
-    tasks[0]["annotations"] = [{"was_cancelled": True, "result": []}]
-    annotation.ingest(home, save(tmp_path, tasks))
-    expected = set(range(40)) - {task["data"]["baal_index"] for task in tasks}
-    everything = loops(["bald"], query_size=39)["bald"]
-    query = annotation.propose(home, everything, TRAIN.inputs, key=jax.random.key(0))
-    assert set(query.indices.tolist()) == expected
-    assert np.all(np.diff(query.scores) <= 0)
-    annotation.ingest(home, save(tmp_path, exported(query)))
-    with pytest.raises(ValueError, match="all 40 examples have been answered or skipped"):
-        annotation.propose(home, everything, TRAIN.inputs, key=jax.random.key(0))
-
-
-def test_the_same_folder_gives_the_same_query(tmp_path):
-    found = []
-    for name in ("a", "b"):
-        home = begin(tmp_path / name)
-        query = ask(home)
-        chex.assert_trees_all_equal(ask(home)._replace(tasks=None), query._replace(tasks=None))
-        annotation.ingest(home, save(tmp_path, exported(query)))
-        found.append(ask(home).indices.tolist())
-    assert found[0] == found[1]
-
-
-def test_an_export_twice_changes_nothing_and_a_later_one_corrects(tmp_path):
-    home = begin(tmp_path / "project")
-    tasks = exported(ask(home))
-    path = save(tmp_path, tasks)
-    annotation.ingest(home, path)
-    before = files(home)
-    again = annotation.ingest(home, path)
-    assert files(home) == before
-    assert len(again.unchanged) == 6
-    assert not len(again.new) + len(again.corrected)
-    index = tasks[0]["data"]["baal_index"]
-    other = NAMES[(TRAIN.targets[index] + 1) % 3]
-    tasks[0]["annotations"].append(answer(other, "2026-05-01T00:00:00Z"))
-    assert annotation.ingest(home, save(tmp_path, tasks[:1], "later.json")).corrected.tolist() == [index]
-    assert NAMES[int(annotation.answers(home).targets[index])] == other
-    tasks[0]["annotations"] = [{"was_cancelled": True, "result": []}]
-    annotation.ingest(home, save(tmp_path, tasks[:1], "last.json"))
-    state = annotation.answers(home)
-    assert int(state.labelled_at[index]) == -2
-    annotation.ingest(home, path)  # and back
-    state = annotation.answers(home)
-    assert int(state.labelled_at[index]) == 0
-
-
-def test_giving_up_asks_for_others(tmp_path):
-    home = begin(tmp_path / "project")
-    first = ask(home)
-    annotation.ingest(home, save(tmp_path, exported(first)[:4]))
-    second = ask(home, give_up=True)
-    assert second.round == 1
-    assert len(second.waiting) == 5
-
-
-def changed(**fields):
-    def change(tasks):
-        tasks[1] = {**tasks[1], **fields}
-        return tasks
-
-    return change
-
-
-def with_answer(**fields):
-    def change(tasks):
-        tasks[1]["annotations"][0]["result"][0] |= fields
-        return tasks
-
-    return change
-
-
-def with_index(value):
-    def change(tasks):
-        tasks[1]["data"]["baal_index"] = value
-        return tasks
-
-    return change
-
-
-def without_index(tasks):
-    del tasks[1]["data"]["baal_index"]
-    return tasks
-
-
-MALFORMED = {
-    "an object": (lambda tasks: {"tasks": tasks}, r"export.json holds a dict, not a list of tasks"),
-    "the minimal export": (
-        lambda tasks: [{"image": "a", "baal_index": 1, "label": "cat"}],
-        "task 0 has no data: export as JSON, not as JSON-MIN",
-    ),
-    "no annotations": (changed(annotations=None), "task 1 has no annotations: export as JSON"),
-    "tasks of somebody else": (without_index, r"task 1 has baal_index=None, not an integer"),
-    "an index in words": (with_index("7"), "task 1 has baal_index='7', not an integer"),
-    "a truth value": (with_index(True), "task 1 has baal_index=True"),
-    "out of range": (with_index(40), "task 1 has baal_index 40, outside of the 40 examples"),
-    "negative": (with_index(-1), "task 1 has baal_index -1, outside"),
-    "an example twice": (lambda tasks: [*tasks, tasks[0]], "task 6: baal_index .* is there a second time"),
-    "an unknown class": (
-        with_answer(value={"choices": ["dog"]}),
-        "task 1, annotation 0 has the class 'dog': the classes",
-    ),
-    "two classes": (
-        with_answer(value={"choices": NAMES[:2]}),
-        r"has the choices \['ape', 'bee'\], but one is asked for",
-    ),
-    "another interface": (with_answer(from_name="kind"), "answers kind, not label: use the labelling interface"),
-    "another object": (with_answer(to_name="photo"), "labels 'photo', not 'image'"),
-    "another type": (with_answer(type="number", value={"number": 2}), "has type 'number', not choices"),
-    "no value": (with_answer(value=None), "annotation 0 has the value None without choices"),
-    "a time that is none": (changed(annotations=[answer("ape", "yesterday")]), "task 1 has the time 'yesterday'"),
-    "no result": (changed(annotations=[{"was_cancelled": False}]), "task 1, annotation 0 has no result"),
-    "two labels": (
-        lambda tasks: changed(annotations=[answer("ape", result=answer("ape")["result"] * 2)])(tasks),
-        "has 2 labels, but one is asked for",
-    ),
-    "a task in words": (lambda tasks: [tasks[0], "task"], "task 1 has no data"),
-    "an annotation in words": (changed(annotations=["ape"]), "annotation 0 is a str"),
-}
+def labelled_at(folder):
+    return np.asarray(annotation.answers(folder).labelled_at)
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     home = begin(tmp_path_factory.mktemp("asked") / "project")
-    return home, exported(ask(home))
+    return home, ask(home)
 
 
-@pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_export_is_refused_by_name_and_nothing_is_written(asked, tmp_path, case):
-    home, tasks = asked
-    change, message = MALFORMED[case]
-    before = files(home)
-    with pytest.raises(ValueError, match=message):
-        annotation.ingest(home, save(tmp_path, change(copy.deepcopy(tasks))))
-    assert files(home) == before
+def test_the_picks_are_those_of_a_loop_with_the_same_key(tmp_path):
+    data = jax.tree.map(jnp.asarray, TRAIN)
+    state = LOOP.init(KEY, data, 6)
+    home, from_host = begin(tmp_path / "a"), begin(tmp_path / "b")
+    first = ask(home)
+    assert sorted(first.indices) == np.flatnonzero(np.asarray(pool.labelled(state.pool))).tolist()
+    assert np.isnan(first.scores).all()
+    tell(home, first)
+    tell(from_host, ask(from_host, inputs=list(TRAIN.inputs)))
+    for number in (1, 2):
+        state, _ = LOOP.step(state, data)
+        query = ask(home)
+        np.testing.assert_array_equal(labelled_at(home)[query.indices], -1)
+        picked = np.flatnonzero(np.asarray(state.pool.labelled_at) == number).tolist()
+        assert [query.round, sorted(query.indices)] == [number, picked]
+        assert np.all(np.diff(query.scores) <= 0)
+        tell(home, query)
+        assert labelled_at(home)[query.indices].tolist() == [number] * (5, 3)[number - 1]
+        if number == 1:
+            assert ask(from_host, inputs=list(TRAIN.inputs)).indices.tolist() == query.indices.tolist()
 
 
-def test_files_that_are_no_export_are_refused(asked, tmp_path):
-    home, _ = asked
-    broken = tmp_path / "broken.json"
-    broken.write_text('[{"data": ')
-    with pytest.raises(ValueError, match=r"broken.json is not JSON .*: export again"):
-        annotation.ingest(home, broken)
-    with pytest.raises(ValueError, match="is no file"):
+def two_draws(num_outputs):
+    """A posterior of two known draws: outputs are nothing in one, and three times the first inputs in the other."""
+    return baal.Posterior(
+        fit=lambda key, dataset, labelled, previous=None: jnp.sum(labelled, dtype=jnp.float32),
+        sample=lambda key, state, num_samples: jnp.array([0.0, 3.0]),
+        apply=lambda state, draw, inputs: draw * inputs[:, :num_outputs],
+    )
+
+
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_a_query_holds_the_mean_prediction_of_what_is_asked_for(names, tmp_path):
+    home = begin(tmp_path / "project", class_names=names, kind="text")
+    acquisition = selection.top_k(heuristics.variance if names is None else heuristics.entropy)
+    loop = baal.active_loop(two_draws(len(names or [1])), acquisition, query_size=4, num_samples=2)
+    first = ask(home, loop)
+    tasks = json.loads(first.tasks.read_text())
+    for task in tasks:
+        value = {"number": 2.5} if names is None else {"choices": ["bee"]}
+        result = {"from_name": "label", "to_name": "text", "type": next(iter(value)), "value": value}
+        task["annotations"] = [{"result": [result]}]
+    annotation.ingest(home, save(tmp_path, tasks))
+    targets = np.asarray(annotation.answers(home).targets)
+    expected = np.full(40, np.nan if names is None else -1.0)
+    expected[first.indices] = 2.5 if names is None else 1
+    np.testing.assert_array_equal(targets, expected)
+    query = ask(home, loop)
+    content = json.loads((home / "query-0001.json").read_text())
+    assert content["indices"] == query.indices.tolist()
+    assert content["references"] == [REFERENCES[i] for i in query.indices]
+    np.testing.assert_allclose(content["scores"], query.scores)
+    inputs = TRAIN.inputs[query.indices].astype(np.float64)
+    weights = np.exp(3 * inputs[:, :3]) / np.exp(3 * inputs[:, :3]).sum(axis=1, keepdims=True)
+    shown = 1.5 * inputs[:, 0] if names is None else (weights + 1 / 3) / 2
+    np.testing.assert_allclose(content["predictions"], shown, rtol=1e-4, atol=1e-6)
+    first_task = json.loads(query.tasks.read_text())[0]
+    value = first_task["predictions"][0]["result"][0]["value"]
+    assert first_task["data"]["text"] == REFERENCES[query.indices[0]]
+    assert value == ({"choices": [NAMES[np.argmax(shown[0])]]} if names else {"number": pytest.approx(shown[0], 1e-4)})
+
+
+def test_the_same_query_is_returned_until_every_example_has_an_answer_or_is_skipped(tmp_path):
+    home = begin(tmp_path / "project")
+    first = ask(home)
+    ids = first.indices[::-1].tolist()  # in the order of the export
+    assert [first.waiting.tolist(), len(set(ids))] == [first.indices.tolist(), 6]
+    tell(home, first, refused(), part=slice(1))
+    brought = tell(home, first, part=slice(2, None))
+    assert brought.new.tolist() == sorted(ids[2:])
+    assert brought.waiting.tolist() == [ids[1]]
+    state = annotation.answers(home)
+    assert np.flatnonzero(labelled_at(home) == -2).tolist() == [ids[0]]
+    assert np.flatnonzero(labelled_at(home) == 0).tolist() == sorted(ids[2:])
+    np.testing.assert_array_equal(np.asarray(state.targets)[sorted(ids[2:])], TRAIN.targets[sorted(ids[2:])])
+    assert np.all(np.asarray(state.targets)[labelled_at(home) < 0] == -1)
+    assert int(state.round) == 1
+    first.tasks.unlink()  # somebody has moved it: it is written again
+    again = ask(home)
+    assert [again.round, again.waiting.tolist(), again.indices.tolist()] == [0, [ids[1]], first.indices.tolist()]
+    assert len(json.loads(first.tasks.read_text())) == 6
+    # What nobody answered may be asked for again, what was skipped not; one project collects all queries.
+    picked = {}
+    for number in range(1, 12):
+        query = ask(home, give_up=True)
+        assert query.round == number
+        assert tell(home, query).new.tolist() == sorted(query.indices)
+        picked |= dict.fromkeys(query.indices.tolist(), number)
+    assert sorted(picked) == sorted({*range(40)} - {ids[0], *ids[2:]})
+    assert [labelled_at(home)[index] for index in (ids[1], ids[2])] == [picked[ids[1]], 0]
+    with pytest.raises(ValueError, match="all 40 examples have been answered or skipped"):
+        ask(home)
+
+
+def test_a_first_query_that_is_given_up_is_followed_by_others(tmp_path):
+    home = begin(tmp_path / "project")
+    picked = [ask(home, give_up=bool(number)).indices.tolist() for number in range(3)]
+    key = jax.random.split(KEY)[1]
+    for number, ids in enumerate(picked):
+        now = jax.random.fold_in(key, number) if number else key
+        assert ids == pool.first_query(now, pool.init(40), 6, None, None).indices.tolist()
+    assert len({*map(tuple, picked)}) == 3
+    assert len(ask(home, give_up=True, num_initial=99).indices) == 40  # no more than there are
+    with pytest.raises(ValueError, match="num_initial=0"):
+        ask(home, give_up=True, num_initial=0)
+
+
+def test_a_cold_start_picks_the_first_query(tmp_path):
+    typical = selection.typiclust()
+    query = ask(begin(tmp_path / "typical"), cold_start=typical, embeddings=TRAIN.inputs)
+    summary = typical.summarise(baal.Predictions(None, jnp.asarray(TRAIN.inputs)))
+    everything = jnp.ones(40, bool)
+    expected = typical.select(jax.random.split(KEY)[1], summary, everything, 6, ~everything).indices
+    np.testing.assert_array_equal(query.indices, expected)
+    with pytest.raises(ValueError, match="embeddings is None"):
+        ask(begin(tmp_path / "without"), cold_start=typical)
+
+
+# What the folder has, what an export brings later, what then holds (None: skipped), and where the id is reported.
+LATE = [
+    (answer("ape", 5), answer("bee", 6), 1, "corrected"),
+    (answer("ape", 5), answer("bee", 4), 0, "outdated"),
+    (answer("ape", 5), answer("bee", 5), 1, "corrected"),
+    (answer("ape", 5), answer("bee"), 1, "corrected"),  # what has no time is as new as its export
+    (answer("ape"), answer("bee", 4), 1, "corrected"),
+    (answer("ape", 5), answer("ape", 4), 0, "unchanged"),
+    (answer("ape", 5), answer("ape", 6), 0, "unchanged"),
+    (answer("ape", 5), refused(6), None, "skipped"),
+    (answer("ape", 5), refused(4), 0, "outdated"),
+    (refused(5), answer("bee", 6), 1, "new"),
+    (refused(5), answer("bee", 4), None, "outdated"),
+    (refused(5), refused(4), None, "skipped"),
+    (refused(), answer("bee", 4), 1, "new"),
+]
+
+
+def test_of_two_exports_the_newer_answer_holds_and_the_same_one_twice_changes_nothing(asked):
+    home, query = asked
+    index = int(query.indices[-1])
+    for before, later, holds, reported in LATE:
+        (home / "labels.json").unlink(missing_ok=True)
+        tell(home, query, before)
+        brought = tell(home, query, later, part=slice(1))
+        told = {name: ids.tolist() for name, ids in brought._asdict().items() if name != "waiting"}
+        assert told == {name: [index] if name == reported else [] for name in told}
+        assert (labelled_at(home)[index] == -2) == (holds is None)
+        assert int(annotation.answers(home).targets[index]) == (-1 if holds is None else holds)
+        content = (home / "labels.json").read_bytes()
+        again = tell(home, query, later, part=slice(1))
+        assert (home / "labels.json").read_bytes() == content
+        assert not len(again.new) + len(again.corrected)
+
+
+def test_who_said_what_and_when_is_kept(asked):
+    home, query = asked
+    (home / "labels.json").unlink(missing_ok=True)
+    tell(home, query, answer("bee", 1), answer("cat", 3, who={"email": "ann@example.org"}), answer("bee", 2, who=3))
+    tell(home, query, refused(4), part=slice(1, 2))
+    kept = json.loads((home / "labels.json").read_text())
+    skipped, label = (str(query.indices[::-1][place]) for place in (1, 0))
+    assert kept["labels"][label] == {
+        "target": 2,
+        "round": 0,
+        "annotator": "ann@example.org",
+        "time": "2026-01-03T12:00:00+00:00",
+    }
+    assert kept["skipped"] == {skipped: {"round": 0, "time": "2026-01-04T12:00:00+00:00"}}
+    several = answer("ape", 4), answer("ape", 5, who=2), answer("bee", 6, who=3)
+    tell(home, query, *several, several="majority", part=slice(1))
+    assert json.loads((home / "labels.json").read_text())["labels"][label]["target"] == 0
+
+
+def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(asked, tmp_path):
+    home, query = asked
+    tell(home, query, answer("ape"))
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    path = tmp_path / "export.json"
+    for content in (b"\xff\xfe\x00", b"[" * 100_000, b'[{"data": '):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"export\.json is not JSON .*: export again, as JSON"):
+            annotation.ingest(home, path)
+    other = begin(tmp_path / "other", references=[f"else/{i}.png" for i in range(40)])
+    with pytest.raises(ValueError, match="has asked for nothing yet: propose first"):
+        annotation.ingest(other, path)
+    foreign = ask(other)
+    np.testing.assert_array_equal(foreign.indices, query.indices)  # its ids fit
+    never = exported(query, answer("bee"))
+    never[2]["data"]["baal_index"] = min({*range(40)} - {*query.indices.tolist()})
+    for tasks, message in (
+        (exported(foreign, answer("bee")), r"export.json, task 0 has baal_project='\w+', but the tasks of this folder"),
+        (never, r"task 2 has baal_index \d+, which was never asked for"),
+        ([*exported(query, answer("bee"))[:3], {}], "export.json, task 3 has no data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            annotation.ingest(home, save(tmp_path, tasks))
+    with pytest.raises(ValueError, match="is no file: give the JSON"):
         annotation.ingest(home, tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match="holds no project"):
-        annotation.ingest(tmp_path, broken)
-    with pytest.raises(ValueError, match="has asked for nothing yet"):
-        annotation.ingest(begin(tmp_path / "new"), broken)
-    never = next(i for i in range(40) if i not in [task["data"]["baal_index"] for task in asked[1]])
-    tasks = copy.deepcopy(asked[1])
-    tasks[0]["data"]["baal_index"] = never
-    with pytest.raises(ValueError, match=f"task 0 has baal_index {never}, which was never asked for"):
-        annotation.ingest(home, save(tmp_path, tasks))
+        annotation.ingest(tmp_path, path)
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    same = begin(tmp_path / "same")  # the same pool, so an id means the same example
+    ask(same)
+    path.write_text(json.dumps(exported(query, answer("ape"))), encoding="utf-8-sig")  # the mark is no damage
+    assert len(annotation.ingest(str(same), str(path)).new) == 6
 
 
-def test_whatever_fails_the_same_call_goes_on(tmp_path, monkeypatch):
-    """Every rename of a round fails once."""
-    original = os.replace
-
-    def whole_round(home):
-        begin(home)
-        query = ask(home)
-        if query.round == 0:
-            annotation.ingest(home, save(tmp_path, exported(query)))
-            query = ask(home)
-        return query
-
-    expected = whole_round(tmp_path / "peace")
-    for allowed in range(20):
-        home, left = tmp_path / f"killed-{allowed}", allowed
-
-        def fails(source, target):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise OSError("the disk is gone")
-            original(source, target)
-
-        monkeypatch.setattr(os, "replace", fails)
-        try:
-            whole_round(home)
-            break
-        except OSError:
-            monkeypatch.setattr(os, "replace", original)
-        for path in home.glob("*.json"):
-            json.loads(path.read_text())
-        assert not list(home.glob(".*"))
-        assert whole_round(home).indices.tolist() == expected.indices.tolist()
-    assert allowed >= 6  # config, project, tasks, query, labels, tasks, query
+def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
+    home = begin(tmp_path / "project")
+    tell(home, ask(home))
+    ask(home)
+    for name, content, message in (
+        ("labels.json", b"{}", "lacks format, labels, skipped: restore it from a backup"),
+        ("query-0000.json", b"[]", "lacks format, round, indices, scores, predictions, references"),
+        ("project.json", b"{}", "lacks format, kind, class_names"),
+        ("project.json", (home / "project.json").read_bytes().replace(b'"format": 1', b'"format": 2'), "has format 2"),
+    ):
+        whole = (home / name).read_bytes()
+        (home / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            ask(home)
+        (home / name).write_bytes(whole)
+    (home / "query-0000.json").unlink()  # its ids would be asked for again
+    with pytest.raises(ValueError, match=r"lacks query-0000.json, but has later ones: restore"):
+        ask(home)
 
 
 def test_another_project_in_the_folder_is_refused(tmp_path):
     home = begin(tmp_path)
-    assert begin(home) == home
-    for options in ({"class_names": NAMES[:2]}, {"references": REFERENCES[1:]}, {"kind": "text"}, {"config": {"a": 1}}):
-        with pytest.raises(ValueError, match=f"holds a project with other {next(iter(options))}"):
-            annotation.start(home, **{"references": REFERENCES, "class_names": NAMES, **options})
+    assert annotation.start(home, references=REFERENCES, class_names=tuple(NAMES)) == home / "project.json"
+    before = (home / "label_config.xml").read_bytes()
+    for options, shown in (
+        ({"class_names": NAMES[:2]}, f" ({NAMES!r}, now {NAMES[:2]!r})"),
+        ({"references": REFERENCES[1:]}, ""),
+        ({"kind": "text"}, " ('image', now 'text')"),
+        ({"config": {"a": 1}}, " ({}, now {'a': 1})"),
+    ):
+        message = f"holds a project with other {next(iter(options))}{shown}: use another folder"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            begin(home, **options)
+    assert (home / "label_config.xml").read_bytes() == before
+    for options, message in (({"references": []}, "references is empty"), ({"class_names": ["a"]}, "class_names=")):
+        with pytest.raises(ValueError, match=message):
+            begin(tmp_path / "new", **options)
     with pytest.raises(ValueError, match="inputs holds 39 examples, but the project 40"):
-        annotation.propose(home, LOOP, TRAIN.inputs[1:], key=jax.random.key(0))
-
-
-def test_a_cold_start_picks_the_first_query(tmp_path):
-    home = begin(tmp_path)
-    query = ask(home, cold_start=selection.typiclust(), embeddings=TRAIN.inputs)
-    typical = selection.typiclust()
-    summary = typical.summarise(Predictions(None, jnp.asarray(TRAIN.inputs)))
-    everything = jnp.ones(40, bool)
-    expected = typical.select(jax.random.split(jax.random.key(0))[1], summary, everything, 6, ~everything).indices
-    np.testing.assert_array_equal(query.indices, expected)
-    assert query.indices.tolist() != ask(begin(tmp_path / "random")).indices.tolist()
-    with pytest.raises(ValueError, match="embeddings is None"):
-        ask(begin(tmp_path / "without"), cold_start=selection.typiclust())
-
-
-@pytest.mark.parametrize(("several", "expected"), [("newest", 2), ("majority", 0)])
-def test_of_several_annotators_the_newest_or_most_count(several, expected):
-    times = ["2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"]
-    task = {"data": {"image": "a", "baal_index": 3}}
-    said = zip(["ape", "ape", "cat"], times, strict=True)
-    task["annotations"] = [answer(name, when, completed_by=who) for who, (name, when) in enumerate(said)]
-    found = annotation.from_label_studio([task], NAMES, num_examples=5, several=several)
-    assert found.targets.tolist() == [expected]
-    task["annotations"][0]["updated_at"] = "2026-06-01T00:00:00Z"  # what was edited last is newest
-    assert annotation.from_label_studio([task], NAMES, num_examples=5).targets.tolist() == [0]
-
-
-def test_numbers_are_read_back_as_they_are():
-    tasks = annotation.to_label_studio([4, 2, -1], ["a", "b", "c"], None, kind="text", predictions=[0.5, 1.5, 0.0])
-    assert [task["data"] for task in tasks] == [{"text": "a", "baal_index": 4}, {"text": "b", "baal_index": 2}]
-    assert tasks[0]["predictions"][0]["result"][0]["value"] == {"number": 0.5}
-    for task, number in zip(tasks, (2.5, -1), strict=True):
-        result = {"from_name": "label", "to_name": "text", "type": "number", "value": {"number": number}}
-        task["annotations"] = [{"result": [result]}]
-    found = annotation.from_label_studio(tasks, None, num_examples=5, kind="text")
-    assert found.indices.tolist() == [2, 4]
-    assert found.targets.tolist() == [-1.0, 2.5]
-    tasks[0]["annotations"][0]["result"][0]["value"]["number"] = "2.5"
-    with pytest.raises(ValueError, match=r"has the number '2\.5'"):
-        annotation.from_label_studio(tasks, None, num_examples=5, kind="text")
-
-
-def test_the_interface_names_what_the_tasks_name():
-    names = ['"quoted" & <odd>', "naïve"]
-    root = ET.fromstring(annotation.labelling_config(names, "text"))
-    assert [choice.get("value") for choice in root.iter("Choice")] == names
-    task = annotation.to_label_studio([1], ["words"], names, kind="text", predictions=[[0.1, 0.9]])[0]
-    result = task["predictions"][0]["result"][0]
-    assert root.find("Choices").get("name") == result["from_name"]
-    assert root.find("Choices").get("toName") == root.find("Text").get("name") == result["to_name"]
-    assert root.find("Text").get("value").removeprefix("$") in task["data"]
-    assert ET.fromstring(annotation.labelling_config(None)).find("Number") is not None
-    for wrong in (["a"], ["a", "a"], ["a", " "]):
-        with pytest.raises(ValueError, match="class_names="):
-            annotation.labelling_config(wrong)
-    with pytest.raises(ValueError, match="kind='video'"):
-        annotation.labelling_config(names, "video")
-    with pytest.raises(ValueError, match="references holds 1 for 2 indices"):
-        annotation.to_label_studio([1, 2], ["words"], names)
-
-
-def test_the_commands_do_the_same_from_files(tmp_path, capsys):
-    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
-    np.savez(tmp_path / "pool.npz", inputs=images)
-    home = tmp_path / "home"
-    quick = ["--num-initial", "6", "--query-size", "3", "--num-steps", "5", "--num-samples", "2"]
-    begun = ["propose", str(home), "--data", str(tmp_path / "pool.npz"), "--classes", *NAMES, *quick]
-    assert command_line.main(begun) == 0
-    assert "round 0: 6 examples, 0 answered" in capsys.readouterr().out
-    query = json.loads((home / "query-0000.json").read_text())
-    assert all((home / reference).read_bytes().startswith(b"\x89PNG") for reference in query["references"])
-    tasks = json.loads((home / "query-0000.label_studio.json").read_text())
-    for task in tasks:
-        task["annotations"] = [answer(NAMES[task["data"]["baal_index"] % 3])]
-    assert command_line.main(["ingest", str(home), str(save(tmp_path, tasks))]) == 0
-    assert "6 new, 0 corrected" in capsys.readouterr().out
-    assert command_line.main(["propose", str(home)]) == 0
-    assert "round 1: 3 examples, 0 answered" in capsys.readouterr().out
-    assert command_line.main(["propose", str(home), "--model", "cnn"]) == 1
-    assert "model='cnn', but the project was begun with 'mlp'" in capsys.readouterr().err
-    assert command_line.main(["ingest", str(home), str(tmp_path / "pool.npz")]) == 1
-    assert "pool.npz is not JSON" in capsys.readouterr().err
-    assert command_line.main(["propose", str(tmp_path / "new")]) == 1
-    assert "begin one with --data" in capsys.readouterr().err
-
-
-def test_every_command_says_what_it_does(capsys):
-    assert command_line.main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("study", "report", "propose", "ingest"))
-    assert command_line.main(["propse"]) == 2
-    assert "'propse' is no command: use one of study, propose" in capsys.readouterr().err
-    for name in command_line.COMMANDS:
-        with pytest.raises(SystemExit) as stop:
-            command_line.main([name, "--help"])
-        assert stop.value.code == 0
-        assert "baal_jax" in capsys.readouterr().out
+        ask(home, inputs=TRAIN.inputs[1:])
+    with pytest.raises(ValueError, match="inputs holds 39 examples, but the project 40"):
+        ask(home, inputs=list(TRAIN.inputs[1:]))
+    with pytest.raises(ValueError, match="key=0 must be a typed key"):
+        ask(home, key=0)

@@ -1,176 +1,177 @@
-"""One suite for every posterior, with each library and each task once: linen and nnx, classes and real values."""
+"""One suite for every posterior, with linen or nnx, and with classes or real values, or both where they matter.
 
-import flax.linen as nn
+Each case is fitted once, and the program of a fit and that of predictions serve nearly all that is asked of it.
+"""
+
+import functools
+import zlib
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
-from baal_jax import checkpoint, heuristics, losses, posteriors, selection
+from baal_jax import checkpoint, losses, posteriors
 from baal_jax.posteriors import kernels
+from tests.contracts import members
+from tests.fixtures import Net, NnxNet, count_compilations, first, same, trainer
 
-RNG = np.random.default_rng(0)
-INPUTS = RNG.normal(size=(24, 4)).astype(np.float32)
-WEIGHTS = RNG.normal(size=(4, 3))
-TARGETS = {
-    "classification": (INPUTS @ WEIGHTS).argmax(axis=1).astype(np.int32),
-    "regression": (INPUTS @ WEIGHTS)[:, 0].astype(np.float32),
-}
-LABELLED = jnp.arange(24) < 9
 NUM_SAMPLES = 5
-LEAST = {  # the smallest settings at which a method is still itself
-    "mc_dropout": {},
-    "mc_dropconnect": {"rate": 0.3},
+INPUTS = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+VALUES = INPUTS @ np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+TARGETS = {"classification": VALUES.argmax(axis=1).astype(np.int32), "regression": VALUES[:, 0]}
+LABELLED = first(9, 24)
+
+MEMBERS = members("posteriors", {**posteriors.REGISTRY, "gaussian_process": posteriors.gaussian_process})
+SETTINGS = {  # where a method has smaller ones at which it is still itself
     "deep_ensemble": {"num_members": NUM_SAMPLES},
-    "swag": {"rank": 3, "start": 0.5, "every": 1},
-    "bayes_by_backprop": {},
-    "laplace": {},
-    "dropout_gp": {},
-    "epinet": {},
     "gaussian_process": {"num_features": 64},
+    "mc_dropconnect": {"rate": 0.3},
+    "swag": {"rank": 3, "start": 0.5, "every": 1},
 }
+OF_BOTH_TASKS = ("dropout_gp", "gaussian_process")
 
 
-class LinenNet(nn.Module):
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = nn.Dropout(0.3, deterministic=not train)(nn.relu(nn.Dense(8)(x)))
-        return nn.Dense(self.outputs)(x)
+def cases(name):
+    """A member has a library and a task by its name, so that another one changes nothing for the rest."""
+    number = zlib.crc32(name.encode())
+    tasks = [*TARGETS] if name in OF_BOTH_TASKS else [[*TARGETS][number // 2 % 2]]
+    return [(name, "kernel" if name == "gaussian_process" else ("linen", "nnx")[number % 2], task) for task in tasks]
 
 
-class NnxNet(nnx.Module):
-    def __init__(self, outputs, rngs: nnx.Rngs):
-        self.hidden, self.out = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, outputs, rngs=rngs)
-        self.dropout = nnx.Dropout(0.3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(self.dropout(nnx.relu(self.hidden(x))))
+each_case = pytest.mark.parametrize("case", [case for name in MEMBERS for case in cases(name)], ids="-".join)
 
 
 def make(name, library, task):
-    outputs = 3 if task == "classification" else 1
-    if library == "linen":
-        model = baal.from_linen(LinenNet(outputs))
-    else:
-        model = baal.from_nnx(lambda rngs: NnxNet(outputs, rngs))
-    if name == "gaussian_process":
-        num_classes = outputs if task == "classification" else None
-        return posteriors.gaussian_process(kernels.dense(1), num_classes=num_classes, **LEAST[name])
+    options, outputs = SETTINGS.get(name, {}), 3 if task == "classification" else 1
+    if library == "kernel":
+        return MEMBERS[name](kernels.dense(1), num_classes=3 if task == "classification" else None, **options)
+    model = baal.from_linen(Net(outputs)) if library == "linen" else baal.from_nnx(lambda rngs: NnxNet(rngs, outputs))
     loss = losses.cross_entropy if task == "classification" else losses.squared_error
-    trainer = baal.trainer(optax.adam(3e-2), loss, num_steps=12, batch_size=4)
-    return posteriors.REGISTRY[name](model, trainer, **LEAST[name])
+    return MEMBERS[name](model, trainer(optax.adam(3e-2), loss, num_steps=12), **options)
 
 
-def data(task):
-    return baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(TARGETS[task]))
+@functools.cache
+def fitted(case):
+    """A posterior, its data, its state, and logits ``[S, N, C]``."""
+    posterior, data = make(*case), baal.Dataset(*jax.device_put((INPUTS, TARGETS[case[2]])))
+    state = posterior.fit(jax.random.key(0), data, LABELLED)
+    return posterior, data, state, predictions(posterior, state)
 
 
-LIBRARIES = dict.fromkeys(LEAST, ("linen", "nnx")) | {"gaussian_process": ("none",)}
-TASKS = {"linen": ("regression",), "nnx": ("classification",), "none": ("classification", "regression")}
-CASES = [(name, library, task) for name in LEAST for library in LIBRARIES[name] for task in TASKS[library]]
+def predictions(posterior, state, inputs=INPUTS, batch_size=None):
+    options = {"num_samples": NUM_SAMPLES, "batch_size": batch_size}
+    return np.asarray(baal.predict(jax.random.key(1), posterior, state, inputs, **options))
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def fitted(request):
-    posterior = make(*request.param)
-    state = posterior.fit(jax.random.key(0), data(request.param[2]), LABELLED)
-    yield posterior, state, logits(posterior, state, INPUTS), request.param[2]
-    jax.clear_caches()  # a case shares no program with the next; those of all would exhaust the memory maps
-
-
-def logits(posterior, state, inputs, batch_size=None, num_samples=NUM_SAMPLES):
-    options = {"num_samples": num_samples, "batch_size": batch_size}
-    return baal.predict(jax.random.key(1), posterior, state, inputs, **options)
+@functools.cache
+def sampler(posterior):
+    """Draws, and as many fewer."""
+    return jax.jit(lambda key, state: [posterior.sample(key, state, num) for num in (NUM_SAMPLES, 2)])
 
 
 def close(found, expected, tolerance=2e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
-def test_every_posterior_is_here():
-    assert {*posteriors.REGISTRY} | {"gaussian_process"} == {*LEAST}
+def differ(left, right):
+    return np.abs(left - right).max() > 1e-4 * np.abs(right).max()
 
 
-def test_draws_are_finite_and_differ(fitted):
-    expected = np.asarray(fitted[2])
-    assert expected.shape[:2] == (NUM_SAMPLES, 24)
+def test_a_builder_is_known_by_its_name():
+    assert [builder.__name__ for builder in posteriors.REGISTRY.values()] == [*posteriors.REGISTRY]
+
+
+@each_case
+def test_every_draw_is_another_function(case):
+    posterior, _, state, expected = fitted(case)
+    assert expected.shape == (NUM_SAMPLES, 24, 3 if case[2] == "classification" else 1)
     assert np.isfinite(expected).all()
-    gaps = np.abs(expected[:, None] - expected[None]).max(axis=tuple(range(2, expected.ndim + 1)))
-    assert (gaps[~np.eye(NUM_SAMPLES, dtype=bool)] > 1e-4 * np.abs(expected).max()).all()
+    assert all(differ(expected[i], expected[j]) for i in range(NUM_SAMPLES) for j in range(i))
+    (here, _), (there, _) = (sampler(posterior)(jax.random.key(seed), state) for seed in (1, 2))
+    assert not all(np.array_equal(*both) for both in zip(*map(jax.tree.leaves, (here, there)), strict=True))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_a_draw_is_one_function(fitted, batch_size):
-    posterior, state, expected, _ = fitted
-    order = np.random.default_rng(1).permutation(24)
-    close(logits(posterior, state, INPUTS[order], batch_size), expected[:, order])
+@each_case
+def test_a_draw_is_one_function(case):
+    """Of every row by itself: not of its place, nor of the rows beside it. It is the draw that the key makes."""
+    posterior, _, state, expected = fitted(case)
+    rows = np.random.default_rng(1).permutation(24)[:7]
+    draw = jax.tree.map(lambda leaf: leaf[2], sampler(posterior)(jax.random.key(1), state)[0])
+    close(jax.jit(posterior.apply)(state, draw, INPUTS[rows]), expected[2, rows])
 
 
-def test_four_devices_change_nothing(fitted, mesh):
-    posterior, state, expected, _ = fitted
+@each_case
+def test_more_draws_keep_the_first(case):
+    posterior, _, state, _ = fitted(case)
+    many, few = (jax.tree.leaves(draws) for draws in sampler(posterior)(jax.random.key(1), state))
+    for left, right in zip(few, many, strict=True):
+        if jax.dtypes.issubdtype(left.dtype, jax.dtypes.prng_key):
+            left, right = map(jax.random.key_data, (left, right))
+        np.testing.assert_allclose(left, right[:2], rtol=1e-5, atol=1e-6)
+
+
+@each_case
+def test_four_devices_change_nothing(case, mesh):
+    posterior, _, state, expected = fitted(case)
     sharded = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("pool")))
-    replicated = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    close(logits(posterior, replicated, sharded, 8), expected)
+    close(predictions(posterior, jax.device_put(state, NamedSharding(mesh, PartitionSpec())), sharded, 8), expected)
 
 
-def test_more_draws_keep_the_first(fitted):
-    posterior, state, expected, _ = fitted
-    close(logits(posterior, state, INPUTS, num_samples=2), expected[:2])
+@each_case
+def test_fits_map_over_keys(case):
+    posterior, data, _, expected = fitted(case)
+    keys = jax.random.wrap_key_data(np.array([[0, 3], [0, 0]], np.uint32))
+
+    @jax.jit
+    def fits(keys):
+        states = jax.vmap(lambda key: posterior.fit(key, data, LABELLED))(keys)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(2)]
+
+    other, found = (predictions(posterior, state) for state in fits(keys))
+    close(found, expected, 2e-3)
+    assert differ(other, expected)
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_scores_never_hold_all_predictions(case):
-    posterior, task = make(*case), case[2]
-    state = jax.eval_shape(posterior.fit, jax.random.key(0), data(task), LABELLED)
-    fn = heuristics.bald if task == "classification" else heuristics.variance
-    inputs = jax.ShapeDtypeStruct((4096, 4), jnp.float32)
+@each_case
+def test_unlabelled_examples_do_not_count(case):
+    posterior, (inputs, targets), _, expected = fitted(case)
+    other = (TARGETS[case[2]] + 1) % 3 if case[2] == "classification" else TARGETS[case[2]] + 5
+    shown = np.asarray(LABELLED)
 
-    def temporary(num_samples):
-        options = {"num_samples": num_samples, "batch_size": 16}
-        lowered = baal.score.lower(jax.random.key(0), posterior, state, inputs, fn, **options)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+    def found(inputs, targets):
+        data = baal.Dataset(*jax.device_put((inputs, targets)))
+        return predictions(posterior, posterior.fit(jax.random.key(0), data, LABELLED))
 
-    # Sixty more draws of 4,096 predictions would be a megabyte; of the draws themselves a few kilobytes each.
-    assert temporary(64) - temporary(4) < 60 * 4096 * 4 * 0.6
+    same(found(np.where(shown[:, None], inputs, 2 - inputs), np.where(shown, targets, other)), expected)
+    assert differ(found(inputs, np.where(shown, other, targets)), expected)
 
 
-def test_fits_are_compiled_and_vectorised_over_keys(fitted):
-    posterior, _, _, task = fitted
-    keys = jax.random.split(jax.random.key(3), 2)
-
-    def predictions(key):
-        return logits(posterior, posterior.fit(key, data(task), LABELLED), INPUTS)
-
-    both = jax.jit(jax.vmap(predictions))(keys)
-    close(both[1], predictions(keys[1]), 2e-3)
-
-
-def test_a_state_survives_a_checkpoint(fitted, tmp_path):
-    posterior, state, expected, _ = fitted
-    with checkpoint.checkpointer(tmp_path / "run", {"name": "contract"}) as checkpoints:
-        checkpoints.save(0, state)
-    with checkpoint.checkpointer(tmp_path / "run", {"name": "contract"}) as checkpoints:
-        restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
-    np.testing.assert_array_equal(logits(posterior, restored, INPUTS), expected)
+@each_case
+def test_nothing_labelled_is_harmless(case):
+    posterior, data, _, expected = fitted(case)
+    with count_compilations() as compiled:
+        state = posterior.fit(jax.random.key(0), data, first(0, 24))
+        found = predictions(posterior, state)
+    assert np.isfinite(found).all()
+    assert differ(found, expected)
+    assert not compiled
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_it_runs_in_the_loop(case):
-    posterior, task = make(*case), case[2]
-    acquire = selection.top_k(heuristics.bald if task == "classification" else heuristics.variance)
-    loop = baal.active_loop(posterior, acquire, query_size=3, num_samples=NUM_SAMPLES)
-    final, infos = baal.run(loop, jax.random.key(0), data(task), data(task), num_initial=4, num_rounds=2)
-    assert int(baal.pool.num_labelled(final.pool)) == 10
-    assert all(np.isfinite(values).all() for values in infos.metrics.values())
+@each_case
+def test_a_state_survives_a_checkpoint_and_a_scan(case, tmp_path):
+    """The next state has its shapes, so that the loop can carry it and rounds on the host compile once."""
+    posterior, data, state, expected = fitted(case)
+    for step in (lambda run: run.save(0, state), lambda run: run.restore(state)):
+        with checkpoint.checkpointer(tmp_path / "run", {"name": "contract"}) as run:
+            restored = step(run)
+    same(predictions(posterior, restored), expected)
 
+    def described(tree):  # keys are never weak
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)), tree)
 
-def test_nothing_labelled_is_harmless(fitted):
-    posterior, _, _, task = fitted
-    state = posterior.fit(jax.random.key(0), data(task), jnp.zeros(24, bool))
-    assert np.isfinite(logits(posterior, state, INPUTS)).all()
+    shapes = jax.eval_shape(posterior.fit, jax.random.key(0), data, LABELLED, state)
+    assert described(shapes) == described(state)
+    assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(state))

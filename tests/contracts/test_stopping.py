@@ -1,10 +1,9 @@
-"""When to stop, in numbers that can be checked by hand, and in the compiled run."""
+"""The contract of every rule for stopping, then each in numbers checked by hand, and in the compiled run."""
 
 import functools
 import itertools
-from types import SimpleNamespace
+import types
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,56 +12,154 @@ from sklearn.metrics import cohen_kappa_score
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics, pool, selection, stopping
+from tests.contracts import members
+from tests.fixtures import centroids, clouds, same
 
 # The rules of Baal are conformance case 48.
 
+RULES = {
+    "labelling_budget": stopping.labelling_budget(5),
+    "low_uncertainty": stopping.low_uncertainty(0.3),
+    "plateau": stopping.plateau("nll", patience=3, atol=0.1),
+    "stabilising_predictions": stopping.stabilising_predictions(0.7, window=2),
+    "any_of": stopping.any_of(stopping.low_uncertainty(0.2), stopping.plateau("nll", patience=2, atol=0.1)),
+    "all_of": stopping.all_of(stopping.labelling_budget(3), stopping.plateau("nll", patience=2, atol=0.1)),
+}
+# The first round in which a rule with a memory may say anything.
+LEAST = {"plateau": 3, "stabilising_predictions": 3, "any_of": 2, "all_of": 2}
+CRITERIA = members("stopping", RULES)
+every_rule = pytest.mark.parametrize("name", CRITERIA)
+ROUNDS, SEEDS, SIZE, INPUTS, CLASSES = 9, 6, 12, 30, 3
+
+
+def outcome(labelled=0, value=np.nan, predicted=0):
+    """What a rule may look at, with as many labels, one value for all that is measured, and classes predicted."""
+    since = np.where(np.arange(SIZE) < labelled, np.arange(SIZE) % 2, -1).astype(np.int32)
+    info = types.SimpleNamespace(metrics={"nll": np.float32(value)}, mean_score=np.float32(value))
+    log_probs = np.log(np.eye(CLASSES)[np.broadcast_to(predicted, INPUTS)] + 0.1).astype(np.float32)
+    return stopping.Outcome(pool.PoolState(since, np.int32(2)), info, log_probs)
+
+
+jax.tree_util.register_pytree_node(
+    types.SimpleNamespace,
+    lambda info: ((info.metrics, info.mean_score), None),
+    lambda _, leaves: types.SimpleNamespace(metrics=leaves[0], mean_score=leaves[1]),
+)
+
 
 def answers(criterion, rounds):
-    """What a criterion says after each of some rounds."""
+    """What a rule says after each of some rounds, asked in a loop in Python."""
     memory, said = criterion.init(rounds[0]), []
-    for found in rounds:
-        memory, stop = criterion.update(memory, found)
+    for seen in rounds:
+        memory, stop = criterion.update(memory, seen)
         said.append(bool(stop))
     return said
 
 
-def measured(values, name="nll"):
-    infos = [SimpleNamespace(metrics={name: jnp.float32(value)}, mean_score=jnp.float32(value)) for value in values]
-    return [stopping.Outcome(None, info) for info in infos]
+def in_a_scan(criterion, rounds):
+    memory = criterion.init(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rounds))
+    return jax.lax.scan(criterion.update, memory, rounds)[1]
 
 
-def predicted(*rounds, num_classes=3):
-    return [
-        stopping.Outcome(None, None, jnp.log(jax.nn.one_hot(jnp.array(found), num_classes) + 0.1)) for found in rounds
-    ]
+@functools.cache
+def histories():
+    """Rounds of several seeds that calm down: more labels, values that settle, predictions that agree."""
+    rng = np.random.default_rng(0)
+    seeds = []
+    for seed in range(SEEDS):
+        predicted, rounds = rng.integers(CLASSES, size=INPUTS), []
+        for number in range(ROUNDS):
+            predicted = np.where(rng.random(INPUTS) < 0.7 / (1 + number), rng.integers(CLASSES, size=INPUTS), predicted)
+            value = np.nan if number == seed else 0.1 + rng.random() / (1 + number) ** 1.5
+            rounds.append(outcome(min(SIZE, 1 + number + rng.integers(2)), value, predicted))
+        seeds.append(rounds)
+    return seeds
 
 
-def test_a_budget_counts_every_label_whenever_it_was_given():
+# What every rule does
+
+
+@every_rule
+def test_seeds_that_are_mapped_in_a_scan_stop_where_a_loop_in_python_does(name):
+    criterion, seeds = CRITERIA[name], histories()
+    expected = [answers(criterion, rounds) for rounds in seeds]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *itertools.chain(*seeds))
+    stacked = jax.tree.map(lambda leaf: leaf.reshape(SEEDS, ROUNDS, *leaf.shape[1:]), stacked)
+    same(jax.jit(jax.vmap(lambda rounds: in_a_scan(criterion, rounds)))(stacked), np.array(expected))
+    assert 0 < np.sum(expected) < SEEDS * ROUNDS
+
+
+@every_rule
+def test_a_memory_keeps_its_shapes_and_is_not_changed(name):
+    """So that it can be carried by a scan; and what it holds before the first round are no values of a round."""
+    criterion, rounds = CRITERIA[name], histories()[0]
+    memory = criterion.init(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), rounds[0]))
+    same(memory, criterion.init(rounds[3]))
+    for seen in rounds[:3]:
+        before = jax.tree.map(np.array, memory)
+        after, stop = criterion.update(memory, seen)
+        same(memory, before)
+        assert (jnp.shape(stop), jnp.result_type(stop)) == ((), jnp.bool)
+        kinds = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (memory, after)]
+        assert kinds[0] == kinds[1]
+        memory = after
+
+
+@every_rule
+def test_nothing_is_decided_before_the_least_number_of_rounds(name):
+    said = answers(CRITERIA[name], [outcome(SIZE, 0.25)] * 4)  # nothing changes at all
+    assert said == [number >= LEAST.get(name, 1) for number in range(1, 5)]
+
+
+@every_rule
+def test_values_that_are_nan_never_stop(name):
+    assert not any(answers(CRITERIA[name], [outcome(2, np.nan, np.roll(np.arange(INPUTS) % 3, r)) for r in range(5)]))
+
+
+def test_equal_configurations_are_one_object_so_that_runs_compile_once():
+    assert stopping.labelling_budget(5) is RULES["labelling_budget"]
+    assert stopping.low_uncertainty(0.3) is RULES["low_uncertainty"]
+    assert stopping.plateau("nll", patience=3, atol=0.1) is RULES["plateau"]
+    assert stopping.stabilising_predictions(0.7, window=2) is RULES["stabilising_predictions"]
+    rules = stopping.labelling_budget(3), stopping.low_uncertainty(0.1)
+    assert stopping.any_of(*rules) is stopping.any_of(*rules)
+    assert stopping.all_of(*rules) is stopping.all_of(*rules)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5])
+def test_counts_must_be_positive_integers(value):
+    for name, make in {
+        "budget": lambda: stopping.labelling_budget(value),
+        "patience": lambda: stopping.plateau("nll", patience=value),
+        "window": lambda: stopping.stabilising_predictions(window=value),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            make()
+
+
+# Each in numbers
+
+
+def test_a_budget_counts_every_label_whenever_it_was_given_and_no_longer_one_that_is_taken_back():
     # Baal counts only what its data set shows, so with last_active_steps its budget is never reached.
-    states = [pool.label(pool.init(10), [0])]
-    for i in range(1, 4):
-        states.append(pool.label(states[-1], [i]))
-    assert int(pool.labelled(states[-1], last_rounds=1).sum()) == 1
-    assert answers(stopping.labelling_budget(3), [stopping.Outcome(state, None) for state in states]) == [0, 0, 1, 1]
-
-
-def test_a_budget_is_not_spent_by_padding_nor_by_labels_taken_back():
-    state = pool.label(pool.init(5), [0, 1, -1])
-    full = pool.label(state, [2])
-    rounds = [stopping.Outcome(found, None) for found in (state, full, pool.unlabel(full, [0]))]
-    assert answers(stopping.labelling_budget(3), rounds) == [False, True, False]
+    rounds = [outcome(count) for count in (4, 5, 6, 4)]  # half of them of round 0, half of round 1
+    assert answers(stopping.labelling_budget(5), rounds) == [False, True, True, False]
+    excluded = rounds[1]._replace(pool=pool.exclude(rounds[1].pool, [2]))
+    assert answers(stopping.labelling_budget(5), [excluded]) == [False]
 
 
 def test_low_uncertainty_is_strict():
-    assert answers(stopping.low_uncertainty(0.25), measured([0.1, 0.25, 0.3, np.nan])) == [True, False, False, False]
+    rounds = [outcome(value=value) for value in (0.1, 0.25, 0.3, -1.0)]
+    assert answers(stopping.low_uncertainty(0.25), rounds) == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
     ("history", "expected"),
     [
-        ([1.0, 1.0], [0, 0]),
-        ([1.0, 1.0, 1.0], [0, 0, 1]),  # as Baal: the third value of three stops
-        ([1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5], [0, 0, 1, 0, 0, 0, 1]),  # and the fourth after a change
+        (
+            [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5],
+            [0, 0, 1, 0, 0, 0, 1],
+        ),  # as Baal: the third, the fourth after a change
         ([0.5, 0.6, 0.7, 0.8], [0, 0, 0, 0]),  # not a plateau, although it improves
         ([0.9, 0.50005, 0.5, 0.5, 0.49995], [0, 0, 0, 0, 1]),
         ([0.9, 0.5002, 0.5, 0.5], [0, 0, 0, 0]),
@@ -71,189 +168,104 @@ def test_low_uncertainty_is_strict():
     ],
 )
 def test_a_plateau_is_the_latest_value_and_patience_before_it(history, expected):
-    assert answers(stopping.plateau("nll", patience=3), measured(history)) == expected
+    assert answers(stopping.plateau("nll", patience=3), [outcome(value=value) for value in history]) == expected
 
 
 def test_a_plateau_is_measured_as_numpy_measures_closeness():
     rng = np.random.default_rng(0)
-    history = np.float32(100 * (1 + rng.choice([1e-4, 3e-3], size=200) * rng.normal(size=200)))
-    said = answers(stopping.plateau("nll", patience=2, atol=0.01, rtol=1e-3), measured(history))
+    history = np.float32(1 + rng.choice([0.1, 0.6], size=200) * rng.normal(size=200))
+    info = types.SimpleNamespace(metrics={"nll": history, "other": -history}, mean_score=history)
+    criterion = stopping.plateau("nll", patience=2, atol=0.1, rtol=0.3)
+    said = jax.jit(lambda info: in_a_scan(criterion, stopping.Outcome(None, info)))(info)
     windows = [history[max(0, t - 2) : t + 1] for t in range(200)]
-    assert said == [len(w) >= 2 and np.allclose(w, w[-1], atol=0.01, rtol=1e-3) for w in windows]
-    assert 10 < sum(said) < 190
-
-
-def test_patience_has_the_documented_default():
-    assert answers(stopping.plateau("nll"), measured([0.7] * 11)) == [False] * 9 + [True] * 2
-    assert not any(answers(stopping.plateau("nll"), measured([0.8] + [0.7] * 9)))
+    assert said.tolist() == [len(w) >= 2 and np.allclose(w, w[-1], atol=0.1, rtol=0.3) for w in windows]
+    assert 10 < said.sum() < 190
 
 
 def test_stabilising_predictions_is_the_mean_kappa_of_a_window():
+    """Of predictors with unlike class frequencies, so that the agreement by chance needs those of both."""
     rng = np.random.default_rng(1)
-    rounds = [rng.integers(3, size=40)]
-    for changed in (20, 10, 5, 2, 1, 1, 0, 0):
-        ids = rng.choice(40, changed, replace=False)
+    rounds = [rng.choice(3, p=[0.7, 0.2, 0.1], size=INPUTS)]
+    for changed in (15, 12, 6, 3, 2, 2, 1, 0, 0):
         rounds.append(rounds[-1].copy())
-        rounds[-1][ids] = rng.integers(3, size=changed)
-    kappas = [np.nan, *(cohen_kappa_score(a, b) for a, b in itertools.pairwise(rounds))]
-    means = [np.mean(kappas[t - 1 : t + 1]) if t >= 2 else 0 for t in range(len(rounds))]
-    said = answers(stopping.stabilising_predictions(0.9, window=2), predicted(*rounds))
-    assert said == [mean >= 0.9 for mean in means]
-    assert 0 < sum(said) < len(rounds) - 2
-
-
-def test_a_network_that_predicts_one_class_everywhere_agrees_with_itself():
-    same = predicted([1, 1, 1], [1, 1, 1])
-    assert answers(stopping.stabilising_predictions(window=1), same) == [False, True]
+        rounds[-1][rng.choice(INPUTS, changed, replace=False)] = rng.choice(3, p=[0.1, 0.1, 0.8], size=changed)
+    kappas = [cohen_kappa_score(a, b) for a, b in itertools.pairwise(rounds)]
+    memory = stopping.stabilising_predictions(window=2).init(outcome())
+    update = jax.jit(stopping.stabilising_predictions(window=2).update)
+    for number, predicted in enumerate(rounds):
+        memory, _ = update(memory, outcome(predicted=predicted))
+        expected = [np.nan, np.nan, *kappas[:number]][-2:]
+        np.testing.assert_allclose(memory.kappas, expected, rtol=1e-5, atol=1e-6)
+    means = np.convolve(kappas, [0.5, 0.5], "valid")
+    threshold = float(np.sort(means)[len(means) // 2] - 1e-6)
+    said = answers(stopping.stabilising_predictions(threshold, window=2), [outcome(predicted=p) for p in rounds])
+    assert said == [False, False, *(means >= threshold).tolist()]
+    assert 1 < sum(said) < len(means)
+    # A network that predicts one class everywhere agrees with itself, by chance or not.
+    assert answers(stopping.stabilising_predictions(window=1), [outcome(predicted=1)] * 2) == [False, True]
 
 
 def test_criteria_combine():
-    rounds = [
-        stopping.Outcome(pool.label(pool.init(4), list(range(n))), SimpleNamespace(mean_score=jnp.float32(score)))
-        for n, score in ((1, 0.1), (1, 0.9), (2, 0.9), (2, 0.1))
-    ]
+    rounds = [outcome(labelled, value) for labelled, value in ((1, 0.1), (1, 0.9), (2, 0.9), (2, 0.1))]
     rules = stopping.labelling_budget(2), stopping.low_uncertainty(0.5)
     assert answers(stopping.any_of(*rules), rounds) == [True, False, True, True]
     assert answers(stopping.all_of(*rules), rounds) == [False, False, False, True]
 
 
-def test_equal_configurations_are_one_object_so_that_runs_compile_once():
-    assert stopping.plateau("nll", patience=3) is stopping.plateau("nll", patience=3)
-    rules = stopping.labelling_budget(3), stopping.low_uncertainty(0.1)
-    assert stopping.any_of(*rules) is stopping.any_of(*rules)
+# In the compiled run
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5])
-def test_counts_must_be_positive_integers(value):
-    with pytest.raises(ValueError, match="budget"):
-        stopping.labelling_budget(value)
-    with pytest.raises(ValueError, match="patience"):
-        stopping.plateau("nll", patience=value)
-    with pytest.raises(ValueError, match="window"):
-        stopping.stabilising_predictions(window=value)
+TRAIN, TEST = clouds()
+LOOP = baal.active_loop(centroids(), selection.top_k(heuristics.bald), query_size=2, num_samples=5)
+ANY = stopping.any_of(
+    stopping.plateau("accuracy", patience=2, atol=0.04), stopping.stabilising_predictions(0.85, window=1)
+)
 
 
-# In the compiled run, with a posterior in closed form: class means, blurred by the labels that are missing.
-
-
-def _fit(key, dataset, labelled, previous=None):
-    members = jnp.where(labelled[:, None], jax.nn.one_hot(dataset.targets, 3), 0)
-    counts = members.sum(axis=0)[:, None]
-    return {"means": members.T @ dataset.inputs / jnp.maximum(counts, 1), "width": 1 / jnp.sqrt(1 + counts)}
-
-
-def _sample(key, state, num_samples):
-    noise = jax.random.normal(key, (num_samples, 3, 3))
-    return jax.vmap(lambda found: state["means"] + state["width"] * found)(noise)
-
-
-def _apply(state, draw, inputs):
-    return -4 * jnp.sum((inputs[:, None] - draw[None]) ** 2, axis=-1)
-
-
-POSTERIOR = baal.Posterior(_fit, _sample, _apply)
-ROUNDS, SEEDS = 6, 6
-CRITERIA = {
-    "budget": stopping.labelling_budget(9),
-    "uncertainty": stopping.low_uncertainty(0.22),
-    "plateau": stopping.plateau("accuracy", patience=2, atol=0.08),
-    "predictions": stopping.stabilising_predictions(0.75, window=1),
-    "any": stopping.any_of(stopping.labelling_budget(11), stopping.stabilising_predictions(0.85, window=1)),
-}
-
-
-@pytest.fixture(scope="module")
-def setting():
-    rng = np.random.default_rng(0)
-    targets = rng.integers(3, size=60)
-    inputs = np.float32(np.eye(3)[targets] + 0.5 * rng.normal(size=(60, 3)))
-    data = baal.Dataset(jnp.asarray(inputs), jnp.asarray(targets))
-    train, test = (jax.tree.map(lambda leaf, part=part: leaf[part], data) for part in (slice(40), slice(40, 60)))
-
-    loop = baal.active_loop(POSTERIOR, selection.top_k(heuristics.bald), query_size=(1, 2), num_samples=5)
-    return loop, train, test
-
-
-def by_hand(loop, criterion, key, train, test):
-    """The same run as a loop in Python: rounds until the criterion stops."""
-    state, memory, picks = loop.init(key, train, num_initial=4), None, []
+def by_hand(key):
+    """The run as a loop in Python: rounds until the criterion stops."""
+    state, memory, picks = LOOP.init(key, TRAIN, num_initial=4), None, []
     for _ in range(ROUNDS):
-        state, info = loop.step(state, train)
-        info = info._replace(metrics=loop.evaluate(state, test))
-        found = stopping.Outcome(state.pool, info, metrics.model_average(loop.predict(state, test.inputs)))
-        memory, stop = criterion.update(criterion.init(found) if memory is None else memory, found)
+        state, info = LOOP.step(state, TRAIN)
+        info = info._replace(metrics=LOOP.evaluate(state, TEST))
+        seen = stopping.Outcome(state.pool, info, average(LOOP.predict(state, TEST.inputs)))
+        memory, stop = ANY.update(ANY.init(seen) if memory is None else memory, seen)
         picks.append(info.indices)
         if stop:
             break
     return len(picks), np.stack(picks)
 
 
-@pytest.mark.parametrize(("name", "over_keys"), [*((name, jax.lax.map) for name in CRITERIA), ("any", None)])
-def test_every_seed_of_many_stops_where_its_loop_in_python_does(name, over_keys, setting):
-    loop, train, test = setting
-    keys = jax.random.split(jax.random.key(3), SEEDS)
-
-    def one(key):
-        return baal.run(
-            loop, key, train, test, num_initial=4, num_rounds=ROUNDS, stop=CRITERIA[name], stop_inputs=test.inputs
-        )
-
-    states, infos = jax.jit(lambda keys: over_keys(one, keys) if over_keys else jax.vmap(one)(keys))(keys)
-    lengths = []
-    for s in range(SEEDS):
-        length, picks = by_hand(loop, CRITERIA[name], keys[s], train, test)
-        lengths.append(length)
-        assert infos.stopped[s].tolist() == [r >= length for r in range(ROUNDS)]
-        np.testing.assert_array_equal(infos.indices[s, :length], picks)
-        assert (infos.indices[s, length:] == -1).all()
-        assert not infos.num_picked[s, length:].any()
-        assert np.isnan(infos.metrics["accuracy"][s, length:]).all()
-        assert np.isfinite(infos.metrics["accuracy"][s, :length]).all()
-        assert int(states.step[s]) == length
-    assert min(lengths) < ROUNDS
-    if name in ("uncertainty", "plateau", "predictions", "any"):
-        assert len(set(lengths)) > 1  # seeds stop in rounds of their own
+average = jax.jit(metrics.model_average)
 
 
-def test_a_run_that_continues_decides_as_one_that_was_never_interrupted(setting):
-    loop, train, test = setting
-    key = jax.random.key(4)
-    arguments = {"stop": CRITERIA["predictions"], "stop_inputs": test.inputs}
-    whole, infos = baal.run(loop, key, train, test, num_initial=4, num_rounds=4, **arguments)
-    half, first = baal.run(loop, key, train, test, num_initial=4, num_rounds=2, **arguments)
-    rest, second = baal.run(loop, None, train, test, state=half, num_rounds=2, **arguments)
-    chex.assert_trees_all_equal(rest._replace(key=0), whole._replace(key=0))
-    joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-    chex.assert_trees_all_equal(joined, infos)
-    with pytest.raises(ValueError, match="another stopping criterion"):
-        baal.run(loop, None, train, test, state=half, num_rounds=1, stop=CRITERIA["plateau"])
+def test_every_seed_of_many_stops_where_its_loop_in_python_does():
+    seeds = np.arange(4)
+
+    def one(seed):
+        options = {"num_initial": 4, "num_rounds": ROUNDS, "stop": ANY, "stop_inputs": TEST.inputs}
+        state, infos = baal.run(LOOP, jax.random.key(seed), TRAIN, TEST, **options)
+        return state.step, infos.indices, infos.stopped
+
+    expected = [by_hand(jax.random.key(seed)) for seed in seeds]
+    lengths = [length for length, _ in expected]
+    assert min(lengths) < max(lengths)  # seeds stop in rounds of their own
+    for steps, indices, stopped in jax.device_get(
+        jax.jit(lambda seeds: (jax.vmap(one)(seeds), jax.lax.map(one, seeds)))(seeds)
+    ):
+        assert steps.tolist() == lengths
+        same(stopped, np.arange(ROUNDS) >= np.array(lengths)[:, None])
+        for found, (length, picks) in zip(indices, expected, strict=True):
+            same(found[:length], picks)
+            assert (found[length:] == -1).all()
 
 
-def test_criteria_say_what_they_miss(setting):
-    loop, train, test = setting
-    run = functools.partial(baal.run, loop, jax.random.key(0), train, num_initial=4, num_rounds=1)
-    with pytest.raises(ValueError, match="'auroc' is not among the metrics of the run: accuracy"):
-        run(test, stop=stopping.plateau("auroc"))
-    with pytest.raises(ValueError, match="no test set"):
-        run(stop=stopping.plateau("accuracy"))
-    with pytest.raises(ValueError, match="stop_inputs"):
-        run(test, stop=stopping.stabilising_predictions())
-
-
-def test_a_schedule_of_query_sizes(setting):
-    loop, train, _ = setting
-    state, infos = baal.run(loop, jax.random.key(0), train, num_initial=4, num_rounds=3)
-    assert infos.num_picked.tolist() == [1, 2, 2]  # the last size holds on
-    assert infos.num_labelled.tolist() == [4, 5, 7]
-    assert (infos.indices >= 0).tolist() == [[True, False], [True, True], [True, True]]
-    # Where the schedule stands travels in the state.
-    half, _ = baal.run(loop, jax.random.key(0), train, num_initial=4, num_rounds=1)
-    rest, later = baal.run(loop, None, train, state=half, num_rounds=2)
-    assert later.num_picked.tolist() == [2, 2]
-    chex.assert_trees_all_equal(rest.pool, state.pool)
-
-
-@pytest.mark.parametrize("sizes", [(), (5, 0), [1.5]])
-def test_schedules_are_positive_numbers(sizes, setting):
-    with pytest.raises(ValueError, match="query_size"):
-        baal.active_loop(POSTERIOR, selection.random(), query_size=sizes)
+def test_criteria_say_what_they_miss():
+    run = functools.partial(baal.run, LOOP, jax.random.key(0), TRAIN, num_initial=4, num_rounds=1)
+    for message, test, criterion in (
+        ("'auroc' is not among the metrics of the run: accuracy", TEST, stopping.plateau("auroc")),
+        ("no test set", None, stopping.plateau("accuracy")),
+        ("stop_inputs", TEST, stopping.stabilising_predictions()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(test, stop=criterion)

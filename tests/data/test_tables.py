@@ -2,6 +2,7 @@
 
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,78 +13,93 @@ from tests.data.files import assert_is
 TRAIN = data_files.pictures(12)
 
 
+def test_digits_are_split_by_class():
+    sklearn = pytest.importorskip("sklearn.datasets").load_digits()
+    train, test = data.digits(num_test=180)
+    assert [train.inputs.dtype, train.targets.dtype] == [np.float32, np.int32]
+    np.testing.assert_allclose(np.bincount(test.targets), np.bincount(sklearn.target) / 1797 * 180, atol=1.01)
+    rows = np.concatenate([np.column_stack([part.inputs * 16, part.targets]) for part in (train, test)])
+    expected = np.column_stack([sklearn.data, sklearn.target])
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])  # each of them once
+    pictures = data.digits(num_test=180, image=True)[1]
+    np.testing.assert_array_equal(pictures.inputs, test.inputs.reshape(180, 8, 8, 1))
+    assert (data.digits(num_test=180, seed=1)[1].inputs != test.inputs).any()
+    assert len(data.digits(num_test=1796)[0].targets) == 1
+    for wrong in (0, 1797):
+        with pytest.raises(ValueError, match=f"num_test={wrong}"):
+            data.digits(wrong)
+
+
 def test_uci_is_standardised_by_the_training_part(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = rng.normal(3.0, 2.0, (50, 4))
+    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 4))
     rows[:, 1] = 7.0  # says nothing
     path = tmp_path / "set.txt"
     np.savetxt(path, rows)
     found = data.uci(path, num_test=10, seed=1)
-    assert found.train.inputs.shape == (40, 3)
-    assert found.test.targets.shape == (10,)
-    assert found.train.inputs.dtype == found.train.targets.dtype == np.float32
-    np.testing.assert_allclose(found.train.inputs.mean(axis=0), 0, atol=1e-6)
-    np.testing.assert_allclose(found.train.inputs.std(axis=0), [1, 0, 1], atol=1e-6)
-    assert abs(found.test.inputs[:, 0].mean()) > 1e-3  # its own mean was not used
-    both = np.concatenate([found.train.targets, found.test.targets]) * found.target_std + found.target_mean
-    np.testing.assert_allclose(np.sort(both), np.sort(rows[:, 3]), rtol=1e-5)
-    assert data.uci(path).test.targets.shape == (5,)
-    assert (data.uci(path, seed=2).test.targets != data.uci(path, seed=3).test.targets).any()
-    path.write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows[:, :3]))
-    assert data.uci(path).train.inputs.shape == (45, 2)
+    order = np.random.default_rng(1).permutation(50)
+    kept, held_out = rows[np.sort(order[10:])], rows[np.sort(order[:10])]
+    scale = np.array([*kept.std(axis=0)]) * [1, 0, 1, 1] + [0, 1, 0, 0]
+    for part, expected in ((found.train, kept), (found.test, held_out)):
+        expected = (expected - kept.mean(axis=0)) / scale
+        np.testing.assert_allclose(part.inputs, expected[:, :3], atol=1e-6)
+        np.testing.assert_allclose(part.targets, expected[:, 3], atol=1e-6)
+        assert part.inputs.dtype == part.targets.dtype == np.float32
+    np.testing.assert_allclose(found[2:], [kept[:, 3].mean(), scale[3]])
+    assert data.uci(path).test.targets.shape == (5,)  # a tenth
+    path.write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows[:9, 1:]))
+    assert data.uci(path).test.inputs.shape == (1, 2)
+    with pytest.raises(ValueError, match="num_test=8 leaves too little to train on: there are 9"):
+        data.uci(path, num_test=8)
+    assert len(data.uci(path, num_test=7).train.targets) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1 2\n3 4\n5 x\n6 7", "line 3, column 2: 'x'"),
-        ("1 2\n3 4 5\n6 7", "line 2: 3 columns, but 2"),
+def test_bad_text_is_named_by_line(tmp_path):
+    for text, message in (
+        ("1 2\n3 4\n5 x\n6 7", "line 3, column 2: 'x' is not a finite number"),
+        ("a b\n1 2\n3 4 5\n6 7", "line 3: 3 columns, but 2"),
         ("1 2\n\nnan 4\n5 6", "line 3, column 1: 'nan'"),
         ("1\n2\n3", "one column"),
-        ("1 2\n3 4", "holds 2 examples"),
-        ("1 2\n3 4\n5 6\n", None),
-    ],
-)
-def test_bad_text_is_named_by_line(text, message, tmp_path):
-    path = tmp_path / "set.txt"
-    path.write_text(text)
-    if message is None:
-        with pytest.raises(ValueError, match="num_test=2"):
-            data.uci(path, num_test=2)
-        return
-    with pytest.raises(ValueError, match=message):
-        data.uci(path)
+        ("a b\n1 2\n3 4", "holds 2 examples: at least 3"),
+    ):
+        (tmp_path / "set.txt").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            data.uci(tmp_path / "set.txt")
 
 
 def test_arrays_are_checked_and_cast():
-    found = data.from_arrays({"a": np.zeros((3, 2)), "b": np.ones((3, 4), np.uint8)}, np.array([0, -1, 2]))
-    assert found.inputs["a"].dtype == np.float32
-    assert found.inputs["b"].dtype == np.uint8
-    assert found.targets.dtype == np.int32
+    kinds = {
+        "a": np.zeros((3, 2)),
+        "b": np.ones((3, 4), np.uint8),
+        "c": jnp.ones(3, jnp.bfloat16),
+        "d": np.ones(3, bool),
+    }
+    found = data.from_arrays(kinds, np.array([0, -1, 2], np.int8), num_classes=3)
+    assert [leaf.dtype for leaf in found.inputs.values()] == [np.float32, np.uint8, jnp.bfloat16, np.bool_]
+    assert [found.targets.dtype, found.targets.tolist()] == [np.int32, [0, -1, 2]]
     assert data.from_arrays(np.zeros((3, 2)), np.zeros(3)).targets.dtype == np.float32
     assert data.from_arrays(np.array([[1.0], [2.0]])).targets is None
+    assert data.from_arrays(np.zeros(1), np.array([2**31 - 1])).targets.tolist() == [2**31 - 1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.zeros((3, 2)), np.zeros(4)), "targets have shape"),
-        (((np.zeros(3), np.zeros(4)),), "inputs needs one common leading axis"),
+        ((np.zeros((3, 2)), np.zeros(4)), r"targets have shape \(4,\), but inputs 3 examples"),
+        (({"a": np.zeros(3), "b": np.zeros(4)},), "inputs needs one common leading axis"),
         ((np.zeros((0, 2)),), "no example"),
-        ((np.array(["a", "b"]),), "not numbers"),
+        ((np.array(["a", "b"]),), "inputs hold <U1, not numbers"),
+        ((np.zeros(2), np.array(["a", "b"])), "targets hold <U1, not numbers"),
         ((np.array([1.0, np.inf]),), "inputs hold non-finite values"),
+        (({"a": np.zeros(2), "b": np.array([1, np.nan])},), "inputs hold non-finite values"),
+        ((jnp.array([1, jnp.nan], jnp.bfloat16),), "inputs hold non-finite values"),
         ((np.zeros(2), np.array([0, -2])), r"targets\[1\] is -2"),
-        ((np.zeros(2), np.array([0, 2**40])), r"targets\[1\] is 1099511627776"),
+        ((np.zeros(2), np.array([0, 2**31])), r"targets\[1\] is 2147483648, outside of the classes 0 to 2147483647"),
+        ((np.zeros(2), np.array([[0, 1], [0, 3]]), 3), r"targets\[1\] is \[0 3\], outside of the classes 0 to 2"),
     ],
 )
 def test_bad_arrays_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.from_arrays(*arguments)
-
-
-def test_classes_are_held_to_their_number():
-    with pytest.raises(ValueError, match=r"targets\[0\] is 3, outside of the classes 0 to 2"):
-        data.from_arrays(np.zeros(1), np.array([3]), num_classes=3)
+        data.from_arrays(*arguments[:2], num_classes=None if len(arguments) < 3 else arguments[2])
 
 
 class Split:
@@ -108,25 +124,30 @@ def test_hugging_face_splits_become_arrays(monkeypatch):
     assert_is(data.from_huggingface(Split(image=TRAIN[0], label=TRAIN[1], other=[None] * 12)), TRAIN)
     assert_is(data.from_huggingface(Split(image=list(TRAIN[0]), label=list(TRAIN[1]))), TRAIN)
     grey = data.from_huggingface(Split(pixels=TRAIN[0][..., 0], y=TRAIN[1]), inputs="pixels", label="y")
-    assert grey.inputs.shape == (12, 32, 32, 1)
+    assert_is(grey, (TRAIN[0][..., :1], TRAIN[1]))
+    numbers = data.from_huggingface(Split(image=np.ones((6, 2, 3)), label=TRAIN[1][:6]))
+    assert numbers.inputs.shape == (6, 2, 3)  # not an image
     assert data.from_huggingface(Split(image=TRAIN[0]), label=None).targets is None
-    named = Split(image=TRAIN[0], label=TRAIN[1])
-    named.features = {"label": types.SimpleNamespace(num_classes=3)}
-    with pytest.raises(ValueError, match="outside of the classes 0 to 2"):
-        data.from_huggingface(named)
-    with pytest.raises(ValueError, match="no example"):
-        data.from_huggingface(Split(image=TRAIN[0][:0], label=TRAIN[1][:0]))
-    with pytest.raises(ValueError, match="'label' does not exist: choose among image, fine_label"):
-        data.from_huggingface(Split(image=TRAIN[0], fine_label=TRAIN[1]))
-    ragged = [TRAIN[0][0], TRAIN[0][1][:8]]
-    with pytest.raises(ValueError, match="row 1 of column 'image'"):
-        data.from_huggingface(Split(image=ragged, label=[0, 1]))
-    with pytest.raises(ValueError, match="differ in shape"):
-        data.from_huggingface(Split(image=[TRAIN[0][0]] * 5 + [TRAIN[0][0][:8]] * 5, label=[0] * 10))
+    named = Split(image=TRAIN[0], label=np.full(12, 3))
+    for num_classes, fits in ((4, True), (3, False)):
+        named.features = {"label": types.SimpleNamespace(num_classes=num_classes)}
+        if fits:
+            data.from_huggingface(named)
+            continue
+        with pytest.raises(ValueError, match="outside of the classes 0 to 2"):
+            data.from_huggingface(named)
+    pictures, ragged = [TRAIN[0][0]] * 6, [TRAIN[0][1][:8]]
+    for split, message in (
+        (Split(image=TRAIN[0][:0], label=[]), "no example"),
+        (Split(image=TRAIN[0], fine_label=TRAIN[1]), "'label' does not exist: choose among image, fine_label"),
+        (Split(image=pictures + ragged, label=[0] * 7), r"row 6 of column 'image' has shape \(8, 32, 3\), but those"),
+        (Split(image=pictures[:5] + ragged * 5, label=[0] * 10), "rows of column 'image' differ in shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.from_huggingface(split)
 
 
 def test_the_real_hugging_face_library():
     library = pytest.importorskip("datasets", reason="the Hugging Face library is not installed")
     split = library.Dataset.from_dict({"image": TRAIN[0].tolist(), "label": TRAIN[1].tolist()})
-    found = data.from_huggingface(split)
-    np.testing.assert_array_equal(found.inputs, TRAIN[0])
+    np.testing.assert_array_equal(data.from_huggingface(split).inputs, TRAIN[0])

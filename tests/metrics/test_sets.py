@@ -1,127 +1,96 @@
-"""Summaries of draws against float64 NumPy."""
+"""What is special to sets of metrics: what they are made of, what they keep of an example, where they run."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from baal_jax import heuristics, metrics, posteriors
+import baal_jax as baal
+from baal_jax import metrics
+from tests.contracts.test_metrics import METRICS
+from tests.oracles import metrics as oracle
 
-RNG = np.random.default_rng(0)
-LOGITS = RNG.normal(size=(7, 12, 2, 3)) * 2  # [S, N, positions, C]
-PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=-1, keepdims=True)
-CLASSES = RNG.integers(0, 3, (12, 2))
-GROUPS = np.array([[0, 1, 2, 3], [4, 4, 5, 5], [11, -1, 6, -1], [-1, -1, -1, -1]])
-single = jnp.float32
+LEVELS = (0.9, 0.05, 0.5)
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+def test_a_gaussian_has_the_variance_of_the_draws_and_of_the_noise():
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.normal(size=(6, 12, 2)).astype(np.float32), rng.normal(size=(12, 2)).astype(np.float32)
+    moments, noisy = (outputs.mean(0), outputs.var(0)), metrics.regression(noise_variance=0.3)
+    found = noisy.compute(moments, targets)
+    for name, metric in (("nll", oracle.gaussian_nll), ("crps", oracle.gaussian_crps)):
+        np.testing.assert_allclose(found[name], metric(moments[0], moments[1] + 0.3, targets), rtol=1e-5)
+    # Draws that agree have a variance of 1e-12 for the likelihood, and not of 0.
+    values = metrics.regression().compute((targets, np.zeros_like(targets)), targets)
+    assert (values["rmse"], values["mae"]) == (0.0, 0.0)
+    np.testing.assert_allclose(values["nll"], 0.5 * np.log(2 * np.pi * 1e-12), rtol=1e-5)
 
 
-def test_entropy_is_split_into_its_two_parts():
-    found = heuristics.uncertainty(single(LOGITS))
-    mean = PROBS.mean(axis=0)
-    close(found.total, -(mean * np.log(mean)).sum(axis=-1))
-    close(found.aleatoric, -(PROBS * np.log(PROBS)).sum(axis=-1).mean(axis=0))
-    close(found.epistemic, (PROBS * np.log(PROBS / mean)).sum(axis=-1).mean(axis=0))
-    close(found.total, found.aleatoric + found.epistemic)
+def test_a_summary_holds_two_numbers_an_example_unless_draws_are_asked_for():
+    predictions = baal.Predictions(jax.ShapeDtypeStruct((7, 20, 1), jnp.bfloat16))
+
+    def shapes(**options):
+        summary = jax.eval_shape(metrics.regression(**options).summarise, predictions)
+        assert {leaf.dtype for leaf in jax.tree.leaves(summary)} == {jnp.dtype(jnp.float32)}
+        return [leaf.shape for leaf in jax.tree.leaves(summary)]
+
+    assert shapes() == [(20, 1), (20, 1)]
+    assert shapes(extra=("pinball",), levels=LEVELS) == shapes(extra=("coverage",)) == [(20, 1), (20, 1), (20, 1, 3)]
+    assert shapes(extra=("crps_fair",)) == shapes(extra=("crps_draws",)) == [(20, 1), (20, 1), (20, 1, 7)]
 
 
-def test_variance_is_split_into_its_two_parts():
-    outputs = RNG.normal(size=(500, 4, 6))
-    found = heuristics.gaussian_uncertainty(single(outputs))
-    close(found.aleatoric, np.exp(outputs[..., 3:]).mean(axis=0))
-    close(found.epistemic, outputs[..., :3].var(axis=0))
-    labels = outputs[..., :3] + np.exp(outputs[..., 3:] / 2) * RNG.normal(size=(400, 500, 4, 3))
-    np.testing.assert_allclose(found.total, labels.var(axis=(0, 1)), rtol=0.05)
-    close(heuristics.gaussian_uncertainty(single(outputs), noise=0.5).total, outputs.var(axis=0) + 0.25)
-    with pytest.raises(ValueError, match=r"noise=0\.0 must be a finite number above 0"):
-        heuristics.gaussian_uncertainty(single(outputs), noise=0.0)
+def test_sets_report_what_they_are_asked_for_in_that_order():
+    seen, chosen = [], metrics.classification(top_k=(3, 2), extra=("f1", "auroc", "f1"), diagnostics=True)
+    shapes = jax.ShapeDtypeStruct((20, 4), jnp.float32), jax.ShapeDtypeStruct((20,), jnp.int32)
+    jax.eval_shape(lambda *arrays: seen.extend(chosen.compute(*arrays)), *shapes)
+    assert [name for name in seen if not name.startswith("reliability")] == [
+        *("accuracy", "top_3_accuracy", "top_2_accuracy", "nll", "brier", "ece"),
+        *("entropy_histogram", "accuracy_per_class", "f1", "auroc"),
+    ]
 
 
-def test_probit_of_two_classes_is_the_formula_of_mackay():
-    mean, root = RNG.normal(size=(20, 2)), RNG.normal(size=(20, 2, 2))
-    covariance = root @ root.swapaxes(1, 2)
-    variance = covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1]
-    expected = 1 / (1 + np.exp((mean[:, 1] - mean[:, 0]) / np.sqrt(1 + np.pi * variance / 8)))
-    found = np.exp(posteriors.probit(single(mean), single(covariance)))
-    close(found, np.stack([expected, 1 - expected], axis=1))
-    draws = mean + np.einsum("ncd,snd->snc", root, RNG.normal(size=(20_000, 20, 2)))
-    np.testing.assert_allclose(found, np.exp(metrics.model_average(single(draws))), atol=0.025)
+def test_default_metrics_follow_the_type_of_the_targets_and_are_made_once():
+    assert metrics.default_metrics(np.array([0, 1], np.uint8)) is metrics.classification()
+    assert metrics.default_metrics(np.array([0.0, 1.0], np.float32)) is metrics.regression()
+    # Equal configurations are one object, so that evaluate compiles once.
+    assert metrics.classification(top_k=(5,), num_bins=10) is metrics.classification(top_k=[5], num_bins=np.int64(10))
+    assert metrics.classification(top_k=(5,)) is not metrics.classification(top_k=(4,))
+    assert metrics.regression(noise_variance=1, levels=[0.5]) is metrics.regression(noise_variance=1.0, levels=(0.5,))
+    assert metrics.regression(extra=("crps_fair",) * 2) is metrics.regression(extra=["crps_fair"])
 
 
-def test_probit_of_many_classes():
-    mean, root = RNG.normal(size=(200, 4)), RNG.normal(size=(200, 4, 4))
-    covariance = root @ root.swapaxes(1, 2)
-    draws = mean + np.einsum("ncd,snd->snc", root, RNG.normal(size=(4_000, 200, 4)))
-    expected = np.exp(metrics.model_average(single(draws)))
-    found = np.exp(posteriors.probit(single(mean), single(covariance)))
-    close(found.sum(axis=-1), 1)
-    plugged_in = np.exp(jax.nn.log_softmax(single(mean)))
-    assert np.abs(found - expected).mean() < 0.7 * np.abs(plugged_in - expected).mean()
-    close(np.exp(posteriors.probit(single(mean), single(covariance + 5.0))), found)  # what all logits share
-    close(np.exp(posteriors.probit(single(mean), single(0 * covariance))), plugged_in)
-    variance = np.diagonal(covariance, axis1=1, axis2=2)
-    independent = posteriors.probit(single(mean), single(variance[..., None] * np.eye(4)))
-    close(posteriors.probit(single(mean), single(variance)), independent)
-    with pytest.raises(ValueError, match=r"\(200, 4, 4\) is needed"):
-        posteriors.probit(single(mean), single(covariance[:, :2]))
-
-
-def joint(log_p):
-    """From ``[S, N]``, group by group, draw by draw."""
-    groups = [[np.prod([np.exp(log_p[s, n]) for n in group if n >= 0]) for s in range(len(log_p))] for group in GROUPS]
-    return np.log(np.mean(groups, axis=1))
-
-
-def test_joint_likelihood_of_classes():
-    chosen = np.take_along_axis(np.log(PROBS), CLASSES[None, ..., None].repeat(7, axis=0), axis=-1)[..., 0]
-    found = metrics.joint_log_likelihood(single(LOGITS), jnp.int32(CLASSES), jnp.asarray(GROUPS))
-    close(found, joint(chosen.sum(axis=-1)))
-    assert found[3] == 0
-    unknown = np.where(np.arange(12)[:, None] == 4, -1, CLASSES)
-    found = metrics.joint_log_likelihood(single(LOGITS), jnp.int32(unknown), jnp.asarray(GROUPS))
-    close(found, joint(np.where(np.arange(12) == 4, 0, chosen.sum(axis=-1))))
-
-
-def test_joint_likelihood_of_single_labels_is_that_of_the_model_average():
-    logits, classes = single(LOGITS[:, :, 0]), jnp.int32(CLASSES[:, 0])
-    found = metrics.joint_log_likelihood(logits, classes, jnp.arange(12)[:, None])
-    close(-found.mean(), metrics.nll(metrics.model_average(logits), classes))
-
-
-def test_joint_likelihood_does_not_underflow():
-    logits = jnp.stack([jnp.full((600, 2), 0.0), jnp.stack([jnp.zeros(600), jnp.full(600, 1.0)], axis=1)])
-    found = metrics.joint_log_likelihood(logits, jnp.zeros(600, jnp.int32), jnp.arange(600)[None])
-    close(found / 600, np.array([np.log(0.5) - np.log(2) / 600]))
-
-
-@pytest.mark.parametrize("noise", [None, 0.6])
-def test_joint_likelihood_of_values(noise):
-    outputs = RNG.normal(size=(7, 12, 2 if noise is None else 1))
-    values = RNG.normal(size=12)
-    variance = np.exp(outputs[..., 1]) if noise is None else noise**2
-    log_p = -0.5 * (np.log(2 * np.pi * variance) + (values - outputs[..., 0]) ** 2 / variance)
-    found = metrics.joint_log_likelihood(single(outputs), single(values), jnp.asarray(GROUPS), noise=noise)
-    close(found, joint(log_p))
-    unknown = np.where(np.arange(12) == 4, np.nan, values)
-    found = metrics.joint_log_likelihood(single(outputs), single(unknown), jnp.asarray(GROUPS), noise=noise)
-    close(found, joint(np.where(np.arange(12) == 4, 0, log_p)))
-    gradient = jax.grad(
-        lambda x: metrics.joint_log_likelihood(x, single(unknown), jnp.asarray(GROUPS), noise=noise).sum()
-    )(single(outputs))
-    assert np.isfinite(gradient).all()
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_an_explicit_mesh_is_no_obstacle(kind):
+    # Sharding types are checked while tracing: nothing has to be compiled.
+    mesh = jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Explicit,))
+    metric_set = METRICS[kind][1]
+    targets = np.zeros((28, 3), np.float32) if kind == "regression" else np.zeros(28, np.int32)
+    with jax.set_mesh(mesh):
+        outputs = jax.device_put(np.zeros((3, 28, 3), np.float32), jax.NamedSharding(mesh, jax.P(None, "pool", None)))
+        targets = jax.device_put(targets, jax.NamedSharding(mesh, jax.P("pool")))
+        values = jax.eval_shape(
+            lambda p, t: metric_set.compute(metric_set.summarise(baal.Predictions(p)), t), outputs, targets
+        )
+    assert {"nll"} < values.keys()
 
 
 def test_what_does_not_fit_is_refused():
-    logits, classes, groups = single(LOGITS), jnp.int32(CLASSES), jnp.asarray(GROUPS)
-    for arguments, options, message in (
-        ((logits, classes, groups[0]), {}, r"groups are int\d+\(4,\)"),
-        ((logits, classes, groups.astype(jnp.float32)), {}, "integer ids"),
-        ((logits, classes[:, 0], groups), {}, r"targets have shape \(12,\)"),
-        ((logits, classes, groups), {"noise": 1.0}, r"noise=1\.0 belongs to regression"),
-        ((logits[..., :2], jnp.zeros((12, 3)), groups), {}, "is needed for these outputs"),
+    for call, message in (
+        (lambda: metrics.classification(top_k=(0,)), "top_k=0"),
+        (lambda: metrics.classification(num_bins=0), "num_bins=0"),
+        (lambda: metrics.classification(extra=("f1", "rmse")), r"extra holds 'rmse'.*f1"),
+        (lambda: metrics.classification(extra="f1"), r"extra='f1' must be a sequence of names: pass \('f1',\)"),
+        (lambda: metrics.regression(extra="coverage"), r"extra='coverage' must be a sequence"),
+        (lambda: metrics.regression(noise_variance=-1), "noise_variance=-1"),
+        (lambda: metrics.regression(extra=("f1",)), "extra holds 'f1'"),
+        (lambda: metrics.regression(levels=(2.0,)), r"levels=\(2\.0,\) must be"),
+        (
+            lambda: metrics.regression(noise_variance=0.5, extra=("crps_fair",)),
+            r"lack the noise of noise_variance=0\.5",
+        ),
+        (lambda: metrics.regression(extra=("coverage",), levels=(0.5, 0.5)), "bound no interval"),
+        (lambda: metrics.regression().summarise(baal.Predictions(np.zeros((4, 2)))), "outputs has shape"),
+        (lambda: metrics.regression().compute((np.zeros((4, 3)), np.ones((4, 3))), np.zeros(4)), "make them equal"),
     ):
         with pytest.raises(ValueError, match=message):
-            metrics.joint_log_likelihood(*arguments, **options)
+            call()

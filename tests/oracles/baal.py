@@ -8,6 +8,11 @@ import numpy as np
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "baal.json").read_text())
 
 
+def to_package_layout(predictions):
+    """``[S, N, …, C]``."""
+    return np.moveaxis(predictions, [-1, 1], [0, -1])
+
+
 def _softmax(x):
     weights = np.exp(x - x.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

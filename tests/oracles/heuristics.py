@@ -9,6 +9,11 @@ def softmax(logits):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def of_logits(name, logits):
+    """The score of that name; regression outputs are read as they are."""
+    return globals()[name](np.asarray(logits) if name == "variance" else softmax(logits))
+
+
 def shannon(p):
     """``−Σ p log p`` over the last axis, with ``0 log 0 = 0``."""
     return -np.sum(p * np.log(p, out=np.zeros_like(p), where=p > 0), axis=-1)
@@ -57,16 +62,23 @@ def variance(outputs):
 
 def mutual_information(p, q):
     """Between the labels of two inputs whose draws are ``p [S, C]`` and ``q [S, K]``."""
-    information = 0.0
-    for a in range(p.shape[1]):
-        for b in range(q.shape[1]):
-            joint = np.mean(p[:, a] * q[:, b])
-            if joint > 0:
-                information += joint * np.log(joint / (p[:, a].mean() * q[:, b].mean()))
-    return information
+    joint = p.T @ q / len(p)
+    apart = np.outer(p.mean(axis=0), q.mean(axis=0))
+    return np.sum(joint * np.log(np.divide(joint, apart, out=np.ones_like(joint), where=joint > 0)))
 
 
 def epig(p, targets):
     """``p [S, N, C]`` and ``targets [S, M, K]``."""
     pairs = [[mutual_information(p[:, n], targets[:, m]) for m in range(targets.shape[1])] for n in range(p.shape[1])]
     return np.mean(pairs, axis=1)
+
+
+def central_difference(function, x, step=1e-6):
+    """The gradient of the sum of what a function of float64 gives."""
+    gradient = np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        high, low = x.copy(), x.copy()
+        high[i] += step
+        low[i] -= step
+        gradient[i] = np.sum(function(high) - function(low)) / (2 * step)
+    return gradient

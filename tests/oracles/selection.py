@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+from scipy import stats
 
 
 def sequences(weights, query_size):
@@ -36,3 +37,14 @@ def average_ranks(scores):
     """Rank 1 for the highest; equal scores share the average of the ranks they take together."""
     scores = np.asarray(scores, np.float64)
     return np.array([np.sum(scores > s) + (np.sum(scores == s) + 1) / 2 for s in scores])
+
+
+def assert_sequences(picks, table):
+    """χ² of ordered picks against their exact probabilities; the keys are fixed, so this passes always or never."""
+    counts = dict.fromkeys(table, 0)
+    for row, number in zip(*np.unique(picks, axis=0, return_counts=True), strict=True):
+        counts[tuple(row.tolist())] += int(number)
+    observed, truth = np.array(list(counts.values())), np.array(list(table.values()))
+    assert observed[truth == 0].sum() == 0
+    possible = truth > 0
+    assert stats.chisquare(observed[possible], len(picks) * truth[possible]).pvalue > 1e-3

@@ -49,15 +49,18 @@ def pi_regression(inputs, targets, labelled, num_steps, rate, start, length, wei
 
 
 def fix_match_classifier(inputs, targets, labelled, num_steps, rate, kernel, weight, threshold, factors):
-    """Full-batch gradient descent of a linear classifier, whose views are the inputs times two factors."""
+    """Full-batch gradient descent of a linear classifier, whose views are the inputs times two factors.
+
+    The labelled ones are changed as those of the pseudo-label.
+    """
     inputs, kernel = np.asarray(inputs, np.float64), np.asarray(kernel, np.float64)
     known, sure = np.flatnonzero(labelled), []
     for _ in range(num_steps):
         gradient = np.zeros_like(kernel)
         for i in known:
-            p = softmax(inputs[i] @ kernel)
+            p = softmax(factors[0] * inputs[i] @ kernel)
             p[targets[i]] -= 1
-            gradient += np.outer(inputs[i], p) / len(known)
+            gradient += np.outer(factors[0] * inputs[i], p) / len(known)
         sure.append(0)
         for x in inputs:
             q, p = softmax(factors[0] * x @ kernel), softmax(factors[1] * x @ kernel)

@@ -11,17 +11,6 @@ def kl_divergence(mean, std, prior_std):
     return total
 
 
-def kl_by_sampling(mean, std, prior_std, num_samples=200_000, seed=0):
-    """Mean of ``log q − log p`` under q, and its standard error."""
-    mean, std = np.ravel(mean).astype(np.float64), np.ravel(std).astype(np.float64)
-    noise = np.random.default_rng(seed).normal(size=(num_samples, mean.size))
-    weights = mean + std * noise
-    log_q = -0.5 * noise**2 - np.log(std)
-    log_p = -0.5 * (weights / prior_std) ** 2 - np.log(prior_std)
-    values = (log_q - log_p).sum(axis=1)
-    return values.mean(), values.std() / np.sqrt(num_samples)
-
-
 def linear_posterior(features, targets, noise_std, prior_std, kl_weight=1.0):
     """Mean of the exact posterior of a linear regression, and the standard deviations of its best factorised Gaussian.
 

@@ -1,6 +1,7 @@
-"""Samplers of other packages, where they are installed."""
+"""Samplers of other packages: what a sampler is given, with one of our own, and those of blackjax where it is."""
 
-import flax.linen as nn
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,34 +9,95 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, selection
-from baal_jax.posteriors._adapters import from_blackjax
+from baal_jax import losses
+from baal_jax.posteriors._adapters import ChainState, from_blackjax
+from baal_jax.training.batches import Stream
+from tests.fixtures import close, linear, same, same_key, trainer, untrained
 
-RNG = np.random.default_rng(0)
-INPUTS = RNG.normal(size=(16, 2)).astype(np.float32)
-VALUES = (INPUTS @ np.array([1.0, -0.5]) + 0.3 * RNG.normal(size=16)).astype(np.float32)
-PLANE = baal.from_functions(lambda key, x: jnp.zeros((2, 1)), lambda params, x, key: x @ params)
-LABELLED = np.arange(16) < 10
+GENERATOR = np.random.default_rng(0)
+INPUTS = GENERATOR.normal(size=(16, 2)).astype(np.float32)
+VALUES = (INPUTS @ np.array([1.0, -0.5]) + 0.3 * GENERATOR.normal(size=16)).astype(np.float32)
+DATA = baal.Dataset(INPUTS, VALUES)
+LABELLED = np.arange(16) % 3 > 0  # 10 of them
+START = np.float32([[0.3], [-0.2]])
 
 
-def trainer(loss=losses.squared_error):
-    return baal.trainer(optax.sgd(0.1), loss, num_steps=20, batch_size=8)
+def half_squares(outputs, targets):
+    return 0.5 * (outputs[:, 0] - targets) ** 2
 
 
-@pytest.fixture(scope="module")
-def samplers():
-    blackjax = pytest.importorskip("blackjax")
-    return {"sgld": blackjax.sgld, "sghmc": lambda grad: blackjax.sghmc(grad, num_integration_steps=5)}
+def langevin(gradient):
+    """A sampler as blackjax has them."""
+
+    def step(key, position, batch, step_size, temperature):
+        slope = gradient(position, batch)
+        return position + step_size * slope + temperature * jax.random.normal(key, position.shape)
+
+    return SimpleNamespace(init=lambda position: position, step=step)
+
+
+def chain(**options):
+    options = {"step_size": 0.01, "num_kept": 4, "burn_in": 3, "thinning": 2, "batch_size": 6} | options
+    return from_blackjax(linear(), untrained(START), langevin, half_squares, **options)
+
+
+@jax.jit
+def noise_and_batches(key, labelled):
+    """Of 20 steps, from the keys that a fit has for them."""
+    _, key_order, key_chain = jax.random.split(key, 3)
+    ids = jnp.flatnonzero(labelled, size=16, fill_value=0)
+    stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+    steps = jnp.arange(20, dtype=jnp.int32)
+    noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key_chain, index), (2, 1)))(steps)
+    return noise, jax.vmap(lambda index: stream.batch(index, 6, None)[0])(steps)
+
+
+@pytest.mark.parametrize("labelled", [LABELLED, np.zeros(16, bool)], ids=["some", "nothing"])
+def test_a_chain_sees_the_log_posterior_through_batches(labelled):
+    """With nothing labelled it is that of the prior."""
+    options = {"prior_std": 0.5, "temperature": 0.3}
+    state = chain(**options).fit(jax.random.key(0), DATA, labelled)
+    noise, batches = (np.asarray(array) for array in noise_and_batches(jax.random.key(0), labelled))
+    position, visited = np.float64(START), []
+    for index in range(11):
+        x, y = INPUTS[batches[index]], VALUES[batches[index], None]
+        slope = -labelled.sum() / 6 * x.T @ (x @ position - y) - position / 0.5**2
+        position = position + 0.01 * slope + 0.3 * noise[index]
+        visited.append(position)
+    close(state.positions, np.stack(visited)[[4, 6, 8, 10]], atol=1e-5)
+    same_key(state.network.opt_state[0], jax.random.split(jax.random.key(0), 3)[0])
+
+
+def test_a_warm_start_is_one_of_the_network(key):
+    posterior = chain(burn_in=0, thinning=1, num_kept=1, step_size=1e-12, temperature=0.0)
+    once = posterior.fit(key, DATA, LABELLED)
+    close(once.positions, START[None])
+    twice = posterior.fit(key, DATA, LABELLED, once)
+    close(twice.positions, START[None] + 1)
+    assert int(twice.steps) == 1
+
+
+def test_draws_are_positions_and_repeat_after_all_of_them():
+    model = baal.Model(None, None, None, lambda variables, inputs: (variables, inputs))
+    posterior = from_blackjax(model, untrained(), langevin, half_squares, step_size=1e-3, num_kept=4)
+    draws = jax.vmap(lambda key: posterior.sample(key, None, 6))(jax.random.split(jax.random.key(0), 30))
+    same(np.sort(draws[:, :4], axis=1), np.broadcast_to(np.arange(4), (30, 4)))
+    same(draws[:, 4:], draws[:, :2])
+    assert {*np.asarray(draws[:, 0])} == {0, 1, 2, 3}
+    network = baal.TrainState(baal.Variables(None, {"batch_stats": 5}), (), 0, 0.0)
+    variables, inputs = posterior.apply(ChainState(network, {"w": np.arange(4) * 10}), 2, "inputs")
+    assert (variables.params, variables.collections, inputs) == ({"w": 20}, {"batch_stats": 5}, "inputs")
 
 
 @pytest.mark.parametrize(("name", "step_size"), [("sgld", 5e-3), ("sghmc", 0.05)])  # of a position, of a momentum
-def test_a_chain_visits_the_posterior_of_a_linear_model(samplers, name, step_size):
+def test_a_chain_of_blackjax_visits_the_posterior_of_a_linear_model(name, step_size):
+    blackjax = pytest.importorskip("blackjax")
+    sampler = {"sgld": blackjax.sgld, "sghmc": lambda grad: blackjax.sghmc(grad, num_integration_steps=5)}[name]
     posterior = from_blackjax(
-        PLANE, trainer(), samplers[name], losses.squared_error, step_size=step_size, num_kept=1500, thinning=8,
-        batch_size=10, prior_std=2.0,
+        linear(0.0), trainer(optax.sgd(0.1), losses.squared_error), sampler, half_squares, step_size=step_size,
+        num_kept=1500, thinning=8, batch_size=10, prior_std=2.0,
     )  # fmt: skip
-    data = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(VALUES))
-    state = posterior.fit(jax.random.key(0), data, jnp.asarray(LABELLED))
+    state = posterior.fit(jax.random.key(0), DATA, LABELLED)
     x, y = INPUTS[LABELLED].astype(np.float64), VALUES[LABELLED]
     covariance = np.linalg.inv(x.T @ x + np.eye(2) / 4)  # half squares are Gaussian noise of variance one
     found = np.asarray(state.positions)[..., 0]
@@ -43,53 +105,16 @@ def test_a_chain_visits_the_posterior_of_a_linear_model(samplers, name, step_siz
     np.testing.assert_allclose(np.cov(found.T), covariance, atol=0.3 * covariance.max())
 
 
-@pytest.fixture(scope="module")
-def fitted(samplers):
-    net = nn.Sequential([nn.Dense(6), nn.relu, nn.BatchNorm(use_running_average=False), nn.Dense(2)])
-    posterior = from_blackjax(
-        baal.from_linen(net), trainer(losses.cross_entropy), samplers["sgld"], losses.cross_entropy, step_size=1e-3,
-        num_kept=4, burn_in=3, thinning=2,
-    )  # fmt: skip
-    data = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray((VALUES > 0).astype(np.int32)))
-    return posterior, data, posterior.fit(jax.random.key(0), data, jnp.asarray(LABELLED))
-
-
-def test_draws_are_the_positions(fitted):
-    posterior, _, state = fitted
-    draws = posterior.sample(jax.random.key(0), state, 6)
-    assert sorted(draws[:4].tolist()) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(posterior.sample(jax.random.key(0), state, 2), draws[:2])
-    logits = np.asarray(baal.predict(jax.random.key(0), posterior, state, INPUTS, num_samples=6, batch_size=5))
-    np.testing.assert_allclose(logits[4:], logits[:2], rtol=1e-5)
-    gaps = np.abs(logits[:4, None] - logits[None, :4]).max(axis=(2, 3))
-    assert (gaps[~np.eye(4, dtype=bool)] > 1e-4).all()
-
-
-def test_it_runs_in_the_loop(fitted):
-    posterior, data, _ = fitted
-    loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=2, num_samples=4)
-    final, infos = baal.run(loop, jax.random.key(0), data, data, num_initial=4, num_rounds=2)
-    assert int(baal.pool.num_labelled(final.pool)) == 8
-    assert np.isfinite(infos.metrics["nll"]).all()
-
-
-def test_with_nothing_labelled_it_samples_the_prior(fitted):
-    posterior, data, _ = fitted
-    state = posterior.fit(jax.random.key(0), data, jnp.zeros(16, bool))
-    assert np.isfinite(baal.predict(jax.random.key(0), posterior, state, INPUTS, num_samples=3)).all()
-
-
-def test_a_loss_has_one_number_for_each_example(samplers):
-    posterior = from_blackjax(PLANE, trainer(), samplers["sgld"], lambda o, y: (o - y[:, None]) ** 2, step_size=1e-3)
-    data = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(VALUES))
+def test_what_cannot_be_is_refused(key):
+    for options in (
+        {"step_size": 0.0}, {"prior_std": -1.0}, {"num_kept": 0}, {"thinning": 0}, {"temperature": -1.0},
+        {"batch_size": 0}, {"burn_in": -1},
+    ):  # fmt: skip
+        name, value = next(iter(options.items()))
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            chain(**options)
+    by_output = from_blackjax(
+        linear(), untrained(), langevin, lambda outputs, targets: (outputs - targets[:, None]) ** 2, step_size=1e-3
+    )
     with pytest.raises(ValueError, match="sum over the other axes"):
-        posterior.fit(jax.random.key(0), data, jnp.asarray(LABELLED))
-
-
-@pytest.mark.parametrize(
-    "options", [{"step_size": 0.0}, {"prior_std": -1.0}, {"num_kept": 0}, {"thinning": 0}, {"temperature": -1.0}]
-)
-def test_what_cannot_be_is_refused(options):
-    name, value = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}"):
-        from_blackjax(PLANE, trainer(), lambda grad: None, losses.squared_error, **{"step_size": 1e-3} | options)
+        jax.eval_shape(by_output.fit, key, DATA, LABELLED)

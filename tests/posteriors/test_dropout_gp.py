@@ -1,223 +1,203 @@
 """The Gaussian process of dropout passes against function space in float64, and what conditioning leaves alone."""
 
-import itertools
+import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, selection
 from baal_jax.posteriors._dropout_gp import dropout_gp
+from baal_jax.typing import TrainState
+from tests.fixtures import close, same, same_key
 from tests.oracles import gaussian_process as oracle
 
-RNG = np.random.default_rng(0)
-INPUTS = RNG.normal(size=(12, 3)).astype(np.float32)
-VALUES = np.stack([np.sin(INPUTS[:, 0]), INPUTS[:, 1]], axis=1).astype(np.float32)
-CLASSES = (INPUTS[:, 0] > 0).astype(np.int32)
-LABELLED = np.isin(np.arange(12), [0, 3, 4, 9, 10])
-NOISE = 0.3
+INPUTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+TARGETS = {
+    "regression": np.stack([np.sin(INPUTS[:, 0]), INPUTS[:, 1]], axis=1).astype(np.float32),
+    "classification": (INPUTS[:, 0] > 0).astype(np.int32),
+}
+LABELLED, NOTHING = np.isin(np.arange(12), [0, 3, 4, 9, 10]), np.zeros(12, bool)
+NOISE, PASSES, WIDTH = 0.3, 20, 12
 
 
-class Net(nn.Module):
-    outputs: int = 2
+def network(outputs=2, dtype=jnp.float32):
+    """A hidden layer and dropout."""
 
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = nn.Dropout(0.4, deterministic=not train)(nn.relu(nn.Dense(12)(x)))
-        return nn.Dense(self.outputs)(x)
+    def init(key, inputs):
+        one, two = jax.random.split(key)
+        return jax.random.normal(one, (3, WIDTH)), jax.random.normal(two, (WIDTH, outputs)) / 3
 
+    def apply(params, inputs, key):
+        hidden = jax.nn.relu(inputs @ params[0])
+        return ((hidden * jax.random.bernoulli(key, 0.6, (1, WIDTH)).astype(jnp.float32)) @ params[1]).astype(dtype)
 
-MODEL = baal.from_linen(Net())
-
-
-def make(task, **options):
-    loss = losses.squared_error if task == "regression" else losses.cross_entropy
-    trainer = baal.trainer(optax.adam(3e-2), loss, num_steps=8, batch_size=4)
-    return dropout_gp(MODEL, trainer, **{"num_passes": 20, "noise": NOISE, "batch_size": 2} | options)
+    return baal.from_functions(init, apply)
 
 
-def data(task, targets=None):
-    default = VALUES if task == "regression" else CLASSES
-    return baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(default if targets is None else targets))
+MODEL = network()
 
 
-@pytest.fixture(scope="module", params=["regression", "classification"])
-def fitted(request):
-    posterior = make(request.param)
-    return request.param, posterior, posterior.fit(jax.random.key(0), data(request.param), jnp.asarray(LABELLED))
+def untrained(model):
+    """Training costs nothing: fresh weights of the key, and a count of the fits before."""
+
+    def fit(key, dataset, labelled, previous=None):
+        fits = jnp.int32(1) if previous is None else previous.steps + 1
+        return TrainState(model.init(key, dataset.inputs[:1]), (), fits, jnp.float32(0.5))
+
+    return fit
 
 
-def exact(task, state, labelled):
+@functools.cache
+def make(model=MODEL, **options):
+    return dropout_gp(model, untrained, **{"num_passes": PASSES, "noise": NOISE, "batch_size": 2} | options)
+
+
+def fit(posterior, targets, labelled=LABELLED, previous=None, key=0):
+    dataset = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(targets))
+    return posterior.fit(jax.random.key(key), dataset, jnp.asarray(labelled), previous)
+
+
+@jax.jit
+def run_passes(variables, key):
+    return jax.vmap(lambda one: MODEL.apply(variables, INPUTS, one))(jax.random.split(key, PASSES))
+
+
+def exact(state, targets, labelled, noise=NOISE):
     """Mean and covariance over examples and outputs, ``[N·C]``, by inverting the covariance of what was seen."""
-    keys = jax.random.split(state.key, state.mean.shape[0])
-    passes = np.stack([np.asarray(MODEL.apply(state.variables, INPUTS, key), np.float64) for key in keys])
+    passes = np.asarray(run_passes(state.variables, state.key), np.float64)
     centre = passes.mean(axis=0)
-    flat = (passes - centre).reshape(len(passes), -1)
-    prior, seen = flat.T @ flat / len(passes), np.repeat(labelled, 2)
-    residual = (VALUES - centre).ravel() if task == "regression" else np.zeros(24)
-    mean, covariance = oracle.moments(
-        prior, prior[:, seen], prior[np.ix_(seen, seen)], np.full(seen.sum(), NOISE**2), residual[seen]
-    )
-    return centre.ravel() + mean, covariance, prior
+    flat = (passes - centre).reshape(PASSES, -1)
+    prior, classes = flat.T @ flat / PASSES, targets.ndim == 1
+    seen = np.repeat(labelled & (targets >= 0), 2) if classes else (labelled[:, None] & ~np.isnan(targets)).ravel()
+    residual = np.zeros(24) if classes else (targets - centre).ravel()
+    inner = prior[np.ix_(seen, seen)]
+    mean, covariance = oracle.moments(prior, prior[:, seen], inner, np.full(seen.sum(), noise**2), residual[seen])
+    return centre.ravel() + mean, covariance
 
 
-def moments(posterior, state, inputs=INPUTS):
+def moments(posterior, state):
     """Of all draws, exactly: ``apply`` is affine in the weights."""
-    size = state.mean.shape[0]
-    mean = np.asarray(posterior.apply(state, state.mean, inputs), np.float64)
-    start = np.asarray(posterior.apply(state, jnp.zeros(size), inputs), np.float64)
-    slopes = np.asarray(jax.vmap(lambda w: posterior.apply(state, w, inputs))(state.root)) - start
-    slopes = slopes.reshape(size, -1)
-    return mean.ravel(), slopes.T @ slopes
+    weights = np.concatenate([state.mean[None], np.zeros((1, PASSES)), state.root]).astype(np.float32)
+    outputs = jax.jit(lambda weights: jax.vmap(lambda w: posterior.apply(state, w, INPUTS))(weights))(weights)
+    mean, start, *slopes = np.asarray(outputs, np.float64).reshape(len(weights), -1)
+    return mean, (np.array(slopes) - start).T @ (np.array(slopes) - start)
 
 
-def close(found, expected, tolerance=2e-4):
+def agree(found, expected, tolerance=2e-4):
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
 
-def test_moments_are_those_of_the_process(fitted):
-    task, posterior, state = fitted
-    mean, covariance, prior = exact(task, state, LABELLED)
-    close(moments(posterior, state), (mean, covariance))
-    variance = np.diag(covariance).reshape(12, 2).sum(axis=1) / np.diag(prior).reshape(12, 2).sum(axis=1)
-    assert variance[LABELLED].max() < 0.9
+@pytest.mark.parametrize("task", TARGETS)
+def test_moments_are_those_of_the_process_and_unknown_targets_do_not_count(task):
+    posterior, unknown = make(), TARGETS[task].copy()
+    # One output of an example, or its class; and an unlabelled one.
+    unknown[(3, 0) if task == "regression" else 3] = np.nan if task == "regression" else -1
+    for targets, labelled in ((TARGETS[task], LABELLED), (unknown, LABELLED), (TARGETS[task], NOTHING)):
+        state = fit(posterior, targets, labelled)
+        mean, covariance = exact(state, targets, labelled)
+        agree(moments(posterior, state), (mean, covariance))
+        close(state.root, state.root.T, 1e-4, 1e-5)  # no other root is the same on all machines
+        prior = exact(state, targets, NOTHING)
+        assert np.array_equal(mean, prior[0]) == (task == "classification" or not labelled.any())
+        if labelled.any():
+            assert (np.diag(covariance) / np.diag(prior[1]))[np.repeat(labelled, 2)].mean() < 0.9
 
 
-def test_draws_have_these_moments(fitted):
-    task, posterior, state = fitted
-    draws = np.asarray(baal.predict(jax.random.key(1), posterior, state, INPUTS, num_samples=4000), np.float64)
-    mean, covariance, _ = exact(task, state, LABELLED)
-    flat = draws.reshape(len(draws), -1)
-    assert (np.abs(flat.mean(axis=0) - mean) < 5 * np.sqrt(np.diag(covariance) / len(draws)) + 1e-5).all()
-    np.testing.assert_allclose(np.cov(flat.T), covariance, atol=0.08 * covariance.max())  # 5 standard errors
-
-
-def test_for_classes_the_mean_is_that_of_the_passes(fitted):
-    task, posterior, state = fitted
-    gap = np.abs(posterior.apply(state, state.mean, INPUTS) - posterior.apply(state, 0 * state.mean, INPUTS)).max()
-    assert gap == 0 if task == "classification" else gap > 0.01
-
-
-def test_with_nothing_labelled_it_is_the_prior(fitted):
-    task, posterior, _ = fitted
-    state = posterior.fit(jax.random.key(0), data(task), jnp.zeros(12, bool))
-    mean, _, prior = exact(task, state, np.zeros(12, bool))
-    close(moments(posterior, state), (mean, prior))
+def test_training_passes_and_draws_have_keys_of_their_own():
+    posterior = make()
+    state = fit(posterior, TARGETS["regression"])
+    key_train, key_passes = jax.random.split(jax.random.key(0))
+    same(state.variables, jax.jit(MODEL.init)(key_train, INPUTS[:1]))
+    same_key(state.key, key_passes)
+    assert (int(state.steps), float(state.loss), int(state.age)) == (1, 0.5, 0)
+    draws, root = posterior.sample(jax.random.key(1), state, 4), np.asarray(state.root)
+    for draw, key in zip(draws, jax.random.split(jax.random.key(1), 4), strict=True):
+        close(draw, state.mean + root @ np.asarray(jax.random.normal(key, (PASSES,))), 1e-4, 1e-5)
 
 
 def test_between_trainings_only_the_labels_grow():
-    posterior, more = make("regression", retrain_every=3), LABELLED | (np.arange(12) < 3)
-    first = posterior.fit(jax.random.key(0), data("regression"), jnp.asarray(LABELLED))
-    second = posterior.fit(jax.random.key(1), data("regression"), jnp.asarray(more), first)
-    jax.tree.map(np.testing.assert_array_equal, second.network, first.network)
-    mean, covariance, _ = exact("regression", first, more)  # the same network, conditioned from scratch
-    close(moments(posterior, second), (mean, covariance))
-    assert (np.diag(moments(posterior, second)[1]) < np.diag(moments(posterior, first)[1]) + 1e-6).all()
-    third = posterior.fit(jax.random.key(2), data("regression"), jnp.asarray(more), second)
-    fourth = posterior.fit(jax.random.key(3), data("regression"), jnp.asarray(more), third)
-    assert [int(state.age) for state in (first, second, third, fourth)] == [0, 1, 2, 0]
-    assert not np.array_equal(fourth.variables.params["Dense_0"]["kernel"], first.variables.params["Dense_0"]["kernel"])
+    posterior, more, targets = make(retrain_every=3), LABELLED | (np.arange(12) < 3), TARGETS["regression"]
+    states = [fit(posterior, targets)]
+    states += [fit(posterior, targets, more, states[-1], key=1)]
+    first, second = states
+    same((second.network, jax.random.key_data(second.key)), (first.network, jax.random.key_data(first.key)))
+    agree(moments(posterior, second), exact(first, targets, more))  # the same passes, conditioned from scratch
+    states += [fit(posterior, targets, more, second, key=2)]
+    states += [fit(posterior, targets, more, states[-1], key=3)]
+    assert [int(state.age) for state in states] == [0, 1, 2, 0]
+    assert [int(state.steps) for state in states] == [1, 1, 1, 2]  # the network of before is there to start from
+    key_train, key_passes = jax.random.split(jax.random.key(3))
+    same(states[3].variables, jax.jit(MODEL.init)(key_train, INPUTS[:1]))
+    same_key(states[3].key, key_passes)
+    # A state of zeros, with which a loop starts, holds no network.
+    nothing = second._replace(network=jax.tree.map(jnp.zeros_like, second.network), age=jnp.int32(0))
+    fresh = fit(posterior, targets, more, nothing, key=3)
+    assert int(fresh.age) == 0
+    same(fresh.variables, states[3].variables)
 
 
-def test_the_loop_trains_when_it_is_due():
-    acquire = selection.top_k(heuristics.bald)
-    rounds = {}
-    for every in (1, 2):
-        loop = baal.active_loop(make("classification", retrain_every=every), acquire, query_size=1, num_samples=4)
-        state, kernels = loop.init(jax.random.key(0), data("classification"), num_initial=3), []
-        for _ in range(3):
-            state, _ = loop.step(state, data("classification"))
-            kernels.append(np.asarray(state.posterior.variables.params["Dense_0"]["kernel"]))
-        rounds[every] = [np.array_equal(a, b) for a, b in itertools.pairwise(kernels)]
-    assert rounds == {1: [False, False], 2: [True, False]}
+def test_every_round_trains_unless_it_is_told_otherwise():
+    posterior, targets = make(), TARGETS["classification"]
+    state = fit(posterior, targets)
+    again = fit(posterior, targets, LABELLED, state, key=1)
+    assert (int(again.age), int(again.steps)) == (0, 2)
+    same_key(again.key, jax.random.split(jax.random.key(1))[1])
 
 
-def test_unknown_targets_do_not_count(fitted):
-    task, posterior, _ = fitted
-    targets = np.array(VALUES if task == "regression" else CLASSES)
-    if task == "regression":
-        targets[3, 0] = np.nan  # one output of one example
-        found = posterior.fit(jax.random.key(0), data(task, targets), jnp.asarray(LABELLED))
-        seen = np.repeat(LABELLED, 2)
-        seen[6] = False
-        mean, _, prior = exact(task, found, np.zeros(12, bool))
-        residual, inner = (VALUES.ravel() - mean)[seen], prior[np.ix_(seen, seen)]
-        move, _ = oracle.moments(prior, prior[:, seen], inner, np.full(9, NOISE**2), residual)
-        close([moments(posterior, found)[0]], [mean + move])
-    else:
-        targets[3] = -1
-        found = posterior.fit(jax.random.key(0), data(task, targets), jnp.asarray(LABELLED))
-        close(moments(posterior, found), exact(task, found, LABELLED & (np.arange(12) != 3))[:2])
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_any_noise_is_finite(scale):
-    posterior = make("regression", noise=scale, num_passes=40)
-    state = posterior.fit(jax.random.key(0), data("regression"), jnp.ones(12, bool))
-    assert np.isfinite(baal.predict(jax.random.key(1), posterior, state, INPUTS, num_samples=3)).all()
+def test_noise_may_be_large_or_nearly_nothing():
+    posterior, targets = make(noise=1e4), TARGETS["regression"]
+    state = fit(posterior, targets)
+    agree(moments(posterior, state), exact(state, targets, NOTHING))
+    one = np.arange(12) == 3
+    for noise in (1e-2, 1e-6):  # less than a thousandth of the outputs is rounded away, but harmless
+        posterior = make(noise=noise)
+        found = moments(posterior, state := fit(posterior, targets, one))
+        close(found[0].reshape(12, 2)[3], targets[3], 1e-2)
+        assert np.isfinite(found[1]).all()
+        if noise == 1e-2:
+            agree(found, exact(state, targets, one, noise), 5e-3)
 
 
 def test_draws_share_the_passes():
-    posterior, batch, passes = make("classification"), 32, 20
-    state = posterior.fit(jax.random.key(0), data("classification"), jnp.asarray(LABELLED))
-    inputs = jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+    posterior, inputs = make(), jax.ShapeDtypeStruct((32, 3), jnp.float32)
+    state = jax.eval_shape(lambda: fit(posterior, TARGETS["classification"]))
 
     def flops(num_samples):
-        weights = jnp.ones((num_samples, passes))
-        apply = jax.jit(lambda weights, x: jax.vmap(lambda w: posterior.apply(state, w, x))(weights))
-        return apply.lower(weights, inputs).compile().cost_analysis()["flops"]
+        apply = jax.jit(lambda state, weights, x: jax.vmap(lambda w: posterior.apply(state, w, x))(weights))
+        weights = jax.ShapeDtypeStruct((num_samples, PASSES), jnp.float32)
+        return apply.lower(state, weights, inputs).cost_analysis()["flops"]
 
-    head = 2 * batch * passes * 12 * 2
-    assert flops(1) > head
-    assert flops(101) - flops(1) < 1.1 * 100 * 2 * batch * passes * 2
-    assert flops(101) < 10 * flops(1)
+    assert flops(1) > 2 * 32 * PASSES * WIDTH * 2
+    assert flops(101) - flops(1) < 1.1 * 100 * 2 * 32 * PASSES * 2
 
 
-def test_scalar_outputs_take_scalar_targets():
-    model = baal.from_linen(Net(1))
-    posterior = dropout_gp(model, baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=2), num_passes=4)
-    state = posterior.fit(jax.random.key(0), data("regression", VALUES[:, 0]), jnp.asarray(LABELLED))
-    assert posterior.apply(state, state.mean, INPUTS).shape == (12, 1)
+def test_scalar_outputs_take_scalar_targets_and_half_precision_becomes_single():
+    posterior, targets = make(network(1)), TARGETS["regression"]
+    found, expected = (fit(posterior, targets[:, :1].reshape(shape)) for shape in ((12,), (12, 1)))
+    same((found.mean, found.root), (expected.mean, expected.root))
+    assert np.abs(found.mean).max() > 0.1
+    half = make(network(2, jnp.bfloat16))
+    state = jax.eval_shape(lambda: fit(half, targets))
+    outputs = jax.eval_shape(half.apply, state, jax.ShapeDtypeStruct((PASSES,), jnp.float32), INPUTS)
+    assert {leaf.dtype for leaf in (state.mean, state.root, outputs)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_passes": 1}, "num_passes=1"),
-        ({"noise": 0.0}, "noise=0"),
-        ({"noise": -1.0}, "noise=-1"),
-        ({"retrain_every": 0}, "retrain_every=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_what_cannot_be_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        make("regression", **options)
-
-
-def test_a_network_without_randomness_is_refused():
-    posterior = dropout_gp(
-        baal.from_linen(nn.Dense(2)), baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=1)
-    )
+def test_what_cannot_be_is_refused():
+    for options in ({"num_passes": 1}, {"noise": 0.0}, {"noise": -1.0}, {"retrain_every": 0}, {"batch_size": 0}):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            make(**options)
+    plain = make(baal.from_functions(lambda key, inputs: jnp.ones((3, 2)), lambda params, inputs, key: inputs @ params))
     with pytest.raises(ValueError, match="does not depend on the key"):
-        posterior.fit(jax.random.key(0), data("classification"), jnp.asarray(LABELLED))
-
-
-def test_values_that_do_not_fit_the_outputs_are_refused():
-    trainer = baal.trainer(optax.sgd(0.1), lambda outputs, targets: jnp.sum(outputs**2, axis=1), num_steps=1)
-    with pytest.raises(ValueError, match=r"targets have shape \(12,\), but the outputs \(12, 2\)"):
-        dropout_gp(MODEL, trainer, num_passes=4).fit(
-            jax.random.key(0), data("regression", VALUES[:, 0]), jnp.asarray(LABELLED)
-        )
-
-
-def test_whole_numbers_are_no_values_to_regress():
-    with pytest.raises(ValueError, match="make real values float32"):
-        make("regression").fit(
-            jax.random.key(0), data("regression", CLASSES[:, None] + 0 * VALUES.astype(int)), LABELLED
-        )
+        fit(plain, TARGETS["classification"])
+    values, classes = TARGETS["regression"], TARGETS["classification"]
+    for targets, outputs, message in [
+        (values[:, 0], 2, r"targets have shape \(12,\), but the outputs \(12, 2\)"),
+        (values.astype(int), 2, "make real values float32"),
+        (classes, 1, "make real values float32"),  # one output is no class
+    ]:
+        with pytest.raises(ValueError, match=message.replace("12", "2")):
+            fit(make(network(outputs)), targets)

@@ -1,122 +1,98 @@
-"""One draw is one function: nothing depends on batches, order or devices, for networks of both module systems.
-
-With masks shared by all examples and with masks of every example.
-"""
+"""MC-dropout: masks that all examples share, and masks of every example, in convolutions and attention too."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, posteriors
+from baal_jax import posteriors
+from baal_jax._util import random
 from tests import networks
+from tests.fixtures import Net, close, first, same, same_key, untrained
 
-INPUTS = np.random.default_rng(0).normal(size=(72, 8, 8, 1)).astype(np.float32)
-ORDER = np.random.default_rng(1).permutation(72)
-
-
-@functools.cache
-def fit(network, shared_masks):
-    """A trained network with dropout in convolutional and dense layers and batch normalisation."""
-    model = baal.from_linen(network()) if network is networks.LinenConv else baal.from_nnx(network)
-    trainer = baal.trainer(optax.adam(1e-2), losses.cross_entropy, num_steps=4, batch_size=8)
-    posterior = posteriors.mc_dropout(model, trainer, shared_masks=shared_masks)
-    data = baal.Dataset(jnp.asarray(INPUTS), jnp.arange(72) % 3)
-    return posterior, posterior.fit(jax.random.key(0), data, jnp.ones(72, bool))
-
-
-CASES = {
-    "linen": (networks.LinenConv, True),
-    "nnx": (networks.NnxConv, True),
-    "nnx, masks of every example": (networks.NnxConv, False),
+INPUTS = np.random.default_rng(0).normal(size=(24, 8, 8, 1)).astype(np.float32)
+INPUTS[1] = INPUTS[0] * np.float32(1 + 1e-6)
+DATA = baal.Dataset(INPUTS, np.arange(24) % 3)
+MODELS = {
+    "convolutions": lambda: baal.from_linen(networks.LinenConv()),
+    "attention": lambda: baal.from_nnx(networks.NnxAttention),
+    "dense": lambda: baal.from_nnx(networks.NnxMode),
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
-def fitted(request):
-    posterior, state = fit(*CASES[request.param])
-    return posterior, state, both(posterior, state, INPUTS, None)
+@functools.cache
+def fitted(network, shared_masks):
+    """Random weights, a posterior and the model."""
+    model = MODELS[network]()
+    posterior = posteriors.mc_dropout(model, untrained(), shared_masks=shared_masks)
+    return posterior, posterior.fit(jax.random.key(0), DATA, first(24, 24)), model
 
 
-def both(posterior, state, inputs, batch_size):
-    options = {"num_samples": 6, "batch_size": batch_size}
-    logits = baal.predict(jax.random.key(1), posterior, state, inputs, **options)
-    return logits, baal.score(jax.random.key(1), posterior, state, inputs, heuristics.bald, **options)
+def predict(posterior, state, inputs=INPUTS, num_samples=3, batch_size=None):
+    options = {"num_samples": num_samples, "batch_size": batch_size}
+    return np.asarray(baal.predict(jax.random.key(1), posterior, state, inputs, **options))
 
 
-def close(found, expected):
-    # Logits near 0 and scores near 0 are differences of larger numbers: the unit is the size of those.
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5 * np.abs(expected[0]).max())
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5 * np.abs(expected[1]).max())
+def test_a_fit_is_that_of_the_trainer():
+    posterior, state, _ = fitted("dense", True)
+    same_key(state.opt_state[0], jax.random.key(0))
+    later = posterior.fit(jax.random.key(1), DATA, first(24, 24), state)
+    same(later.variables.params, jax.tree.map(lambda leaf: np.asarray(leaf) + 1, state.variables.params))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batches_change_nothing(fitted, batch_size):
-    posterior, state, expected = fitted
-    close(both(posterior, state, INPUTS, batch_size), expected)
+@pytest.mark.parametrize(("network", "shared"), [("convolutions", False), ("convolutions", True), ("attention", True)])
+def test_a_draw_is_one_function(network, shared):
+    """Whatever the order and the batch: the network with one key, or with one that is made of the example."""
+    posterior, state, model = fitted(network, shared)
+    expected = predict(posterior, state)
+    order = np.random.default_rng(1).permutation(24)
+    close(predict(posterior, state, INPUTS[order], batch_size=7), expected[:, order], rtol=1e-5, atol=1e-5)
+    assert (np.ptp(expected, axis=0) > 1e-3).any()
+
+    @jax.jit
+    def by_hand(variables, inputs, draw):
+        def one(example):
+            key = draw if shared else random.of_example(draw, example)
+            return model.apply(variables, example[None], key)[0]
+
+        return jnp.stack([one(example) for example in inputs])
+
+    draw = jax.random.split(jax.random.key(1), 3)[2]
+    close(by_hand(state.variables, INPUTS[4:6], draw), expected[2, 4:6], rtol=1e-5, atol=1e-5)
 
 
-def test_the_order_of_the_pool_changes_nothing(fitted):
-    posterior, state, (logits, scores) = fitted
-    close(both(posterior, state, INPUTS[ORDER], 7), (logits[:, ORDER], scores[ORDER]))
-
-
-@pytest.mark.parametrize("batch_size", [8, 64, None])
-def test_four_devices_change_nothing(fitted, mesh, batch_size):
-    posterior, state, expected = fitted
+def test_four_devices_change_no_mask_of_an_example(mesh):
+    posterior, state, _ = fitted("dense", False)
     sharded = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("pool")))
     replicated = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    logits, scores = both(posterior, replicated, sharded, batch_size)
-    assert len(scores.sharding.device_set) == 4
-    close((logits, scores), expected)
+    close(predict(posterior, replicated, sharded, batch_size=8), predict(posterior, state), rtol=1e-5, atol=1e-5)
 
 
-def test_equal_examples_have_equal_outputs_in_every_draw(fitted):
-    posterior, state, _ = fitted
-    logits = baal.predict(jax.random.key(1), posterior, state, INPUTS[[3, 5, 3, 3]], num_samples=6)
-    np.testing.assert_allclose(logits[:, [2, 3]], logits[:, [0, 0]], rtol=1e-6, atol=1e-6)
-    assert (jnp.ptp(logits, axis=0) > 1e-3).any()
-
-
-def errors(logits):
-    """What the draws add to the mean, in standard deviations."""
-    logits = np.asarray(logits)
-    return (logits - logits.mean(axis=0)) / logits.std(axis=0)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_masks_are_shared_or_not(shared):
-    """Two examples that are almost the same: what a draw does to one, it does to the other only if they share masks."""
-    posterior, state = fit(networks.NnxConv, shared)
-    pair = np.stack([INPUTS[0], INPUTS[0] * np.float32(1 + 1e-6)])
-    found = errors(baal.predict(jax.random.key(4), posterior, state, pair, num_samples=400))
-    correlation = (found[:, 0] * found[:, 1]).mean(axis=0)
-    if shared:
-        assert (correlation > 0.99).all()
-    else:
-        assert (np.abs(correlation) < 5 / np.sqrt(400)).all()
-
-
-def test_draws_do_not_depend_on_each_other(fitted):
-    posterior, state, _ = fitted
-    found = errors(baal.predict(jax.random.key(4), posterior, state, INPUTS[:4], num_samples=400))
-    assert (np.abs((found[1:] * found[:-1]).mean(axis=0)) < 5 / np.sqrt(399)).all()
-
-
-def test_shared_masks_change_no_marginal():
-    """Means and variances of every example's outputs, from draws of both kinds, as far as so many draws can tell."""
-    num_samples, found = 2000, []
+def test_shared_masks_tie_examples_together_and_change_no_marginal():
+    """Two examples are almost the same: what a draw does to one, it does to the other only if they share masks."""
+    drawn = {}
     for shared in (True, False):
-        posterior, state = fit(networks.NnxConv, shared)
-        logits = baal.predict(jax.random.key(3), posterior, state, INPUTS[:8], num_samples=num_samples)
-        found.append(np.asarray(logits, np.float64))
-    np.testing.assert_raises(AssertionError, np.testing.assert_allclose, *found, atol=0.1)
-    variances = [logits.var(axis=0) for logits in found]
-    z = (found[0].mean(axis=0) - found[1].mean(axis=0)) / np.sqrt(sum(variances) / num_samples)
-    assert np.abs(z).max() < 5
+        posterior, state, _ = fitted("dense", shared)
+        logits = np.float64(predict(posterior, state, INPUTS[:4], num_samples=2000))
+        drawn[shared] = logits
+        errors = (logits - logits.mean(axis=0)) / logits.std(axis=0)
+        assert (np.abs((errors[1:] * errors[:-1]).mean(axis=0)) < 5 / np.sqrt(1999)).all()  # draws are independent
+        correlation = (errors[:, 0] * errors[:, 1]).mean(axis=0)
+        assert (correlation > 0.99).all() if shared else (np.abs(correlation) < 5 / np.sqrt(2000)).all()
+    variances = [logits.var(axis=0) for logits in drawn.values()]
+    gaps = (drawn[True].mean(axis=0) - drawn[False].mean(axis=0)) / np.sqrt(sum(variances) / 2000)
+    assert np.abs(gaps).max() < 5
     np.testing.assert_allclose(*variances, rtol=0.25)
+
+
+def test_a_network_without_dropout_is_refused(key):
+    posterior = posteriors.mc_dropout(baal.from_linen(Net(rate=0.0)), untrained())
+    with pytest.raises(ValueError, match="MC-dropout would be deterministic"):
+        posterior.fit(key, DATA, first(24, 24))
+    state = jax.eval_shape(untrained()(baal.from_linen(Net(rate=0.0))), key, DATA, first(24, 24))
+    with pytest.raises(ValueError, match="MC-dropout would be deterministic"):
+        jax.eval_shape(posterior.apply, state, key, INPUTS)

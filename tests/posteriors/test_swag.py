@@ -1,5 +1,7 @@
 """SWAG: moments of the iterates, the Gaussian that is drawn from, and batch statistics of every draw."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,21 +10,22 @@ import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, losses, selection
+from baal_jax import losses
+from baal_jax.posteriors import _swag
 from baal_jax.posteriors._swag import swag
+from tests.fixtures import NormedNet, close, first, regression_data, same, same_key, untrained
 from tests.oracles import swag as oracle
-from tests.fixtures import first, regression_data
-from tests.training.test_averaging import NormAfterDense, trajectory
 
 STEPS, RATE, START = 12, 0.2, 1.5
 DATA = regression_data()
+ITERATES = oracle.iterates(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)
 
 
-def two_leaves(start=START):
+def two_leaves():
     """A linear function whose weights stand in two arrays."""
 
     def init(key, inputs):
-        return {"a": jnp.full((1, 1), start), "b": jnp.full((2, 1), start)}
+        return {"a": jnp.full((1, 1), START), "b": jnp.full((2, 1), START)}
 
     return baal.from_functions(init, lambda params, inputs, key: inputs @ flat(params)[:, None])
 
@@ -31,135 +34,137 @@ def flat(params):
     return jnp.concatenate([params["a"], params["b"]], axis=-2)[..., 0]
 
 
-def draws(posterior, key, state, num_samples):
-    return jax.jit(posterior.sample, static_argnums=2)(key, state, num_samples)
+def trainer(**options):
+    options = {"num_steps": STEPS, "batch_size": 12, "warm_start": True} | options
+    return baal.trainer(optax.sgd(RATE), losses.squared_error, **options)
 
 
-def trainer(optimizer=None, **options):
-    optimizer = optax.sgd(RATE) if optimizer is None else optimizer
-    options = {"num_steps": STEPS, "batch_size": 12} | options
-    return baal.trainer(optimizer, losses.squared_error, **options)
+@functools.cache
+def gathering(rank, start, every):
+    """``(iterates [T, 3], total) -> moments`` of training that begins far away and visits the iterates."""
+    transform = _swag._gather(rank, start, every, least=2)
+
+    def tree(row):
+        return {"a": row[:1, None], "b": row[1:, None]}
+
+    def moments(iterates, total):
+        def step(index, state):
+            old = tree(jnp.where(index == 0, 1e3, iterates[index - 1]))
+            updates = jax.tree.map(jnp.subtract, tree(iterates[index]), old)
+            return transform.update(updates, state, old, total_steps=total)[1]
+
+        return jax.lax.fori_loop(0, total, step, transform.init(tree(iterates[0])))
+
+    return jax.jit(moments)
 
 
-def iterates(num_steps=STEPS):
-    return trajectory(DATA.inputs, DATA.targets, num_steps, RATE, START)
+def gathered(rank, start, every, iterates=ITERATES[:STEPS]):
+    return gathering(rank, start, every)(np.float32(iterates), np.int32(len(iterates)))
+
+
+@pytest.mark.parametrize(
+    ("rank", "start", "every", "count"),
+    [(4, 0.5, 1, 6), (3, 0.0, 1, 12), (2, 0.0, 5, 3), (0, 0.25, 4, 3), (8, 0.75, None, 3)],
+)
+def test_moments_of_the_iterates(rank, start, every, count):
+    state = gathered(rank, start, every)
+    seen = oracle.snapshots(ITERATES[:STEPS], start, every or 1)
+    mean, variance, deviations = oracle.moments(seen, rank)
+    assert (int(state.step), int(state.num_snapshots)) == (STEPS, count) == (STEPS, len(seen))
+    close(flat(state.mean), mean, rtol=1e-4)
+    close(flat(state.squares) / count, variance, rtol=1e-3)
+    if rank == 0:
+        assert state.deviations is None
+        return
+    ring = np.zeros((rank, 3))
+    for i, deviation in enumerate(deviations, start=count - len(deviations)):
+        ring[i % rank] = deviation
+    close(flat(state.deviations), ring, rtol=1e-3, atol=1e-4 * np.abs(ring).max())
+
+
+def test_the_mean_does_not_hold_the_initial_weights_and_one_that_never_moved_has_a_gradient():
+    moments = gathered(3, 0.0, 1, np.zeros((STEPS, 3)))
+    assert int(moments.num_snapshots) == STEPS
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(moments[2:]))
+
+    def total(squares):
+        return jnp.sum(flat(_swag._noise(jax.random.key(0), moments._replace(squares=squares), 1.0)))
+
+    value, slope = jax.jit(jax.value_and_grad(total))(moments.squares)
+    assert np.isfinite(flat(slope)).all()
+    assert abs(value) < 1e-12
+
+
+def test_snapshots_by_default():
+    """At least as many as the rank, and 20."""
+    for rank, totals in ((8, {400: 20, 236: 30, 12: 3}), (30, {400: 34})):
+        for total, count in totals.items():
+            moments = gathering(rank, 0.75, None)(np.zeros((400, 3), np.float32), np.int32(total))
+            assert int(moments.num_snapshots) == count
 
 
 @pytest.fixture(scope="module")
 def fitted():
     """Six snapshots, four deviations."""
     posterior = swag(two_leaves(), trainer(), rank=4, start=0.5, every=1)
-    return posterior, posterior.fit(jax.random.key(0), DATA, first(12))
+    shapes = jax.eval_shape(posterior.fit, jax.random.key(0), DATA, first(12))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return posterior, posterior.fit(jax.random.key(0), DATA, first(12), zeros)
 
 
-@pytest.mark.parametrize(
-    ("rank", "start", "every", "count"),
-    [(4, 0.5, 1, 6), (4, 0.5, 2, 3), (3, 0.0, 1, 12), (2, 0.0, 5, 3), (0, 0.25, 4, 3), (8, 0.75, None, 3)],
-)
-@pytest.mark.parametrize("length", [{"num_steps": STEPS}, {"num_epochs": STEPS, "num_steps": None}], ids=str)
-def test_moments_of_the_iterates(rank, start, every, count, length):
-    posterior = swag(two_leaves(), trainer(**length), rank, start=start, every=every)
-    state = posterior.fit(jax.random.key(0), DATA, first(12))
-    seen = oracle.snapshots(iterates(), start, every or 1)
-    mean, variance, deviations = oracle.moments(seen, rank)
-    assert int(state.moments.num_snapshots) == count == len(seen)
-    np.testing.assert_allclose(flat(state.moments.mean), mean, rtol=1e-5)
-    np.testing.assert_allclose(flat(state.variables.params), mean, rtol=1e-5)
-    np.testing.assert_allclose(flat(state.moments.squares) / count, variance, rtol=1e-4)
-    if rank == 0:
-        assert state.moments.deviations is None
-        return
-    ring = np.zeros((rank, 3))
-    for i, deviation in enumerate(deviations, start=count - len(deviations)):
-        ring[i % rank] = deviation
-    np.testing.assert_allclose(flat(state.moments.deviations), ring, rtol=1e-4, atol=1e-5 * np.abs(ring).max())
+def test_a_fit_is_the_mean_and_a_warm_start_gathers_anew(fitted):
+    posterior, once = fitted
+    twice = posterior.fit(jax.random.key(0), DATA, first(12), once)
+    for state, start in ((once, 6), (twice, 18)):
+        seen = ITERATES[start : start + 6]
+        close(flat(state.variables.params), seen.mean(axis=0), rtol=1e-5)
+        close(flat(state.moments.squares), 6 * seen.var(axis=0), rtol=1e-3)
+        close(flat(state.train.variables.params), seen[-1], rtol=1e-5)
+        assert (int(state.steps), int(state.moments.num_snapshots)) == (start + 6, 6)
+    assert once.inputs is None  # which are kept for batch statistics alone
 
 
-@pytest.mark.parametrize(("steps", "rank", "count"), [(400, 0, 20), (236, 4, 30), (400, 30, 34), (8, 20, 2)])
-def test_snapshots_by_default(steps, rank, count):
-    posterior = swag(two_leaves(), trainer(num_steps=steps), rank)
-    assert int(posterior.fit(jax.random.key(0), DATA, first(12)).moments.num_snapshots) == count
-
-
-def test_the_mean_does_not_hold_the_initial_weights():
-    to_zero = optax.stateless(lambda updates, params: jax.tree.map(jnp.negative, params))
-    posterior = swag(two_leaves(1e3), trainer(to_zero), rank=2, start=0.0, every=1)
-    state = posterior.fit(jax.random.key(0), DATA, first(12))
-    assert int(state.moments.num_snapshots) == STEPS
-    for leaf in jax.tree.leaves((state.moments.mean, state.moments.squares, state.moments.deviations)):
-        np.testing.assert_array_equal(leaf, 0)
-
-
-@pytest.mark.parametrize(("rank", "scale"), [(4, 1.0), (4, 0.5), (8, 1.0), (0, 1.0)])
-def test_draws_have_mean_and_covariance_of_the_gaussian(rank, scale, fitted):
-    posterior = swag(two_leaves(), trainer(), rank, start=0.5, every=1, scale=scale)
-    state = fitted[1] if rank == 4 else posterior.fit(jax.random.key(0), DATA, first(12))
-    drawn = np.asarray(flat(draws(posterior, jax.random.key(1), state, 40_000).params), np.float64)
-    seen = oracle.snapshots(iterates(), 0.5, 1)
-    expected = oracle.covariance(seen, rank, scale)
-    unit = np.sqrt(np.diag(expected))
-    found = np.cov(drawn.T) / np.outer(unit, unit)
-    expected = expected / np.outer(unit, unit)
-    np.testing.assert_allclose(found, expected, atol=0.03)  # four standard errors
-    np.testing.assert_allclose((drawn.mean(axis=0) - seen.mean(axis=0)) / unit, 0, atol=0.02)
-    if rank:
-        assert np.abs(expected[0, 1:]).max() > 0.2  # the two arrays go together
-
-
-def test_more_draws_keep_the_first(fitted):
+def test_draws_have_mean_and_covariance_of_the_gaussian(fitted):
     posterior, state = fitted
-    few, many = (flat(draws(posterior, jax.random.key(1), state, num).params) for num in (2, 5))
-    np.testing.assert_allclose(few, many[:2], rtol=1e-6)
-    assert len(np.unique(np.asarray(many)[:, 0])) == 5
+    sample = jax.jit(posterior.sample, static_argnums=2)
+    drawn = {(4, 1.0): flat(sample(jax.random.key(1), state, 40_000).params) - flat(state.moments.mean)[None]}
+    of_one = jax.random.split(jax.random.split(jax.random.key(1), 40_000)[3])[0]  # the other one is for statistics
+    alone = jax.jit(lambda key, moments: _swag._noise(key, moments, 1.0))(of_one, state.moments)
+    close(drawn[4, 1.0][3], flat(alone), rtol=1e-3)
+    keys = jax.random.split(jax.random.key(2), 40_000)
+    for rank, scale in ((8, 0.5), (0, 0.5)):
+        noise = jax.jit(jax.vmap(lambda key, moments, scale=scale: _swag._noise(key, moments, scale), (0, None)))
+        drawn[rank, scale] = flat(noise(keys, gathered(rank, 0.5, 1)))
+    for (rank, scale), noise in drawn.items():
+        expected = oracle.covariance(oracle.snapshots(ITERATES[:STEPS], 0.5, 1), rank, scale)
+        unit = np.sqrt(np.diag(expected))
+        expected = expected / np.outer(unit, unit)
+        noise = np.float64(noise) / unit
+        np.testing.assert_allclose(np.cov(noise.T), expected, atol=0.03)  # four standard errors
+        np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.02)
+        assert not rank or np.abs(expected[0, 1:]).max() > 0.2  # the two arrays go together
 
 
-def test_without_scale_it_is_stochastic_weight_averaging(key):
-    posterior = swag(two_leaves(), trainer(batch_size=4), rank=4, start=0.5, every=1, scale=0)
-    state = posterior.fit(key, DATA, first(12))
-    averaged = trainer(batch_size=4, average_from=0.5)(two_leaves())(jax.random.split(key, 3)[0], DATA, first(12))
-    drawn = flat(draws(posterior, key, state, 3).params)
-    np.testing.assert_array_equal(drawn, jnp.broadcast_to(flat(state.variables.params), drawn.shape))
-    np.testing.assert_allclose(drawn[0], flat(averaged.variables.params), rtol=1e-5)
-
-
-def test_a_warm_start_gathers_anew(key):
-    posterior = swag(two_leaves(), trainer(warm_start=True), rank=4, start=0.5, every=1)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(posterior.fit, key, DATA, first(12))
-    )
-    once = posterior.fit(key, DATA, first(12), zeros)
-    twice = posterior.fit(key, DATA, first(12), once)
-    np.testing.assert_allclose(flat(once.moments.mean), iterates()[6:].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(flat(twice.moments.mean), iterates(24)[18:].mean(axis=0), rtol=1e-5)
-    assert (int(twice.steps), int(twice.moments.num_snapshots)) == (24, 6)
+def test_without_scale_every_draw_is_the_mean_in_evaluation_mode(fitted):
+    model = baal.Model(None, None, None, lambda *arguments: arguments)
+    posterior = swag(model, untrained(), rank=4, scale=0)
+    drawn = flat(jax.jit(posterior.sample, static_argnums=2)(jax.random.key(0), fitted[1], 3).params)
+    same(drawn, np.broadcast_to(flat(fitted[1].moments.mean), drawn.shape))
+    assert posterior.apply(None, "draw", "inputs") == ("draw", "inputs")
 
 
 def test_moments_are_float32_and_draws_as_the_parameters(key):
     model = baal.from_linen(nn.Dense(1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
     posterior = swag(model, trainer(), rank=3, start=0.5)
-    state = posterior.fit(key, DATA, first(12))
+    state = jax.eval_shape(posterior.fit, key, DATA, first(12))
+    drawn = jax.eval_shape(lambda state: posterior.sample(key, state, 2), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.moments)[2:]} == {jnp.dtype(jnp.float32)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(draws(posterior, key, state, 2))} == {jnp.dtype(jnp.bfloat16)}
-
-
-def test_fits_map_over_keys_and_differentiate(key):
-    posterior = swag(two_leaves(), trainer(batch_size=4), rank=3, start=0.5)
-    keys = jax.random.split(key, 2)
-    mapped = jax.jit(jax.vmap(lambda key: posterior.fit(key, DATA, first(12))))(keys)
-    alone = posterior.fit(keys[1], DATA, first(12))
-    jax.tree.map(lambda one, many: np.testing.assert_allclose(many[1], one, rtol=1e-4, atol=1e-6), alone, mapped)
-    constant = DATA._replace(inputs=DATA.inputs.at[:, 0].set(0))  # the first weight has no variance
-
-    def drawn(factor):
-        state = posterior.fit(key, constant._replace(targets=DATA.targets * factor), first(12))
-        return jnp.sum(flat(draws(posterior, key, state, 1).params))
-
-    np.testing.assert_allclose(jax.grad(drawn)(1.0), (drawn(1.01) - drawn(0.99)) / 0.02, rtol=2e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves((drawn, state.variables))} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_the_ring_is_written_in_place():
     model = baal.from_linen(nn.Dense(64))
-    data = baal.Dataset(jnp.zeros((4, 64)), jnp.zeros((4, 64)))
+    data = baal.Dataset(np.zeros((4, 64), np.float32), np.zeros((4, 64), np.float32))
 
     def temporary(rank):
         posterior = swag(model, trainer(batch_size=2), rank, start=0.0, every=1)
@@ -169,67 +174,64 @@ def test_the_ring_is_written_in_place():
     assert temporary(64) - temporary(2) < 10 * 64 * 64 * 4  # a copy would be 62
 
 
-def test_every_draw_has_its_own_batch_statistics(key):
-    rng = np.random.default_rng(0)
-    data = baal.Dataset(jnp.asarray(rng.normal(size=(24, 4)), jnp.float32), jnp.arange(24) % 3)
-    fit_options = {"num_steps": 20, "batch_size": 8}
-    model = baal.from_linen(NormAfterDense(0.9))
-    posterior = swag(
-        model, baal.trainer(optax.sgd(0.5), losses.cross_entropy, **fit_options), rank=4, start=0.5, every=1, scale=4.0
-    )
-    state = posterior.fit(key, data, first(16, 24))
-    drawn = draws(posterior, jax.random.key(1), state, 3)
-    labelled = np.asarray(data.inputs[:16], np.float64)
+@pytest.fixture(scope="module")
+def normed():
+    """Random weights with batch statistics, as a fit leaves them that saw no example, so that gathered none."""
+    data = baal.Dataset(np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32), np.arange(24) % 3)
+    posterior = swag(baal.from_linen(NormedNet()), untrained(), rank=2, scale=4.0)
+    return posterior, data, posterior.fit(jax.random.key(0), data, first(16, 24))
+
+
+def test_every_draw_has_its_own_batch_statistics(normed):
+    """Those of the labelled inputs under its weights, not under the last ones of training."""
+    posterior, data, state = normed
+    last = state.variables.params
+    mean = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, last)
+    sample = jax.jit(posterior.sample, static_argnums=2)
+
+    def draws(number, squares):
+        spread = jax.tree.map(lambda leaf: np.full_like(leaf, squares), mean)
+        moments = state.moments._replace(num_snapshots=np.int32(number), mean=mean, squares=spread)
+        trained = state.train._replace(opt_state=(*state.train.opt_state[:-1], moments))
+        return jax.device_get(sample(jax.random.key(1), state._replace(train=trained), 3))
+
+    for number, expected in enumerate((last, mean)):  # too few for a spread, after epochs of hardly any examples
+        close(jax.tree.map(lambda leaf: leaf[1], draws(number, 0.0).params), expected)
+    drawn = draws(2, 1.0)
     for variables in (state.variables, *(jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(3))):
         kernel, bias = (np.asarray(variables.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
-        hidden = np.maximum(labelled @ kernel + bias, 0)
+        hidden = data.inputs[:16] @ kernel + bias
         statistics = variables.collections["batch_stats"]["BatchNorm_0"]
-        np.testing.assert_allclose(statistics["mean"], hidden.mean(axis=0), rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(statistics["var"], hidden.var(axis=0), rtol=1e-3, atol=1e-4)
-        outputs = posterior.apply(state, variables, data.inputs)
-        np.testing.assert_allclose(posterior.apply(state, variables, data.inputs[5:6]), outputs[5:6], rtol=1e-5)
-    means = np.asarray(drawn.collections["batch_stats"]["BatchNorm_0"]["mean"])
+        close(statistics["mean"], hidden.mean(axis=0), rtol=1e-3, atol=1e-4)
+        close(statistics["var"], hidden.var(axis=0), rtol=1e-3, atol=1e-4)
+    means = drawn.collections["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(means[0] - means[1]).max() > 1e-2
+
+
+def test_training_and_the_inputs_of_statistics_have_keys_of_their_own(normed):
+    _, data, state = normed
+    key_train, key_inputs, _ = jax.random.split(jax.random.key(0), 3)
+    same_key(state.train.opt_state[0], key_train)
+    assert int(state.moments.num_snapshots) == 0
+    same(state.variables.params, state.train.variables.params)  # which is the mean of nothing
+    same(state.inputs, jax.jit(_swag._some_inputs)(key_inputs, data.inputs, first(16, 24)))
     assert state.inputs.shape == (8, 64, 4)
+    rows, times = np.unique(np.asarray(state.inputs).reshape(-1, 4), axis=0, return_counts=True)
+    same((rows, times), (np.unique(data.inputs[:16], axis=0), np.full(16, 32)))
 
 
-def test_inputs_are_kept_for_batch_statistics_alone(fitted):
-    assert fitted[1].inputs is None
-
-
-def test_an_epoch_of_no_examples_leaves_the_weights(key):
-    posterior = swag(two_leaves(), trainer(num_steps=None, num_epochs=3), rank=2)
-    state = posterior.fit(key, DATA, first(0))
-    np.testing.assert_allclose(flat(draws(posterior, key, state, 2).params), START)
-
-
-def test_it_runs_in_the_loop(key):
-    data = baal.Dataset(DATA.inputs, DATA.targets)
-    posterior = swag(baal.from_linen(nn.Dense(1)), trainer(), rank=2, start=0.5)
-    loop = baal.active_loop(posterior, selection.top_k(heuristics.variance), query_size=2, num_samples=3)
-    final, infos = baal.run(loop, key, data, data, num_initial=4, num_rounds=2)
-    assert int(baal.pool.num_labelled(final.pool)) == 8
-    assert all(np.isfinite(values).all() for values in infos.metrics.values())
-    assert int(final.posterior.moments.num_snapshots) == 6
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_what_leaves_no_spread_is_refused(key):
+    for options, message in (
         ({"rank": -1}, "rank=-1"),
         ({"rank": 1}, "rank=1 is no covariance"),
         ({"start": 1.0}, "start=1.0"),
+        ({"start": -0.1}, "start=-0.1"),
         ({"every": 0}, "every=0"),
         ({"scale": -1.0}, "scale=-1.0"),
-    ],
-)
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        swag(two_leaves(), trainer(), **options)
-
-
-def test_a_single_snapshot_is_refused(key):
-    with pytest.raises(ValueError, match="every=3 leave 1 snapshot in 12 steps"):
-        swag(two_leaves(), trainer(), every=3).fit(key, DATA, first(12))
-    average = swag(two_leaves(), trainer(), every=3, scale=0).fit(key, DATA, first(12))
-    np.testing.assert_allclose(flat(average.variables.params), iterates()[-1], rtol=1e-5)
+        ({"every": 3}, "every=3 leave 1 snapshot in 12 steps"),
+        ({"start": 0.95}, "leave 1 snapshot in 12 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))
+    for options in ({"every": 3, "scale": 0}, {"every": 2}):
+        jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))

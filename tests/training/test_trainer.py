@@ -1,9 +1,8 @@
 """Fitting: which examples are seen and how often, what carries over, and what it computes."""
 
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,285 +10,233 @@ import optax
 import pytest
 
 import baal_jax as baal
+from baal_jax._util import random
+from baal_jax.training import semi_supervised
 from baal_jax.training.batches import Stream
-from tests.fixtures import classes_data, first, linear, regression_data
-from tests.fixtures import same as assert_same
+from tests.fixtures import classes_data, close, count_compilations, first, linear, regression_data, same
+from tests.training.by_hand import diary, dropped, line, running_mean, trajectory, weights_of, zeros_of
 
-CLOSE = {"rtol": 2e-5, "atol": 1e-6}
-
-
-class Network(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(3)(nn.relu(nn.Dense(8)(x)))
+BOTH = semi_supervised.Consistency(lambda one, other: one[:, 0] + other[:, 0], lambda steps: 2.0)
 
 
-def gradient_descent(inputs, targets, num_steps, learning_rate, start, momentum=0.0):
-    inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    weights, velocity = np.full(inputs.shape[1], start), 0.0
-    for _ in range(num_steps):
-        velocity = momentum * velocity + inputs.T @ (inputs @ weights - targets) / len(targets)
-        weights = weights - learning_rate * velocity
-    return weights
+def test_what_every_step_reads_and_under_which_key(key_reuse):
+    """Records are the gradients: outputs are the sum of what an example met times a parameter of its place."""
+    batch_size, num_unlabelled, num_steps = 4, 3, 6
+    inputs = {"id": np.arange(9.0, dtype=np.float32), "more": np.arange(9.0, dtype=np.float32) * 10 + 1}
+    data, labelled = baal.Dataset(inputs, np.full(9, 0.5, np.float32)), jnp.arange(9) > 0
+
+    def init(key, inputs):
+        assert jax.tree.map(jnp.shape, inputs) == {"id": (1,), "more": (1,)}
+        zeros = {"rows": jnp.zeros((batch_size + num_unlabelled, 4)), "second": jnp.zeros((num_unlabelled, 4))}
+        return {"start": jax.random.uniform(key), **zeros}
+
+    def met(inputs, *noise):
+        noise = [jnp.broadcast_to(number, inputs["id"].shape) for number in noise]
+        return jnp.stack([inputs["id"], inputs["more"], *noise], axis=1)
+
+    def apply(params, inputs, key):
+        rows = params["second" if len(inputs["id"]) == num_unlabelled else "rows"]
+        record = met(inputs, inputs["noise"], jax.random.uniform(key))
+        return jnp.sum(rows * record, axis=1, keepdims=True)
+
+    def augment(key, batch):
+        noise = jnp.broadcast_to(jax.random.uniform(key), batch.inputs["id"].shape)
+        targets = None if batch.targets is None else batch.targets + 1.0
+        return baal.Dataset({**batch.inputs, "noise": noise}, targets)
+
+    fit = baal.trainer(
+        diary(num_steps), lambda outputs, targets: outputs[:, 0] * targets, num_epochs=3, batch_size=batch_size,
+        augment=augment, unlabelled=BOTH, unlabelled_batch_size=num_unlabelled,
+    )(baal.from_functions(init, apply))  # fmt: skip
+    state = fit(jax.random.key(7), data, labelled)
+
+    @jax.jit
+    def expected(key):
+        key_init, key_order, key_steps, key_views = jax.random.split(key, 4)
+        start = jax.random.uniform(key_init)
+        stream = Stream(key_order, jnp.append(jnp.arange(1, 9, dtype=jnp.int32), 0), jnp.int32(8))
+        key_inputs, key_augment = jax.random.split(key_views)
+        everything = Stream(key_inputs, jnp.arange(9, dtype=jnp.int32), jnp.int32(9))
+
+        def step(number):
+            def read(stream, size, *keys):
+                ids = stream.batch(number, size, None)[0]
+                return met(jax.tree.map(lambda leaf: jnp.asarray(leaf)[ids], inputs), *map(jax.random.uniform, keys))
+
+            one, two = jax.random.split(jax.random.fold_in(random.vectorised(key_steps), number))
+            known = read(stream, batch_size, one, two) * 1.5 / batch_size
+            views = jax.random.fold_in(random.vectorised(key_augment), number)
+            key_first, key_second, key_pass = jax.random.split(views, 3)
+            # The first view is in the pass of the labelled examples, under its key.
+            first = read(everything, num_unlabelled, key_first, jax.random.clone(two)) * 2.0 / num_unlabelled
+            second = read(everything, num_unlabelled, key_second, key_pass) * 2.0 / num_unlabelled
+            return jnp.concatenate([known, first]), second
+
+        return start, *jax.vmap(step)(jnp.arange(num_steps, dtype=jnp.int32))
+
+    start, rows, second = expected(jax.random.key(7))
+    pages = state.opt_state[1]
+    close((state.variables.params["start"], pages["rows"], pages["second"]), (start, rows, second), rtol=1e-5)
+    assert len(np.unique(rows[:, 0, 2:])) == 2 * num_steps
+    ids = np.ravel(second[:, :, 0] * num_unlabelled / 2.0).round()  # two passes over all nine examples
+    np.testing.assert_array_equal(np.sort(ids.reshape(2, 9)), np.arange(9.0)[None].repeat(2, axis=0))
 
 
-def weights_of(state):
-    return np.asarray(state.variables.params)[:, 0]
-
-
-@pytest.fixture(scope="module")
-def network():
-    return baal.from_linen(Network())
-
-
-@pytest.fixture(scope="module")
-def fit_steps(network):
-    return baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=6, batch_size=8)(network)
-
-
-@pytest.fixture(scope="module")
-def fit_epochs(network):
-    return baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_epochs=3, batch_size=8)(network)
-
-
-@pytest.mark.parametrize("length", ["fit_steps", "fit_epochs"])
-def test_only_labelled_examples_are_seen(length, request, key):
-    fit, data = request.getfixturevalue(length), classes_data()
-    labelled = jnp.arange(20) % 3 == 1
-    # NaN would spread even through a weight of zero.
-    hidden = baal.Dataset(
-        jnp.where(labelled[:, None], data.inputs, jnp.nan), jnp.where(labelled, data.targets, (data.targets + 1) % 3)
-    )
-    state = fit(key, data, labelled)
-    assert_same(fit(key, hidden, labelled), state)
-    one_more = fit(key, data, labelled.at[0].set(True))
-    assert not np.array_equal(
-        one_more.variables.params["Dense_0"]["kernel"], state.variables.params["Dense_0"]["kernel"]
-    )
-    assert np.isfinite(state.loss)
+# Shuffled passes
 
 
 @partial(jax.jit, static_argnames="num_epochs")
-def read_batch(stream, index, num_epochs):
-    return stream.batch(index, 8, num_epochs)
+def read_batches(key, ids, size, num_epochs):
+    stream = Stream(key, ids, size)
+    return jax.vmap(lambda index: stream.batch(index, 8, num_epochs))(jnp.arange(16, dtype=jnp.int32))
 
 
-def read_stream(ids, num_batches, num_epochs=3):
-    """Batches of eight from forty examples, which are their own ids."""
-    padded = jnp.concatenate([jnp.asarray(ids, jnp.int32), jnp.zeros(40 - len(ids), jnp.int32)])
-    stream = Stream(jax.random.key(3), padded, jnp.int32(len(ids)))
-    return [read_batch(stream, jnp.int32(i), num_epochs) for i in range(num_batches)]
-
-
-@pytest.mark.parametrize("num_labelled", [1, 3, 8, 10, 17, 40])
-def test_every_pass_shows_every_labelled_example_once(num_labelled):
-    ids = np.random.default_rng(num_labelled).permutation(40)[:num_labelled]
-    batches = read_stream(ids, -(-num_labelled * 3 // 8) + 1)
-    shown = np.concatenate([shown for shown, _ in batches])
-    weights = np.concatenate([weights for _, weights in batches])
-    assert set(np.unique(weights)) <= {0.0, 1.0}
-    assert Counter(shown[weights == 1].tolist()) == dict.fromkeys(ids.tolist(), 3)
-    passes = shown[weights == 1].reshape(3, num_labelled).tolist()
-    assert all(sorted(row) == sorted(ids) for row in passes)
-    if num_labelled >= 8:
-        assert passes[0] != passes[1] != passes[2]
-    assert not np.any(batches[-1][1])  # beyond the last pass nothing counts
-
-
-def test_without_a_last_pass_the_stream_goes_on_and_stays_even():
-    ids = np.array([2, 5, 7, 1, 39, 4])
-    batches = read_stream(ids, 6, num_epochs=None)  # eight passes
-    assert all(np.all(weights == 1) for _, weights in batches)
-    shown = np.concatenate([shown for shown, _ in batches])
-    assert Counter(shown.tolist()) == dict.fromkeys(ids.tolist(), 8)
+def test_every_pass_shows_every_labelled_example_once():
+    for size in (1, 3, 8, 10, 17, 40):
+        ids = np.random.default_rng(size).permutation(40).astype(np.int32)
+        padded = np.where(np.arange(40) < size, ids, 0)
+        shown, weights = (np.asarray(leaf) for leaf in read_batches(jax.random.key(3), padded, np.int32(size), 3))
+        np.testing.assert_array_equal(weights.ravel(), np.arange(128) < 3 * size)  # nothing beyond the last pass
+        passes = shown[weights == 1].reshape(3, size)
+        np.testing.assert_array_equal(np.sort(passes), np.sort(ids[:size])[None].repeat(3, axis=0))
+        other = np.asarray(read_batches(jax.random.key(4), padded, np.int32(size), 3)[0])[weights == 1].reshape(3, size)
+        if size >= 8:
+            assert len({tuple(row) for row in (*passes, *other)}) == 6
+    shown, weights = read_batches(jax.random.key(3), np.append(np.int32([2, 5, 7, 1]), np.zeros(36, np.int32)), 4, None)
+    assert np.all(weights == 1)  # without a last pass the stream goes on and stays even
+    assert Counter(np.ravel(shown).tolist()) == dict.fromkeys((2, 5, 7, 1), 32)
 
 
 def test_a_fit_visits_every_labelled_example_as_often_as_asked(key):
     # One parameter an example, whose gradient is its share of the batch: of 1/3 and 1/2 one visit, of 2/3 two.
     model = baal.from_functions(lambda key, ids: jnp.zeros(9), lambda params, ids, key: params[ids][:, None])
     count = optax.stateless(lambda grads, params: (grads > 0.1).astype(jnp.float32) + (grads > 0.6))
-    data = baal.Dataset(jnp.arange(9), jnp.zeros(9))
     labelled = jnp.arange(9) > 1
     trainer = baal.trainer(count, lambda outputs, targets: outputs[:, 0], num_epochs=5, batch_size=3)
-    state = trainer(model)(key, data, labelled)
+    state = trainer(model)(key, baal.Dataset(np.arange(9), np.zeros(9, np.float32)), labelled)
     np.testing.assert_array_equal(state.variables.params, jnp.where(labelled, 5.0, 0.0))
     assert int(state.steps) == 12  # ceil(7 · 5 / 3)
 
 
-def test_a_growing_labelled_set_compiles_once(fit_epochs, key):
-    data = classes_data()
-    state, steps, known = fit_epochs(key, data, first(1, 20)), [], fit_epochs._cache_size()
-    for num in (1, 4, 9, 20):
-        state = fit_epochs(key, data, first(num, 20), state)
-        steps.append(int(state.steps))
-    assert steps == [1, 2, 4, 8]  # ceil(3 n / 8)
-    assert fit_epochs._cache_size() <= known + 1  # the first call with a previous state, unless a test came before
-
-
-def test_every_fit_starts_afresh(fit_epochs, key):
-    # Case 50, where Baal keeps the optimizer's moments.
-    data = classes_data()
-    before = fit_epochs(jax.random.key(8), data, first(15, 20))
-    assert_same(fit_epochs(key, data, first(6, 20), before), fit_epochs(key, data, first(6, 20)))
-
-
-def test_a_warm_start_continues_parameters_and_optimizer(key):
-    # Case 50: two fits of five full-batch steps are one of ten, which momentum that starts again would not give.
-    data, labelled = regression_data(), first(12)
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    trainer = baal.trainer(optimizer, baal.losses.squared_error, num_steps=5, batch_size=12, warm_start=True)
-    fit = trainer(linear(0.5))
-    # Zeros, which the loop passes before the first round, are no state to continue from.
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fit, key, data, labelled))
-    once = fit(key, data, labelled, zeros)
-    twice = fit(jax.random.key(1), data, labelled, once)
-    for state, num_steps in ((once, 5), (twice, 10)):
-        expected = gradient_descent(data.inputs, data.targets, num_steps, 0.05, 0.5, momentum=0.9)
-        np.testing.assert_allclose(weights_of(state), expected, rtol=1e-4)
-        assert int(state.steps) == num_steps
-    forgetful = fit(
-        jax.random.key(1), data, labelled, once._replace(opt_state=jax.tree.map(jnp.zeros_like, once.opt_state))
-    )
-    assert not np.allclose(weights_of(forgetful), weights_of(twice), rtol=1e-2)
-
-
-def squared_error_map(outputs, targets):
-    return 0.5 * (outputs - targets[:, None]) ** 2
-
-
-@pytest.mark.parametrize(("num_labelled", "loss"), [(7, baal.losses.squared_error), (12, squared_error_map)])
-def test_full_batches_are_gradient_descent(num_labelled, loss, key):
-    data, labelled = regression_data(), first(num_labelled)
-    trainer = baal.trainer(optax.sgd(0.1), loss, num_steps=20, batch_size=num_labelled)
-    state = trainer(linear(0.5))(key, data, labelled)
-    expected = gradient_descent(data.inputs[:num_labelled], data.targets[:num_labelled], 20, 0.1, 0.5)
-    np.testing.assert_allclose(weights_of(state), expected, rtol=1e-5)
-
-
 def test_the_last_batch_counts_only_its_share(key):
     # Five examples in batches of four: the second step is the gradient of the one example that was left.
-    data, labelled = regression_data(5), first(5, 5)
+    data = regression_data(5)
     trainer = baal.trainer(optax.sgd(0.1), baal.losses.squared_error, num_epochs=1, batch_size=4)
-    found = weights_of(trainer(linear(0.5))(key, data, labelled))
+    found = weights_of(trainer(line())(key, data, first(5, 5)))
     inputs, targets = np.asarray(data.inputs, np.float64), np.asarray(data.targets, np.float64)
     possible = []
     for last in range(5):
         rest = np.delete(np.arange(5), last)
-        after = gradient_descent(inputs[rest], targets[rest], 1, 0.1, 0.5)
-        possible.append(after - 0.1 * inputs[last] * (inputs[last] @ after - targets[last]))
+        after = trajectory(inputs[rest], targets[rest], 1)[-1]
+        possible.append(trajectory(inputs[[last]], targets[[last]], 1, start=after)[-1])
     assert min(np.abs(found - weights).max() for weights in possible) < 1e-5
 
 
-def test_regularizer_and_weight_decay_act_beside_the_loss(key):
-    # The loss itself is constant, so the weights shrink by what the two take away, and the mean loss is known.
+# What carries over
+
+
+@cache
+def fit_of(**length):
+    return baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, batch_size=8, **length)(dropped())
+
+
+@pytest.mark.parametrize("length", [{"num_steps": 6}, {"num_epochs": 3}], ids=["steps", "epochs"])
+def test_only_labelled_examples_are_seen_and_a_growing_set_compiles_once(length, key):
+    fit, data = fit_of(**length), classes_data()
+    labelled = np.arange(20) % 3 == 1
+    state = fit(key, data, labelled)
+    # NaN would spread even through a weight of zero.
+    other_targets = np.where(labelled, data.targets, (data.targets + 1) % 3)
+    hidden = baal.Dataset(np.where(labelled[:, None], data.inputs, np.nan), other_targets)
+    same(fit(key, hidden, labelled), state)
+    assert np.isfinite(state.loss)
+    with count_compilations() as compiled:
+        one_more = fit(key, data, labelled | (np.arange(20) == 0))
+        nothing = fit(key, data, np.zeros(20, bool))
+        sizes = [int(fit(key, data, np.arange(20) < num).steps) for num in (1, 4, 9, 20)]
+    assert not compiled
+    assert sizes == ([6] * 4 if "num_steps" in length else [1, 2, 4, 8])  # ceil(3 n / 8)
+    assert not np.array_equal(one_more.variables.params, state.variables.params)
+    # With nothing labelled the loss is zero and the weights are the initial ones.
+    start = jax.random.normal(jax.random.split(key, 3)[0], (4, 3))
+    close((nothing.variables.params, nothing.loss), (start, 0.0))
+    assert int(nothing.steps) == (6 if "num_steps" in length else 0)
+    # Case 50, where Baal keeps the optimizer's moments: every fit starts afresh.
+    same(fit(key, data, labelled, one_more), state)
+
+
+def test_keys_decide_and_vmap_over_them_is_a_loop(key):
+    data, labelled, fit = classes_data(), first(10, 20), fit_of(num_steps=6)
+    keys = jax.random.split(key, 3)
+    mapped = jax.jit(jax.vmap(lambda key: fit(key, data, labelled)))(keys)
+    looped = [fit(key, data, labelled) for key in keys]
+    close(mapped, jax.tree.map(lambda *leaves: np.stack(leaves), *looped), rtol=1e-4)
+    assert not np.allclose(*mapped.variables.params[:2], atol=1e-2)
+
+
+def test_a_warm_start_continues_parameters_statistics_and_optimizer(key):
+    # Case 50: two fits of five full-batch steps are one of ten, which momentum that starts again would not give.
+    data, labelled = regression_data(), first(9)
+
+    def loss(outputs, targets):  # of two positions, of which the mean counts
+        return (outputs - targets[:, None]) ** 2 * jnp.array([[0.2, 0.8]])
+
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    fit = baal.trainer(optimizer, loss, num_steps=5, batch_size=9, warm_start=True)(line())
+    once = fit(key, data, labelled, zeros_of(fit, key, data, labelled))
+    twice = fit(jax.random.key(1), data, labelled, once)
+    inputs, targets = np.float64(data.inputs[:9]), np.float64(data.targets[:9])
+    weights = trajectory(inputs, targets, 10, 0.05, momentum=0.9)
+    mean = 0.0
+    for step in range(10):
+        mean = 0.9 * mean + 0.1 * (inputs @ weights[step]).mean()
+    close(weights_of(once), weights[5])
+    close(weights_of(twice), weights[10])
+    close(twice.variables.collections, {"calls": 10, "mean": mean})
+    assert (int(once.steps), int(twice.steps)) == (5, 10)
+    losses = 0.5 * ((inputs @ weights[:10, :, None])[..., 0] - targets) ** 2
+    close(twice.loss, losses.mean())
+    forgetful = once._replace(opt_state=jax.tree.map(jnp.zeros_like, once.opt_state))
+    assert not np.allclose(weights_of(fit(key, data, labelled, forgetful)), weights_of(twice), rtol=1e-2)
+
+
+def test_regularizer_and_weight_decay_act_beside_the_loss_whose_running_mean_is_reported(key):
+    # The loss itself is constant, so the weights shrink by what the two take away, and every loss is known.
     trainer = baal.trainer(
-        optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1)),
+        optax.chain(optax.add_decayed_weights(0.05), optax.sgd(0.1)),
         lambda outputs, targets: 3.0 + 0.0 * outputs[:, 0],
-        num_steps=5,
+        num_steps=120,
         batch_size=4,
-        regularizer=lambda params: 0.5 * jnp.sum(params**2),
+        regularizer=lambda params: 0.05 * jnp.sum(params**2),
     )
     state = trainer(linear(2.0))(key, regression_data(), first(4))
-    np.testing.assert_allclose(weights_of(state), 2.0 * 0.85**5, rtol=1e-5)
-    np.testing.assert_allclose(state.loss, np.mean([3 + 1.5 * (2.0 * 0.85**i) ** 2 for i in range(5)]), rtol=1e-5)
-
-
-def test_augmentation_gets_a_fresh_key_every_step_and_is_compiled_in(key):
-    seen = []
-
-    def augment(key, batch):
-        seen.append((batch.inputs.shape, batch.targets.shape))
-        return batch._replace(inputs=jax.random.normal(key, batch.inputs.shape))
-
-    # The gradient is the mean of the noise; the optimizer writes down that of every step.
-    diary = optax.GradientTransformation(
-        lambda params: (jnp.int32(0), jnp.zeros((4, *params.shape))),
-        lambda grads, state, params=None: (grads, (state[0] + 1, state[1].at[state[0]].set(grads))),
-    )
-    trainer = baal.trainer(diary, lambda outputs, targets: outputs[:, 0], num_steps=4, batch_size=4, augment=augment)
-    fit = trainer(linear(0.0))
-    drawn = fit(key, regression_data(), first(6)).opt_state[1]
-    traced = len(seen)
-    other = fit(jax.random.key(1), regression_data(), first(7)).opt_state[1]
-    assert len(seen) == traced
-    assert set(seen) == {((4, 3), (4,))}
-    assert np.abs(drawn).max() < 3
-    assert len(np.unique(np.round(np.stack([drawn, other]), 5))) == 2 * 4 * 3
-
-
-def test_augmentation_may_change_targets(key):
-    def negate(key, batch):
-        return batch._replace(targets=-batch.targets)
-
-    data = regression_data()
-    trainer = baal.trainer(optax.sgd(0.1), baal.losses.squared_error, num_steps=10, batch_size=12, augment=negate)
-    state = trainer(linear(0.5))(key, data, first(12))
-    np.testing.assert_allclose(weights_of(state), gradient_descent(data.inputs, -data.targets, 10, 0.1, 0.5), rtol=1e-5)
-
-
-def test_batch_statistics_are_carried_from_step_to_step(fit_steps, key):
-    # All labelled inputs in every batch: the running mean is known without the network.
-    data, labelled = classes_data(), first(8, 20)
-    statistics = fit_steps(key, data, labelled).variables.collections["batch_stats"]["BatchNorm_0"]
-    inputs = np.asarray(data.inputs[:8], np.float64)
-    np.testing.assert_allclose(statistics["mean"], (1 - 0.9**6) * inputs.mean(0), **CLOSE)
-    np.testing.assert_allclose(statistics["var"], 0.9**6 + (1 - 0.9**6) * inputs.var(0), **CLOSE)
-
-
-def test_with_nothing_labelled_nothing_is_learnt(fit_steps, fit_epochs, key):
-    data, nothing = classes_data(), first(0, 20)
-    by_steps, by_epochs = fit_steps(key, data, nothing), fit_epochs(key, data, nothing)
-    assert float(by_steps.loss) == float(by_epochs.loss) == 0
-    assert (int(by_steps.steps), int(by_epochs.steps)) == (6, 0)
-    assert_same(by_steps.variables.params, by_epochs.variables.params)  # the initial ones
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(by_steps.variables))
-    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(by_epochs.variables.params))
-
-
-def test_keys_decide_and_vmap_over_them_is_a_loop(fit_steps, key):
-    data, labelled = classes_data(), first(10, 20)
-    keys = jax.random.split(key, 3)
-    mapped = jax.vmap(lambda key: fit_steps(key, data, labelled))(keys)
-    looped = [fit_steps(key, data, labelled) for key in keys]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mapped, stacked)
-    kernels = stacked.variables.params["Dense_0"]["kernel"]
-    assert not np.allclose(kernels[0], kernels[1], atol=1e-2)
+    weights = 2.0 * 0.985 ** np.arange(121)
+    close(weights_of(state), np.full(3, weights[-1]))
+    close(state.loss, running_mean(3 + 0.15 * weights[:-1] ** 2), rtol=1e-5)
 
 
 def test_a_fit_can_be_differentiated_by_learning_rate_and_by_data(key):
     data, labelled = regression_data(), first(12)
 
-    def total(learning_rate, inputs):
-        trainer = baal.trainer(optax.sgd(learning_rate), baal.losses.squared_error, num_steps=4, batch_size=12)
-        return jnp.sum(trainer(linear(0.5))(key, data._replace(inputs=inputs), labelled).variables.params)
+    def total(rate, inputs):
+        trainer = baal.trainer(optax.sgd(rate), baal.losses.squared_error, num_steps=4, batch_size=12)
+        return jnp.sum(trainer(line())(key, data._replace(inputs=inputs), labelled).variables.params)
 
-    by_rate, by_inputs = jax.grad(total, argnums=(0, 1))(0.1, data.inputs)
-
-    def oracle(learning_rate, inputs):
-        return gradient_descent(inputs, data.targets, 4, learning_rate, 0.5).sum()
-
-    inputs, step = np.asarray(data.inputs, np.float64), 1e-6
-    np.testing.assert_allclose(
-        by_rate, (oracle(0.1 + step, inputs) - oracle(0.1 - step, inputs)) / (2 * step), rtol=1e-4
-    )
-    for place in ((0, 0), (7, 2)):
-        shift = np.zeros_like(inputs)
-        shift[place] = step
-        expected = (oracle(0.1, inputs + shift) - oracle(0.1, inputs - shift)) / (2 * step)
-        np.testing.assert_allclose(by_inputs[place], expected, rtol=1e-3, atol=1e-5)
+    by_rate, by_inputs = jax.jit(jax.grad(total, argnums=(0, 1)))(0.1, data.inputs)
+    inputs, step = np.float64(data.inputs), 1e-6
+    ends = [trajectory(inputs, data.targets, 4, 0.1 + sign * step)[-1].sum() for sign in (1, -1)]
+    close(by_rate, (ends[0] - ends[1]) / (2 * step))
+    shift = np.zeros_like(inputs)
+    shift[7, 2] = step
+    ends = [trajectory(inputs + sign * shift, data.targets, 4)[-1].sum() for sign in (1, -1)]
+    close(by_inputs[7, 2], (ends[0] - ends[1]) / (2 * step), rtol=1e-3)
 
 
-def test_a_loss_without_one_number_an_example_is_refused(key):
-    trainer = baal.trainer(optax.sgd(0.1), lambda outputs, targets: jnp.mean(outputs), num_steps=1, batch_size=4)
-    with pytest.raises(ValueError, match="leave out the mean"):
-        trainer(linear(0.0))(key, regression_data(), first(4))
+# Refusals
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_what_cannot_be_meant_is_refused_when_the_trainer_is_built():
+    for arguments, message in (
         ({}, "exactly one"),
         ({"num_steps": 1, "num_epochs": 1}, "exactly one"),
         ({"num_steps": 0}, "num_steps=0"),
@@ -297,15 +244,29 @@ def test_a_loss_without_one_number_an_example_is_refused(key):
         ({"num_steps": 2.5}, "num_steps=2.5"),
         ({"num_epochs": True}, "num_epochs=True"),
         ({"num_steps": 1, "batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_lengths_are_checked_when_the_trainer_is_built(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        baal.trainer(optax.sgd(0.1), baal.losses.squared_error, **arguments)
+        ({"num_steps": 1, "average_from": -0.1}, "average_from=-0.1"),
+        ({"num_steps": 1, "average_from": 1.0}, r"average_from=1\.0"),
+        (
+            {"num_steps": 1, "average_from": 0.5, "validation": regression_data()},
+            r"average_from=0\.5 beside validation",
+        ),
+        ({"num_steps": 1, "validate_every": 0}, "validate_every=0"),
+        ({"num_steps": 1, "validation": baal.Dataset(np.ones(3), np.ones(2))}, "validation.*one common leading axis"),
+        ({"num_steps": 1, "unlabelled": True}, "unlabelled=True must be made by"),
+        ({"num_steps": 1, "unlabelled_batch_size": 4}, "unlabelled_batch_size=4 without unlabelled"),
+        ({"num_steps": 1, "unlabelled": BOTH, "unlabelled_batch_size": 0}, "unlabelled_batch_size=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            baal.trainer(optax.sgd(0.1), baal.losses.squared_error, **arguments)
 
 
-def test_a_mask_of_another_length_is_refused(fit_steps, key):
-    with pytest.raises(ValueError, match=r"labelled has shape \(5,\), but the data set 20"):
-        fit_steps(key, classes_data(), first(5, 5))
-    with pytest.raises(ValueError, match="one common leading axis"):
-        fit_steps(key, baal.Dataset(jnp.ones((20, 4)), jnp.zeros(19, int)), first(5, 20))
+def test_data_and_losses_that_do_not_fit_are_refused(key):
+    data = regression_data()
+    trainer = baal.trainer(optax.sgd(0.1), lambda outputs, targets: jnp.mean(outputs), num_steps=1, batch_size=4)
+    for labelled, given, message in (
+        (first(4), data, r"loss returned shape \(\), but one number for each of the 4 .*leave out the mean"),
+        (first(5, 5), data, r"labelled has shape \(5,\), but the data set 12"),
+        (first(5), data._replace(targets=np.zeros(11)), "one common leading axis"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(line())(key, given, labelled)

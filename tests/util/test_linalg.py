@@ -5,21 +5,18 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import calibration, heuristics, losses, posteriors, selection
+from baal_jax import calibration, heuristics, posteriors, selection
 from baal_jax._util import linalg
 from baal_jax.posteriors import kernels
 from baal_jax.selection.sets._kernel import Features
-from tests import networks
-
-RNG = np.random.default_rng(0)
+from tests import fixtures
 
 
-def positive(num, size):
-    rows = RNG.normal(size=(num, size, size + 3))
+def positive(rng, num, size):
+    rows = rng.normal(size=(num, size, size + 3))
     return (rows @ rows.swapaxes(1, 2) / size + 0.1 * np.eye(size)).astype(np.float32)
 
 
@@ -27,10 +24,9 @@ def close(found, expected, tolerance=2e-4):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("columns", [0, 1, 7])
-@pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 24])
-def test_elimination_is_a_factorisation(size, columns):
-    matrices, right = positive(6, size), RNG.normal(size=(6, size, columns)).astype(np.float32)
+@pytest.mark.parametrize(("size", "columns"), [(1, 7), (5, 7), (5, 0), (16, 1), (17, 7), (17, 0)])
+def test_elimination_is_a_factorisation(size, columns, rng):
+    matrices, right = positive(rng, 6, size), rng.normal(size=(6, size, columns)).astype(np.float32)
     found = jax.jit(linalg.eliminate)(matrices, right)
     assert [x.shape for x in found] == [(6, size), (6, size, columns), (6, size, columns)]
     root = np.linalg.cholesky(matrices.astype(np.float64))
@@ -41,28 +37,32 @@ def test_elimination_is_a_factorisation(size, columns):
         close(found.solution, np.linalg.solve(matrices.astype(np.float64), right))
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.jit(jax.vmap(f))], ids=["", "jit", "vmap"])
-def test_factorisations_are_those_of_numpy(transform):
-    matrices = jnp.asarray(positive(5, 6))
-    matrix = matrices if transform(jnp.sum)(matrices).ndim else matrices[0]
-    root = transform(linalg.cholesky)(matrix)
+def all_of(matrix):
+    root = linalg.cholesky(matrix)
+    solved = linalg.solve_triangular(root, matrix, lower=True, trans="T")
+    return root, linalg.inverse(matrix), *linalg.eigh(matrix), linalg.triangular_root(matrix), solved
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.vmap], ids=["alone", "vmap"])
+def test_factorisations_are_those_of_numpy(transform, rng):
+    matrices = positive(rng, 5, 6)
+    matrix = matrices if transform is jax.vmap else matrices[0]
+    root, inverse, values, vectors, upper, solved = map(np.asarray, jax.jit(transform(all_of))(matrix))
     close(root, np.linalg.cholesky(matrix))
-    close(transform(linalg.inverse)(matrix), np.linalg.inv(matrix))
-    values, vectors = transform(linalg.eigh)(matrix)
+    close(inverse, np.linalg.inv(matrix))
     close(values, np.linalg.eigvalsh(matrix))
-    close(jnp.matmul(matrix, vectors), vectors * jnp.expand_dims(values, -2), 1e-3)
-    upper = transform(linalg.triangular_root)(matrix)
-    close(jnp.matmul(jnp.swapaxes(upper, -1, -2), upper), jnp.matmul(matrix, matrix), 1e-3)
-    solved = transform(lambda a, b: linalg.solve_triangular(a, b, lower=True, trans="T"))(root, matrix)
-    close(solved, np.linalg.solve(np.swapaxes(root, -1, -2), matrix))
+    close(matrix @ vectors, vectors * values[..., None, :], 1e-3)
+    np.testing.assert_array_equal(np.tril(upper, -1), 0)
+    close(upper.swapaxes(-1, -2) @ upper, matrix @ matrix, 1e-3)
+    close(solved, np.linalg.solve(root.swapaxes(-1, -2), matrix))
 
 
 # No batch of LAPACK calls: jaxlib waits for the threads of a pool in one of them, so programs side by side hang.
 
 
-def fitted_draws(posterior):
-    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(12, 2, 2, 1)).astype(np.float32))
-    data, labelled = baal.Dataset(inputs, jnp.arange(12) % 3), jnp.arange(12) < 7
+def fitted_draws(posterior, shape=(12, 4)):
+    inputs = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    data, labelled = baal.Dataset(inputs, np.arange(12) % 3), fixtures.first(7)
 
     def run(key):
         return baal.predict(key, posterior, posterior.fit(key, data, labelled), inputs, num_samples=2)
@@ -71,8 +71,7 @@ def fitted_draws(posterior):
 
 
 def network(make, **options):
-    trainer = baal.trainer(optax.sgd(0.1), losses.cross_entropy, num_steps=1, batch_size=4)
-    return fitted_draws(make(baal.from_linen(networks.LinenKeyword()), trainer, **options))
+    return fitted_draws(make(baal.from_linen(fixtures.Net(width=4)), fixtures.trainer(num_steps=1), **options))
 
 
 def picked(selector, *transforms):
@@ -99,10 +98,9 @@ def dirichlet(key):
     return calibration.dirichlet(off_diagonal=0.1).fit(logits, jnp.arange(20) % 3, jnp.ones(20, bool))
 
 
+GAUSSIAN_PROCESS = posteriors.gaussian_process(kernels.dense(1), num_classes=3, num_features=8)
 PROGRAMS = {
-    "gaussian_process": lambda: fitted_draws(
-        posteriors.gaussian_process(kernels.dense(1), num_classes=3, num_features=8)
-    ),
+    "gaussian_process": lambda: fitted_draws(GAUSSIAN_PROCESS),
     "laplace": lambda: network(posteriors.laplace),
     "laplace, kronecker": lambda: network(posteriors.laplace, structure="kronecker"),
     "dropout_gp": lambda: network(posteriors.dropout_gp),

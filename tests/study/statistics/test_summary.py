@@ -1,5 +1,7 @@
 """A summary says what its parts say, and the table says it to people."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,11 @@ from baal_jax.study import results as study_results
 from baal_jax.study import statistics
 from tests.study.files import make_results, write_study
 
-NAMES = ("random", "bald", "entropy", "margin")
+NAMES, NAN, INF = ("random", "bald", "entropy", "margin"), float("nan"), float("inf")
 
 
-def _cells(text):
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+def cells(found):
+    rows = [line.strip("| ").split(" | ") for line in statistics.markdown(found).splitlines() if line.startswith("| ")]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
 
 
@@ -21,85 +23,66 @@ def test_a_summary_has_the_numbers_of_the_functions():
     assert (found.metric, found.baseline, found.higher_is_better) == ("accuracy", "random", True)
     assert (found.low, found.high, found.num_shortened) == (10, 45, 0)
     values = {name: runs.metrics["accuracy"].astype(float) for name, runs in results.runs.items()}
+    # The best value that three quarters of the baseline's twelve runs reach.
+    assert found.target == np.sort(values["random"].max(axis=1))[3 - 1]
     labels = results.runs["random"].num_labelled[0]
     areas = {name: statistics.area(labels, value) for name, value in values.items()}
+    needed = {name: statistics.labels_to_target(labels, value, found.target) for name, value in values.items()}
     verdicts = statistics.compare_all(areas, "random", metric="accuracy")
-    for row in found.rows:
-        assert row.final == pytest.approx(values[row.strategy][:, -1].mean())
-        assert row.final_error == pytest.approx(values[row.strategy][:, -1].std(ddof=1) / np.sqrt(12))
-        assert row.area == pytest.approx(areas[row.strategy].mean())
-        assert row.verdict == verdicts.get(row.strategy)
-        needed = statistics.labels_to_target(labels, values[row.strategy], found.target)
-        assert row.labels == np.median(needed)
-    assert [row.verdict and row.verdict.verdict for row in found.rows] == [
-        None,
-        "better",
-        "no difference shown",
-        "worse",
-    ]
     assert found.ranking == statistics.rank(areas)
-    assert (values["random"].max(axis=1) >= found.target).sum() >= 9  # of the baseline's 12 runs
-    assert found.rows[1].saved.ratio < 1
-    text = _cells(statistics.markdown(found))
-    assert text["bald"]["against random"] == "better"
-    assert text["bald"]["difference of area [95%]"].startswith("+0.0")
-    assert text["random"]["against random"] == "baseline"
-    assert text["margin"]["mean rank"] == f"{found.ranking.mean_ranks['margin']:.2f}"
+    for row in found.rows:
+        final, area = values[row.strategy][:, -1], areas[row.strategy]
+        assert row[1:3] == (12, 0)
+        spread = [part.std(ddof=1) / np.sqrt(12) for part in (final, area)]
+        np.testing.assert_allclose(row[3:7], [final.mean(), spread[0], area.mean(), spread[1]])
+        assert row.verdict == verdicts.get(row.strategy)
+        assert (row.labels, row.mean_rank) == (np.median(needed[row.strategy]), found.ranking.mean_ranks[row.strategy])
+        is_baseline = row.strategy == "random"
+        assert row.saved == (None if is_baseline else statistics.labels_saved(needed[row.strategy], needed["random"]))
+    assert [one.verdict for one in verdicts.values()] == ["better", "no difference shown", "worse"]
 
 
 def test_lower_is_better_and_the_target_can_be_given():
     results = make_results(NAMES, seeds=10, effect={"bald": 0.1})
-    found = statistics.summary(results, "nll", target=0.5)
-    assert not found.higher_is_better
-    rows = {row.strategy: row for row in found.rows}
-    assert rows["bald"].verdict.comparison.difference < 0
-    assert rows["bald"].verdict.verdict == "better"
-    assert rows["bald"].mean_rank == 1
-    nll = results.runs["bald"].metrics["nll"]
-    first = np.array([10 + 5 * np.flatnonzero(run <= 0.5)[0] for run in nll])
-    assert rows["bald"].labels == np.median(first)
+    found = statistics.summary(results, "nll", target=0.5, confidence=0.9)
+    assert (found.higher_is_better, found.confidence, found.target) == (False, 0.9, 0.5)
+    bald = found.rows[1]
+    assert bald.verdict.comparison.difference < 0
+    assert (bald.verdict.verdict, bald.mean_rank) == ("better", 1)
+    labels = results.runs["bald"].num_labelled
+    values = {name: runs.metrics["nll"] for name, runs in results.runs.items()}
+    areas = {name: statistics.area(labels, value) for name, value in values.items()}
+    assert found.ranking == statistics.rank(areas, higher_is_better=False, confidence=0.9)
+    assert bald.verdict.comparison == statistics.compare(areas["bald"], areas["random"], confidence=0.9)
+    options = {"target": 0.5, "higher_is_better": False}
+    needed = [statistics.labels_to_target(labels, values[name], **options) for name in ("bald", "random")]
+    assert (bald.labels, bald.saved) == (np.median(needed[0]), statistics.labels_saved(*needed, confidence=0.9))
+    best = np.sort(results.runs["random"].metrics["nll"].min(axis=1))
     against = statistics.summary(results, "nll", baseline="bald")
     assert {row.verdict.verdict for row in against.rows if row.verdict} == {"worse"}
-
-
-def test_no_share_of_labels_is_claimed_where_the_baseline_did_not_reach_the_target():
-    results = make_results(NAMES, seeds=10, effect={"bald": 0.3})
-    best = np.sort(results.runs["random"].metrics["accuracy"].max(axis=1))
-    found = statistics.summary(results, "accuracy", target=float(best[-3]))
-    assert np.isfinite(found.rows[1].labels)
-    assert found.rows[1].saved.ratio == 0
-    text = _cells(statistics.markdown(found))
-    assert text["random"][f"labels to {found.target:.4f}"] == "not reached"
-    assert text["bald"]["share of the labels [95%]"] == "–"
-    assert any("Half of the runs of random or more did not reach" in note for note in statistics.table(found).notes)
-
-
-def test_it_says_when_nothing_is_shown():
-    text = statistics.markdown(statistics.summary(make_results(NAMES, seeds=20)))
-    assert "No difference from random is shown. That does not say that there is none." in text
-    assert {row["against random"] for row in _cells(text).values()} == {"baseline", "no difference shown"}
-    assert "Not shown to differ: " in text
-    few = statistics.markdown(statistics.summary(make_results(seeds=5, effect={"bald": 0.2})))
-    assert _cells(few)["bald"]["against random"] == "too few seeds to show a difference"
-    assert "no p-value can be below 0.062" in few
-    unreached = statistics.markdown(statistics.summary(make_results(), target=2.0))
-    assert _cells(unreached)["bald"]["labels to 2.0000"] == "not reached"
-    assert _cells(unreached)["bald"]["share of the labels [95%]"] == "–"
+    assert statistics.summary(results, "nll").target == best[7]  # eight of ten reach it
+    assert statistics.summary(results, "nll", higher_is_better=True).rows[1].verdict.verdict == "worse"
+    results.description["target"] = 0.25
+    assert statistics.summary(results, "nll").target == 0.25
 
 
 def test_runs_that_stopped_are_compared_over_what_they_saw():
     # A run that stops early has seen the low part of the curve alone; that must not count against it.
     stops = [2, 3, 4, 5, 6, 6, 6, 6, 6, 6]
-    found = statistics.summary(make_results(seeds=10, stopped={"bald": stops}, effect={"bald": 0.05}))
-    rows = {row.strategy: row for row in found.rows}
-    assert rows["bald"].num_stopped == found.num_shortened == 4
-    assert rows["bald"].verdict.verdict == "better"
-    assert rows["bald"].verdict.comparison.difference == pytest.approx(0.05, abs=0.02)
-    assert "Runs that stopped early: bald 4." in statistics.markdown(found)
+    results = make_results(seeds=10, stopped={"bald": stops}, effect={"bald": 0.05})
+    found = statistics.summary(results)
+    bald, accuracy = found.rows[1], results.runs["bald"].metrics["accuracy"]
+    assert bald.num_stopped == found.num_shortened == 4
+    assert bald.final == pytest.approx(np.mean([accuracy[i, stop - 1] for i, stop in enumerate(stops)]))
+    assert bald.verdict.verdict == "better"
+    assert bald.verdict.comparison.difference == pytest.approx(0.05, abs=0.02)
     gone = statistics.summary(make_results(seeds=10, stopped={"bald": 0}))
-    row = _cells(statistics.markdown(gone))["bald"]
-    assert (row["area"], row["mean rank"]) == ("– ± –", "–")
+    assert (cells(gone)["bald"]["area"], cells(gone)["bald"]["mean rank"]) == ("– ± –", "–")
     assert gone.rows[2].verdict.comparison.num_seeds == 10
+    # Without a baseline's values there is no target, and nobody has failed to reach it.
+    lost = statistics.summary(make_results(seeds=10, stopped={"random": 0}))
+    assert np.isnan([lost.target, *(row.labels for row in lost.rows)]).all()
+    assert "Too few seeds: there is no pair of seeds." in statistics.markdown(lost)
 
 
 def test_unfinished_studies_pair_the_seeds_that_are_there(tmp_path):
@@ -107,53 +90,75 @@ def test_unfinished_studies_pair_the_seeds_that_are_there(tmp_path):
     write_study(tmp_path, results)
     for lost in ("random-00000-00000.npz", "random-00001-00001.npz"):
         (tmp_path / "cells" / lost).unlink()
-    read = study_results.read(tmp_path)
-    assert list(read.runs["random"].seeds) == list(range(2, 9))
-    found = statistics.summary(read)
+    found = statistics.summary(study_results.read(tmp_path))
     assert [row.num_seeds for row in found.rows] == [7, 9]
-    assert found.rows[1].verdict.comparison.num_seeds == 7
     areas = [statistics.area(runs.num_labelled, runs.metrics["accuracy"]) for runs in results.runs.values()]
-    expected = statistics.compare(areas[1][2:], areas[0][2:])
-    assert found.rows[1].verdict.comparison == pytest.approx(expected)
-    text = statistics.markdown(found)
-    assert (
-        "Runs with values: random 7, bald|x 9. Pairs of runs with a finite difference, which alone count: bald|x 7"
-        in text
+    assert found.rows[1].verdict.comparison == pytest.approx(statistics.compare(areas[1][2:], areas[0][2:]))
+    counts = (
+        "Runs with values: random 7, bald|x 9. Pairs of runs with a finite difference, which alone count: bald|x 7."
     )
-    assert "| bald\\|x |" in text  # the table keeps its columns
+    assert counts in statistics.table(found).notes
 
 
-def test_runs_that_diverged_are_counted_and_named():
+def test_runs_that_diverged_are_counted_and_left_out():
     results = make_results(("random", "bald"), seeds=8)
-    results.runs["bald"].metrics["nll"][2, 3] = np.inf
-    results.runs["random"].metrics["nll"][4] = np.nan
-    found = statistics.summary(results, "nll")
+    bald, random = (results.runs[name].metrics["nll"] for name in ("bald", "random"))
+    bald[2, 3], random[4], random[0, 0] = np.inf, np.nan, np.nan
+    found = statistics.summary(results, "nll", target=0.2)
+    assert (found.low, found.high, found.num_shortened) == (10, 35, 0)
+    assert [row.num_seeds for row in found.rows] == [7, 8]
     assert found.rows[1].area == np.inf
     assert found.rows[1].verdict.comparison.num_seeds == 6
     assert np.isfinite(found.rows[1].verdict.comparison[:4]).all()
     assert found.ranking.num_seeds == 7  # the worst has a rank
-    assert "which alone count: bald 6." in statistics.markdown(found)
+    labels = results.runs["bald"].num_labelled[0]
+    for row, values in zip(found.rows, (np.delete(random, 4, axis=0), bald), strict=True):
+        assert row.labels == np.median(statistics.labels_to_target(labels, values, 0.2, higher_is_better=False))
 
 
 def test_small_studies_have_summaries():
-    for results in (
-        make_results(("random",)),
-        make_results(seeds=1),
-        make_results(rounds=1),
-        make_results(classes=None),
-    ):
+    for options in ({"strategies": ("random",)}, {"seeds": 1}, {"rounds": 1}, {"classes": None}, {"seeds": 20}):
+        results = make_results(**options)
         found = statistics.summary(results)
-        text = statistics.markdown(found)
-        assert "nan" not in text
-        assert len(_cells(text)) == len(results.runs)
-    assert statistics.summary(make_results(("random",))).ranking is None
+        assert "nan" not in statistics.markdown(found)
+        assert len(cells(found)) == len(results.runs)
+        assert (found.ranking is None) == (len(results.runs) == 1)
+    assert "No difference from random is shown. That does not say that there is none." in statistics.table(found).notes
+    unreached = cells(statistics.summary(results, target=2.0))["bald"]
+    assert (unreached["labels to 2.0000"], unreached["share of the labels [95%]"]) == ("not reached", "–")
+
+
+def test_the_table_says_it_to_people():
+    better = statistics.Verdict(statistics.Comparison(0.0123, -INF, INF, 0.01, 0.002, 8), 0.02, "better")
+    clear = statistics.Comparison(-12345.6, -0.25, 0.0, 0.5, 0.0625, 9)
+    few = statistics.Verdict(clear, 1.0, "too few seeds to show a difference")
+    saved = statistics.Saved(30.0, 45.0, 2 / 3, 0.5, INF, 9, 10, 10), statistics.Saved(INF, INF, NAN, 0.0, INF, 0, 0, 9)
+    rows = (
+        statistics.Row("random", 10, 0, 0.9, 0.01, 0.7, 0.0005, None, 45.0, None, 2.25),
+        statistics.Row("bald|x", 9, 2, 0.95, NAN, 0.75, 0.02, better, 32.5, saved[0], 1.0),
+        statistics.Row("margin", 10, 0, 0.5, 0.01, 0.625, 0.02, few, INF, saved[1], NAN),
+    )
+    ranking = statistics.Ranking({}, 0.0001, 1.657, (("bald|x",), ("random", "margin")), 9)
+    found = statistics.Summary("nll", False, "random", 0.5, 0.95, 10.0, 50.0, 1, rows, ranking)
+    golden = Path(__file__).parents[2] / "golden" / "summary.md"
+    assert statistics.markdown(found) == golden.read_text("utf-8")
+    # Where no run stopped and no pair is missing there is nothing to say of it.
+    full = better._replace(comparison=better.comparison._replace(num_seeds=10))
+    plain = rows[0], rows[1]._replace(num_seeds=10, num_stopped=0, verdict=full)
+    assert len(statistics.table(found._replace(rows=plain, ranking=None)).notes) == 2
+    values = (0.0, 1e-3, 0.00099, 9999.5, 1e4, INF, -INF, NAN)
+    texts = ["0.0000", "0.0010", "0.00099", "9999.5000", "1e+04", "∞", "−∞", "–"]
+    assert [*map(statistics.number, values)] == texts
 
 
 def test_unknown_names_are_named():
     results = make_results()
-    with pytest.raises(
-        ValueError, match=r"metric='f1' is not among the results of 'random': accuracy, brier, ece, nll"
+    for arguments, message in (
+        (("f1",), "metric='f1' is not among the results of 'random': accuracy, brier, ece, nll"),
+        ((None, "badge"), "baseline='badge' is not among the results: there are random, bald, entropy"),
     ):
-        statistics.summary(results, "f1")
-    with pytest.raises(ValueError, match=r"baseline='badge' is not among the results: there are random, bald, entropy"):
-        statistics.summary(results, baseline="badge")
+        with pytest.raises(ValueError, match=message):
+            statistics.summary(results, *arguments)
+    del results.description["metric"]
+    with pytest.raises(ValueError, match="metric=None, and the study names none"):
+        statistics.summary(results)

@@ -1,0 +1,47 @@
+"""Small pools of features, some rows labelled and some hidden, and one way to pick from them."""
+
+import functools
+
+import jax
+import numpy as np
+
+from baal_jax import selection
+from baal_jax.selection import _k_means
+
+NUM, SIZE, QUERY = 48, 5, 9
+SEEDS = range(6)  # of which 0 and 4 have no labels
+clusters = jax.jit(_k_means.clusters_of, static_argnums=(3, 4))
+
+
+@functools.cache
+def build(name, **arguments):
+    return getattr(selection, name)(**arguments)
+
+
+def loose(seed, num=NUM):
+    """Loose blobs away from the origin: points, available, labelled."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(num, SIZE)) + 2 * rng.normal(size=(4, SIZE))[rng.integers(0, 4, num)] + 5
+    labelled = (rng.random(num) < 0.15) & (seed % 4 != 0)
+    available = ~labelled & (rng.random(num) < 0.9)
+    return points.astype(np.float32), available, labelled
+
+
+def blobs(seed, count=8, each=12):
+    """Tight blobs of sizes from ``each`` up, far apart, rows in random order: points and the blob of each."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.repeat(np.arange(count), each + np.arange(count)))
+    points = 30 * rng.normal(size=(count, SIZE))[truth] + rng.normal(size=(len(truth), SIZE))
+    return points.astype(np.float32), truth
+
+
+def pick(acquisition, features, available, labelled, query_size=QUERY, key=0):
+    return acquisition.select(jax.random.key(key), features, np.asarray(available), query_size, np.asarray(labelled))
+
+
+def clusters_of(points, known, bound, active, key, num_iterations=100):
+    """Centres and the assignment that a selection finds, whose own test is elsewhere, and centred points."""
+    centred = np.where(known[:, None], points - points[known].mean(axis=0), 0).astype(np.float32)
+    key = jax.random.key(key) if isinstance(key, int) else key
+    found = clusters(key, centred, known, bound, num_iterations, active)
+    return np.asarray(found.centres, np.float64), np.asarray(found.assignment), centred.astype(np.float64)
