@@ -219,8 +219,10 @@ def test_an_explicit_mesh_gives_the_same(name):
 
 @every_selection
 def test_no_key_is_used_twice(name, key_reuse):
+    summary = summaries(0).get(name)
+
     def trace(acquire):
-        jax.jit(lambda key: acquire(key, summaries(0).get(name), AVAILABLE, NUM, LABELLED)).trace(jax.random.key(1))
+        jax.jit(lambda key: acquire(key, summary, AVAILABLE, NUM, LABELLED)).trace(jax.random.key(1))
 
     with pytest.raises(jax.errors.KeyReuseError):  # the checker is awake
         trace(lambda key, *_: jax.random.uniform(key) + jax.random.normal(key))
