@@ -8,6 +8,12 @@ from tests.contracts import BROKEN
 
 def pytest_configure(config):
     """After conftest, which has to come before jax."""
+    import hypothesis
+
+    # What fails need not be made small.
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("broken", hypothesis.settings.get_profile("strict"), phases=phases)
+    hypothesis.settings.load_profile("broken")
     for make in FAMILIES:
         family, members = make()
         BROKEN[family] = {f"broken_{name}": member for name, member in members.items()}
