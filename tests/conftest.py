@@ -35,7 +35,17 @@ hypothesis.settings.load_profile("strict")
 
 _MAPS = Path("/proc/self/maps")
 # Files that take long come first, so that the workers end together; of the others the order does not matter.
-_LONG: tuple[str, ...] = ()
+_LONG = (
+    "test_posteriors.py",
+    "test_selections.py",
+    "test_cifar10.py",
+    "test_experiments.py",
+    "test_run.py",
+    "test_readme.py",
+    "test_scalings.py",
+    "test_batch_bald.py",
+    "test_suites.py",
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -75,8 +85,3 @@ def key_reuse():
 def mesh():
     """Four devices in a row, under automatic sharding."""
     return jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-def pytest_runtest_setup(item):  # until no test has such a module global
-    if hasattr(item.module, "RNG"):
-        item.module.RNG = np.random.default_rng(zlib.crc32(item.name.encode()))

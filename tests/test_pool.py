@@ -205,7 +205,7 @@ def test_random_labels_are_uniform_and_decided_by_the_key():
 
 
 def test_the_first_query_of_an_acquisition_has_the_key_and_the_pool():
-    """More of it: selection/test_first_query."""
+    """More of it: selection/test_cold_starts."""
     key, state = jax.random.key(3), state_of([2, 7], [3])
 
     def select(*arguments):

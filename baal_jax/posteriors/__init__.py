@@ -1,7 +1,7 @@
 """Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts.
 
 A new one is a file here, a line in ``REGISTRY`` where it is built from ``(model, trainer)``, by which commands know it,
-and a line in ``LEAST`` of tests/test_posterior_contract.py, which runs the conformance suite over it.
+and, where it needs options, a line in ``SETTINGS`` of tests/contracts/test_posteriors.py: the suite runs over it.
 """
 
 from baal_jax.posteriors import kernels
