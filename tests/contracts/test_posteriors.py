@@ -110,7 +110,7 @@ def test_more_draws_keep_the_first(case):
     for left, right in zip(few, many, strict=True):
         if jax.dtypes.issubdtype(left.dtype, jax.dtypes.prng_key):
             left, right = map(jax.random.key_data, (left, right))
-        np.testing.assert_allclose(left, right[:2], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(left, right[:2], rtol=1e-4, atol=1e-5)
 
 
 @each_case
