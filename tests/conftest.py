@@ -34,7 +34,7 @@ hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("strict")
 
 _MAPS = Path("/proc/self/maps")
-# Files that take long come first, so that the workers end together; of the others the order does not matter.
+# Files that take long come first, so that workers end together.
 _LONG = (
     "test_posteriors.py",
     "test_selections.py",
@@ -50,7 +50,7 @@ _LONG = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    order = {name: place for place, name in enumerate(_LONG)}
+    order = {name: place for place, name in enumerate(_LONG if "PYTEST_XDIST_WORKER" in os.environ else ())}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
