@@ -18,7 +18,13 @@ from pathlib import Path
 from tests.mutation import changes
 
 HOME = changes.HOME
-CONTRACTS = {"selection": "selections", "data": "sources", "checkpoint": "files", "_util": "files"}
+CONTRACTS = {
+    "selection": ("selections",),
+    "data": ("sources",),
+    "checkpoint": ("files",),
+    "prediction": ("sources",),
+    "_util": ("files", "sources", "heuristics", "selections"),
+}
 
 
 def rooms_tests(path: str) -> list[str]:
@@ -26,12 +32,13 @@ def rooms_tests(path: str) -> list[str]:
     parts = Path(path).with_suffix("").parts[1:]
     room, name = parts[0].removeprefix("_"), parts[-1].removeprefix("_")
     folder = HOME / "tests" / Path(*(part.removeprefix("_") for part in parts[:-1]))
-    contract = HOME / "tests" / "contracts" / f"test_{CONTRACTS.get(parts[0], parts[0])}.py"
+    families = CONTRACTS.get(parts[0], (parts[0],))
+    contracts = [HOME / "tests" / "contracts" / f"test_{family}.py" for family in families]
     own, outer = folder / f"test_{name}.py", HOME / "tests" / f"test_{room}.py"
-    near = [own, contract, outer, *sorted(folder.glob("test_*.py") if len(parts) > 1 else [])]
+    near = [own, *contracts, outer, *sorted(folder.glob("test_*.py") if len(parts) > 1 else [])]
     near += [*sorted((HOME / "tests" / room).rglob("test_*.py")), HOME / "tests" / "test_architecture.py"]
     if room not in ("annotation", "cli", "study", "data"):
-        near += [HOME / "tests" / f"test_{name}.py" for name in ("loop", "rounds", "prediction")]
+        near += [HOME / "tests" / f"test_{name}.py" for name in ("loop", "rounds", "prediction", "checkpoint")]
     existing = [str(path.relative_to(HOME)) for path in near if path.exists()]
     return list(dict.fromkeys(existing))
 

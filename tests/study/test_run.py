@@ -313,3 +313,16 @@ def test_a_call_has_a_seed_for_every_device_or_on_an_accelerator_all_of_them(mon
     assert _program.default_chunk(9) == 4
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert _program.default_chunk(9) == 9
+
+
+def test_an_interrupted_study_has_a_table_of_what_is_done(tmp_path, monkeypatch):
+    def chunk(self, strategy):
+        if strategy == "bald":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run._folder.Folder, "chunk", chunk)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    table = (tmp_path / "results.csv").read_text()
+    assert "random" in table
+    assert "bald" not in table

@@ -157,3 +157,9 @@ def test_a_transformation_sees_the_final_updates_and_the_length_of_the_fit(lengt
     state = trainer(line(), transform=watch)(key, DATA, first(7))
     same(state.opt_state[-1][0], state.variables.params)
     assert int(state.opt_state[-1][1]) == int(state.steps) == (5 if "num_steps" in length else 6)  # ceil(3 · 7 / 4)
+
+
+def test_of_equally_good_weights_the_first_are_kept(key):
+    held_out = baal.Dataset(jnp.zeros((2, 3)), jnp.ones(2))  # of which no weights know anything
+    state = full_batch(num_steps=4, validation=held_out, validate_every=1)(key, DATA, first(12))
+    close(weights_of(state), trajectory(DATA.inputs, DATA.targets, 4)[1])
