@@ -209,6 +209,16 @@ def count_compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def noted(calls, name, answer):
+    """A function that keeps under its name what it is called with."""
+
+    def call(*arguments, **options):
+        calls[name] = (*arguments, options)
+        return answer
+
+    return call
+
+
 def same(found, expected):
     """Leaf for leaf, bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, found, expected)

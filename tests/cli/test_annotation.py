@@ -16,7 +16,7 @@ from baal_jax import annotation, features, posteriors, selection
 from baal_jax._cli import _annotation, _assemble
 from baal_jax._util.images import png
 from tests.annotation.exports import NAMES, answer, refused, save
-from tests.fixtures import same_key
+from tests.fixtures import noted, same_key
 
 
 def propose(home, *options):
@@ -72,17 +72,10 @@ def called(monkeypatch, tmp_path):
     """What the parts of a query are called with; nothing is fitted."""
     calls = {}
 
-    def noted(name, answer):
-        def call(*arguments, **options):
-            calls[name] = (*arguments, options)
-            return answer
-
-        return call
-
     asked = annotation.Query(0, np.array([2, 0]), None, np.array([0]), tmp_path / "tasks.json")
-    monkeypatch.setattr(annotation, "propose", noted("propose", asked))
-    monkeypatch.setattr(_annotation, "active_loop", noted("loop", "a loop"))
-    monkeypatch.setattr(_assemble, "trainer", noted("trainer", "a trainer"))
+    monkeypatch.setattr(annotation, "propose", noted(calls, "propose", asked))
+    monkeypatch.setattr(_annotation, "active_loop", noted(calls, "loop", "a loop"))
+    monkeypatch.setattr(_assemble, "trainer", noted(calls, "trainer", "a trainer"))
     monkeypatch.setattr(_assemble.optax, "adam", lambda rate: f"Adam of {rate}")
     monkeypatch.setattr(selection, "by_name", lambda name: f"picks by {name}")
     monkeypatch.setattr(features, "last_hidden", lambda model: ("last hidden", model))

@@ -12,7 +12,7 @@ from baal_jax import __main__ as command_line
 from baal_jax import data, features, heuristics, losses, metrics, posteriors, selection, stopping, study
 from baal_jax._cli import _assemble, _study
 from baal_jax.study import results
-from tests.fixtures import NnxNet, close, clouds, same_key
+from tests.fixtures import NnxNet, close, clouds, noted, same_key
 from tests.study.files import make_results
 
 QUICK = ["--seeds", "2", "--rounds", "2", "--num-initial", "4", "--query-size", "2", "--num-steps", "3"]
@@ -62,16 +62,9 @@ def called(monkeypatch):
     """What the parts of a study are called with; nothing is run."""
     calls = {}
 
-    def noted(name, answer):
-        def call(*arguments, **options):
-            calls[name] = (*arguments, options)
-            return answer
-
-        return call
-
-    monkeypatch.setattr(study, "strategies", noted("strategies", "loops"))
-    monkeypatch.setattr(study, "run", noted("run", make_results(seeds=2, rounds=2)))
-    monkeypatch.setattr(_assemble, "trainer", noted("trainer", "a trainer"))
+    monkeypatch.setattr(study, "strategies", noted(calls, "strategies", "loops"))
+    monkeypatch.setattr(study, "run", noted(calls, "run", make_results(seeds=2, rounds=2)))
+    monkeypatch.setattr(_assemble, "trainer", noted(calls, "trainer", "a trainer"))
     monkeypatch.setattr(_assemble.optax, "adam", lambda rate: f"Adam of {rate}")
     for name in ("swag", "laplace", "mc_dropout"):
         monkeypatch.setitem(posteriors.REGISTRY, name, lambda model, fit, name=name: (name, model, fit))

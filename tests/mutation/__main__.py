@@ -1,4 +1,4 @@
-"""Which careless changes do the tests see?  ``python -m tests.mutation --count 120``, by hand: it takes half an hour.
+"""Which careless changes do the tests see?  ``python -m tests.mutation --count 120``, by hand.
 
 Each change is made in a copy of the project, and the tests of its own room run until one fails; what they let pass
 is printed at the end. ``--whole`` gives these a run of the whole suite.
