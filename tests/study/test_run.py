@@ -322,7 +322,8 @@ def test_an_interrupted_study_has_a_table_of_what_is_done(tmp_path, monkeypatch)
 
     monkeypatch.setattr(_run._folder.Folder, "chunk", chunk)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    table = (tmp_path / "results.csv").read_text()
-    assert "random" in table
-    assert "bald" not in table
+        run(tmp_path, num_seeds=5)  # two calls, and only the first writes the table by itself
+    done = results.read(tmp_path)
+    assert [*done.runs] == ["random"]
+    assert len(done.runs["random"].seeds) == 5
+    assert (tmp_path / "results.csv").read_text() == results.table(done)
