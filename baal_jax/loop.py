@@ -1,4 +1,4 @@
-"""The loop: rounds of active learning. A round is put together in :func:`query`, and several are :func:`run`."""
+"""The loop: its parts, and a round, which is put together in :func:`query`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool as pools
+from baal_jax import tasks
 from baal_jax._util import checks, numerics, sources
-from baal_jax.metrics import MetricSet, model_average
+from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, summarise
-from baal_jax.stopping import Criterion, Outcome
+from baal_jax.tasks import metrics_of
 from baal_jax.typing import (
     Acquisition,
     Array,
@@ -28,6 +29,7 @@ from baal_jax.typing import (
     Round,
     Selection,
     StepInfo,
+    short,
 )
 
 
@@ -43,21 +45,27 @@ class ActiveLoop(NamedTuple):
             program. ``dataset.inputs`` may be a source (``__len__`` and ``__getitem__``; arrays in a
             :class:`~baal_jax.data.View`): the labelled examples and one batch are on the device then, and the picks the
             same, unless a fit reads what is not labelled (semi-supervised training).
-        evaluate: ``(state, dataset) -> {name: value}``: the last fit on labelled data in arrays, jitted. Before the
-            first step there is no fit to evaluate.
+        evaluate: ``(state, dataset, metrics=None) -> {name: value}``: the last fit on labelled data in arrays. Before
+            the first step there is no fit to evaluate.
         predict: ``(state, inputs [M, …]) -> outputs [S, M, …, C]``: the draws of the last fit, jitted.
         round: the parts of a step, for rounds of your own; :func:`query` and ``run`` read them here, ``step`` does not.
         sizes: query size of each round; the last one holds for all after it.
         batch_size: examples in work at a time when predicting, None for all.
+        posterior: what it was made of.
+        metrics: what ``evaluate`` computes, None for those of the posterior's task.
     """
 
     init: Callable[..., LoopState]
     step: Callable[..., tuple[LoopState, StepInfo]]
-    evaluate: Callable[[LoopState, Dataset], dict[str, Array]]
+    evaluate: Callable[..., dict[str, Array]]
     predict: Callable[[LoopState, PyTree], PyTree]
     round: Round
     sizes: tuple[int, ...]
     batch_size: int | None
+    posterior: Posterior
+    metrics: MetricSet | None
+
+    __repr__ = short
 
 
 def active_loop(
@@ -85,13 +93,15 @@ def active_loop(
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
         last_rounds: train only on the labels of the latest rounds; None for all.
         features: ``(state, inputs) -> [B, D]``, for acquisitions that read features.
-        metrics: what ``evaluate`` computes; by default chosen by the type of the targets.
+        metrics: what ``evaluate`` computes; by default the metrics of the posterior's task, see :mod:`baal_jax.tasks`.
 
     Returns:
         An :class:`ActiveLoop`.
 
     Raises:
-        ValueError: a number is not positive, or ``max_sample`` hides what the acquisition reads.
+        TypeError: ``posterior`` or ``acquisition`` is something else.
+        ValueError: a number is not positive, ``max_sample`` hides what the acquisition reads or is less than a query,
+            or the acquisition does not read outputs of the posterior's task.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -106,6 +116,7 @@ def active_loop(
         >>> int(info.num_labelled), int(baal.pool.num_labelled(state.pool))
         (2, 4)
     """
+    _require_parts(posterior, acquisition)
     sizes = _schedule(query_size)
     num_samples = checks.positive_int("num_samples", num_samples)
     for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
@@ -116,6 +127,8 @@ def active_loop(
         raise ValueError(
             f"max_sample={max_sample} would hide the labelled examples that this acquisition reads: leave it out"
         )
+    if max_sample is not None and max_sample < max(sizes):
+        raise ValueError(f"max_sample={max_sample} is less than query_size={max(sizes)}: score at least as many")
     predicting: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
 
     def fit(key: Key, dataset: Dataset, state: LoopState) -> Any:
@@ -141,16 +154,40 @@ def active_loop(
         on_host = sources.is_source(dataset.inputs)
         return (partial(compose, loop.round) if on_host else as_one_program)(state, dataset, target_inputs)
 
-    def evaluate_last(state: LoopState, dataset: Dataset) -> dict[str, Array]:
-        return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=metrics, **predicting)
+    def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
+        chosen = metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
+        return evaluate_as(chosen, state, dataset)
+
+    @partial(jax.jit, static_argnums=0)
+    def evaluate_as(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
+        return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=chosen, **predicting)
 
     def predict_last(state: LoopState, inputs: PyTree) -> PyTree:
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
     init = partial(_init, posterior, sizes[0])
     jitted = Round(*map(jax.jit, parts))
-    loop = ActiveLoop(init, step, jax.jit(evaluate_last), jax.jit(predict_last), jitted, sizes, batch_size)
+    given = sizes, batch_size, posterior, metrics
+    loop = ActiveLoop(init, step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
+
+
+def _require_parts(posterior: Any, acquisition: Any) -> None:
+    if not isinstance(posterior, Posterior):
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}: make one with baal_jax.posteriors.mc_dropout(model, trainer)"
+        )
+    if not isinstance(acquisition, Acquisition):
+        raise TypeError(
+            f"acquisition is a {type(acquisition).__name__}: make one, such as "
+            "baal_jax.selection.top_k(baal_jax.heuristics.bald)"
+        )
+    task = posterior.task
+    if task is not None and acquisition.tasks is not None and task.name not in acquisition.tasks:
+        raise ValueError(
+            f"acquisition reads outputs of {' or '.join(acquisition.tasks)}, but the loss learns {task.name}: score "
+            f"with {task.heuristic}"
+        )
 
 
 def query(
@@ -186,7 +223,19 @@ def query(
         summarise_batch = partial(parts.summarise, keys.draws, fitted, target_inputs=target_inputs)
         summary = sources.mapped(summarise_batch, source, loop.batch_size)
     selection, info = parts.select(keys.select, state, summary, ids, available)
-    return fitted, selection, info
+    return fitted, selection, info._replace(num_failed_fits=_failed_fits(fitted, info.num_labelled))
+
+
+@jax.jit
+def _failed_fits(fitted: Any, num_labelled: Array) -> Array:
+    """How many networks of a fit are not finite, or are where they began, though there are labels."""
+    trained = getattr(fitted, "members", fitted)
+    steps = getattr(trained, "steps", None)
+    failed = jnp.zeros((), bool) if steps is None else jnp.asarray(steps) == 0
+    for leaf in jax.tree.leaves(getattr(trained, "variables", trained)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            failed |= ~jnp.all(jnp.isfinite(leaf), axis=tuple(range(failed.ndim, leaf.ndim)))
+    return jnp.where(num_labelled > 0, jnp.sum(failed, dtype=jnp.int32), 0)
 
 
 def _labelled_part(dataset: Dataset, state: LoopState, capacity: int | None) -> tuple[Dataset, LoopState]:
@@ -245,7 +294,8 @@ def _init(
         raise ValueError("embeddings are given but no acquisition that reads them: pass selection.typiclust()")
     if acquisition is not None and not num_initial:
         raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
-    shapes, num_examples = _shapes(dataset)
+    tasks.admit("dataset", dataset, posterior.task)
+    shapes, num_examples = shapes_of_dataset(dataset)
     state = pools.init(num_examples) if pool is None else pool
     if state.labelled_at.shape != (num_examples,):
         raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
@@ -269,22 +319,22 @@ def _init(
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
     labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)
     fitted = jax.eval_shape(posterior.fit, key_rounds, shapes, labelled)
+    if dataset.targets is not None:
+        # The second look is at targets, for which the shape of the outputs is needed; their signs are those of a
+        # simulation where labels are looked up.
+        outputs = partial(tasks.output_shape, posterior, fitted, shapes)
+        looked_up = np.zeros(num_examples, bool) if num_initial else None
+        tasks.admit("dataset", Dataset(shapes.inputs, dataset.targets), posterior.task, outputs, complete=looked_up)
     before = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fitted)  # there is no fit yet
     return LoopState(key_rounds, state, before, jnp.zeros((), jnp.int32))
 
 
-def _shapes(dataset: Dataset) -> tuple[Dataset, int]:
+def shapes_of_dataset(dataset: Dataset) -> tuple[Dataset, int]:
     """What a data set holds, as far as shapes are concerned, and how many examples."""
     if not sources.is_source(dataset.inputs):
         return dataset, checks.leading_axis("dataset", dataset)
     num_examples = len(dataset.inputs)
-    targets = None if dataset.targets is None else np.asarray(dataset.targets)
-    if targets is not None and len(targets) != num_examples:
-        raise ValueError(
-            f"dataset has {num_examples} inputs, but {len(targets)} targets: give one for each (a list is a source; "
-            "several inputs of an example go in a tuple)"
-        )
-    shapes = jax.tree.map(partial(jax.eval_shape, jnp.asarray), targets)
+    shapes = jax.tree.map(partial(jax.eval_shape, jnp.asarray), dataset.targets)
     return Dataset(sources.shapes_of(dataset.inputs), shapes), num_examples
 
 
@@ -366,135 +416,3 @@ def _describe(state: PoolState, picked: Selection, summary: PyTree, available: A
 def _advance(state: LoopState, fitted: Any, selection: Selection) -> LoopState:
     step = jnp.asarray(state.step, jnp.int32) + 1
     return state._replace(pool=pools.label(state.pool, selection.indices), posterior=fitted, step=step)
-
-
-def run(
-    loop: ActiveLoop,
-    key: Key | None,
-    dataset: Dataset,
-    test: Dataset | None = None,
-    *,
-    num_initial: int = 0,
-    num_rounds: int,
-    state: LoopState | None = None,
-    target_inputs: PyTree = None,
-    stop: Criterion | None = None,
-    stop_inputs: PyTree = None,
-) -> tuple[LoopState, StepInfo]:
-    """Several rounds, the same as calling ``loop.step`` that often: one compiled ``lax.scan``.
-
-    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it; ``jax.lax.map`` runs them one after the
-    other in one program, as CPUs do: there it is as fast for dense networks and several times faster for convolutions.
-    ``jax.grad`` goes through where the trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then, since its root
-    has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
-    round are in the pool but not in a fit; ask for one round more to see what they bring.
-
-    Args:
-        loop: from :func:`active_loop`.
-        key: a typed key; None when ``state`` is given.
-        dataset: the pool with all its targets. Where its inputs are a source on the host, rounds are a Python loop.
-        test: where to evaluate every round's fit; ``infos.metrics`` holds the values.
-        num_initial: examples to label at random first.
-        num_rounds: ``R``.
-        state: continue from here; the outcome is bit-identical to a run that was never interrupted.
-        target_inputs: inputs whose predictions matter, for acquisitions that read them.
-        stop: from :mod:`baal_jax.stopping`, asked at the end of every round. Rounds after it has said yes change
-            nothing, say so in ``infos.stopped``, and cost nothing but under ``vmap``. Every seed stops for itself.
-        stop_inputs: inputs whose predictions the criterion reads.
-
-    Returns:
-        ``(state, infos)``: the last state, and every :class:`~baal_jax.StepInfo` stacked along a leading axis ``R``.
-
-    Raises:
-        ValueError: a number is not positive, both or neither of ``key`` and ``state`` are given, or ``state`` comes
-            from a run with another criterion.
-    """
-    num_rounds = checks.positive_int("num_rounds", num_rounds)
-    if (key is None) == (state is None):
-        raise ValueError("give a key to start a run, or a state to continue one, not both")
-    if state is not None and num_initial:
-        raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
-    state = loop.init(key, dataset, num_initial) if state is None else state
-    if test is not None and sources.is_source(test.inputs):
-        raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
-    others = test, target_inputs, stop_inputs
-    blank: Any = None
-    if stop is not None:
-        outcome = jax.eval_shape(partial(_one_round, loop), state, (_shapes(dataset)[0], *others))[1]
-        state, blank = _remember(stop, outcome, state), outcome.info
-    # A first state may hold Python numbers, a carry may not.
-    state = state._replace(step=jnp.asarray(state.step, jnp.int32))
-    if not sources.is_source(dataset.inputs):
-        return _scan(loop, num_rounds, stop, state, dataset, *others)
-    sources.refuse_traced(state)
-    # The last query is not trained on, so this is all that the device will ever hold.
-    after = range(int(state.step), int(state.step) + num_rounds - 1)
-    asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
-    capacity = min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs))
-    infos = []
-    for _ in range(num_rounds):
-        over = stop is not None and bool(state.stopping[1])
-        turn = partial(_no_round, blank) if over else partial(_watched_round, loop, stop, max(capacity, 1))
-        state, info = turn(state, dataset, *others)
-        infos.append(info)
-    return state, jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *infos)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _scan(
-    loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any
-) -> tuple[LoopState, StepInfo]:
-    turn = partial(_watched_round, loop, stop, None)
-
-    def one(state: LoopState, _: None) -> tuple[LoopState, StepInfo]:
-        if stop is None:
-            return turn(state, *data)
-        blank = jax.eval_shape(turn, state, *data)[1]
-        return jax.lax.cond(state.stopping[1], partial(_no_round, blank), turn, state, *data)
-
-    return jax.lax.scan(one, state, None, length=num_rounds)
-
-
-def _one_round(
-    loop: ActiveLoop, state: LoopState, data: tuple[Any, ...], capacity: int | None = None
-) -> tuple[LoopState, Outcome]:
-    """A step, evaluated, with what a criterion may look at."""
-    dataset, test, target_inputs, stop_inputs = data
-    fitted, selection, info = query(loop, state, dataset, target_inputs, capacity=capacity)
-    state = loop.round.advance(state, fitted, selection)
-    info = info._replace(stopped=jnp.zeros((), bool), metrics=None if test is None else loop.evaluate(state, test))
-    log_probs = None if stop_inputs is None else model_average(loop.predict(state, stop_inputs))
-    return state, Outcome(state.pool, info, log_probs)
-
-
-def _watched_round(
-    loop: ActiveLoop, stop: Criterion | None, capacity: int | None, state: LoopState, *data: Any
-) -> tuple[LoopState, StepInfo]:
-    state, outcome = _one_round(loop, state, data, capacity)
-    if stop is None:
-        return state, outcome.info
-    memory, stopped = stop.update(state.stopping[0], outcome)
-    return state._replace(stopping=(memory, jnp.asarray(stopped, bool))), outcome.info
-
-
-def _no_round(shapes: StepInfo, state: LoopState, *data: Any) -> tuple[LoopState, StepInfo]:
-    """A round after the run has stopped: the state as it is, numbers NaN and picks −1."""
-    del data
-    blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
-    return state, jax.tree.map(blank, shapes)._replace(
-        round=state.pool.round,
-        num_labelled=pools.num_labelled(state.pool),
-        num_picked=jnp.zeros((), jnp.int32),
-        num_nan=jnp.zeros((), jnp.int32),
-        stopped=jnp.ones((), bool),
-    )
-
-
-def _remember(stop: Criterion, shapes: Outcome, state: LoopState) -> LoopState:
-    """The state with what the criterion remembers before its first round; as it is if that is there already."""
-    fresh = (stop.init(shapes), jnp.zeros((), bool))
-    if state.stopping is None:
-        return state._replace(stopping=fresh)
-    if jax.tree.map(jnp.shape, state.stopping) != jax.tree.map(jnp.shape, fresh):
-        raise ValueError("state remembers another stopping criterion than stop: continue with the one it was made with")
-    return state

@@ -16,8 +16,8 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
 
     Args:
         logits: ``[B, …, C]``.
-        targets: ``int[B, …]`` classes; a negative one is unknown (or padding) and does not count, and one of ``C`` or
-            more is an error that makes the loss NaN.
+        targets: ``int[B, …]`` classes, or a column of them ``[B, …, 1]``; a negative one is unknown (or padding) and
+            does not count, and one of ``C`` or more is an error that makes the loss NaN.
         label_smoothing: ``α``.
 
     Returns:
@@ -36,11 +36,7 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
             f"logits has shape {logits.shape} with a single class, whose loss is always 0: let the model return "
             "heuristics.binary_logits(logits)"
         )
-    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets {targets.dtype}{targets.shape} do not fit logits of shape {logits.shape}: "
-            "pass integer classes with the shape of logits without the last axis"
-        )
+    targets = numerics.classes_for("logits", logits, targets)
     import optax  # heavy, and not needed to import the package
 
     known = targets >= 0
@@ -49,6 +45,36 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
     losses = jnp.where(known, optax.safe_softmax_cross_entropy(logits, labels), 0.0)
     losses = jnp.where(targets < logits.shape[-1], losses, jnp.nan)
     return _mean_over_positions(losses, known)
+
+
+def binary_cross_entropy(logits: Array, targets: Array) -> Array:
+    r"""Cross-entropy of ``C`` labels that are each there or not, in nats, averaged over the labels.
+
+    .. math:: -\tfrac1C \sum_c y_c \log \sigma(z_c) + (1 - y_c) \log(1 - \sigma(z_c))
+
+    Args:
+        logits: ``[B, …, C]``, one for each label.
+        targets: ``[B, …, C]`` of 0 and 1, of any type, or ``[B, …]`` for a single label; a negative one or NaN is
+            unknown and does not count.
+
+    Returns:
+        ``[B]``: the loss of each example, averaged over its labels that count.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> from baal_jax import losses
+        >>> print(losses.binary_cross_entropy(jnp.zeros((1, 3)), jnp.array([[0, 1, -1]])))
+        [0.6931472]
+    """
+    logits, targets = numerics.as_float(logits), jnp.asarray(targets)
+    targets = _of_shape(logits, targets)
+    known = targets >= 0  # false for NaN
+    import optax
+
+    losses = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, targets, 0.0))
+    return _mean_over_positions(jnp.where(known, losses, 0.0), known)
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:
@@ -71,14 +97,11 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         >>> print(losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros(2)))
         [0.5 4.5]
     """
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        targets = targets[..., None]
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    outputs = numerics.as_float(outputs)
+    targets = _of_shape(outputs, jnp.asarray(targets))
+    known = ~jnp.isnan(targets)
     import optax
 
-    outputs, targets = numerics.as_float(outputs), numerics.as_float(targets)
-    known = ~jnp.isnan(targets)
     errors = jnp.where(known, optax.l2_loss(outputs, jnp.where(known, targets, 0.0)), 0.0)
     return _mean_over_positions(errors, known)
 
@@ -120,6 +143,15 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
     errors = jnp.where(known, targets, 0.0) - jnp.where(known, mean, 0.0)
     losses = 0.5 * (jnp.log(2 * jnp.pi) + log_variance + errors**2 * jnp.exp(-log_variance))
     return _mean_over_positions(jnp.where(known, losses, 0.0), known)
+
+
+def _of_shape(outputs: Array, targets: Array) -> Array:
+    """Targets in shape and type of the outputs, of which a single one may be missing."""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        targets = targets[..., None]
+    if outputs.shape != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    return targets.astype(outputs.dtype)
 
 
 def _mean_over_positions(losses: Array, known: Array) -> Array:

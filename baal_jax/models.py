@@ -114,6 +114,9 @@ def from_linen(
     import flax.linen as nn
 
     random_classes, frozen_classes = (nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), (nn.BatchNorm, *frozen)
+    if not isinstance(module, nn.Module):
+        shown = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise TypeError(f"module is {shown}: pass a linen module, such as Net(), and an nnx one to from_nnx")
     call = type(module).__call__
     # A flag is a field of the module or an argument of its call; where it is both, flax refuses to be told twice, and
     # the field wins. What the module then asks of the layers inside is its own affair, and overridden layer by layer.
@@ -208,6 +211,8 @@ def from_nnx(
     from flax import nnx
 
     random_classes, frozen_classes = (nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen)
+    if not callable(module):
+        raise TypeError(f"module is a {type(module).__name__}: pass an nnx module, or a function that makes one")
     given = isinstance(module, nnx.Module)
     signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
     by_keyword = "rngs" in signature.parameters

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection, short
 
 _AVAILABLE, _EXCLUDED = -1, -2
 
@@ -32,6 +32,8 @@ class PoolState(NamedTuple):
     labelled_at: Array
     round: Array
     targets: Any = None
+
+    __repr__ = short
 
 
 def init(num_examples: int, targets: Array | None = None) -> PoolState:

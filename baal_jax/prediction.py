@@ -17,7 +17,8 @@ import numpy as np
 
 from baal_jax._util import checks, sources
 from baal_jax._util.sources import Source
-from baal_jax.metrics import MetricSet, default_metrics
+from baal_jax.metrics import MetricSet
+from baal_jax.tasks import metrics_of
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
 
 SummaryFn = Callable[[Predictions], PyTree]
@@ -120,8 +121,8 @@ def evaluate(
         state: what ``posterior.fit`` returned.
         dataset: inputs and targets ``[N, …]``; inputs may be a source on the host, which is mapped batch by batch and
             reduced once: the same numbers.
-        metrics: a :class:`~baal_jax.metrics.MetricSet`; by default ``metrics.classification()`` for integer targets and
-            ``metrics.regression()`` for others.
+        metrics: a :class:`~baal_jax.metrics.MetricSet`; by default that of the posterior's task, see
+            :mod:`baal_jax.tasks`.
         num_samples: ``S``, as in :func:`predict`.
         batch_size: as in :func:`predict`.
 
@@ -129,16 +130,13 @@ def evaluate(
         Name → ``float32`` value.
 
     Raises:
-        ValueError: as in :func:`predict`, or the targets do not fit.
+        TypeError: ``dataset`` is none.
+        ValueError: as in :func:`predict`, or targets are not right, or do not tell what is learnt.
     """
-    metrics = default_metrics(dataset.targets) if metrics is None else metrics
+    metrics = metrics_of("dataset", posterior, state, dataset, metrics)
     if not sources.is_source(dataset.inputs):
-        checks.leading_axis("dataset", dataset)
         summary = _mapped(key, posterior, state, dataset.inputs, metrics, num_samples, batch_size)
     else:
-        if len(dataset.inputs) != len(dataset.targets):
-            sizes = f"{len(dataset.inputs)} inputs, but {len(dataset.targets)} targets"
-            raise ValueError(f"dataset has {sizes}: give one target for each")
         on_batch = lambda inputs: _mapped(key, posterior, state, inputs, metrics, num_samples, None)  # noqa: E731
         summary = sources.mapped(on_batch, dataset.inputs, batch_size)
     return jax.jit(metrics.compute)(summary, jnp.asarray(dataset.targets))

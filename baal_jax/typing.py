@@ -16,10 +16,35 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array  # a typed key, jax.random.key(seed)
 PyTree = Any
+
+
+def short(record: Any) -> str:
+    """A record in a few lines: shapes for arrays, values where they are few."""
+    fields = ", ".join(f"{name}={_shown(getattr(record, name))}" for name in record._fields)
+    text = f"{type(record).__name__}({fields})"
+    return text if len(text) <= 900 else f"{text[:899]}…"
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        small = isinstance(value, np.ndarray | jax.Array) and value.size <= 12 and value.ndim < 2
+        if not small or isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return f"{value.dtype}{list(value.shape)}"
+        return " ".join(np.array2string(np.asarray(value), precision=4, separator=", ").split())
+    if isinstance(value, dict | list | tuple) and not hasattr(value, "_fields"):
+        leaves = jax.tree.leaves(value)
+        if not isinstance(value, dict) or len(leaves) != len(value) or len(leaves) > 12:
+            return f"{type(value).__name__} of {len(leaves)} leaves"
+        return "{" + ", ".join(f"{name}: {_shown(leaf)}" for name, leaf in value.items()) + "}"
+    if callable(value) and not hasattr(value, "_fields"):
+        return getattr(value, "__qualname__", type(value).__name__)
+    text = repr(value)
+    return text if hasattr(value, "_fields") or len(text) <= 80 else f"{text[:79]}…"
 
 
 class Dataset(NamedTuple):
@@ -33,6 +58,8 @@ class Dataset(NamedTuple):
 
     inputs: PyTree
     targets: Any = None
+
+    __repr__ = short
 
 
 class Predictions(NamedTuple):
@@ -48,6 +75,8 @@ class Predictions(NamedTuple):
     features: Any = None
     target_logits: Any = None
 
+    __repr__ = short
+
 
 class Selection(NamedTuple):
     """The examples that an acquisition picked.
@@ -59,6 +88,8 @@ class Selection(NamedTuple):
 
     indices: Array
     scores: Array
+
+    __repr__ = short
 
 
 class Variables(NamedTuple):
@@ -72,6 +103,8 @@ class Variables(NamedTuple):
     params: PyTree
     collections: PyTree
 
+    __repr__ = short
+
 
 class TrainState(NamedTuple):
     """A trained network.
@@ -79,7 +112,7 @@ class TrainState(NamedTuple):
     Attributes:
         variables: weights and batch statistics.
         opt_state: state of the optimizer, in which methods such as SWAG keep their moments.
-        steps: ``int32[]``, updates since the weights were initialised.
+        steps: ``int32[]``, updates of the last fit; 0 where it ended with the weights that it began with.
         loss: ``float32[]``, running mean of the training loss over about the last 50 steps.
     """
 
@@ -87,6 +120,8 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     steps: Array
     loss: Array
+
+    __repr__ = short
 
 
 def of_network(field: str) -> tuple[property, property, property]:
@@ -114,6 +149,8 @@ class Model(NamedTuple):
     apply: Callable[[Variables, PyTree, Key], PyTree]
     train: Callable[[Variables, PyTree, Key], tuple[PyTree, PyTree]]
     deterministic: Callable[[Variables, PyTree], PyTree] = _no_deterministic
+
+    __repr__ = short
 
 
 class Fit(Protocol):
@@ -151,11 +188,15 @@ class Posterior(NamedTuple):
         sample: ``(key, state, num_samples) -> draws``, a pytree with leading axis ``S``.
         apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
             meets the same one, so nothing depends on the size, the order or the padding of a batch.
+        task: what is learnt, one of :mod:`baal_jax.tasks`, which brings the metrics; None where the targets tell.
     """
 
     fit: Fit
     sample: Callable[[Key, Any, int], PyTree]
     apply: Callable[[Any, PyTree, PyTree], PyTree]
+    task: Any = None
+
+    __repr__ = short
 
 
 class SelectFn(Protocol):
@@ -175,11 +216,15 @@ class Acquisition(NamedTuple):
         select: ``(key, summary, available bool[N], query_size, labelled=None) -> Selection``; sees the whole pool.
         reads_labelled: whether ``select`` reads the rows of labelled examples, which a loop that scores a sample of
             the pool (``max_sample``) does not have.
+        tasks: names of the :mod:`~baal_jax.tasks` whose outputs ``summarise`` reads; None for any.
     """
 
     summarise: Callable[[Predictions], PyTree] | None
     select: SelectFn
     reads_labelled: bool = False
+    tasks: tuple[str, ...] | None = None
+
+    __repr__ = short
 
 
 class LoopState(NamedTuple):
@@ -199,6 +244,8 @@ class LoopState(NamedTuple):
     step: Any = 0
     stopping: Any = None
 
+    __repr__ = short
+
 
 class StepInfo(NamedTuple):
     """What one would plot.
@@ -213,6 +260,8 @@ class StepInfo(NamedTuple):
             acquisition keeps more than a score).
         num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.
         metrics: name → value on the test set given to :func:`~baal_jax.run`, else None.
+        num_failed_fits: ``int32[]``, networks of this round's fit that are not finite, or whose weights are where they
+            began though there are labels.
         stopped: ``bool[]``, True for a round that did not happen because the run had stopped before: its numbers are
             NaN, its picks −1.
     """
@@ -226,6 +275,9 @@ class StepInfo(NamedTuple):
     num_nan: Array
     metrics: Any = None
     stopped: Any = False
+    num_failed_fits: Any = 0
+
+    __repr__ = short
 
 
 class Round(NamedTuple):
@@ -247,3 +299,5 @@ class Round(NamedTuple):
     summarise: Callable[..., PyTree]
     select: Callable[..., tuple[Selection, StepInfo]]
     advance: Callable[..., LoopState]
+
+    __repr__ = short

@@ -48,6 +48,19 @@ def noise(value: Any) -> float | None:
     return None if value is None else positive_float("noise", value)
 
 
+def function(name: str, value: Any, example: str) -> Any:
+    """Returns ``value``, which can be called."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name}={_shown(value)} must be a function, such as {example}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """At most a line, and never the numbers of an array."""
+    text = repr(value) if isinstance(value, str | int | float | type) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
 def is_concrete(*trees: Any) -> bool:
     """True outside of jit, vmap and grad, where values can be looked at."""
     return not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(trees))
@@ -56,7 +69,7 @@ def is_concrete(*trees: Any) -> bool:
 def typed_key(name: str, key: Any) -> None:
     """Refuses anything but one typed key."""
     if not isinstance(key, jax.Array) or not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{name}={key!r} must be a typed key: make one with jax.random.key(seed)")
+        raise ValueError(f"{name}={_shown(key)} must be a typed key: make one with jax.random.key(seed)")
     if key.shape:
         raise ValueError(f"{name} has shape {key.shape}, but one key is needed: vmap over several keys")
 
@@ -103,6 +116,17 @@ def classes(name: str, logits: Any) -> None:
             f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
             "heuristics.binary_logits"
         )
+
+
+def no_probabilities(name: str, logits: Any) -> None:
+    """Refuses probabilities where logits are needed; traced values pass."""
+    if not is_concrete(logits) or getattr(logits, "ndim", 0) < 2 or not np.size(logits):
+        return
+    for rows in (logits[(0,) * (logits.ndim - 1)], logits):  # one row, which tells already in nearly every case
+        rows = np.asarray(rows, np.float32)
+        if not (rows.min() >= 0 and (np.abs(rows.sum(axis=-1) - 1) < 1e-3).all()):
+            return
+    raise ValueError(f"{name} of shape {np.shape(logits)} are probabilities: pass logits, or jax.numpy.log({name})")
 
 
 def one_array(outputs: Any, need: str) -> Any:

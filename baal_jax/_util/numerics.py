@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -17,6 +21,18 @@ def as_float(x: Array) -> Array:
     """At least float32: half precision and integers are widened, float64 is kept."""
     x = jnp.asarray(x)
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of logits ``[S, N, …, C]``, which looks for probabilities first where they are concrete."""
+    jitted = jax.jit(score)
+
+    @functools.wraps(score)
+    def checked(logits: Array, *others: Array) -> Any:
+        checks.no_probabilities("logits", logits)
+        return jitted(logits, *others)
+
+    return checked
 
 
 def log_probs(logits: Array) -> Array:
@@ -75,6 +91,18 @@ def replicate(x: Array) -> Array:
 def take_or(values: Array, indices: Array, otherwise: float) -> Array:
     """``values[indices]``, and ``otherwise`` where an index is −1."""
     return jnp.where(indices >= 0, values[jnp.maximum(indices, 0)], otherwise)
+
+
+def classes_for(name: str, logits: Array, targets: Array) -> Array:
+    """Integer classes ``[N, …]`` for logits ``[N, …, C]``; a column of them ``[N, …, 1]`` will do."""
+    if targets.shape == (*logits.shape[:-1], 1):
+        targets = targets[..., 0]
+    if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets {targets.dtype}{targets.shape} do not fit {name} of shape {logits.shape}: "
+            f"pass integer classes with the shape of {name} without the last axis"
+        )
+    return targets
 
 
 def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:

@@ -11,7 +11,8 @@ import numpy as np
 from baal_jax._util import checks, numerics
 from baal_jax.calibration._scalings import Scaling
 from baal_jax.prediction import predict
-from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
+from baal_jax.tasks import guarded
+from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _SPLIT, _DRAWS = 0x63616C69, 0x62726174  # far from the small numbers that a fit folds in or splits by
 
@@ -31,6 +32,8 @@ class CalibratedState(NamedTuple):
     def variables(self) -> Any:
         """The network of the base state, for what reads a single one (``features``)."""
         return self.base.variables
+
+    __repr__ = short
 
 
 def calibrated(
@@ -128,7 +131,8 @@ def calibrated(
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:
         return scaling.apply(state.params, posterior.apply(state.base, draw, inputs))
 
-    return Posterior(jax.jit(fit), lambda key, state, number: posterior.sample(key, state.base, number), apply)
+    sample = lambda key, state, number: posterior.sample(key, state.base, number)  # noqa: E731
+    return guarded(jax.jit(fit), sample, apply, posterior.task)
 
 
 def _require_classes(dataset: Dataset) -> None:

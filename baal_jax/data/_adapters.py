@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from baal_jax import tasks
 from baal_jax._util import checks
 from baal_jax.typing import Dataset, PyTree
 
@@ -18,7 +19,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
 
     Args:
         inputs: array, or pytree of arrays, with one leading axis ``N``. Images are ``[N, H, W, C]``.
-        targets: ``[N, …]``, integers for classes (−1 for unknown); None where no target is known.
+        targets: ``[N, …]`` or ``[N, 1]``, integers for classes (−1 or −100 for unknown); None where no target is known.
         num_classes: refuses classes outside of it.
 
     Returns:
@@ -34,26 +35,22 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         >>> dataset.inputs.dtype, dataset.targets.dtype
         (dtype('float32'), dtype('int32'))
     """
-    inputs = jax.tree.map(lambda leaf: _numbers("inputs", leaf), inputs)
-    total = checks.leading_axis("inputs", inputs)
-    if total == 0:
+    # Lists are arrays here, and whole numbers are classes.
+    dataset = Dataset(jax.tree.map(_numbers, inputs), None if targets is None else _numbers(targets))
+    shape = None if num_classes is None or targets is None else (*_positions(dataset.targets), num_classes)
+    whole = targets is not None and not np.issubdtype(dataset.targets.dtype, np.floating)
+    tasks.admit("data", dataset, tasks.classification if whole else None, lambda: shape)
+    if checks.leading_axis("inputs", dataset.inputs) == 0:
         raise ValueError("inputs hold no example")
-    for leaf in jax.tree.leaves(inputs):
-        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and not jax.numpy.isfinite(leaf).all():
-            raise ValueError("inputs hold non-finite values: impute or drop those rows")
-    if targets is None:
-        return Dataset(inputs, None)
-    targets = _numbers("targets", targets)
-    if targets.shape[:1] != (total,):
-        raise ValueError(f"targets have shape {targets.shape}, but inputs {total} examples: make the lengths equal")
-    if np.issubdtype(targets.dtype, np.integer):
-        high = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
-        wrong = np.asarray((np.asarray(targets) < -1) | (np.asarray(targets) > high)).reshape(total, -1).any(axis=1)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"targets[{row}] is {targets[row]}, outside of the classes 0 to {high}")
-        targets = targets.astype(np.int32)
-    return Dataset(inputs, targets)
+    if not whole:
+        return dataset
+    classes = dataset.targets.astype(np.int32).reshape(_positions(dataset.targets))
+    return dataset._replace(targets=classes.clip(-1))
+
+
+def _positions(targets: Any) -> tuple[int, ...]:
+    """The shape of targets, of which a column is a vector."""
+    return targets.shape[:1] if targets.ndim == 2 and targets.shape[1] == 1 else targets.shape
 
 
 def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None = "label") -> Dataset:
@@ -106,9 +103,6 @@ def _stacked(name: str, start: int, rows: Any) -> np.ndarray:
     return np.stack([np.asarray(row) for row in rows])
 
 
-def _numbers(name: str, leaf: Any) -> Any:
-    if not isinstance(leaf, jax.Array):
-        leaf = np.asarray(leaf)
-    if not (jax.numpy.issubdtype(leaf.dtype, np.number) or leaf.dtype == np.bool_):
-        raise ValueError(f"{name} hold {leaf.dtype}, not numbers: encode them first")
+def _numbers(leaf: Any) -> Any:
+    leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf

@@ -9,7 +9,14 @@ from collections.abc import Callable
 
 from jax import Array
 
-from baal_jax.heuristics._compose import binary_logits, combine, from_baal_layout, reduce_spatial
+from baal_jax.heuristics._compose import (
+    _MultiLabel,
+    binary_logits,
+    combine,
+    from_baal_layout,
+    multi_label,
+    reduce_spatial,
+)
 from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian_uncertainty
 from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
@@ -25,6 +32,30 @@ REGISTRY: dict[str, Callable[..., Array]] = {
     "variation_ratio": variation_ratio,
 }
 """Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
+
+_OF_CLASSES = (bald, entropy, epig, expected_entropy, least_confidence, margin, mean_std, variation_ratio)
+
+
+def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
+    """Names of the tasks whose outputs a heuristic reads; None where that is not known.
+
+    Args:
+        score_fn: a heuristic.
+
+    Returns:
+        Names of :mod:`baal_jax.tasks`.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> heuristics.tasks_of(heuristics.bald), heuristics.tasks_of(heuristics.multi_label(heuristics.bald))
+        (('classification',), ('multi_label',))
+    """
+    if isinstance(score_fn, _MultiLabel):
+        return ("multi_label",)
+    if score_fn is gaussian_bald or score_fn is gaussian_epig:
+        return ("gaussian_regression",)
+    return ("classification",) if any(score_fn is known for known in _OF_CLASSES) else None
+
 
 __all__ = [
     "REGISTRY",
@@ -42,7 +73,9 @@ __all__ = [
     "least_confidence",
     "margin",
     "mean_std",
+    "multi_label",
     "reduce_spatial",
+    "tasks_of",
     "uncertainty",
     "variance",
     "variation_ratio",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,39 @@ def binary_logits(logit: Array) -> Array:
         raise ValueError(f"logit has shape {logit.shape}, but a last axis of 1 is needed: pass logit[..., None]")
     logit = numerics.as_float(logit)
     return jnp.concatenate([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)], axis=-1)
+
+
+class _MultiLabel(NamedTuple):
+    """A heuristic of classes, summed over labels that are each there or not."""
+
+    score_fn: ScoreFn
+
+    def __call__(self, logits: Array) -> Array:
+        return jnp.sum(self.score_fn(binary_logits(jnp.asarray(logits)[..., None])), axis=-1)
+
+
+def multi_label(score_fn: ScoreFn) -> ScoreFn:
+    r"""A heuristic of classes for multi-label outputs: the sum over labels, each of which is there or not.
+
+    .. math:: s(x) = \sum_c s\bigl(\log(1 - \sigma(z_c)), \log \sigma(z_c)\bigr)
+
+    Of BALD and entropies it is the information about all labels, if those are independent given the weights.
+
+    Args:
+        score_fn: a heuristic of classes, such as :func:`bald` or :func:`margin`.
+
+    Returns:
+        A heuristic ``logits [S, N, …, C] -> [N, …]``, a logit for each label.
+
+    Raises:
+        TypeError: ``score_fn`` is no function.
+
+    Example:
+        >>> from baal_jax import heuristics
+        >>> print(heuristics.multi_label(heuristics.entropy)(jnp.zeros((8, 1, 3))).round(4))   # 3 log 2
+        [2.0794]
+    """
+    return _MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
 
 
 @jax.jit

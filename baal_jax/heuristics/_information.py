@@ -13,7 +13,7 @@ from baal_jax._util import checks, numerics
 _BLOCK = 2**23  # numbers of the largest temporary array, 32 MiB
 
 
-@jax.jit
+@numerics.on_logits
 def entropy(logits: Array) -> Array:
     r"""Entropy of the mean prediction: the total uncertainty.
 
@@ -38,7 +38,7 @@ def entropy(logits: Array) -> Array:
     return numerics.entropy(numerics.log_mean_exp(numerics.log_probs(logits)))
 
 
-@jax.jit
+@numerics.on_logits
 def expected_entropy(logits: Array) -> Array:
     r"""Mean entropy of the draws: the aleatoric part, which more labels do not remove.
 
@@ -63,7 +63,7 @@ def expected_entropy(logits: Array) -> Array:
     return jnp.mean(numerics.entropy(numerics.log_probs(logits)), axis=0)
 
 
-@jax.jit
+@numerics.on_logits
 def bald(logits: Array) -> Array:
     r"""Bayesian active learning by disagreement: what a label would tell about the parameters.
 
@@ -121,7 +121,7 @@ class Uncertainty(NamedTuple):
     epistemic: Array
 
 
-@jax.jit
+@numerics.on_logits
 def uncertainty(logits: Array) -> Uncertainty:
     r"""Total, aleatoric and epistemic uncertainty: the entropy of a label, split by whether more labels remove it.
 
@@ -146,7 +146,7 @@ def uncertainty(logits: Array) -> Uncertainty:
     return Uncertainty(entropy(logits), expected_entropy(logits), bald(logits))
 
 
-@jax.jit
+@numerics.on_logits
 def epig(logits: Array, target_logits: Array) -> Array:
     r"""Expected predictive information gain: what a label would tell about predictions that matter.
 

@@ -9,7 +9,7 @@ from jax import Array
 from baal_jax._util import checks, numerics
 
 
-@jax.jit
+@numerics.on_logits
 def margin(logits: Array) -> Array:
     r"""Minus the margin, the gap between the two most probable classes of the mean prediction.
 
@@ -34,7 +34,7 @@ def margin(logits: Array) -> Array:
     return best[..., 1] - best[..., 0]
 
 
-@jax.jit
+@numerics.on_logits
 def least_confidence(logits: Array) -> Array:
     r"""One minus the probability of the most probable class of the mean prediction (Baal's Certainty, turned round).
 
@@ -58,7 +58,7 @@ def least_confidence(logits: Array) -> Array:
     return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
 
 
-@jax.jit
+@numerics.on_logits
 def variation_ratio(logits: Array) -> Array:
     r"""Variation ratio: the share of draws that do not vote for the most frequent class.
 
@@ -90,7 +90,7 @@ def variation_ratio(logits: Array) -> Array:
     return jnp.where(jnp.any(jnp.isnan(logits), axis=(0, -1)), jnp.nan, ratio)
 
 
-@jax.jit
+@numerics.on_logits
 def mean_std(logits: Array) -> Array:
     r"""Standard deviation of the class probabilities over the draws, averaged over classes.
 

@@ -14,7 +14,14 @@ from baal_jax.metrics._classification import accuracy, brier, confusion_matrix, 
 from baal_jax.metrics._joint import joint_log_likelihood
 from baal_jax.metrics._ranking import auroc, average_precision
 from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
-from baal_jax.metrics._sets import MetricSet, classification, default_metrics, model_average, regression
+from baal_jax.metrics._sets import (
+    MetricSet,
+    classification,
+    gaussian_regression,
+    model_average,
+    multi_label,
+    regression,
+)
 
 __all__ = [
     "MetricSet",
@@ -29,14 +36,15 @@ __all__ = [
     "confusion_matrix",
     "coverage",
     "crps",
-    "default_metrics",
     "ece",
     "ece_per_class",
     "f1",
     "gaussian_crps",
+    "gaussian_regression",
     "joint_log_likelihood",
     "mae",
     "model_average",
+    "multi_label",
     "nll",
     "pinball",
     "precision",

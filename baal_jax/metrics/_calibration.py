@@ -7,7 +7,6 @@ All of them sum the same thing. The calibration error of a bin with ``n_b`` of `
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.metrics._common import averaged, count_into, fit_classes, gather, predicted_class
+from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, gather, predicted_class
 
 ENTROPY_BINS = 20
 
 
-@functools.partial(jax.jit, static_argnames="num_bins")
+@compiled("num_bins")
 def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     r"""Expected calibration error over bins of equal width.
 
@@ -64,7 +63,7 @@ class Reliability(NamedTuple):
     accuracy: Array
 
 
-@functools.partial(jax.jit, static_argnames="num_bins")
+@compiled("num_bins")
 def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reliability:
     """Reliability diagram, which :func:`ece` sums up: how often predictions are right, against their confidence.
 
@@ -95,7 +94,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
     return Reliability(numbers, (hits - gaps.astype(jnp.float32)) / numbers, hits / numbers)
 
 
-@functools.partial(jax.jit, static_argnames="num_bins")
+@compiled("num_bins")
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     """:func:`ece` among the examples of each true class, as Baal has it.
 
@@ -124,7 +123,7 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
     return _error(*_gaps(confidence, correct, cells, known, (log_probs.shape[-1], num_bins)))
 
 
-@functools.partial(jax.jit, static_argnames=("num_bins", "average"))
+@compiled("num_bins", "average")
 def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, average: str | None = "macro") -> Array:
     r"""Calibration error of the probability of each class, over all examples: all of a prediction counts, not its peak.
 
@@ -164,7 +163,7 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
     return averaged(_error(*_gaps(probs, hits, cells, known, (num_classes, num_bins))), average)
 
 
-@functools.partial(jax.jit, static_argnames="num_bins")
+@compiled("num_bins")
 def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     r""":func:`ece` over bins of equal mass, which a narrow spread of confidences does not leave empty.
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks
-from baal_jax.metrics._common import averaged, count_into, fit_classes, mean, predicted_class
+from baal_jax._util import checks, numerics
+from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, is_soft, mean, predicted_class
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@compiled("k")
 def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     """Accuracy: share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
 
@@ -41,7 +40,7 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     return mean(hits, known)
 
 
-@jax.jit
+@compiled()
 def nll(log_probs: Array, targets: Array) -> Array:
     r"""Negative log-likelihood of the model average, in nats.
 
@@ -49,7 +48,7 @@ def nll(log_probs: Array, targets: Array) -> Array:
 
     Args:
         log_probs: ``[N, …, C]``.
-        targets: ``int[N, …]``.
+        targets: ``int[N, …]``, or probabilities ``y`` of the classes, ``float[N, …, C]``: ``Σ_c y_c log p̄_c`` then.
 
     Returns:
         ``float32[]``.
@@ -62,12 +61,15 @@ def nll(log_probs: Array, targets: Array) -> Array:
         >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.6931472
     """
+    soft = numerics.as_float(targets) if is_soft(log_probs, targets) else None
     log_probs, targets, known = fit_classes(log_probs, targets)
+    if soft is not None:
+        return mean(-jnp.sum(jnp.where(soft > 0, soft * log_probs, 0.0), axis=-1), known)
     chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return mean(-chosen, known)
 
 
-@jax.jit
+@compiled()
 def brier(log_probs: Array, targets: Array) -> Array:
     r"""Brier score, the squared distance to the one-hot target.
 
@@ -92,13 +94,14 @@ def brier(log_probs: Array, targets: Array) -> Array:
         >>> print(metrics.brier(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.5
     """
+    soft = numerics.as_float(targets) if is_soft(log_probs, targets) else None
     log_probs, targets, known = fit_classes(log_probs, targets)
     probs = jnp.exp(log_probs)
-    one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype)
+    one_hot = jax.nn.one_hot(targets, probs.shape[-1], dtype=probs.dtype) if soft is None else soft
     return mean(jnp.sum((probs - one_hot) ** 2, axis=-1), known)
 
 
-@jax.jit
+@compiled()
 def confusion_matrix(log_probs: Array, targets: Array) -> Array:
     """Confusion matrix: counts of (true class, predicted class).
 
@@ -124,7 +127,7 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
     return count_into(targets * classes + predicted, in_a_cell, classes * classes).reshape(classes, classes)
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@compiled("average")
 def precision(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
     r"""Precision: share of the predictions of a class that are right.
 
@@ -157,7 +160,7 @@ def precision(log_probs: Array, targets: Array, *, average: str | None = "macro"
     return _ratio(counts.hits, counts.predicted, counts, average, zero_division)
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@compiled("average")
 def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
     r"""Recall: share of the examples of a class that are predicted as such, its accuracy.
 
@@ -185,7 +188,7 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
     return _ratio(counts.hits, counts.targets, counts, average, zero_division)
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@compiled("average")
 def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_division: float = 0.0) -> Array:
     r"""F1 score: harmonic mean of :func:`precision` and :func:`recall`.
 
@@ -211,6 +214,13 @@ def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_
     """
     counts = _class_counts(log_probs, targets)
     return _ratio(2 * counts.hits, counts.predicted + counts.targets, counts, average, zero_division)
+
+
+def f1_of_second(log_probs: Array, targets: Array) -> Array:
+    """F1 of class 1, 0 where it neither occurs nor is predicted: of a label that is there or not."""
+    counts = _class_counts(log_probs, targets)
+    parts = 2 * counts.hits[1], counts.predicted[1] + counts.targets[1]
+    return parts[0].astype(jnp.float32) / jnp.maximum(parts[1], 1).astype(jnp.float32)
 
 
 class _ClassCounts(NamedTuple):

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from baal_jax._util import numerics
+from baal_jax._util import checks, numerics
+
+
+def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a metric of ``(log_probs, targets)``, which looks at log-probabilities first where they are concrete."""
+
+    def decorate(metric: Callable[..., Any]) -> Callable[..., Any]:
+        jitted = jax.jit(metric, static_argnames=static)
+
+        @functools.wraps(metric)
+        def checked(log_probs: Array, targets: Array, **options: Any) -> Any:
+            if checks.is_concrete(log_probs) and np.size(log_probs):
+                total = np.asarray(jax.nn.logsumexp(numerics.as_float(log_probs), axis=-1))
+                if (np.abs(total[~np.isnan(total)]) > 0.05).any():
+                    raise ValueError(
+                        f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: pass "
+                        "metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
+                    )
+            return jitted(log_probs, targets, **options)
+
+        return checked
+
+    return decorate
 
 
 def fit_classes(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Log-probabilities in at least float32, classes in int32, and which classes are known, if their shapes fit."""
-    if not jnp.issubdtype(targets.dtype, jnp.integer) or log_probs.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"targets {targets.dtype}{targets.shape} do not fit log_probs of shape {log_probs.shape}: "
-            "pass integer classes with the shape of log_probs without the last axis"
-        )
-    targets = targets.astype(jnp.int32)
+    """Log-probabilities in at least float32, classes in int32, and which classes are known, if their shapes fit.
+
+    Of targets that are probabilities ``[N, …, C]`` the class is the most probable one.
+    """
+    targets = jnp.asarray(targets)
+    if is_soft(log_probs, targets):
+        targets = predicted_class(targets)
+    targets = numerics.classes_for("log_probs", log_probs, targets).astype(jnp.int32)
     return numerics.as_float(log_probs), targets, targets >= 0
+
+
+def is_soft(log_probs: Array, targets: Array) -> bool:
+    """Whether targets are probabilities of the classes, one-hot ones among them."""
+    return targets.shape == log_probs.shape and jnp.issubdtype(targets.dtype, jnp.floating)
 
 
 def fit_outputs(name: str, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:

@@ -7,7 +7,6 @@ run of equal scores is one step, taken at its last example, and the order within
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax.metrics._common import averaged, fit_classes, gather
+from baal_jax.metrics._common import averaged, compiled, fit_classes, gather
 
 
 class _Ranking(NamedTuple):
@@ -30,7 +29,7 @@ class _Ranking(NamedTuple):
     valid: Array  # [], False where a known score is NaN
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@compiled("average")
 def average_precision(log_probs: Array, targets: Array, *, average: str | None = None) -> Array:
     r"""Area under the precision-recall curve of each class against the rest, as a step function.
 
@@ -65,7 +64,7 @@ def average_precision(log_probs: Array, targets: Array, *, average: str | None =
     return averaged(_by_class(one_class, log_probs, targets), average)
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@compiled("average")
 def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Array:
     r"""Area under the ROC curve of each class against the rest.
 

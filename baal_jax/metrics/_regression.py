@@ -232,6 +232,15 @@ def gaussian_nll(predicted: Array, variance: Array, targets: Array) -> Array:
     return mean(0.5 * (jnp.log(2 * math.pi * variance) + errors**2 / variance), known)
 
 
+def noise_of(predicted: Array, variance: Array, targets: Array) -> Array:
+    """What a variance leaves of the mean squared error, at least 0, for each output dimension."""
+    errors, known, variance = _gaussian_errors(predicted, variance, targets)
+    rest = jnp.where(known, errors**2 - variance, 0.0)
+    axes = tuple(range(max(min(rest.ndim, predicted.ndim - 1), 1)))
+    left = jnp.sum(rest, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(rest.dtype)
+    return jnp.broadcast_to(jnp.maximum(left, 0.0), predicted.shape)
+
+
 def sorted_draws(draws: Array) -> Array:
     """``[S, N, …]`` to ``[N, …, S]`` in rising order, NaN last."""
     return jnp.moveaxis(jnp.sort(numerics.as_float(draws), axis=0), 0, -1)

@@ -100,8 +100,59 @@ def classification(
     return _classification(ks, checks.positive_int("num_bins", num_bins), bool(diagnostics), _names(extra))
 
 
+def multi_label() -> MetricSet:
+    """Metrics of labels that are each there or not, from the mean over draws of their probabilities.
+
+    ``"exact_match"``, the share of examples with all labels right, and ``"hamming_loss"``, the share of labels that are
+    wrong, at a threshold of ½; ``"f1_micro"`` over all labels together and ``"f1_macro"``, the mean over labels, 0 for
+    one without a hit; ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; and
+    ``"ece"`` of whether a label is there.
+
+    Returns:
+        A :class:`MetricSet` for outputs ``[S, N, …, C]``, a logit for each label, and targets of 0 and 1 ``[N, …, C]``;
+        a negative target or NaN is unknown and does not count.
+
+    References:
+        Read et al., `Classifier chains for multi-label classification
+        <https://doi.org/10.1007/s10994-011-5256-5>`_, 2011.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> metric_set = baal.metrics.multi_label()
+        >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[3.0, -3.0], [3.0, 3.0]]])))
+        >>> values = metric_set.compute(summary, jnp.array([[1, 0], [1, 0]]))
+        >>> print(values["exact_match"], values["hamming_loss"], values["f1_micro"])
+        0.5 0.25 0.8
+    """
+    return _multi_label()
+
+
+def gaussian_regression() -> MetricSet:
+    r"""RMSE, mean absolute error, NLL, CRPS and coverage of networks that predict a mean and a log-variance.
+
+    The draws are one Gaussian, of the mean of the means and the variance of the mixture,
+    :math:`\sigma_n^2 = \operatorname{Var}_s \mu_{sn} + \tfrac1S \sum_s \sigma_{sn}^2`. ``"coverage"`` is the share of
+    targets in its central interval of 90 %.
+
+    Returns:
+        A :class:`MetricSet` for outputs ``[S, N, …, 2C]``, as of :func:`~baal_jax.losses.gaussian_nll`.
+
+    References:
+        Lakshminarayanan et al., `Simple and scalable predictive uncertainty estimation using deep ensembles
+        <https://arxiv.org/abs/1612.01474>`_, 2017.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> metric_set = baal.metrics.gaussian_regression()
+        >>> summary = metric_set.summarise(baal.Predictions(jnp.zeros((2, 3, 2))))
+        >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.ones(3)).items()}
+        {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 1.0}
+    """
+    return _gaussian_regression()
+
+
 def regression(
-    *, noise_variance: float = 0.0, extra: Sequence[str] = (), levels: Sequence[float] = (0.05, 0.5, 0.95)
+    *, noise_variance: float | None = None, extra: Sequence[str] = (), levels: Sequence[float] = (0.05, 0.5, 0.95)
 ) -> MetricSet:
     r"""RMSE, mean absolute error, and NLL and CRPS of a Gaussian with the mean and variance over the draws.
 
@@ -112,7 +163,9 @@ def regression(
     dimension, however many draws there are. What reads the draws themselves keeps more, and has to be asked for.
 
     Args:
-        noise_variance: ``σ²``, the variance of the observation noise.
+        noise_variance: ``σ²``, the variance of the observation noise. By default it is what the variance over the draws
+            leaves of the mean squared error, for each output dimension, on the data that are evaluated: draws of a mean
+            know nothing of it. Give it where it is known; 0 for draws that hold it already.
         extra: names of further metrics. ``"crps_draws"`` and ``"crps_fair"`` are the two versions of :func:`crps`; they
             keep all ``S`` draws of an example, in order. ``"pinball"`` is ``[L]``, and ``"coverage"`` that of the
             interval between the lowest and the highest level; they keep ``L`` quantiles.
@@ -133,13 +186,9 @@ def regression(
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.array([2.0])).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
     """
-    noise_variance = checks.finite_float("noise_variance", noise_variance, 0.0)
+    if noise_variance is not None:
+        noise_variance = checks.finite_float("noise_variance", noise_variance, 0.0)
     return _regression(noise_variance, _names(extra), real.static_levels("levels", levels))
-
-
-def default_metrics(targets: Array) -> MetricSet:
-    """Classification for integer targets, regression for others."""
-    return classification() if jnp.issubdtype(targets.dtype, jnp.integer) else regression()
 
 
 @functools.cache  # one object for one configuration, so that evaluate compiles once
@@ -176,7 +225,76 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
 
 
 @functools.cache
-def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[float, ...]) -> MetricSet:
+def _multi_label() -> MetricSet:
+    def summarise(predictions: Predictions) -> Array:
+        checks.draws("logits", predictions.logits)
+        logits = numerics.as_float(predictions.logits)
+        return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
+
+    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
+        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
+
+        def value(summary: Array, targets: Array) -> Array:
+            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
+                targets = targets[..., None]
+            if targets.shape != summary.shape[:-1]:
+                raise ValueError(
+                    f"targets have shape {targets.shape}, but the labels {summary.shape[:-1]}: make them equal"
+                )
+            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
+            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
+
+        return value
+
+    def exact_match(log_probs: Array, labels: Array) -> Array:
+        right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
+        return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
+
+    def f1_macro(log_probs: Array, labels: Array) -> Array:
+        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
+
+    def average_precision(log_probs: Array, labels: Array) -> Array:
+        values = jax.vmap(lambda *label: ranking.average_precision(*label)[1], in_axes=1)(log_probs, labels)
+        return classes.averaged(values, "macro")
+
+    named = {
+        "exact_match": exact_match,
+        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
+        "f1_micro": classes.f1_of_second,
+        "f1_macro": f1_macro,
+        "average_precision": average_precision,
+        "nll": classes.nll,
+        "ece": calibration.ece,
+    }
+    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
+
+
+def _of_mean(metric: Callable[..., Array]) -> Metric:
+    return lambda summary, targets: metric(summary[0], targets)
+
+
+@functools.cache
+def _gaussian_regression() -> MetricSet:
+    def summarise(predictions: Predictions) -> tuple[Array, Array]:
+        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
+        return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
+
+    def coverage(summary: PyTree, targets: Array) -> Array:
+        half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
+        return real.coverage(summary[0] - half, summary[0] + half, targets)
+
+    named: dict[str, Metric] = {
+        "rmse": _of_mean(real.rmse),
+        "mae": _of_mean(real.mae),
+        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
+        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
+        "coverage": coverage,
+    }
+    return _metric_set(summarise, named)
+
+
+@functools.cache
+def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tuple[float, ...]) -> MetricSet:
     lowest, highest = levels.index(min(levels)), levels.index(max(levels))
 
     def summarise(predictions: Predictions) -> tuple:
@@ -189,12 +307,13 @@ def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[flo
         moments = jnp.mean(outputs, axis=0), jnp.var(outputs, axis=0)
         return (*moments, kept) if kept else moments
 
-    def of_mean(metric: Callable[..., Array]) -> Metric:
-        return lambda summary, targets: metric(summary[0], targets)
-
     def of_gaussian(metric: Callable[..., Array]) -> Metric:
-        # Draws that agree have no variance, and a NLL of −∞ where they are right.
-        return lambda summary, targets: metric(summary[0], jnp.maximum(summary[1] + noise_variance, 1e-12), targets)
+        def value(summary: PyTree, targets: Array) -> Array:
+            noise = real.noise_of(*summary[:2], targets) if noise_variance is None else noise_variance
+            # Draws that agree have no variance, and a NLL of −∞ where they are right.
+            return metric(summary[0], jnp.maximum(summary[1] + noise, 1e-12), targets)
+
+        return value
 
     def of_draws(fair: bool) -> Metric:
         return lambda summary, targets: real.crps_of_sorted(summary[2]["draws"], targets, fair)
@@ -207,8 +326,8 @@ def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[flo
         return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
     named = {
-        "rmse": of_mean(real.rmse),
-        "mae": of_mean(real.mae),
+        "rmse": _of_mean(real.rmse),
+        "mae": _of_mean(real.mae),
         "nll": of_gaussian(real.gaussian_nll),
         "crps": of_gaussian(real.gaussian_crps),
     }
@@ -219,7 +338,7 @@ def _regression(noise_variance: float, extra: tuple[str, ...], levels: tuple[flo
         "coverage": coverage,
     }
     chosen = _chosen(extra, available)
-    if extra and noise_variance > 0:
+    if extra and noise_variance:
         raise ValueError(
             f"extra={extra!r} reads the draws, which lack the noise of noise_variance={noise_variance}: "
             "let the model add the noise to its draws and leave noise_variance at 0"

@@ -9,8 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
+from baal_jax.tasks import guarded, task_of
 from baal_jax.training import batches
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 
 class ChainState(NamedTuple):
@@ -25,6 +38,8 @@ class ChainState(NamedTuple):
     positions: PyTree
 
     variables, steps, loss = of_network("network")
+
+    __repr__ = short
 
 
 def from_blackjax(
@@ -131,4 +146,4 @@ def from_blackjax(
         params = jax.tree.map(lambda leaf: leaf[draw], state.positions)
         return model.deterministic(Variables(params, state.variables.collections), inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))

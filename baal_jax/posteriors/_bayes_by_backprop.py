@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, random
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables
+from baal_jax.tasks import guarded, task_of
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, short
 
 
 class VariationalState(NamedTuple):
@@ -36,6 +37,8 @@ class VariationalState(NamedTuple):
     opt_state: PyTree
     steps: Array
     loss: Array
+
+    __repr__ = short
 
 
 def bayes_by_backprop(
@@ -103,7 +106,7 @@ def bayes_by_backprop(
     def apply(state: VariationalState, draw: PyTree, inputs: PyTree) -> PyTree:
         return inner.apply(_to_train_state(state), draw, inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 
 
 def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, kl_weight: float = 1.0) -> Posterior:
@@ -160,7 +163,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         params, collections = state.variables
         return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
 
-    return Posterior(trainer(model, penalty=penalty), sample, apply)
+    return guarded(trainer(model, penalty=penalty), sample, apply, task_of(trainer))
 
 
 def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Array], bool] | None) -> Model:

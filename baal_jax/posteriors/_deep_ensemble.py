@@ -8,7 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.tasks import guarded, task_of
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 
 class EnsembleState(NamedTuple):
@@ -26,6 +39,8 @@ class EnsembleState(NamedTuple):
     def variables(self) -> Variables:
         """The first member's network, for what reads a single one (``features``)."""
         return jax.tree.map(lambda leaf: leaf[0], self.members.variables)
+
+    __repr__ = short
 
 
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
@@ -92,4 +107,4 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         del state
         return model.deterministic(draw, inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))

@@ -11,7 +11,20 @@ import jax.numpy as jnp
 from baal_jax._util import checks, numerics
 from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.tasks import guarded, task_of
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 
 class DropoutGPState(NamedTuple):
@@ -32,6 +45,8 @@ class DropoutGPState(NamedTuple):
     age: Array
 
     variables, steps, loss = of_network("network")
+
+    __repr__ = short
 
 
 def dropout_gp(
@@ -154,7 +169,7 @@ def dropout_gp(
         mean, deviations = passes(state.variables, state.key, inputs)
         return mean + jnp.tensordot(draw, deviations, axes=1, precision="highest")
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 
 
 def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:

@@ -12,7 +12,20 @@ import jax.numpy as jnp
 
 from baal_jax import features
 from baal_jax._util import checks
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.tasks import guarded, task_of
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 
 class EpinetState(NamedTuple):
@@ -29,6 +42,8 @@ class EpinetState(NamedTuple):
 
     variables, steps, _ = of_network("base")
     _, _, loss = of_network("epinet")
+
+    __repr__ = short
 
 
 def epinet(
@@ -105,7 +120,7 @@ def epinet(
         hidden, outputs = features.hidden_and_outputs(model, state.variables, inputs)
         return outputs + _epinet(state.epinet.variables, hidden, draw[None], prior_scale).reshape(outputs.shape)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 
 
 def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int], prior_scale: float) -> Model:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from baal_jax import tasks
 from baal_jax._util import checks, linalg
 from baal_jax.posteriors.kernels import Kernel
-from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree
+from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
@@ -44,6 +45,8 @@ class GaussianProcessState(NamedTuple):
     scale: Array
     log_evidence: Array
     features: PyTree
+
+    __repr__ = short
 
 
 class _Draw(NamedTuple):
@@ -169,7 +172,7 @@ def gaussian_process(
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
         del previous
-        _check_labels(dataset, labelled, capacity(labelled), num_classes)
+        _check_labels(dataset, labelled, capacity(labelled))
         return compiled_fit(key, dataset, labelled)
 
     def features(state: GaussianProcessState, inputs: Array) -> Array:
@@ -193,7 +196,7 @@ def gaussian_process(
         prior = _product(features(state, inputs), draw.prior)
         return state.mean + prior + _product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
-    return Posterior(fit, sample, apply)
+    return tasks.guarded(fit, sample, apply, tasks.regression if num_classes is None else tasks.classification)
 
 
 def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> tuple[Array, Array]:
@@ -216,20 +219,15 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
 
-def _check_labels(dataset: Dataset, labelled: Array, capacity: int, num_classes: int | None) -> None:
+def _check_labels(dataset: Dataset, labelled: Array, capacity: int) -> None:
     """What can be told before anything is compiled."""
     num_examples = checks.leading_axis("dataset", dataset)
     if labelled.shape != (num_examples,):
         raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
     if not checks.is_concrete(labelled):
         return
-    chosen = np.asarray(labelled)
-    if (count := int(np.sum(chosen))) > capacity:
+    if (count := int(np.sum(np.asarray(labelled)))) > capacity:
         raise ValueError(f"max_labelled={capacity}, but {count} examples are labelled: raise it")
-    if num_classes is not None and checks.is_concrete(dataset.targets):
-        largest = np.max(np.asarray(dataset.targets)[chosen], initial=-1)
-        if largest >= num_classes:
-            raise ValueError(f"targets hold {largest}, but num_classes={num_classes}: classes count from 0")
 
 
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:

@@ -13,7 +13,20 @@ from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
 from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.tasks import guarded, task_of
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 
 class Moments(NamedTuple):
@@ -41,6 +54,8 @@ class LaplaceState(NamedTuple):
     log_evidence: Array
 
     variables, steps, loss = of_network("trained")
+
+    __repr__ = short
 
 
 def laplace(
@@ -154,7 +169,7 @@ def laplace(
 
         return jax.vmap(one)(inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 
 
 def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:

@@ -6,6 +6,7 @@ import jax
 
 from baal_jax._util import random
 from baal_jax.models import require_stochastic
+from baal_jax.tasks import guarded, task_of
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState
 
 
@@ -68,4 +69,4 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
 
         return jax.vmap(one)(inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))

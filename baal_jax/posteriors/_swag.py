@@ -8,8 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks
+from baal_jax.tasks import guarded, task_of
 from baal_jax.training import averaging, batches
-from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network
+from baal_jax.typing import (
+    Array,
+    Dataset,
+    Key,
+    Model,
+    Posterior,
+    PyTree,
+    Trainer,
+    TrainState,
+    Variables,
+    of_network,
+    short,
+)
 
 if TYPE_CHECKING:
     import optax
@@ -37,6 +50,8 @@ class SwagMoments(NamedTuple):
     squares: PyTree
     deviations: PyTree
 
+    __repr__ = short
+
 
 class SwagState(NamedTuple):
     """A Gaussian over the weights of a network.
@@ -58,6 +73,8 @@ class SwagState(NamedTuple):
     def moments(self) -> SwagMoments:
         """What the Gaussian is made from."""
         return self.train.opt_state[-1]
+
+    __repr__ = short
 
 
 def swag(
@@ -143,7 +160,7 @@ def swag(
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: SwagState | None = None) -> SwagState:
         key_train, key_inputs, key_statistics = jax.random.split(key, 3)
-        trained = train(key_train, dataset, labelled, None if previous is None else _without_moments(previous.train))
+        trained = train(key_train, dataset, labelled, None if previous is None else previous.train)
         has_statistics = jax.tree.leaves(trained.variables.collections)
         inputs = _some_inputs(key_inputs, dataset.inputs, labelled) if has_statistics else None
         return SwagState(network(key_statistics, _mean(trained), trained, inputs), trained, inputs)
@@ -162,7 +179,7 @@ def swag(
         del state
         return model.deterministic(draw, inputs)
 
-    return Posterior(jax.jit(fit), sample, apply)
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 
 
 def _gather(rank: int, start: float, every: int | None, least: int) -> optax.GradientTransformationExtraArgs:
@@ -214,12 +231,6 @@ def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
     if ring is not None:
         ring = jax.tree.map(lambda rows, new, mean: rows.at[number % rows.shape[0]].set(new - mean), ring, params, mean)
     return state._replace(num_snapshots=number + 1, mean=mean, squares=squares, deviations=ring)
-
-
-def _without_moments(state: TrainState) -> TrainState:
-    """A warm start goes on from the weights and the optimizer, and gathers anew."""
-    *optimizer, moments = state.opt_state
-    return state._replace(opt_state=(*optimizer, jax.tree.map(jnp.zeros_like, moments)))
 
 
 def _mean(state: TrainState) -> PyTree:

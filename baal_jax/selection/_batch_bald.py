@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
 from baal_jax.heuristics import bald
-from baal_jax.selection._common import best_few, inverse_cdf, size_of
+from baal_jax.selection._common import best_few, compiled, inverse_cdf, size_of
 from baal_jax.typing import Acquisition, Array, Key, Predictions, Selection
 
 _BLOCK = 2**22  # numbers of the largest temporary array, 16 MiB
@@ -74,7 +74,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         del labelled
         return greedy(key, summary, available, query_size, num_configurations)[0]
 
-    return Acquisition(summarise, jax.jit(select, static_argnames="query_size"))
+    return Acquisition(summarise, compiled(select), tasks=("classification",))
 
 
 class _Joint(NamedTuple):

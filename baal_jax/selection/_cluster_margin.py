@@ -54,6 +54,7 @@ def cluster_margin(
     """
     candidates_per_pick = checks.positive_int("candidates_per_pick", candidates_per_pick)
     num_clusters = checks.optional_int("num_clusters", num_clusters)
+    checks.function("score_fn", score_fn, "heuristics.margin")
     given, num_given = (None, 0) if clusters is None else _as_ids(clusters, num_clusters)
 
     def summarise(predictions: Predictions) -> PyTree:
@@ -82,7 +83,7 @@ def cluster_margin(
         indices = jnp.where(chosen >= 0, candidates[chosen], -1)
         return indices, scores[indices]
 
-    return over_features(find, summarise)
+    return over_features(find, summarise, tasks=heuristics.tasks_of(score_fn))
 
 
 def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> Array:

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from baal_jax import heuristics
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, Selection
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, SelectFn, Selection
 
 _BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a time
 
@@ -23,7 +24,11 @@ Find = Callable[[Key, PyTree, Array, int, Array], tuple[Array, Array]]
 
 
 def over_features(
-    find: Find, summarise: Callable[[Predictions], PyTree] | None = None, *, reads_labelled: bool = False
+    find: Find,
+    summarise: Callable[[Predictions], PyTree] | None = None,
+    *,
+    reads_labelled: bool = False,
+    tasks: tuple[str, ...] | None = None,
 ) -> Acquisition:
     """An acquisition from a search over finite features.
 
@@ -45,7 +50,7 @@ def over_features(
             raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
         available = numerics.replicate(available.astype(bool))
         labelled = numerics.replicate(labelled.astype(bool)) & ~available
-        features = jax.tree.map(lambda leaf: numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32), summary)
+        features = jax.tree.map(_in_range, summary)
         lengths = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(features)]
         broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
         features = jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features)
@@ -59,9 +64,24 @@ def over_features(
 
     return Acquisition(
         read_features if summarise is None else summarise,
-        jax.jit(select, static_argnames="query_size"),
+        compiled(select),
         reads_labelled,
+        tasks,
     )
+
+
+def compiled(select: SelectFn) -> SelectFn:
+    """Compiles a selection, which looks at its key first."""
+    jitted = jax.jit(select, static_argnames="query_size")
+
+    @functools.wraps(select)
+    def checked(
+        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
+    ) -> Selection:
+        checks.typed_key("key", key)
+        return jitted(key, summary, available, query_size, labelled)
+
+    return checked
 
 
 def read_features(predictions: Predictions) -> PyTree:
@@ -70,6 +90,11 @@ def read_features(predictions: Predictions) -> PyTree:
         raise ValueError(
             "features is None: pass features=(state, inputs) -> [B, D] to active_loop, for example "
             "baal_jax.features.last_hidden(model), or embeddings to loop.init"
+        )
+    rows = checks.leading_axis("features", predictions.features)
+    if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:
+        raise ValueError(
+            f"features of {rows} examples for logits of {predictions.logits.shape[1]}: one row each is needed"
         )
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), predictions.features)
 
@@ -83,12 +108,14 @@ def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] 
     def summarise(predictions: Predictions) -> Array:
         return score_fn(predictions.logits)
 
+    checks.function("score_fn", score_fn, "heuristics.bald")
+
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         del labelled
         scores = one_each(numerics.as_float(summary), available)
         return top(scores, available, query_size, None if values is None else values(key, scores, available))
 
-    return Acquisition(summarise, jax.jit(select, static_argnames="query_size"))
+    return Acquisition(summarise, compiled(select), tasks=heuristics.tasks_of(score_fn))
 
 
 def top(scores: Array, available: Array, query_size: int, values: Array | None = None) -> Selection:
@@ -222,6 +249,19 @@ def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -
     distances = _beside(diagonal, products) + jnp.broadcast_to(diagonal[ids], products.shape) - 2.0 * products
     own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)
     return jnp.where(own, 0.0, jnp.maximum(distances, 0.0))
+
+
+def _in_range(leaf: Array) -> Array:
+    """Features in float32, in units of which the largest is 2 to 4 where their squares would be lost or infinite."""
+    if 0 in leaf.shape[1:]:
+        raise ValueError(f"features have shape {leaf.shape}, which is none an example: pass at least one")
+    leaf = numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32)
+    finite = jnp.where(jnp.isfinite(leaf), leaf, 0.0)
+    largest = jnp.max(jnp.abs(finite), initial=0.0)
+    outside = (largest > 0) & ((largest < 1e-12) | (largest > 1e12))
+    exponent = jnp.where(outside, jnp.frexp(jnp.where(outside, largest, 1.0))[1] - 2, 0)
+    half = exponent // 2  # in two steps, for 2**-exponent may itself be out of range
+    return jnp.ldexp(jnp.ldexp(leaf, -half), half - exponent)
 
 
 def _beside(rows: Array, other: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import heuristics
-from baal_jax.selection._common import one_each, over_scores, top
+from baal_jax.selection._common import compiled, one_each, over_scores, top
 from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
 
 
@@ -52,7 +52,7 @@ def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> A
     def summarise(predictions: Predictions) -> Array:
         return score_fn(predictions.logits, predictions.target_logits)
 
-    return top_k()._replace(summarise=summarise)
+    return top_k()._replace(summarise=summarise, tasks=heuristics.tasks_of(score_fn))
 
 
 def random() -> Acquisition:
@@ -72,7 +72,7 @@ def random() -> Acquisition:
         del summary, labelled
         return top(jax.random.uniform(key, available.shape), available, query_size)
 
-    return Acquisition(None, jax.jit(select, static_argnames="query_size"))
+    return Acquisition(None, compiled(select))
 
 
 def precomputed(scores: Array) -> Acquisition:
@@ -99,4 +99,4 @@ def precomputed(scores: Array) -> Acquisition:
         del key, summary, labelled
         return top(one_each(given, available), available, query_size)
 
-    return Acquisition(None, jax.jit(select, static_argnames="query_size"))
+    return Acquisition(None, compiled(select))

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from baal_jax import pool
 from baal_jax._util import checks
 from baal_jax._util.sources import is_source, shapes_of
-from baal_jax.loop import ActiveLoop, run
+from baal_jax.loop import ActiveLoop
+from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
 

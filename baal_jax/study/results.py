@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baal_jax._util import files
+from baal_jax.typing import short
 
 FORMAT = 1
 
@@ -56,6 +57,8 @@ class Runs(NamedTuple):
     indices: np.ndarray
     scores: np.ndarray
     diagnostics: dict[str, np.ndarray]
+
+    __repr__ = short
 
 
 class Cell(NamedTuple):
@@ -100,6 +103,8 @@ class Results(NamedTuple):
     description: dict[str, Any]
     runs: dict[str, Runs]
     pictures: Pictures | None
+
+    __repr__ = short
 
 
 def read(folder: str | Path) -> Results:

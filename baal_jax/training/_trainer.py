@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from baal_jax import tasks
 from baal_jax._util import checks
 from baal_jax.models import require_stochastic
-from baal_jax.training import averaging
+from baal_jax.tasks import Task
+from baal_jax.training import averaging, optimization
 from baal_jax.training.batches import Stream, step_key
 from baal_jax.training.semi_supervised import Augmentation, Consistency
 from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, TrainState, Variables
@@ -35,21 +38,25 @@ def trainer(
     validate_every: int = 50,
     unlabelled: Consistency | None = None,
     unlabelled_batch_size: int | None = None,
+    task: Task | None = None,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
     Batches are read from an endless stream of shuffled passes over the labelled examples, so every example is seen
-    equally often, whatever the batch size. Shapes do not depend on how many examples are labelled: a growing labelled
-    set never compiles again. Parameters, batch statistics and optimizer state start afresh in every fit, unless
-    ``warm_start``, and the last weights are returned, unless ``average_from`` or ``validation`` choose others. With
-    nothing labelled the loss is zero.
+    equally often, whatever the batch size; one whose target is unknown counts as not labelled. Shapes do not depend on
+    how many examples are labelled: a growing labelled set never compiles again. Parameters and batch statistics start
+    afresh in every fit, unless ``warm_start``, optimizer and schedules always do, and the last weights are returned,
+    unless ``average_from`` or ``validation`` choose others. With nothing labelled the loss is zero.
 
     With ``unlabelled``, every step also reads ``U`` inputs, whatever their targets. The first view of them shares a
     pass through the network with the labelled batch, from which batch statistics come; the second has a pass of its
     own. With a weight of zero, a network without batch statistics learns as without ``unlabelled`` up to rounding.
 
     Args:
-        optimizer: any optax transformation; weight decay and schedules belong here.
+        optimizer: any optax transformation; weight decay and schedules belong here. Those that ask for the loss are
+            given it, the rest of what ``optax.MultiSteps`` has gathered is an update, and schedule-free ones return
+            their evaluation weights. Or a function ``num_steps int32[] -> transformation``, for a schedule as long as
+            the fit, whose steps ``num_epochs`` makes depend on the number of labels.
         loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, one number an example.
         num_steps: number of updates, or
         num_epochs: number of passes over the labelled examples (exactly one of the two). The last batch counts only
@@ -60,7 +67,7 @@ def trainer(
         average_from: stochastic weight averaging from this share of the steps on: with 0.75 the fit returns the mean
             of the weights over the last quarter, and batch statistics estimated anew for them on 100 batches. The
             learning rate should stay high meanwhile.
-        warm_start: continue from the parameters and the optimizer state of the round before.
+        warm_start: continue from the parameters and batch statistics of the round before.
         validation: labelled examples beside the pool that decide which weights are returned: those with the smallest
             mean loss, in evaluation mode, among the weights of every ``validate_every``-th step and the last. They are
             part of the compiled program.
@@ -68,6 +75,7 @@ def trainer(
         unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.training.semi_supervised`; part of
             the reported loss.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
+        task: what a loss of your own learns, one of :mod:`baal_jax.tasks`; those of :mod:`baal_jax.losses` are known.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
@@ -76,9 +84,11 @@ def trainer(
         see :class:`~baal_jax.typing.Trainer`.
 
     Raises:
-        ValueError: both or neither of ``num_steps`` and ``num_epochs``, a value that is not positive, an
-            ``average_from`` outside of [0, 1) or beside ``validation``, or ``unlabelled`` is no
-            :class:`~baal_jax.training.semi_supervised.Consistency`.
+        TypeError: ``loss`` or ``optimizer`` is none, or what is trained is no :class:`~baal_jax.Model`.
+        ValueError: ``validation`` cannot judge, both or neither of ``num_steps`` and ``num_epochs``, a value that is
+            not positive, an ``average_from`` outside of [0, 1) or beside ``validation``, or ``unlabelled`` is no
+            :class:`~baal_jax.training.semi_supervised.Consistency`; when it is traced, a loss that does not give one
+            number for each example, whatever the others.
 
     References:
         Izmailov et al., `Averaging weights leads to wider optima and better generalization
@@ -98,10 +108,12 @@ def trainer(
     batch_size = checks.positive_int("batch_size", batch_size)
     if average_from is not None and not 0.0 <= average_from < 1.0:
         raise ValueError(f"average_from={average_from} must be at least 0 and less than 1: it is a share of the steps")
-    if validation is not None:
-        checks.leading_axis("validation", validation)
-        if average_from is not None:
-            raise ValueError(f"average_from={average_from} beside validation: give one, both choose the weights")
+    checks.function("loss", loss, "baal_jax.losses.cross_entropy")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        checks.function("optimizer", optimizer, "optax.adam(1e-3)")
+    task = tasks.of_loss(loss) if task is None else task
+    if validation is not None and average_from is not None:
+        raise ValueError(f"average_from={average_from} beside validation: give one, both choose the weights")
     validate_every = checks.positive_int("validate_every", validate_every)
     if not isinstance(unlabelled, Consistency | None):
         raise ValueError(f"unlabelled={unlabelled!r} must be made by semi_supervised.pi_model(…) or fix_match(…)")
@@ -122,12 +134,26 @@ def trainer(
         validate_every,
         unlabelled,
         num_unlabelled,
+        task,
     )
+    return _Trainer(recipe, task)
 
-    def bind(model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
+
+class _Trainer(NamedTuple):
+    """What :func:`trainer` returns."""
+
+    recipe: _Recipe
+    task: Task | None
+
+    def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"model is a {type(model).__name__}: wrap it by baal_jax.from_linen, from_nnx or from_functions"
+            )
+        recipe = self.recipe
+        if recipe.validation is not None:
+            recipe = recipe._replace(validation=_judges(recipe.validation, model, self.task))
         return jax.jit(_make_fit(recipe, model, penalty, transform))
-
-    return bind
 
 
 class _Recipe(NamedTuple):
@@ -146,6 +172,7 @@ class _Recipe(NamedTuple):
     validate_every: int
     unlabelled: Consistency | None
     num_unlabelled: int
+    task: Task | None
 
 
 class _Plan(NamedTuple):
@@ -172,23 +199,28 @@ class _Batch(NamedTuple):
 _Carry = tuple[TrainState, PyTree]  # the network, and what is kept of it on the way
 
 
+def _judges(validation: Dataset, model: Model, task: Task | None) -> Dataset:
+    """The examples of a validation set that can judge: those whose targets are known."""
+    outputs = partial(_outputs, model, validation.inputs)
+    task = tasks.admit("validation", validation, task, outputs)
+    if validation.targets is None:
+        raise ValueError("validation has no targets: give labelled examples, or leave it out")
+    if not checks.is_concrete(validation):
+        return validation
+    known = np.asarray(tasks.known(validation.targets, task, outputs()))
+    rows = np.flatnonzero(known.reshape(len(known), -1).any(axis=1))
+    if not len(rows):
+        raise ValueError("validation holds no example whose target is known: give some, or leave it out")
+    return validation if len(rows) == len(known) else jax.tree.map(lambda leaf: leaf[rows], validation)
+
+
+def _outputs(model: Model, inputs: PyTree) -> tuple[int, ...] | None:
+    outputs = jax.eval_shape(lambda inputs: model.deterministic(model.init(jax.random.key(0), inputs), inputs), inputs)
+    return getattr(outputs, "shape", None)
+
+
 def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform: Any) -> Fit:
-    import optax
-
-    optimizer = recipe.optimizer if transform is None else optax.chain(recipe.optimizer, transform)
     objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
-
-    def update(state: TrainState, batch: _Batch, num_labelled: Array, total: Array | int) -> TrainState:
-        params = state.variables.params
-        (value, collections), gradients = objective(params, state, batch, num_labelled)
-        told = {} if transform is None else {"total_steps": total}
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
-            updates, opt_state = optimizer.update(gradients, state.opt_state, params, **told)
-            params = optax.apply_updates(params, updates)
-        steps = state.steps + 1
-        share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
-        new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
-        return averaging.cast_like(new, state)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
         num_examples = checks.leading_axis("dataset", dataset)
@@ -197,43 +229,66 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
         # The first three are the same with and without a fourth.
         key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.unlabelled is None else 4)
-        state = _initial_state(key_init, model, optimizer, dataset)
-        _require_two_views(recipe, model, state.variables, dataset)
+        variables = model.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
+        _require_two_views(recipe, model, variables, dataset)
         if recipe.warm_start and previous is not None:
-            state = jax.tree.map(lambda old, new: jnp.where(previous.steps > 0, old, new), previous, state)
+            begun = previous.steps > 0
+            variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), previous.variables, variables)
+        labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
         stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
         plan = _planner(recipe, stream, key_steps, *key_views)
         total: Array | int = recipe.num_steps or 0
         if recipe.num_epochs is not None:
             total = (stream.size * recipe.num_epochs + recipe.batch_size - 1) // recipe.batch_size
+        optimizer = optimization.Optimizer(recipe.optimizer, transform, total)
+        first = TrainState(variables, optimizer.init(variables.params), jnp.int32(0), jnp.float32(0.0))
+        # Weak types would change between the first round and the second, and compile again.
+        first = averaging.cast_like(first, first)
 
         def step(carry: _Carry, planned: _Plan) -> _Carry:
             state, kept = carry
-            state = update(state, _read(recipe, dataset, planned), stream.size, total)
-            return state, _keep(recipe, model, kept, state.variables, planned.number, total)
+            batch = _read(recipe, dataset, planned)
+            state = optimizer.step(partial(objective, state=state, batch=batch, num_labelled=stream.size), state)
+            return state, _keep(recipe, model, kept, optimizer.evaluated(state), planned.number, total)
 
-        state, kept = _repeat(recipe.num_steps, total, step, plan, (state, _keep_first(recipe, state.variables)))
+        state, kept = _repeat(recipe.num_steps, total, step, plan, (first, _keep_first(recipe, first.variables)))
+        state = optimizer.finish(state)
         if recipe.validation is not None:
-            return state._replace(variables=kept[1])
-        if recipe.average_from is None:
-            return state
+            state = state._replace(variables=kept[1])
+        elif recipe.average_from is not None:
 
-        def later(index: Array) -> tuple[Key, PyTree]:
-            batch = _read(recipe, dataset, plan(total + index))
-            return batch.key, batch.inputs
+            def later(index: Array) -> tuple[Key, PyTree]:
+                batch = _read(recipe, dataset, plan(total + index))
+                return batch.key, batch.inputs
 
-        average = Variables(kept, state.variables.collections)
-        return state._replace(variables=averaging.with_new_statistics(model, average, later))
+            average = Variables(kept, state.variables.collections)
+            state = state._replace(variables=averaging.with_new_statistics(model, average, later))
+        return state._replace(steps=jnp.where(_have_moved(first, state), state.steps, 0))
 
     return fit
 
 
-def _initial_state(key: Key, model: Model, optimizer: optax.GradientTransformation, dataset: Dataset) -> TrainState:
-    variables = model.init(key, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
-    state = TrainState(variables, optimizer.init(variables.params), jnp.int32(0), jnp.float32(0.0))
-    # Weak types would change between the first round and the second, and compile again.
-    return averaging.cast_like(state, state)
+def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset) -> Array:
+    """``bool[N]``, examples with a target that is known, if only at one position."""
+    targets = dataset.targets
+    if targets is None:
+        return jnp.ones(jax.tree.leaves(dataset.inputs)[0].shape[0], bool)
+    outputs = None
+    if recipe.task is None and not jnp.issubdtype(targets.dtype, jnp.floating):
+        outputs = getattr(jax.eval_shape(model.deterministic, variables, dataset.inputs), "shape", None)
+    known = tasks.known(targets, recipe.task, outputs)
+    return jnp.any(known, axis=tuple(range(1, known.ndim)))
+
+
+def _have_moved(before: TrainState, after: TrainState) -> Array:
+    """Whether any weight is another, by sums of squares, so that nothing has to be kept."""
+    squares = [
+        [jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(state.variables.params)] for state in (before, after)
+    ]
+    return (
+        jnp.any(jnp.stack([old != new for old, new in zip(*squares, strict=True)])) if squares[0] else jnp.bool_(True)
+    )
 
 
 def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | None = None) -> Callable[[Array], _Plan]:
@@ -304,6 +359,7 @@ def _objective(
     model: Model,
     penalty: Penalty | None,
     params: PyTree,
+    *,
     state: TrainState,
     batch: _Batch,
     num_labelled: Array,
@@ -314,8 +370,15 @@ def _objective(
     known = outputs
     if recipe.unlabelled is not None:
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
-    losses = _one_each("loss", recipe.loss(known, batch.targets), recipe.batch_size)
+    targets = batch.targets
+    if jnp.issubdtype(targets.dtype, jnp.floating):  # a row without weight may be of an unknown target
+        counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
+        targets = jnp.where(counts, targets, 0.0)
+    if tasks.of_loss(recipe.loss) is None:
+        _require_own_rows(recipe.loss, known, targets)
+    losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     losses = jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
+    losses = jnp.where(batch.weights > 0, losses, 0.0)
     mean = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0)
     if recipe.unlabelled is not None:
         first = jax.tree.map(lambda leaf: leaf[recipe.batch_size :], outputs)
@@ -329,6 +392,35 @@ def _objective(
     if penalty is not None:
         mean += jnp.asarray(penalty(params, num_labelled)).astype(mean.dtype)
     return mean, collections
+
+
+def _require_own_rows(loss: Callable, outputs: PyTree, targets: Array) -> None:
+    """Tries a loss on numbers of its own: each example has a loss, in which the others have no part."""
+    given = jax.tree.leaves((outputs, targets))
+    size = 1 + max(max(leaf.shape[1:], default=1) for leaf in given)  # a length that no other axis has
+    random = np.random.default_rng(0)
+
+    def rows(leaf: Array) -> np.ndarray:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return random.uniform(0.1, 0.9, (size, *leaf.shape[1:])).astype(leaf.dtype)
+        return random.integers(0, 2, (size, *leaf.shape[1:])).astype(leaf.dtype)
+
+    tried = jax.tree.map(rows, (outputs, targets))
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+        on_all = loss(*jax.tree.map(jnp.asarray, tried))
+        on_first = loss(*jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), tried))
+        first = on_all[:1]
+    prefixes = {np.shape(leaf)[:n] for leaf in jax.tree.leaves(tried) for n in range(1, np.ndim(leaf) + 1)}
+    if jnp.shape(on_all) not in prefixes:
+        raise ValueError(
+            f"loss gives shape {jnp.shape(on_all)} for {size} examples: give one number for each of them, without the "
+            "mean over examples, and make shapes equal before you subtract, outputs[..., 0] - targets"
+        )
+    if checks.is_concrete(first, on_first) and not np.allclose(first, on_first, 1e-2, 1e-4, equal_nan=True):
+        raise ValueError(
+            "loss of an example depends on the others in its batch: make shapes equal before you subtract, "
+            "outputs[..., 0] - targets, and average over the axes of the example alone"
+        )
 
 
 def _one_each(name: str, losses: Array, size: int) -> Array:

@@ -1,7 +1,8 @@
 """Random changes of a training batch that leave its labels true; compiled into the fit.
 
 Each is a builder of a pure ``(key, batch) -> batch`` on a :class:`~baal_jax.Dataset` whose inputs are images
-``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes.
+``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes. Targets that are
+maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images.
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ def flip(probability: float = 0.5) -> Augmentation:
         raise ValueError(f"probability={probability} must lie between 0 and 1")
 
     def augment(key: Key, batch: Dataset) -> Dataset:
-        images = _images(batch)
-        mirrored = jax.random.bernoulli(key, probability, (images.shape[0], 1, 1, 1))
-        return batch._replace(inputs=jnp.where(mirrored, images[:, :, ::-1], images))
+        mirrored = jax.random.bernoulli(key, probability, (_images(batch).shape[0],))
+        return _moved(batch, lambda image, flipped, fill: jnp.where(flipped, image[:, ::-1], image), mirrored)
 
     return augment
 
 
 def shift(pixels: int) -> Augmentation:
     """Moves images by up to ``pixels`` along each axis and fills with zeros: a random crop of the padded image.
+
+    What comes into the map of targets from outside is unknown: −1, or NaN in maps of real values.
 
     Args:
         pixels: largest shift; every shift from ``-pixels`` to ``pixels`` is as likely.
@@ -81,14 +83,14 @@ def shift(pixels: int) -> Augmentation:
     pixels = checks.positive_int("pixels", pixels)
 
     def augment(key: Key, batch: Dataset) -> Dataset:
-        images = _images(batch)
-        padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-        corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pixels + 1)
+        corners = jax.random.randint(key, (_images(batch).shape[0], 2), 0, 2 * pixels + 1)
 
-        def crop(image: Array, corner: Array) -> Array:
-            return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+        def crop(image: Array, corner: Array, fill: float) -> Array:
+            widths = [(pixels, pixels)] * 2 + [(0, 0)] * (image.ndim - 2)
+            padded = jnp.pad(image, widths, constant_values=fill)
+            return jax.lax.dynamic_slice(padded, (*corner, *[0] * (image.ndim - 2)), image.shape)
 
-        return batch._replace(inputs=jax.vmap(crop)(padded, corners))
+        return _moved(batch, crop, corners)
 
     return augment
 
@@ -125,6 +127,16 @@ def cutout(size: int) -> Augmentation:
         return batch._replace(inputs=jnp.where(hole, jnp.zeros((), images.dtype), images))
 
     return augment
+
+
+def _moved(batch: Dataset, move: Callable[[Array, Array, float], Array], drawn: Array) -> Dataset:
+    """``move(image, drawn, what fills)`` of every image, and of its map of targets where there is one."""
+    images, targets = _images(batch), batch.targets
+    inputs = jax.vmap(lambda image, one: move(image, one, 0.0))(images, drawn)
+    if jnp.ndim(targets) < 3 or jnp.shape(targets)[1:3] != images.shape[1:3]:
+        return batch._replace(inputs=inputs)
+    unknown = jnp.nan if jnp.issubdtype(targets.dtype, jnp.floating) else -1
+    return Dataset(inputs, jax.vmap(lambda image, one: move(image, one, unknown))(targets, drawn))
 
 
 def _images(batch: Dataset) -> Array:

@@ -211,7 +211,7 @@ def bait(
     return grid(features, transforms, selectors.bait(noise, use_labelled=use_labelled, oversampling=oversampling))
 
 
-def badge(transforms: Sequence[Transform] = ()) -> Acquisition:
+def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = feature_maps.badge) -> Acquisition:
     """BADGE (Ash et al. 2020): k-means++ over the gradient of the predicted class's loss in the last layer.
 
     The gradient is the outer product of ``p − e_ŷ`` and the last hidden layer; its inner products are products of two,
@@ -220,6 +220,7 @@ def badge(transforms: Sequence[Transform] = ()) -> Acquisition:
 
     Args:
         transforms: transforms of the two factors, such as ``transforms.sketch()``.
+        features: ``feature_maps.badge_multi_label`` for labels that are each there or not.
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are distances between gradients.
@@ -229,7 +230,8 @@ def badge(transforms: Sequence[Transform] = ()) -> Acquisition:
         <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
     selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
-    return grid(feature_maps.badge, transforms, selector, reads_labelled=bool(transforms))
+    names = {feature_maps.badge: ("classification",), feature_maps.badge_multi_label: ("multi_label",)}
+    return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=names.get(features))
 
 
 def batch_bald_gaussian(

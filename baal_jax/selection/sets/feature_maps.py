@@ -91,6 +91,24 @@ def badge(predictions: Predictions) -> tuple[Array, Array]:
     return mean - predicted, _one_array(read_features(predictions))
 
 
+def badge_multi_label(predictions: Predictions) -> tuple[Array, Array]:
+    r"""The gradient of the loss of the predicted labels in the last layer, as two factors, for BADGE.
+
+    .. math:: \nabla_W \ell = h\, (\bar p - \hat y)^\top, \qquad \hat y_c = [\bar p_c > \tfrac12]
+
+    Args:
+        predictions: with ``logits [S, B, C]``, one for each label, and ``features [B, D]``, the last hidden layer.
+
+    Returns:
+        ``([B, C], [B, D])``.
+
+    Raises:
+        ValueError: there are no features, or the logits have not three axes.
+    """
+    mean = jnp.mean(jax.nn.sigmoid(_three_axes(predictions)), axis=0)
+    return mean - (mean > 0.5).astype(mean.dtype), _one_array(read_features(predictions))
+
+
 def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
     r"""Square roots of the Fisher information that one label holds about the last layer, for BAIT.
 

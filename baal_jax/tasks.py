@@ -1,0 +1,288 @@
+"""What is learnt, and the door through which data come in.
+
+A loss says what the outputs of a network mean, so a task is known by its loss. It brings metrics and the heuristics
+that read such outputs, and it says which targets are right: others are refused by :func:`admit`, where values are
+concrete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baal_jax import losses, metrics
+from baal_jax._util import checks, sources
+from baal_jax.typing import Array, Dataset, Posterior, PyTree
+
+
+class Task(NamedTuple):
+    """What a loss learns.
+
+    Attributes:
+        name: of the task.
+        metrics: builder of the :class:`~baal_jax.metrics.MetricSet` that is reported by default.
+        main_metric: the one of them that matters most.
+        heuristic: how its outputs are scored, in words.
+    """
+
+    name: str
+    metrics: Callable[..., metrics.MetricSet]
+    main_metric: str
+    heuristic: str
+
+
+classification = Task("classification", metrics.classification, "accuracy", "heuristics.bald")
+"""One of ``C`` classes: logits ``[…, C]``; targets ``int[…]``, or probabilities ``[…, C]`` of an own loss."""
+multi_label = Task("multi_label", metrics.multi_label, "f1_micro", "heuristics.multi_label(heuristics.bald)")
+"""``C`` labels, each of which is there or not: a logit for each, ``[…, C]``; targets 0 and 1 of the same shape."""
+regression = Task("regression", metrics.regression, "rmse", "heuristics.variance")
+"""Real values ``[…, C]``; targets of the same shape, or ``[…]`` for a single one."""
+gaussian_regression = Task("gaussian_regression", metrics.gaussian_regression, "rmse", "heuristics.gaussian_bald")
+"""``C`` means and then ``C`` log-variances, ``[…, 2C]``; targets ``[…, C]``, or ``[…]`` for a single one."""
+
+_OF_LOSS = {
+    losses.cross_entropy: classification,
+    losses.binary_cross_entropy: multi_label,
+    losses.squared_error: regression,
+    losses.gaussian_nll: gaussian_regression,
+}
+
+
+def of_loss(loss: Callable) -> Task | None:
+    """The task of a loss of :mod:`baal_jax.losses`, options bound or not; None for any other."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return _OF_LOSS.get(loss)
+
+
+def task_of(trainer: Any) -> Task | None:
+    """What a trainer learns; None for one that does not say."""
+    return getattr(trainer, "task", None)
+
+
+def of_targets(targets: Any, outputs: tuple[int, ...]) -> Task | None:
+    """The task of a loss that is not known, from targets and the shape ``(N, …, C)`` of outputs; None if unclear."""
+    whole, size = not jnp.issubdtype(targets.dtype, jnp.floating), outputs[-1]
+    values = np.asarray(targets) if _has_values(targets) else None
+    binary = values is not None and bool(np.isin(values[~_unknown(values, None)], (0, 1)).all())
+    if targets.shape == outputs[:-1] or (targets.shape == (*outputs[:-1], 1) and size > 1):
+        if size > 1:
+            return classification if whole else None
+        return None if whole and (values is None or binary) else regression
+    if targets.shape != outputs:
+        return None
+    if values is None:
+        return multi_label if targets.dtype == bool else regression if size == 1 and not whole else None
+    if size > 1 and _are_distributions(values):
+        return classification
+    return multi_label if binary else None if whole else regression
+
+
+def known(targets: Any, task: Task | None, outputs: tuple[int, ...] | None = None) -> Any:
+    """``bool[N, …]``, where targets are known: in classes −1 and −100 are not, in real values NaN is not."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return ~jnp.isnan(targets)
+    if task in (regression, gaussian_regression) or (task is None and outputs is not None and outputs[-1] == 1):
+        return jnp.ones(targets.shape, bool)  # whole numbers that are measured: −1 is a value
+    return targets >= 0
+
+
+def admit(
+    name: str,
+    dataset: Any,
+    task: Task | None = None,
+    outputs: Callable[[], tuple[int, ...] | None] = lambda: None,
+    *,
+    complete: Any = None,
+) -> Task | None:
+    """The door: refuses a data set that is not right, in one pass over what is concrete.
+
+    Args:
+        name: of the argument.
+        dataset: what came in.
+        task: what is learnt, if that is known.
+        outputs: gives the shape ``(N, …, C)`` of the network's outputs, or None; asked once the inputs are right.
+        complete: ``bool[N]``, examples whose target must be known, for a simulation looks it up.
+
+    Returns:
+        The task, read from the targets where it was not known, or None where these do not tell.
+
+    Raises:
+        TypeError: what came in is no data set of arrays.
+        ValueError: rows that are not right, with their values and the cure.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"{name} is a {type(dataset).__name__}: pass baal_jax.Dataset(inputs, targets)")
+    inputs, targets = dataset
+    if hasattr(inputs, "to_numpy") or not sources.is_source(inputs):
+        _require_arrays(f"{name}.inputs", inputs)
+        count = checks.leading_axis(f"{name}.inputs", inputs)
+        for leaf in jax.tree.leaves(inputs):
+            _require_finite(f"{name}.inputs", leaf)
+    elif isinstance(inputs, list) and not isinstance(inputs[0] if inputs else 0, np.ndarray | jax.Array | dict | tuple):
+        raise TypeError(f"{name}.inputs is a list of {_kind(inputs)}: pass an array, numpy.asarray(inputs)")
+    else:
+        count = len(inputs)
+    if targets is None:
+        return task
+    _require_arrays(f"{name}.targets", targets)
+    if targets.shape[:1] != (count,):
+        raise ValueError(
+            f"{name} has {count} inputs, but targets of shape {targets.shape}: give one target for each input"
+        )
+    shape = outputs()
+    if task is None and shape is not None:
+        task = of_targets(targets, shape)
+    if _has_values(targets):
+        values = np.asarray(targets)
+        _require_targets(f"{name}.targets", values, task, shape)
+        if complete is not None:
+            _require_answers(f"{name}.targets", values, task, np.asarray(complete))
+    return task
+
+
+def metrics_of(
+    name: str, posterior: Posterior, state: PyTree, dataset: Dataset, given: metrics.MetricSet | None = None
+) -> metrics.MetricSet:
+    """What is evaluated on a data set, which is looked at on the way: ``given``, or the metrics of the task."""
+    task = admit(name, dataset, posterior.task, partial(output_shape, posterior, state, dataset))
+    if given is None and task is None:
+        raise ValueError(
+            f"metrics of {name} are not clear from targets {_about(dataset.targets)}: say what the loss learns, "
+            "baal_jax.trainer(task=baal_jax.tasks.…), or pass metrics="
+        )
+    return task.metrics() if given is None else given
+
+
+def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple[int, ...] | None:
+    """Shape ``(N, …, C)`` of what a draw predicts on a data set, without computing it; None for several outputs."""
+    if posterior.apply is None or posterior.sample is None:
+        return None
+    rows = dataset.inputs
+    rows = sources.shapes_of(rows) if sources.is_source(rows) else jax.tree.map(_shape, rows)
+
+    def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
+        draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
+        return posterior.apply(state, draw, inputs)
+
+    made = jax.eval_shape(one, jax.random.key(0), jax.tree.map(_shape, state), rows)
+    return made.shape if hasattr(made, "shape") and made.shape else None
+
+
+def guarded(fit: Callable, sample: Callable, apply: Callable, task: Task | None) -> Posterior:
+    """A posterior whose ``fit`` looks at its data first, where they are concrete."""
+    inner = Posterior(fit, sample, apply, task)
+
+    def checked(key: Array, dataset: Dataset, labelled: Array, previous: Any = None) -> Any:
+        def outputs() -> tuple[int, ...] | None:
+            return output_shape(inner, jax.eval_shape(fit, key, dataset, labelled, previous), dataset)
+
+        if checks.is_concrete(dataset):
+            admit("dataset", dataset, task, outputs)
+        return fit(key, dataset, labelled, previous)
+
+    return inner._replace(fit=checked)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
+
+
+def _about(leaf: Any) -> str:
+    return f"{leaf.dtype}{tuple(leaf.shape)}"
+
+
+def _kind(values: Any) -> str:
+    return type(values[0]).__name__ if len(values) else "nothing"
+
+
+def _has_values(leaf: Any) -> bool:
+    return checks.is_concrete(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _unknown(values: np.ndarray, task: Task | None) -> np.ndarray:
+    if values.dtype.kind not in "biu":
+        return np.isnan(values)
+    return np.zeros(values.shape, bool) if task in (regression, gaussian_regression) else values < 0
+
+
+def _are_distributions(values: np.ndarray) -> bool:
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=-1, dtype=np.float64), 1.0, atol=1e-3))
+
+
+def _rows(wrong: np.ndarray) -> str:
+    first = np.flatnonzero(wrong)
+    shown = ", ".join(str(row) for row in first[:3]) + (", …" if len(first) > 3 else "")
+    return f"{len(first)} of {len(wrong)} rows ({shown})"
+
+
+def _require_arrays(name: str, tree: Any) -> None:
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, list)):
+        if hasattr(leaf, "to_numpy"):
+            raise TypeError(f"{name} is a {type(leaf).__name__}: pass an array, {name}.to_numpy()")
+        if isinstance(leaf, list) or not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(f"{name} holds a {type(leaf).__name__}: pass NumPy or JAX arrays, numpy.asarray({name})")
+        kind = np.dtype(leaf.dtype).kind if isinstance(leaf, np.ndarray) else "f"
+        if kind not in "biufV":  # V: bfloat16 and its like
+            raise TypeError(f"{name} hold {leaf.dtype}, not numbers: encode them first, classes as 0, 1, 2, …")
+
+
+def _require_finite(name: str, leaf: Any) -> None:
+    if not _has_values(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return
+    if isinstance(leaf, np.ndarray) or (leaf.is_fully_addressable and leaf.devices() == {jax.devices("cpu")[0]}):
+        leaf = np.asarray(leaf)
+        with np.errstate(all="ignore"):  # a sum that is finite holds nothing that is not, and takes no memory
+            if np.isfinite(leaf.sum()):
+                return
+    wrong = ~np.asarray(jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1))
+    if wrong.any():
+        raise ValueError(f"{name} are not finite in {_rows(wrong)}: impute these values, or leave the rows out")
+
+
+def _require_targets(name: str, values: np.ndarray, task: Task | None, outputs: tuple[int, ...] | None) -> None:
+    """Values that the task allows."""
+
+    def refuse(wrong: np.ndarray, why: str) -> None:
+        if wrong.any():
+            rows = _rows(wrong.reshape(len(values), -1).any(axis=1))
+            raise ValueError(f"{name} hold {values[wrong][0]} in {rows}: {why}")
+
+    whole = values.dtype.kind in "biu"
+    if not whole:
+        refuse(np.isinf(values), "give finite numbers, and NaN for unknown ones")
+    if task in (None, regression, gaussian_regression):
+        return
+    if whole:
+        refuse((values < 0) & (values != -1) & (values != -100), "classes count from 0, and −1 or −100 is unknown")
+    if task is multi_label:
+        refuse(~_unknown(values, task) & (values != 0) & (values != 1), "a label is there, 1, or not, 0")
+    elif whole and outputs is not None:
+        most = outputs[-1] - 1
+        refuse(
+            values > most, f"the network has outputs for the classes 0 to {most}; number classes from 0, or add outputs"
+        )
+    elif not whole and values.shape != outputs:
+        raise ValueError(f"{name} are {values.dtype}, but classes are whole numbers: cast with .astype(numpy.int32)")
+    elif not whole:
+        refuse(~np.isclose(values.sum(-1), 1.0, atol=1e-3), "probabilities of classes must add up to 1")
+
+
+def _require_answers(name: str, values: np.ndarray, task: Task | None, complete: np.ndarray) -> None:
+    """Targets that a simulation looks up."""
+    unknown = _unknown(values, task)
+    if unknown.any() and task in (classification, multi_label) and set(np.unique(values).tolist()) == {-1, 1}:
+        raise ValueError(
+            f"{name} are −1 and 1, where −1 means unknown: pass the classes 0 and 1, (targets > 0).astype(int)"
+        )
+    missing = unknown.reshape(len(values), -1).all(axis=1) & complete
+    if missing.any():
+        raise ValueError(
+            f"{name} are unknown in {_rows(missing)}, and a simulation looks them up: leave these rows out, or "
+            "pool.exclude them; baal_jax.annotation asks people"
+        )
