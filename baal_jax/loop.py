@@ -15,7 +15,7 @@ from baal_jax import tasks
 from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
-from baal_jax.prediction import evaluate, predict, summarise
+from baal_jax.prediction import distinct, evaluate, predict, summarise
 from baal_jax.tasks import metrics_of
 from baal_jax.typing import (
     Acquisition,
@@ -138,8 +138,9 @@ def active_loop(
     def summarise_inputs(key: Key, fitted: Any, inputs: PyTree, target_inputs: PyTree = None) -> PyTree:
         if acquisition.summarise is None:
             return None
-        read = {"features": features, "target_inputs": target_inputs}
-        return summarise(key, posterior, fitted, inputs, acquisition.summarise, **predicting, **read)
+        read: dict[str, Any] = {"features": features, "target_inputs": target_inputs}
+        read |= {"num_samples": distinct(posterior, num_samples), "batch_size": batch_size}
+        return summarise(key, posterior, fitted, inputs, acquisition.summarise, **read)
 
     candidates, select = partial(_candidates, max_sample), partial(_select, acquisition, sizes)
     parts = Round(fit, candidates, summarise_inputs, select, _advance)

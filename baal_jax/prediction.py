@@ -22,6 +22,7 @@ from baal_jax.tasks import metrics_of
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
 
 SummaryFn = Callable[[Predictions], PyTree]
+_MOST = 2**28  # outputs of all draws on a batch: 1 GiB
 
 
 @partial(jax.jit, static_argnames=("posterior", "num_samples", "batch_size"))
@@ -98,6 +99,7 @@ def score(
     def scores(predictions: Predictions) -> Array:
         return score_fn(predictions.logits)
 
+    num_samples = distinct(posterior, num_samples)
     return summarise(key, posterior, state, inputs, scores, num_samples=num_samples, batch_size=batch_size)
 
 
@@ -152,7 +154,14 @@ def _mapped(
     num_samples: int,
     batch_size: int | None,
 ) -> PyTree:
+    num_samples = distinct(posterior, num_samples)
     return summarise(key, posterior, state, inputs, metrics.summarise, num_samples=num_samples, batch_size=batch_size)
+
+
+def distinct(posterior: Posterior, num_samples: int) -> int:
+    """As many draws as differ: members that repeat cost time and tell nothing."""
+    num_samples = checks.positive_int("num_samples", num_samples)
+    return num_samples if posterior.num_draws is None else min(num_samples, posterior.num_draws)
 
 
 def summarise(
@@ -179,7 +188,7 @@ def summarise(
         inputs: array or pytree ``[N, …]``.
         summary_fn: :class:`~baal_jax.Predictions` of a batch ``->`` pytree ``[B, …]``.
         num_samples: ``S``.
-        batch_size: ``B``, None for all.
+        batch_size: ``B``, None for all; fewer where the draws on them would be more than 2²⁸ numbers.
         features: ``(state, inputs [B, …]) -> [B, D]``, offered to ``summary_fn``.
         target_inputs: ``[M, …]`` inputs whose predictions, under the same draws, are offered to ``summary_fn``.
 
@@ -189,7 +198,8 @@ def summarise(
     checks.typed_key("key", key)
     num_samples = checks.positive_int("num_samples", num_samples)
     num_examples = checks.leading_axis("inputs", inputs)
-    batch_size = checks.optional_int("batch_size", batch_size) or num_examples
+    given = checks.optional_int("batch_size", batch_size)
+    batch_size = given or num_examples
     draws = posterior.sample(key, state, num_samples)
     target_logits = None if target_inputs is None else _apply(posterior, state, draws, target_inputs)
 
@@ -197,6 +207,10 @@ def summarise(
         embeddings = None if features is None else features(state, batch)
         return summary_fn(Predictions(_apply(posterior, state, draws, batch), embeddings, target_logits))
 
+    if given is not None:
+        first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        numbers = jax.tree.leaves(jax.eval_shape(partial(_apply, posterior), state, draws, first))
+        batch_size = max(1, min(batch_size, _MOST // max(1, sum(leaf.size for leaf in numbers))))
     num_batches = -(-num_examples // batch_size)
     if num_batches <= 1:
         return one_batch(inputs)

@@ -68,13 +68,7 @@ def run(
         raise ValueError("give a key to start a run, or a state to continue one, not both")
     if state is not None and num_initial:
         raise ValueError(f"num_initial={num_initial} labels nothing in a run that continues: leave it out")
-    seen = dataset
-    if state is None:
-        state = loop.init(key, dataset, num_initial)
-        seen = _without_inputs(dataset)  # init has looked at them
-    _require_answers(loop, seen, state)
-    if test is not None:
-        loop = with_metrics(loop, state, test)
+    loop, state = ready(loop, key, dataset, test, num_initial, state)
     others = test, target_inputs, stop_inputs
     blank: Any = None
     if stop is not None:
@@ -98,26 +92,33 @@ def run(
     return state, jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *infos)
 
 
-def _without_inputs(dataset: Dataset) -> Dataset:
-    if sources.is_source(dataset.inputs):
-        return dataset
-    return dataset._replace(
-        inputs=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dataset.inputs)
-    )
+def ready(
+    loop: ActiveLoop,
+    key: Key | None,
+    dataset: Dataset,
+    test: Dataset | None,
+    num_initial: int = 0,
+    state: LoopState | None = None,
+) -> tuple[ActiveLoop, LoopState]:
+    """Looks at the data of a run: a state to begin with, and the loop with the metrics that ``test`` is to have.
 
-
-def _require_answers(loop: ActiveLoop, dataset: Dataset, state: LoopState) -> None:
-    """A run labels by looking up: all that it may pick must have a target."""
+    A run labels by looking up, so that all that it may pick must have a target.
+    """
+    seen = dataset
+    if state is None:
+        state = loop.init(key, dataset, num_initial)
+        if not sources.is_source(dataset.inputs):  # init has looked at them
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dataset.inputs)
+            seen = dataset._replace(inputs=shapes)
     if state.pool.targets is None and checks.is_concrete(state.pool.labelled_at, dataset.targets):
         complete = pools.available(state.pool) | pools.labelled(state.pool)
-        tasks.admit("dataset", dataset, loop.posterior.task, complete=complete)
-
-
-def with_metrics(loop: ActiveLoop, state: LoopState, test: Dataset) -> ActiveLoop:
-    """The loop with the metrics that ``test`` is evaluated by, which values may have to tell."""
+        tasks.admit("dataset", seen, loop.posterior.task, complete=complete)
+    if test is None:
+        return loop, state
     if isinstance(test, Dataset) and sources.is_source(test.inputs):
         raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
-    return loop._replace(metrics=tasks.metrics_of("test", loop.posterior, state.posterior, test, loop.metrics))
+    metrics = tasks.metrics_of("test", loop.posterior, state.posterior, test, loop.metrics)
+    return loop._replace(metrics=metrics), state
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -26,23 +26,21 @@ class Task(NamedTuple):
     Attributes:
         name: of the task.
         metrics: builder of the :class:`~baal_jax.metrics.MetricSet` that is reported by default.
-        main_metric: the one of them that matters most.
         heuristic: how its outputs are scored, in words.
     """
 
     name: str
     metrics: Callable[..., metrics.MetricSet]
-    main_metric: str
     heuristic: str
 
 
-classification = Task("classification", metrics.classification, "accuracy", "heuristics.bald")
+classification = Task("classification", metrics.classification, "heuristics.bald")
 """One of ``C`` classes: logits ``[…, C]``; targets ``int[…]``, or probabilities ``[…, C]`` of an own loss."""
-multi_label = Task("multi_label", metrics.multi_label, "f1_micro", "heuristics.multi_label(heuristics.bald)")
+multi_label = Task("multi_label", metrics.multi_label, "heuristics.multi_label(heuristics.bald)")
 """``C`` labels, each of which is there or not: a logit for each, ``[…, C]``; targets 0 and 1 of the same shape."""
-regression = Task("regression", metrics.regression, "rmse", "heuristics.variance")
+regression = Task("regression", metrics.regression, "heuristics.variance")
 """Real values ``[…, C]``; targets of the same shape, or ``[…]`` for a single one."""
-gaussian_regression = Task("gaussian_regression", metrics.gaussian_regression, "rmse", "heuristics.gaussian_bald")
+gaussian_regression = Task("gaussian_regression", metrics.gaussian_regression, "heuristics.gaussian_bald")
 """``C`` means and then ``C`` log-variances, ``[…, 2C]``; targets ``[…, C]``, or ``[…]`` for a single one."""
 
 _OF_LOSS = {
@@ -121,7 +119,8 @@ def admit(
     inputs, targets = dataset
     if hasattr(inputs, "to_numpy") or not sources.is_source(inputs):
         _require_arrays(f"{name}.inputs", inputs)
-        count = checks.leading_axis(f"{name}.inputs", inputs)
+        if not (count := checks.leading_axis(f"{name}.inputs", inputs)):
+            raise ValueError(f"{name} is empty: give examples")
         for leaf in jax.tree.leaves(inputs):
             _require_finite(f"{name}.inputs", leaf)
     elif isinstance(inputs, list) and not isinstance(inputs[0] if inputs else 0, np.ndarray | jax.Array | dict | tuple):

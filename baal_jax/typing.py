@@ -189,12 +189,14 @@ class Posterior(NamedTuple):
         apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
             meets the same one, so nothing depends on the size, the order or the padding of a batch.
         task: what is learnt, one of :mod:`baal_jax.tasks`, which brings the metrics; None where the targets tell.
+        num_draws: how many different draws there are; scores and metrics ask for no more. None for any number.
     """
 
     fit: Fit
     sample: Callable[[Key, Any, int], PyTree]
     apply: Callable[[Any, PyTree, PyTree], PyTree]
     task: Any = None
+    num_draws: int | None = None
 
     __repr__ = short
 

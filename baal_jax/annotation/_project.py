@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import pool
+from baal_jax import pool, tasks
 from baal_jax._util import checks, files, sources
 from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
 from baal_jax.loop import ActiveLoop
@@ -159,6 +160,7 @@ def propose(
             f"inputs holds {given} examples, but the project {num_examples}: pass the pool that it was started with"
         )
     checks.typed_key("key", key)
+    tasks.admit("inputs", Dataset(inputs))
     queries = _queries(folder)
     if queries and not give_up:
         last = _as_query(folder, queries[-1])
@@ -178,12 +180,25 @@ def propose(
         selection = pool.first_query(key_first, answered, size, cold_start, embeddings)
     else:
         state = LoopState(key_rounds, answered, None, step=jnp.asarray(max(number - 1, 0), jnp.int32))
-        fitted, selection, _ = query_pool(loop, state, Dataset(inputs), target_inputs)
+        fitted, selection, info = query_pool(loop, state, Dataset(inputs), target_inputs)
+        if int(info.num_failed_fits):
+            warnings.warn(
+                "the fit is not finite or ended where it began: look at the learning rate, the loss and the validation "
+                "set before you ask people",
+                stacklevel=2,
+            )
         rows = np.maximum(np.asarray(selection.indices), 0)
         queried = sources.load(inputs, rows) if on_host else jax.tree.map(lambda leaf: leaf[rows], inputs)
         outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)
-        is_number = jnp.issubdtype(answered.targets.dtype, jnp.floating)
-        shown = jnp.mean(outputs, axis=0).reshape(outputs.shape[1]) if is_number else jnp.exp(model_average(outputs))
+        names = project["class_names"]
+        if names is None:  # of a mean and a log-variance the mean
+            shown = jnp.mean(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0)
+        elif outputs.shape[-1] != len(names):
+            raise ValueError(
+                f"loop has {outputs.shape[-1]} outputs for the {len(names)} classes of the project: make them equal"
+            )
+        else:
+            shown = jnp.exp(model_average(outputs))
     ids, scores = np.asarray(selection.indices), np.asarray(selection.scores, np.float64)
     kept = ids >= 0
     ids, scores = ids[kept], scores[kept]

@@ -132,7 +132,7 @@ def calibrated(
         return scaling.apply(state.params, posterior.apply(state.base, draw, inputs))
 
     sample = lambda key, state, number: posterior.sample(key, state.base, number)  # noqa: E731
-    return guarded(jax.jit(fit), sample, apply, posterior.task)
+    return guarded(jax.jit(fit), sample, apply, posterior.task)._replace(num_draws=posterior.num_draws)
 
 
 def _require_classes(dataset: Dataset) -> None:

@@ -146,4 +146,4 @@ def from_blackjax(
         params = jax.tree.map(lambda leaf: leaf[draw], state.positions)
         return model.deterministic(Variables(params, state.variables.collections), inputs)
 
-    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_kept)

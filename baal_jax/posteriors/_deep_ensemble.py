@@ -52,8 +52,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
 
     A draw is a member in evaluation mode, dropout off. The members come in random order, none twice before all of them
-    came once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order, which costs time and adds
-    nothing: ask for ``num_members`` draws.
+    came once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order; scores and metrics, to which
+    this adds nothing, ask each member once.
 
     Args:
         model: the network. Members need initial weights of their own: give :func:`~baal_jax.from_nnx` a function of
@@ -107,4 +107,4 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         del state
         return model.deterministic(draw, inputs)
 
-    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
+    return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_members)

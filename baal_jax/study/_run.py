@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from baal_jax import tasks
 from baal_jax._util import checks
-from baal_jax._util.sources import is_source, load, shapes_of
+from baal_jax._util.sources import is_source, load
 from baal_jax.loop import ActiveLoop, active_loop
+from baal_jax.rounds import ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._folder import Folder
@@ -29,7 +31,7 @@ class About(NamedTuple):
     Attributes:
         name: a title for the report.
         baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
-        metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
+        metric: the one that matters most; by default accuracy, F1 or RMSE, by what is learnt.
         target: value of that metric for "labels to reach it".
         class_names: of the ``C`` classes.
         config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
@@ -160,7 +162,10 @@ def run(
     if chunk is not None:
         checks.positive_int("chunk", chunk)
     checks.typed_key("key", key)
-    _require_targets(train, test)
+    for option, dataset in (("train", train), ("test", test)):
+        tasks.admit(option, dataset)
+        if dataset.targets is None:
+            raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
     train = train._replace(targets=np.asarray(train.targets)) if is_source(train.inputs) else train
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
@@ -170,10 +175,11 @@ def run(
     on_host = is_source(train.inputs)
     data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
     hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
+    loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
     description = {
         **about._asdict(),
         "strategies": list(loops),
-        "metric": _metric_of_all(loops, data, rounds, about.metric),
+        "metric": _metric_of_all(loops, key, data, rounds, about.metric),
         "class_names": None if about.class_names is None else list(about.class_names),
         "seeds": list(seeds),
         "num_rounds": rounds.num_rounds,
@@ -188,11 +194,20 @@ def run(
             advance(strategy, 0)
             now_program = program(loop, rounds, data, place.chunk(strategy) or chunk or default_chunk(num_seeds))
             place.require_same_program(strategy, now_program.fingerprint)
+            failed = total = 0
             for now, padded in _calls(place.missing(strategy, seeds), now_program.chunk):
                 initial, infos = now_program.call(padded)
                 cell = _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, now_program.chunk)
                 place.add(strategy, cell)
+                failed += int(np.sum(np.asarray(infos.num_failed_fits)[: len(now)]))
+                total += len(now) * num_rounds
                 advance(strategy, len(now) * num_rounds)
+            if failed:
+                warnings.warn(
+                    f"strategy {strategy!r}: {failed} networks of {total} fits are not finite or ended where they "
+                    "began: look at the learning rate, the loss and the validation set",
+                    stacklevel=2,
+                )
         return _finish(place, train, about.images)
 
 
@@ -203,34 +218,15 @@ def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.nda
         yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
 
 
-def _require_targets(train: Dataset, test: Dataset) -> None:
-    for option, dataset in (("train", train), ("test", test)):
-        if dataset.targets is None:
-            raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-        if not is_source(dataset.inputs):
-            checks.leading_axis(option, dataset)
-        elif option == "test":
-            raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
-        elif len(dataset.inputs) != len(dataset.targets):
-            raise ValueError(
-                f"train has {len(dataset.inputs)} inputs, but {len(dataset.targets)} targets: give one for each"
-            )
-
-
-def _metric_of_all(loops: Mapping[str, ActiveLoop], data: Data, rounds: Rounds, wanted: str | None) -> str:
+def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
     """The metric that matters most, which every strategy must report."""
-
-    def values(loop: ActiveLoop, data: Data) -> Any:
-        return loop.evaluate(loop.init(data.key, data.train, rounds.num_initial), data.test)
-
-    train = data.train
-    if is_source(train.inputs):
-        data = data._replace(train=train._replace(inputs=shapes_of(train.inputs)))
-    usual = "accuracy" if jnp.issubdtype(data.train.targets.dtype, jnp.integer) else "rmse"
     for name, loop in loops.items():
-        numbers = [key for key, value in jax.eval_shape(partial(values, loop), data).items() if value.ndim == 0]
+        state = loop.init(key, data.train, rounds.num_initial)
+        values = jax.eval_shape(loop.evaluate, state, data.test)
+        numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
-            wanted = usual if usual in numbers or not numbers else numbers[0]
+            usual = [metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers]
+            wanted = (usual or numbers)[0]
         if wanted not in numbers:
             raise ValueError(f"metric={wanted!r} is not what {name!r} reports: choose one of {', '.join(numbers)}")
     assert wanted is not None

@@ -1,8 +1,8 @@
 """Random changes of a training batch that leave its labels true; compiled into the fit.
 
 Each is a builder of a pure ``(key, batch) -> batch`` on a :class:`~baal_jax.Dataset` whose inputs are images
-``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes. Targets that are
-maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images.
+``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes. Targets that
+are maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images.
 """
 
 from __future__ import annotations
