@@ -2,11 +2,9 @@
 
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import baal_jax as baal
 from baal_jax.posteriors._mc_dropconnect import mc_dropconnect
@@ -79,55 +77,21 @@ def test_the_mask_of_a_layer_is_its_own():
 
 
 def test_a_step_trains_the_masked_network_with_keys_of_its_own(key):
-    """The trainer gets a model that masks anew with every key, and keeps the weights as they are."""
+    """The trainer gets a model that masks anew with every key, and keeps the weights and their type as they are."""
     given = []
-    trainer = lambda model, **_: given.append(model) or untrained()(model)  # noqa: E731
-    mc_dropconnect(SHOWN, trainer, RATE)
-    state = state_of({"kernel": SQUARE})
+    posterior = mc_dropconnect(SHOWN, lambda model, **_: given.append(model) or untrained()(model), RATE)
+    model, state = given[0], state_of({"kernel": SQUARE})
     key_masks, key_model = jax.random.split(key)
-    variables, used = given[0].train(state.variables, INPUTS, key)
-    same(variables.params, given[0].apply(state.variables, INPUTS, key_masks))
+    variables, used = model.train(state.variables, INPUTS, key)
+    same(variables.params, model.apply(state.variables, INPUTS, key_masks))
     same(variables.collections, state.variables.collections)
     same_key(used, key_model)
     assert 0.1 < np.mean(variables.params["kernel"] == 0) < 0.5
-    same(given[0].deterministic(state.variables, INPUTS), {"kernel": SQUARE})
+    same(model.deterministic(state.variables, INPUTS), {"kernel": SQUARE})
 
     def total(params):
-        return given[0].train(state.variables._replace(params=params), INPUTS, key)[0].params["kernel"].sum()
+        return model.train(state.variables._replace(params=params), INPUTS, key)[0].params["kernel"].sum()
 
-    slope = jax.jit(jax.grad(total))
-    same(slope(state.variables.params), variables.params)  # nothing where a weight is dropped
-
-
-def test_half_precision_stays(key):
-    posterior = mc_dropconnect(SHOWN, untrained(), RATE)
-    state = state_of({"kernel": jnp.asarray(KERNEL, jnp.bfloat16)})
-    assert jax.eval_shape(posterior.apply, state, key, INPUTS)["kernel"].dtype == jnp.bfloat16
-
-
-def test_layers_before_the_first_masked_one_are_computed_once():
-    width, batch, samples = 128, 16, 20
-    net = nn.Sequential([nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(10)])
-    inputs = jax.ShapeDtypeStruct((batch, width), jnp.float32)
-    targets, labelled = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((batch,), bool)
-
-    def flops(select):
-        posterior = mc_dropconnect(baal.from_linen(net), untrained(), RATE, select=select)
-        state = jax.eval_shape(posterior.fit, jax.random.key(0), baal.Dataset(inputs, targets), labelled)
-        options = {"num_samples": samples, "batch_size": None}
-        compiled = baal.predict.lower(jax.random.key(0), posterior, state, inputs, **options).compile()
-        return compiled.cost_analysis()["flops"]
-
-    hidden, head = 2 * batch * width * width, 2 * batch * width * 10
-    masks = 600 * width * 10 * samples  # random bits and scaling, at most
-    assert flops(lambda path, leaf: path == "layers_4/kernel") < 2.2 * hidden + samples * head + masks
-
-
-def test_what_cannot_be_masked_is_refused(key):
-    for rate in (0, 1.0, -0.1, True, 2):
-        with pytest.raises(ValueError, match=f"rate={rate}"):
-            mc_dropconnect(SHOWN, untrained(), rate)
-    posterior = mc_dropconnect(baal.from_linen(nn.Dense(2)), untrained(), select=lambda path, leaf: False)
-    data = baal.Dataset(INPUTS, np.zeros(2, np.int32))
-    with pytest.raises(ValueError, match=r"select picks no weights.*'bias' \(2,\), 'kernel' \(4, 2\)"):
-        posterior.fit(key, data, np.ones(2, bool))
+    same(jax.jit(jax.grad(total))(state.variables.params), variables.params)  # nothing where a weight is dropped
+    half = state_of({"kernel": jnp.asarray(KERNEL, jnp.bfloat16)})
+    assert jax.eval_shape(posterior.apply, half, key, INPUTS)["kernel"].dtype == jnp.bfloat16

@@ -15,10 +15,11 @@ from baal_jax.posteriors import _swag
 from baal_jax.posteriors._swag import swag
 from tests.fixtures import NormedNet, close, first, regression_data, same, same_key, untrained
 from tests.oracles import swag as oracle
+from tests.training.by_hand import trajectory, zeros_of
 
 STEPS, RATE, START = 12, 0.2, 1.5
 DATA = regression_data()
-ITERATES = oracle.iterates(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)
+ITERATES = trajectory(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)[1:]
 
 
 def two_leaves():
@@ -34,9 +35,8 @@ def flat(params):
     return jnp.concatenate([params["a"], params["b"]], axis=-2)[..., 0]
 
 
-def trainer(**options):
-    options = {"num_steps": STEPS, "batch_size": 12, "warm_start": True} | options
-    return baal.trainer(optax.sgd(RATE), losses.squared_error, **options)
+def trainer():
+    return baal.trainer(optax.sgd(RATE), losses.squared_error, num_steps=STEPS, batch_size=12, warm_start=True)
 
 
 @functools.cache
@@ -107,9 +107,8 @@ def test_snapshots_by_default():
 def fitted():
     """Six snapshots, four deviations."""
     posterior = swag(two_leaves(), trainer(), rank=4, start=0.5, every=1)
-    shapes = jax.eval_shape(posterior.fit, jax.random.key(0), DATA, first(12))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return posterior, posterior.fit(jax.random.key(0), DATA, first(12), zeros)
+    given = jax.random.key(0), DATA, first(12)
+    return posterior, posterior.fit(*given, zeros_of(posterior.fit, *given))
 
 
 def test_a_fit_is_the_mean_and_a_warm_start_gathers_anew(fitted):
@@ -143,13 +142,9 @@ def test_draws_have_mean_and_covariance_of_the_gaussian(fitted):
         np.testing.assert_allclose(np.cov(noise.T), expected, atol=0.03)  # four standard errors
         np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.02)
         assert not rank or np.abs(expected[0, 1:]).max() > 0.2  # the two arrays go together
-
-
-def test_without_scale_every_draw_is_the_mean_in_evaluation_mode(fitted):
-    model = baal.Model(None, None, None, lambda *arguments: arguments)
-    posterior = swag(model, untrained(), rank=4, scale=0)
-    drawn = flat(jax.jit(posterior.sample, static_argnums=2)(jax.random.key(0), fitted[1], 3).params)
-    same(drawn, np.broadcast_to(flat(fitted[1].moments.mean), drawn.shape))
+    # Without scale every draw is the mean, and all are in evaluation mode.
+    posterior = swag(baal.Model(None, None, None, lambda *arguments: arguments), untrained(), rank=4, scale=0)
+    same(flat(posterior.sample(jax.random.key(0), state, 3).params), np.tile(flat(state.moments.mean), (3, 1)))
     assert posterior.apply(None, "draw", "inputs") == ("draw", "inputs")
 
 
@@ -162,29 +157,20 @@ def test_moments_are_float32_and_draws_as_the_parameters(key):
     assert {leaf.dtype for leaf in jax.tree.leaves((drawn, state.variables))} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_the_ring_is_written_in_place():
-    model = baal.from_linen(nn.Dense(64))
-    data = baal.Dataset(np.zeros((4, 64), np.float32), np.zeros((4, 64), np.float32))
-
-    def temporary(rank):
-        posterior = swag(model, trainer(batch_size=2), rank, start=0.0, every=1)
-        lowered = posterior.fit.lower(jax.random.key(0), data, first(4, 4))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert temporary(64) - temporary(2) < 10 * 64 * 64 * 4  # a copy would be 62
-
-
-@pytest.fixture(scope="module")
-def normed():
-    """Random weights with batch statistics, as a fit leaves them that saw no example, so that gathered none."""
+def test_every_draw_has_its_own_batch_statistics():
+    """Those of the labelled inputs under its weights, not under the last ones of training."""
     data = baal.Dataset(np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32), np.arange(24) % 3)
     posterior = swag(baal.from_linen(NormedNet()), untrained(), rank=2, scale=4.0)
-    return posterior, data, posterior.fit(jax.random.key(0), data, first(16, 24))
+    state = posterior.fit(jax.random.key(0), data, first(16, 24))  # as after a fit that saw no example
+    key_train, key_inputs, _ = jax.random.split(jax.random.key(0), 3)
+    same_key(state.train.opt_state[0], key_train)
+    assert int(state.moments.num_snapshots) == 0
+    same(state.variables.params, state.train.variables.params)  # which is the mean of nothing
+    same(state.inputs, jax.jit(_swag._some_inputs)(key_inputs, data.inputs, first(16, 24)))
+    assert state.inputs.shape == (8, 64, 4)
+    rows, times = np.unique(np.asarray(state.inputs).reshape(-1, 4), axis=0, return_counts=True)
+    same((rows, times), (np.unique(data.inputs[:16], axis=0), np.full(16, 32)))
 
-
-def test_every_draw_has_its_own_batch_statistics(normed):
-    """Those of the labelled inputs under its weights, not under the last ones of training."""
-    posterior, data, state = normed
     last = state.variables.params
     mean = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, last)
     sample = jax.jit(posterior.sample, static_argnums=2)
@@ -200,38 +186,7 @@ def test_every_draw_has_its_own_batch_statistics(normed):
     drawn = draws(2, 1.0)
     for variables in (state.variables, *(jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(3))):
         kernel, bias = (np.asarray(variables.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
-        hidden = data.inputs[:16] @ kernel + bias
-        statistics = variables.collections["batch_stats"]["BatchNorm_0"]
-        close(statistics["mean"], hidden.mean(axis=0), rtol=1e-3, atol=1e-4)
-        close(statistics["var"], hidden.var(axis=0), rtol=1e-3, atol=1e-4)
+        hidden, found = data.inputs[:16] @ kernel + bias, variables.collections["batch_stats"]["BatchNorm_0"]
+        close(found, {"mean": hidden.mean(axis=0), "var": hidden.var(axis=0)}, rtol=1e-3, atol=1e-4)
     means = drawn.collections["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(means[0] - means[1]).max() > 1e-2
-
-
-def test_training_and_the_inputs_of_statistics_have_keys_of_their_own(normed):
-    _, data, state = normed
-    key_train, key_inputs, _ = jax.random.split(jax.random.key(0), 3)
-    same_key(state.train.opt_state[0], key_train)
-    assert int(state.moments.num_snapshots) == 0
-    same(state.variables.params, state.train.variables.params)  # which is the mean of nothing
-    same(state.inputs, jax.jit(_swag._some_inputs)(key_inputs, data.inputs, first(16, 24)))
-    assert state.inputs.shape == (8, 64, 4)
-    rows, times = np.unique(np.asarray(state.inputs).reshape(-1, 4), axis=0, return_counts=True)
-    same((rows, times), (np.unique(data.inputs[:16], axis=0), np.full(16, 32)))
-
-
-def test_what_leaves_no_spread_is_refused(key):
-    for options, message in (
-        ({"rank": -1}, "rank=-1"),
-        ({"rank": 1}, "rank=1 is no covariance"),
-        ({"start": 1.0}, "start=1.0"),
-        ({"start": -0.1}, "start=-0.1"),
-        ({"every": 0}, "every=0"),
-        ({"scale": -1.0}, "scale=-1.0"),
-        ({"every": 3}, "every=3 leave 1 snapshot in 12 steps"),
-        ({"start": 0.95}, "leave 1 snapshot in 12 steps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))
-    for options in ({"every": 3, "scale": 0}, {"every": 2}):
-        jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))
