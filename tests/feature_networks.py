@@ -1,5 +1,7 @@
 """Networks whose last hidden layer is sown as `h`, for the tests of features."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -7,18 +9,21 @@ import jax.numpy as jnp
 class MLP(nn.Module):
     outputs: int = 1
     bias: bool = True
+    dtype: Any = None
+    normed: bool = False
 
     @nn.compact
     def __call__(self, x):
-        x = nn.tanh(nn.Dense(5, name="first")(x))
-        x = nn.relu(nn.Dense(7, name="hidden")(x))
+        x = nn.tanh(nn.Dense(5, name="first", dtype=self.dtype)(x))
+        x = nn.relu(nn.Dense(7, name="hidden", dtype=self.dtype)(x))
         self.sow("seen", "h", x)
-        return nn.Dense(self.outputs, use_bias=self.bias)(x)
+        last = nn.Dense(self.outputs, use_bias=self.bias, dtype=self.dtype)
+        return (nn.WeightNorm(last) if self.normed else last)(x).astype(jnp.float32)
 
 
 class Flattened(nn.Module):
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, train: bool = False):
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(3, (3, 3), strides=2)(x)))
         x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
         self.sow("seen", "h", x)
@@ -35,30 +40,12 @@ class MeanMap(nn.Module):
         return nn.Conv(3, (1, 1))(x).mean(axis=(1, 2))
 
 
-class Attention(nn.Module):
-    """A last layer at every token, behind a projection that contracts heads and their channels."""
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = nn.Dense(8)(x.reshape(x.shape[0], 8, -1))
-        x = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.5)(x, x, deterministic=not train)
-        x = nn.LayerNorm()(x)
-        self.sow("seen", "h", x.mean(axis=1))
-        return nn.log_softmax(nn.Dense(3)(x).mean(axis=1))
-
-
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.gelu(nn.Dense(6)(x))
-
-
 class Nested(nn.Module):
     """Layers in compiled and rematerialised modules, and the last one in such a module too."""
 
     @nn.compact
     def __call__(self, x):
-        x = nn.remat(Block)()(nn.jit(Block)()(x))
+        x = nn.tanh(nn.remat(nn.Dense)(6)(nn.gelu(nn.jit(nn.Dense)(6)(x))))
         self.sow("seen", "h", x)
         return nn.jit(nn.Dense)(3, use_bias=False)(x)
 
@@ -74,22 +61,6 @@ class Tied(nn.Module):
         return embedding.attend(x)
 
 
-class HalfPrecision(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Dense(5, dtype=jnp.bfloat16)(x))
-        self.sow("seen", "h", x)
-        return nn.Dense(2, dtype=jnp.bfloat16)(x).astype(jnp.float32)
-
-
-class WeightNormalised(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Dense(5)(x))
-        self.sow("seen", "h", x)
-        return nn.WeightNorm(nn.Dense(2))(x)
-
-
 class Shared(nn.Module):
     """Every kind of leaf: shared and single kernels, biases, scales, convolutions with strides, groups and dilation."""
 
@@ -102,5 +73,4 @@ class Shared(nn.Module):
         x = nn.DenseGeneral((2, 3), axis=(1, 3))(x[:, :2, :3])
         x = nn.tanh(nn.Dropout(0.5, deterministic=not train)(x).reshape(x.shape[0], -1))
         twice = nn.Dense(18)
-        x = twice(nn.softplus(twice(x)))
-        return nn.Dense(2)(x)
+        return nn.Dense(2)(twice(nn.softplus(twice(x))))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import calibration, heuristics, selection
+from baal_jax import calibration
 from tests.fixtures import centroids, close, clouds, same, same_key, split
 
 TRAIN, TEST = (jax.tree.map(jnp.asarray, part) for part in clouds())
@@ -68,15 +68,15 @@ def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(
 
 
 def test_with_validation_nothing_is_held_out():
-    posterior, key, labelled = recording(validation=TEST, batch_size=None), jax.random.key(6), jnp.arange(40) < 20
-    state = posterior.fit(key, TRAIN, labelled)
-    same_key(state.base["key"], key)
-    same(state.base["labelled"], labelled)
-    assert state.params["weights"] is None
-    same(state.params["targets"], TEST.targets)
-    close(state.params["logits"], TEST.inputs[None] + noise(key), 1e-6)
-    again = posterior.fit(key, TRAIN, labelled, state)
-    assert int(again.base["fits"]) == 2
+    posterior, previous, labelled = recording(validation=TEST, batch_size=None), None, jnp.arange(40) < 20
+    for number in range(2):
+        key = jax.random.key(number)
+        state = previous = posterior.fit(key, TRAIN, labelled, previous)
+        same_key(state.base["key"], key)
+        same(state.base["labelled"], labelled)
+        assert (state.params["weights"], int(state.base["fits"])) == (None, number + 1)
+        same(state.params["targets"], TEST.targets)
+        close(state.params["logits"], TEST.inputs[None] + noise(key), 1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"validation": TEST}, {"refit": True}], ids=["held out", "given", "refit"])
@@ -101,24 +101,14 @@ def test_draws_are_those_of_the_posterior_and_their_logits_are_scaled(key):
     assert calibration.CalibratedState(network, None).variables is network.variables  # for features
 
 
-def test_every_round_of_a_compiled_run_is_calibrated_before_it_scores(key):
-    posterior = calibration.calibrated(centroids(9.0), calibration.temperature(penalty=0.01), num_samples=4)
-    loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=4, num_samples=4)
-    keys = jax.random.split(key, 8)
-    states, _ = jax.jit(jax.vmap(lambda k: baal.run(loop, k, TRAIN, TEST, num_initial=10, num_rounds=2)))(keys)
-    # Nine times too confident; a temperature of a few held-out labels is rough, so most of the seeds say so.
-    assert np.median(np.asarray(states.posterior.params.temperature)) > 1.5
-    state = jax.tree.map(lambda leaf: leaf[0], states.posterior)
-    scores = baal.score(key, posterior, state, TRAIN.inputs, heuristics.bald, num_samples=4)
-    logits = baal.predict(key, centroids(9.0), state.base, TRAIN.inputs, num_samples=4)
-    close(scores, heuristics.bald(logits / state.params.temperature), 1e-3, 1e-5)
+EMPTY, VALUES = jax.tree.map(lambda leaf: leaf[:0], TEST), TEST._replace(targets=TEST.inputs[:, 0])
 
 
-def test_what_cannot_be_is_refused():
-    empty, values = jax.tree.map(lambda leaf: leaf[:0], TEST), TEST._replace(targets=TEST.inputs[:, 0])
-    for options, message in [
-        ({"validation": empty}, "validation is empty"),
-        ({"validation": values}, "targets are float32, but a scaling is fitted to integer classes"),
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": EMPTY}, "validation is empty"),
+        ({"validation": VALUES}, "targets are float32, but a scaling is fitted to integer classes"),
         ({"held_out": 0.7}, "held_out=0.7 must be more than 0 and at most 0.5"),
         ({"held_out": 0.0}, "held_out=0.0 must be more than 0 and at most 0.5"),
         ({"held_out": 0.1, "validation": TEST}, "beside validation"),
@@ -126,12 +116,16 @@ def test_what_cannot_be_is_refused():
         ({"max_held_out": 0}, "max_held_out=0"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"batch_size": 0}, "batch_size=0"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            recording(**options)
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        recording(**options)
+
+
+def test_what_is_no_scaling_and_has_no_classes_is_refused():
     with pytest.raises(ValueError, match=r"is no Scaling: call its builder, as in calibration\.temperature\(\)"):
         calibration.calibrated(centroids(), calibration.vector)
-    for dataset in (values._replace(inputs=TRAIN.inputs[:30]), TRAIN._replace(targets=None)):
+    for dataset in (VALUES, TRAIN._replace(targets=None)):
         with pytest.raises(ValueError, match="a scaling is fitted to integer classes"):
-            recording().fit(jax.random.key(0), dataset, jnp.ones(len(dataset.inputs), bool))
-    recording(held_out=0.5)
+            recording(held_out=0.5).fit(jax.random.key(0), dataset, jnp.ones(len(dataset.inputs), bool))

@@ -1,6 +1,5 @@
 """Gradients of unedited networks with respect to all parameters, and sketches of them."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,10 +56,9 @@ def test_the_exact_gradient_and_a_sketch_without_collisions_give_the_kernel(name
     def everything(variables):
         expected = gradients(model, variables, inputs, scalar or by_default)
         read = [features.gradient(model, n, scalar=scalar, variables=itself) for n in (None, size)]
-        exact, sketch = (one(variables, inputs) for one in read)
-        return exact, expected, sketch
+        return expected, *(one(variables, inputs) for one in read)
 
-    exact, expected, sketch = jax.device_get(everything(variables))
+    expected, exact, sketch = jax.device_get(everything(variables))
     close(exact, expected, atol=1e-5)
     assert (sketch.shape, sketch.dtype) == ((len(inputs), size), np.float32)
     scale = np.abs(kernel(expected)).max()
@@ -84,29 +82,21 @@ def test_sketches_are_unbiased_and_concentrate(name, formed, monkeypatch):
         return kernel(gradients(model, variables, inputs, scalar or by_default)), kernels(8), kernels(128)
 
     expected, *found = jax.device_get(both(variables))
-    errors = []
     for sketched in found:
-        standard_error = sketched.std(axis=0) / np.sqrt(len(sketched))
-        assert (np.abs(sketched.mean(axis=0) - expected) < 4.5 * standard_error + 1e-3 * np.abs(expected).max()).all()
-        errors.append(np.sqrt(((sketched - expected) ** 2).mean()))
+        error = sketched.std(axis=0) / np.sqrt(len(sketched))
+        assert (np.abs(sketched.mean(axis=0) - expected) < 4.5 * error + 1e-3 * np.abs(expected).max()).all()
+    errors = [np.sqrt(((sketched - expected) ** 2).mean()) for sketched in found]
     assert 0 < errors[1] < 0.4 * errors[0]  # a quarter, where errors fall with the square root
 
 
-def test_the_factorised_sketch_is_the_implied_projection_also_in_pieces(monkeypatch):
-    rng = np.random.default_rng(0)
+def test_the_factorised_sketch_is_the_implied_projection_also_in_pieces(monkeypatch, rng):
     left, right = (rng.normal(size=(3, 7, n)).astype(np.float32) for n in (5, 4))
-    signs_left, signs_right = (rng.choice([-1, 1], size=12 * n).astype(np.float32) for n in (5, 4))
-    projection = np.einsum("ki,ko->kio", signs_left.reshape(12, 5), signs_right.reshape(12, 4)) / np.sqrt(12)
-    expected = np.einsum("kio,bti,bto->bk", projection, left, right)
-
-    def sketch():
-        return jax.jit(lambda *arguments: _gradient._product_sketch(*arguments, 12))(
-            signs_left, signs_right, left, right
-        )
-
-    close(sketch(), expected, atol=1e-5)
-    monkeypatch.setattr(_gradient, "_CHUNK", 100)
-    close(sketch(), expected, atol=1e-5)
+    signs = [rng.choice([-1, 1], size=12 * n).astype(np.float32) for n in (5, 4)]
+    projection = np.einsum("ki,ko->kio", signs[0].reshape(12, 5), signs[1].reshape(12, 4)) / np.sqrt(12)
+    for chunk in (2**24, 100):
+        monkeypatch.setattr(_gradient, "_CHUNK", chunk)
+        found = jax.jit(lambda *given: _gradient._product_sketch(*given, 12))(*signs, left, right)
+        close(found, np.einsum("kio,bti,bto->bk", projection, left, right), atol=1e-5)
 
 
 def test_a_gradient_is_formed_where_it_is_small_and_projected_where_it_is_large():
@@ -115,40 +105,32 @@ def test_a_gradient_is_formed_where_it_is_small_and_projected_where_it_is_large(
     assert not _gradient._is_cheaper_formed(1, 2048, 1000, 512)
 
 
-def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one():
+def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one(rng):
     size, blocks = 16, 32
     values = np.zeros((2, size * blocks - 3), np.float32)
     values[0, ::size], values[1] = 1.0, np.arange(size * blocks - 3)  # one entry of every block at the same place
-    words = np.random.default_rng(0).integers(0, 2**32, blocks, dtype=np.uint32)
+    words = rng.integers(0, 2**32, blocks, dtype=np.uint32)
     sketch = jax.jit(lambda signs: _gradient._count_sketch(signs, words, values, size))
     found = jax.device_get(sketch(np.ones(size * blocks, np.float32)))
-    close(found.sum(axis=1), values.sum(axis=1), rtol=1e-6)
     assert (found[0] > 0).sum() > size / 2
-    expected = np.zeros((2, size))  # every block turns by its own angle
-    for block, word in enumerate(words):
-        rows = np.pad(values, ((0, 0), (0, 3)))[:, block * size : (block + 1) * size]
-        expected += np.roll(rows, -int(word % size), axis=1)
+    rows = np.pad(values, ((0, 0), (0, 3))).reshape(2, blocks, size)  # every block turns by its own angle
+    expected = sum(np.roll(rows[:, block], -int(word % size), axis=1) for block, word in enumerate(words))
     close(found, expected)
     close(sketch(np.full(size * blocks, -1, np.float32)), -expected)
 
 
-def test_signs_are_balanced_and_independent():
-    words = np.random.default_rng(0).integers(0, 2**32, 1000, dtype=np.uint32)
-    signs = np.asarray(jax.jit(lambda words: _gradient._signs(words, 31_990))(words)).reshape(-1, 10)
-    assert set(np.unique(signs)) == {-1.0, 1.0}
-    assert np.abs(signs.T @ signs / len(signs) - np.eye(10)).max() < 0.08
-    assert np.abs(signs.mean(axis=0)).max() < 0.08
+def layers_of(model, variables, example):
+    def network(params, example):
+        return model.deterministic(variables._replace(params=params), example[None])[0]
+
+    program = _program.trace(network, variables.params, example, keep_rules=True)
+    return set(_program.dense_layers(program, program.arguments[0]))
 
 
 def test_dense_and_convolution_kernels_are_factorised_and_shared_ones_are_not():
     model, variables, inputs, _ = setting("shared")
-
-    def network(params, example):
-        return model.deterministic(variables._replace(params=params), example[None])[0]
-
-    program = _program.trace(network, variables.params, inputs[0], keep_rules=True)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables.params)]
-    found = {names[i] for i in _program.dense_layers(program, program.arguments[0])}
+    found = {names[i] for i in layers_of(model, variables, inputs[0])}
     assert found == {f"['{name}']['kernel']" for name in ("Conv_0", "Dense_0", "DenseGeneral_0", "Dense_2")}
     returned = _program.trace(lambda kernels, x: (x @ kernels[0], kernels), [np.ones((4, 2), np.float32)], FLAT)
     assert not _program.dense_layers(returned, returned.arguments[0])  # it has a second part of its own
@@ -178,72 +160,68 @@ def _straight_through(primals, tangents):
     return rounded(inputs, kernel), inputs_dot @ jnp.round(kernel) + inputs @ kernel_dot
 
 
-def test_derivatives_of_a_users_own_are_kept_and_faster_products_are_seen():
-    def apply(params, inputs, key):
-        return jnp.tanh(rounded(jnp.tanh(faster(inputs, params["faster"])), params["rounded"])) @ params["last"]
+def test_derivatives_of_a_users_own_are_kept_and_faster_products_are_seen(rng):
+    def hidden(params, inputs):
+        return jnp.tanh(rounded(jnp.tanh(faster(inputs, params["faster"])), params["rounded"]))
 
-    rng = np.random.default_rng(0)
     shapes = {"faster": (5, 3), "last": (4, 1), "rounded": (3, 4)}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    model = baal.from_functions(None, apply)
+    model = baal.from_functions(None, lambda params, inputs, key: hidden(params, inputs) @ params["last"])
 
     @jax.jit
     def both(params):
         expected = kernel(gradients(model, of_params(params), FLAT, lambda outputs: outputs[0]))
-        hidden = jnp.tanh(rounded(jnp.tanh(faster(FLAT, params["faster"])), params["rounded"]))
         sketch = features.gradient(model, 64, variables=of_params)(params, FLAT)
-        return (kernel(sketch), features.last_hidden(model, variables=of_params)(params, FLAT)), (expected, hidden)
+        read = features.last_hidden(model, variables=of_params)(params, FLAT)
+        return (kernel(sketch), read), (expected, hidden(params, FLAT))
 
     close(*both(params), atol=1e-4)
-
-    def network(params, example):
-        return model.deterministic(of_params(params), example[None])[0]
-
-    program = _program.trace(network, params, FLAT[0], keep_rules=True)
-    assert set(_program.dense_layers(program, program.arguments[0])) == {0, 1}  # not the rounded one
+    assert layers_of(model, of_params(params), FLAT[0]) == {0, 1}  # not the rounded one
 
 
-def test_one_key_is_one_projection_for_every_batch_and_every_network_of_a_stack():
-    params = {"count": np.int32(3), "w": np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)}
+def test_one_key_is_one_projection_for_every_batch_and_every_network_of_a_stack(rng):
+    params = {"count": np.int32(3), "w": rng.normal(size=(4, 30)).astype(np.float32)}
     model = baal.from_functions(None, lambda p, x, key: jnp.tanh(x @ p["w"]).sum(axis=1))  # outputs [B]
-    make = lambda key, size=16: features.gradient(model, size, key=key, variables=of_params)  # noqa: E731
-    sketch = make(3)
+
+    def make(key, size=16):
+        return features.gradient(model, size, key=key, variables=of_params)
 
     @jax.jit
     def everything(params):
         stack = jax.tree.map(lambda leaf: jnp.stack([2 * leaf, leaf]), params)
-        same_rows = sketch(params, FLAT[::-1])[::-1], jax.vmap(sketch, (0, None))(stack, FLAT)[1]
-        return (
-            sketch(params, FLAT),
-            same_rows,
-            make(jax.random.key(3))(params, FLAT),
-            make(4)(params, FLAT),
-            make(3, None)(params, FLAT),
-        )
+        same_rows = make(3)(params, FLAT[::-1])[::-1], jax.vmap(make(3), (0, None))(stack, FLAT)[1]
+        each = (make(key)(params, FLAT) for key in (3, jax.random.key(3), 4))
+        return *each, make(3, None)(params, FLAT), same_rows
 
-    whole, same_rows, by_key, other, exact = jax.device_get(everything(params))
+    whole, by_key, other, exact, same_rows = jax.device_get(everything(params))
     for rows in same_rows:
         close(rows, whole, atol=1e-4)
-    close(sketch(params, FLAT[1:2]), whole[1:2], atol=1e-4)
+    close(make(3)(params, FLAT[1:2]), whole[1:2], atol=1e-4)
     same(by_key, whole)
     assert np.abs(other - whole).max() > 1e-2
     slope = 1 - np.tanh(FLAT @ params["w"]) ** 2
     close(exact, (FLAT[:, :, None] * slope[:, None]).reshape(6, -1), rtol=1e-3, atol=1e-5)  # nothing of the counter
 
 
-def test_what_has_no_gradient_to_sketch_is_refused():
-    def refused(apply, message, params=None, inputs=INPUTS, **options):
-        params = np.ones((1, 2), np.float32) if params is None else params
-        read = features.gradient(baal.from_functions(None, apply), variables=of_params, **options)
-        with pytest.raises(ValueError, match=message):
-            jax.eval_shape(read, params, inputs)
+def maps(p, x, key):
+    return x @ p
 
-    maps = lambda p, x, key: x @ p  # noqa: E731
-    refused(maps, r"have shape \(8, 8, 2\).*pass scalar=")
-    refused(maps, r"scalar returned shape \(2,\)", scalar=lambda outputs: outputs[0, 0])
-    refused(maps, "complex numbers", params=np.ones((1, 2), np.complex64))
-    refused(lambda p, x, key: (x, x), "2 outputs, but gradient needs one number", inputs=FLAT)
-    refused(lambda p, x, key: x[:, 0], "no parameters", params={}, inputs=FLAT)
-    for bad in ({"sketch_size": 0}, {"key": np.zeros(2, np.uint32)}):
-        with pytest.raises((ValueError, TypeError), match=next(iter(bad))):
-            features.gradient(baal.from_linen(nn.Dense(2)), **bad)
+
+@pytest.mark.parametrize(
+    ("apply", "params", "options", "message"),
+    [
+        (maps, np.ones((1, 2), np.float32), {}, r"have shape \(8, 8, 2\).*pass scalar="),
+        (maps, np.ones((1, 2), np.float32), {"scalar": lambda outputs: outputs[0, 0]}, r"scalar returned shape \(2,\)"),
+        (maps, np.ones((1, 2), np.complex64), {}, "complex numbers"),
+        (lambda p, x, key: (x, x), {}, {}, "2 outputs, but gradient needs one number"),
+        (lambda p, x, key: x.mean(axis=(1, 2, 3)), {}, {}, "no parameters"),
+        (maps, None, {"sketch_size": 0}, "sketch_size"),
+        (maps, None, {"key": np.zeros(2, np.uint32)}, "key"),
+    ],
+)
+def test_what_has_no_gradient_to_sketch_is_refused(apply, params, options, message):
+    def sketch(params):
+        return features.gradient(baal.from_functions(None, apply), variables=of_params, **options)(params, INPUTS)
+
+    with pytest.raises((ValueError, TypeError), match=message):
+        jax.eval_shape(sketch, params)

@@ -25,38 +25,14 @@ def full_batch(share=None, **options):
 @pytest.mark.parametrize(
     ("share", "length", "counted"), [(0.75, "num_steps", 7), (0.0, "num_epochs", 0), (1 - 1e-9, "num_epochs", 9)]
 )
-def test_the_fit_is_the_mean_over_the_last_steps(share, length, counted, key):
-    state = full_batch(share, **{length: 10})(key, DATA, first(12))
-    weights = trajectory(DATA.inputs, DATA.targets, 10)
-    close(weights_of(state), weights[1 + counted :].mean(axis=0))
+def test_the_fit_is_the_mean_over_the_last_steps_from_which_a_warm_start_goes_on(share, length, counted, key):
+    fit = full_batch(share, warm_start=True, **{length: 10})
+    state = fit(key, DATA, first(12), zeros_of(fit, key, DATA, first(12)))
+    mean = trajectory(DATA.inputs, DATA.targets, 10)[1 + counted :].mean(axis=0)
+    close(weights_of(state), mean)
     assert int(state.steps) == 10
-
-
-def test_a_warm_start_goes_on_from_the_average(key):
-    fit = full_batch(0.5, num_steps=4, warm_start=True)
-    once = fit(key, DATA, first(12), zeros_of(fit, key, DATA, first(12)))
-    twice = fit(key, DATA, first(12), once)
-    start = trajectory(DATA.inputs, DATA.targets, 4)[3:].mean(axis=0)
-    close(weights_of(once), start)
-    close(weights_of(twice), trajectory(DATA.inputs, DATA.targets, 4, start=start)[3:].mean(axis=0))
-
-
-def test_averaging_maps_over_seeds_and_differentiates(key):
-    model = baal.from_functions(lambda key, x: jax.random.normal(key, (3, 1)), lambda params, x, key: x @ params)
-    options = {"num_steps": 4, "batch_size": 12, "average_from": 0.5}
-    fit = baal.trainer(optax.sgd(0.1), baal.losses.squared_error, **options)(model)
-
-    def weights(key, scale):
-        return fit(key, DATA._replace(targets=DATA.targets * scale), first(12)).variables.params[:, 0]
-
-    keys = jax.random.split(key, 3)
-    mapped = jax.jit(jax.vmap(weights, (0, None)))(keys, 2.0)
-    slopes = jax.jit(jax.jacrev(weights, argnums=1))(keys[1], 2.0)
-    start = jax.jit(lambda key: jax.random.normal(jax.random.split(key, 3)[0], (3, 1))[:, 0])(keys[1])
-    ends = [trajectory(DATA.inputs, scale * np.float64(DATA.targets), 4, start=start)[3:] for scale in (2.0, 3.0)]
-    close(mapped[1], ends[0].mean(axis=0))
-    close(slopes, (ends[1] - ends[0]).mean(axis=0))  # linear in the targets
-    assert np.abs(mapped[0] - mapped[1]).max() > 1e-2
+    again = trajectory(DATA.inputs, DATA.targets, 10, start=mean)[1 + counted :].mean(axis=0)
+    close(weights_of(fit(key, DATA, first(12), state)), again)
 
 
 def test_new_statistics_are_those_of_a_hundred_batches_whatever_the_momentum():
@@ -69,11 +45,11 @@ def test_new_statistics_are_those_of_a_hundred_batches_whatever_the_momentum():
 
     start = Variables(np.float32(2.0), {"mean": np.float32([5, 5, 5, 5, 5]), "calls": np.int32(7)})
     model = Model(None, None, train)
-    new = jax.jit(
-        lambda: averaging.with_new_statistics(
-            model, start, lambda index: (None, jnp.sin(index.astype(jnp.float32)) * jnp.ones(5) + 1.0)
-        )
-    )()
+
+    def inputs_of(index):
+        return None, jnp.sin(index.astype(jnp.float32)) * jnp.ones(5) + 1.0
+
+    new = jax.jit(lambda: averaging.with_new_statistics(model, start, inputs_of))()
     seen = 2.0 * (np.sin(np.arange(100.0)) + 1.0)
     weights = np.float64(momentum[1:4, None]) ** np.arange(99, -1, -1)
     expected = [seen[-1], *(weights @ seen / weights.sum(axis=1)), 5.0]
@@ -106,14 +82,10 @@ def test_statistics_of_averaged_weights_are_made_from_the_batches_that_would_com
 
 def test_a_cast_leaves_keys_alone_and_no_type_weak(key):
     like = {"key": key, "half": jnp.zeros(2, jnp.bfloat16), "weak": jnp.asarray(0.0)}
-    new = averaging.cast_like(
-        {"key": jax.random.key(1), "half": np.ones(2, np.float32), "weak": jnp.asarray(2.0)}, like
-    )
+    given = {"key": jax.random.key(1), "half": np.ones(2, np.float32), "weak": jnp.asarray(2.0)}
+    new = averaging.cast_like(given, like)
     same_key(new["key"], jax.random.key(1))
     assert (new["half"].dtype, new["weak"].dtype, new["weak"].weak_type) == (jnp.bfloat16, jnp.float32, False)
-
-
-# Validation
 
 
 @pytest.mark.parametrize("length", ["num_steps", "num_epochs"])
@@ -135,7 +107,10 @@ def test_the_best_of_the_weights_looked_at_is_returned(length, key):
     assert chosen == [6, 9, 10, 3]
 
 
-# What a posterior may add
+def test_of_equally_good_weights_the_first_are_kept(key):
+    held_out = baal.Dataset(jnp.zeros((2, 3)), jnp.ones(2))  # of which no weights know anything
+    state = full_batch(num_steps=4, validation=held_out, validate_every=1)(key, DATA, first(12))
+    close(weights_of(state), trajectory(DATA.inputs, DATA.targets, 4)[1])
 
 
 def test_a_penalty_sees_the_number_of_labels_and_counts_in_the_loss(key):
@@ -157,9 +132,3 @@ def test_a_transformation_sees_the_final_updates_and_the_length_of_the_fit(lengt
     state = trainer(line(), transform=watch)(key, DATA, first(7))
     same(state.opt_state[-1][0], state.variables.params)
     assert int(state.opt_state[-1][1]) == int(state.steps) == (5 if "num_steps" in length else 6)  # ceil(3 · 7 / 4)
-
-
-def test_of_equally_good_weights_the_first_are_kept(key):
-    held_out = baal.Dataset(jnp.zeros((2, 3)), jnp.ones(2))  # of which no weights know anything
-    state = full_batch(num_steps=4, validation=held_out, validate_every=1)(key, DATA, first(12))
-    close(weights_of(state), trajectory(DATA.inputs, DATA.targets, 4)[1])
