@@ -1,4 +1,4 @@
-"""Scalings against optima found by scipy in float64. One shape of logits for all that is convex, one for draws."""
+"""Scalings against optima found by scipy in float64, and posteriors that are calibrated in every fit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 import scipy.optimize
 from scipy.special import log_softmax, logsumexp
 
+import baal_jax as baal
 from baal_jax import calibration
-from tests.fixtures import close
+from tests.fixtures import centroids, close, clouds, same, same_key, split
 
 BUILDERS = {
     "temperature": lambda penalty: calibration.temperature(penalty=penalty),
@@ -89,31 +90,14 @@ def test_a_fit_is_within_a_thousandth_of_a_nat_of_the_optimum_whatever_the_scale
             close(scaled, logits / float(params.temperature), 1e-5)
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
-def test_penalties_are_those_of_the_papers(kind):
-    """Where they matter as much as the data the parameters themselves are those of the optimum, elsewhere the loss."""
+@pytest.mark.parametrize(
+    ("kind", "penalty"), [("temperature", 2.0), ("temperature", 0.02), ("vector", 0.5), ("dirichlet", 2.0)]
+)
+def test_penalties_are_those_of_the_papers(kind, penalty):
+    """They matter as much as the data here, so that the parameters themselves are those of the optimum."""
     logits, targets = problem(0)
-    for penalty in (2.0, 0.02):
-        value = objective(kind, penalty, logits, targets)
-        params, best = flat(kind, BUILDERS[kind](penalty).fit(logits[0], targets)), optimum(kind, value)
-        assert value(params) <= best.fun + 1e-4
-        if penalty == 2.0:
-            close(params, best.x, 0.0, 3e-3)
-
-
-def two_valleys(seed):
-    """Six known examples to which two draws say different things: the loss has a minimum at two temperatures."""
-    rng, logits = np.random.default_rng(seed), problem(0, 2)[0]
-    logits[:, :6] = rng.normal(size=(2, 6, 4)) * np.exp(2 * rng.normal(size=(2, 6, 1)))
-    return logits, np.where(np.arange(200) < 6, rng.integers(0, 4, 200), -1).astype(np.int32)
-
-
-def test_of_several_local_optima_the_temperature_is_the_best():
-    for seed in (1007, 215):
-        logits, targets = two_valleys(seed)
-        value = objective("temperature", 0.0, logits[:, :6], targets[:6])
-        found = value(flat("temperature", calibration.temperature().fit(logits, targets)))
-        assert found <= optimum("temperature", value).fun + 1e-4
+    params = flat(kind, BUILDERS[kind](penalty).fit(logits[0], targets))
+    close(params, optimum(kind, objective(kind, penalty, logits, targets)).x, 0.0, 3e-3)
 
 
 def test_more_weight_is_more_examples_and_unknown_targets_have_none():
@@ -208,23 +192,14 @@ def test_a_fit_goes_through_jit_and_vmap_as_a_constant():
     # A class too many, which compiled code cannot refuse; and a loop has no gradient, but a constant has.
     assert np.isnan(fit(logits[:, 0], targets + 1)[0]).all()
     jax.eval_shape(jax.grad(lambda logits: scaling.fit(logits, targets[0]).offset[0]), logits[0, 0])
-
-
-def test_half_precision_is_computed_in_float32():
-    half, targets = jax.ShapeDtypeStruct((200, 4), jnp.bfloat16), problem(5)[1]
     for build in BUILDERS.values():
-        params = jax.eval_shape(build(0.0).fit, half, targets)
+        half = jax.ShapeDtypeStruct((200, 4), jnp.bfloat16)
+        params = jax.eval_shape(build(0.0).fit, half, targets[0])
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         assert jax.eval_shape(build(0.0).apply, params, half).dtype == jnp.float32
-
-
-def test_settings_that_are_left_out_are_those_of_their_neighbours():
-    """Equal settings are one object, whose programs are compiled once."""
+    # Equal settings are one object, whose programs are compiled once; what is left out is as its neighbour.
     assert calibration.dirichlet(off_diagonal=2.0) is calibration.dirichlet(off_diagonal=2, intercept=2.0)
-    assert calibration.dirichlet(off_diagonal=2.0) is not calibration.dirichlet(off_diagonal=2.0, intercept=0.0)
-    assert calibration.vector(penalty=1) is calibration.vector(penalty=1.0)
-    assert calibration.temperature() is calibration.REGISTRY["temperature"](bounds=[1e-6, 1e6])
-    assert {*calibration.REGISTRY} == {*BUILDERS}
+    assert calibration.temperature() is calibration.temperature(bounds=[1e-6, 1e6])
 
 
 OK, CLASSES = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
@@ -238,30 +213,146 @@ AFFINE = calibration.AffineParams(jnp.ones(3), jnp.zeros(3))
         (lambda: FIT(OK, CLASSES + 3), "targets holds class 3, but logits has 3"),
         (lambda: FIT(OK, CLASSES.astype(np.float32)), "must be integer classes"),
         (lambda: FIT(OK, np.zeros(5, np.int32)), "do not fit targets"),
-        (lambda: FIT(OK[None, None], CLASSES), "do not fit targets"),
         (lambda: FIT(np.zeros((0, 4, 3), np.float32), CLASSES), "do not fit targets"),
         (lambda: FIT(OK[:, :1], CLASSES), "single class"),
         (lambda: FIT([0.0], CLASSES), "logits is a list"),
-        (lambda: FIT(None, CLASSES), "logits is a NoneType"),
         (lambda: FIT(OK, CLASSES, np.full(4, -1.0)), "weights holds a negative"),
         (lambda: FIT(OK, CLASSES, np.full(4, np.inf)), "weights holds a negative number, NaN or infinity"),
         (lambda: FIT(OK, CLASSES, np.ones(3)), "do not fit targets of shape"),
-        (lambda: FIT(OK, CLASSES, np.float32(1)), "do not fit targets of shape"),
         (lambda: calibration.vector().apply(AFFINE, jnp.zeros((2, 4))), "do not fit a scaling of 3 classes"),
         (lambda: calibration.temperature().apply(calibration.TemperatureParams(1.0), 0.0), "several classes"),
         (lambda: calibration.temperature(penalty=-1.0), "penalty=-1.0"),
         (lambda: calibration.vector(penalty=-1.0), "penalty=-1.0"),
         (lambda: calibration.dirichlet(off_diagonal=-1.0), "off_diagonal=-1.0"),
         (lambda: calibration.dirichlet(intercept=-1.0), "intercept=-1.0"),
-        *(
-            (
-                lambda bounds=bounds: calibration.temperature(bounds=bounds),
-                "two positive numbers, the smaller one first",
-            )
-            for bounds in ((2.0, 1.0), (0.0, 1.0), None, ("1", "2"), (1.0, 1.0))
-        ),
+        (lambda: calibration.temperature(bounds=(2.0, 1.0)), "two positive numbers, the smaller one first"),
+        (lambda: calibration.temperature(bounds=(0.0, 1.0)), "two positive numbers, the smaller one first"),
+        (lambda: calibration.temperature(bounds=None), "two positive numbers, the smaller one first"),
+        (lambda: calibration.temperature(bounds=(1.0, 1.0)), "two positive numbers, the smaller one first"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+TRAIN, TEST = (jax.tree.map(jnp.asarray, part) for part in clouds())
+SPLIT, DRAWS = 0x63616C69, 0x62726174  # what is folded into the key of a fit
+
+
+# The state is what a fit was given; a draw is a key, and noise of it beside the inputs the outputs.
+RECORDING = baal.Posterior(
+    fit=lambda key, dataset, labelled, previous=None: {
+        "key": key, "labelled": labelled, "fits": jnp.int32(1) if previous is None else previous["fits"] + 1
+    },
+    sample=split,
+    apply=lambda state, draw, inputs: inputs + jax.random.normal(draw, (1, 4)),
+)  # fmt: skip
+SEEN = calibration.Scaling(
+    fit=lambda logits, targets, weights=None: {"logits": logits, "targets": targets, "weights": weights},
+    apply=lambda params, logits: 2.0 * logits,
+)
+
+
+def recording(**options):
+    return calibration.calibrated(RECORDING, SEEN, **{"num_samples": 3, **options})
+
+
+def held_out(key, labelled, share, most):
+    """Ids of examples, by random numbers of their places among the labelled: ``floor(share · labelled)`` of them."""
+    (ids,), number = np.nonzero(labelled), int(np.floor(labelled.sum() * share + 1e-6))
+    values = np.asarray(jax.random.uniform(jax.random.fold_in(key, SPLIT), (40,)))[: len(ids)]
+    return ids[np.argsort(-values)][: min(number, most)]
+
+
+def noise(key):
+    """Of the three draws that a scaling is fitted to."""
+    keys = jax.random.split(jax.random.fold_in(key, DRAWS), 3)
+    return np.stack([jax.random.normal(one, (1, 4)) for one in keys])
+
+
+@pytest.mark.parametrize("options", [{}, {"refit": True, "held_out": 0.3}], ids=["kept", "refit"])
+def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(options):
+    posterior, share = recording(max_held_out=6, batch_size=4, **options), options.get("held_out", 0.2)
+    key, previous, taken = jax.random.key(5), None, []
+    for number in (0, 1, 4, 5, 10, 20, 40):
+        labelled = np.zeros(40, bool)
+        labelled[np.random.default_rng(number).permutation(40)[:number]] = True
+        rows = held_out(key, labelled, share, 6)
+        state = posterior.fit(key, TRAIN, jnp.asarray(labelled), previous)
+        same_key(state.base["key"], key)
+        kept = labelled & ~np.isin(np.arange(40), rows)
+        same(state.base["labelled"], labelled if options else kept)
+        assert int(state.base["fits"]) == (1 if previous is None else 2)
+        params, count = state.params, len(rows)
+        assert params["logits"].shape == (3, 6, 4)
+        same(params["weights"], np.arange(6) < count)
+        same(params["targets"][:count], TRAIN.targets[rows])
+        close(params["logits"][:, :count], np.asarray(TRAIN.inputs)[rows][None] + noise(key), 1e-6)
+        taken.append(count)
+        previous = state._replace(base=state.base | {"fits": jnp.int32(1)})
+    assert taken == ([0, 0, 1, 1, 3, 6, 6] if options else [0, 0, 0, 1, 2, 4, 6])
+
+
+def test_with_validation_nothing_is_held_out():
+    posterior, previous, labelled = recording(validation=TEST, batch_size=None), None, jnp.arange(40) < 20
+    for number in range(2):
+        key = jax.random.key(number)
+        state = previous = posterior.fit(key, TRAIN, labelled, previous)
+        same_key(state.base["key"], key)
+        same(state.base["labelled"], labelled)
+        assert (state.params["weights"], int(state.base["fits"])) == (None, number + 1)
+        same(state.params["targets"], TEST.targets)
+        close(state.params["logits"], TEST.inputs[None] + noise(key), 1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": TEST}, {"refit": True}], ids=["held out", "given", "refit"])
+def test_no_key_is_used_twice(options, key_reuse):
+    fit = lambda key, *rest: RECORDING.fit(key, *rest) | {"key": jax.random.normal(key)}  # noqa: E731
+    posterior = calibration.calibrated(RECORDING._replace(fit=fit), SEEN, num_samples=3, **options)
+    posterior.fit(jax.random.key(0), TRAIN, jnp.arange(40) < 20)
+
+
+def test_draws_are_those_of_the_posterior_and_their_logits_are_scaled(key):
+    base = centroids(9.0)
+    scaling = calibration.temperature(penalty=0.01)
+    posterior = calibration.calibrated(base, scaling, num_samples=4, validation=TEST)
+    state = posterior.fit(key, TRAIN, jnp.arange(40) < 20)
+    draws = posterior.sample(key, state, 3)
+    same(draws, base.sample(key, state.base, 3))
+    raw = jnp.stack([base.apply(state.base, draw, TEST.inputs) for draw in draws])
+    scaled = jnp.stack([posterior.apply(state, draw, TEST.inputs) for draw in draws])
+    close(scaled, scaling.apply(state.params, raw), 1e-5)
+    assert np.abs(scaled - raw).max() > 1
+    network = baal.TrainState(baal.Variables({"kernel": jnp.ones(1)}, {}), (), jnp.int32(1), jnp.float32(0))
+    assert calibration.CalibratedState(network, None).variables is network.variables  # for features
+
+
+EMPTY, VALUES = jax.tree.map(lambda leaf: leaf[:0], TEST), TEST._replace(targets=TEST.inputs[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": EMPTY}, "validation is empty"),
+        ({"validation": VALUES}, "targets are float32, but a scaling is fitted to integer classes"),
+        ({"held_out": 0.7}, "held_out=0.7 must be more than 0 and at most 0.5"),
+        ({"held_out": 0.0}, "held_out=0.0 must be more than 0 and at most 0.5"),
+        ({"held_out": 0.1, "validation": TEST}, "beside validation"),
+        ({"refit": True, "validation": TEST}, "refit=True beside validation"),
+        ({"max_held_out": 0}, "max_held_out=0"),
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_a_posterior_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        recording(**options)
+
+
+def test_what_is_no_scaling_and_has_no_classes_is_refused():
+    with pytest.raises(ValueError, match=r"is no Scaling: call its builder, as in calibration\.temperature\(\)"):
+        calibration.calibrated(centroids(), calibration.vector)
+    for dataset in (VALUES, TRAIN._replace(targets=None)):
+        with pytest.raises(ValueError, match="a scaling is fitted to integer classes"):
+            recording(held_out=0.5).fit(jax.random.key(0), dataset, jnp.ones(len(dataset.inputs), bool))

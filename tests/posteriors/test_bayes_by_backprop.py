@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import features
 from baal_jax.posteriors._bayes_by_backprop import bayes_by_backprop, bayesian_layers, constant_raw_std
 from baal_jax.posteriors.layers import BayesianConv, BayesianDense, kl_divergence
-from baal_jax.typing import Model, TrainState, Variables
-from tests.fixtures import classes_data, close, first, same, same_key, split, trainer
+from baal_jax.typing import Model, Variables
+from tests.fixtures import close, first, same, same_key, split, untrained
 from tests.oracles import variational as oracle
 
 # A network that computes nothing: its outputs are what it was called with.
@@ -28,19 +27,8 @@ INPUTS = jnp.arange(3.0)[:, None]
 
 
 def spy(seen):
-    """A trainer that writes down what it is given and continues from the previous state without a step."""
-
-    def bind(model, *, penalty=None, transform=None):
-        def fit(key, dataset, labelled, previous=None):
-            if previous is not None:
-                return previous._replace(steps=previous.steps + 5)
-            variables = model.init(key, dataset.inputs[:1])
-            return TrainState(variables, {"moments": jnp.zeros(3)}, jnp.int32(5), jnp.float32(0.5))
-
-        seen.update(model=model, penalty=penalty, transform=transform)
-        return fit
-
-    return bind
+    """A trainer that writes down what it is given."""
+    return lambda model, **given: seen.update(model=model, **given) or untrained()(model)
 
 
 def drawn(key, means, raw_stds):
@@ -83,27 +71,6 @@ def test_every_step_has_weights_of_one_key_and_dropout_of_another(rng):
     close(jax.grad(total)(raws[0]), noise / (1 + np.exp(-raws[0])), 1e-4)
 
 
-def test_draws_take_a_key_each_and_share_what_is_not_random(rng):
-    layer = {
-        "mean": {"bias": jnp.ones(2), "kernel": 2.0 * jnp.ones((1, 2), jnp.bfloat16)},
-        "raw_std": {"bias": jnp.float32(rng.normal(size=2)), "kernel": jnp.bfloat16(rng.normal(size=(1, 2)))},
-    }
-    params = {"deep": {"layer": layer}, "plain": {"kernel": jnp.array([9.0]), "mean": jnp.zeros(1)}}
-    state = TrainState(Variables(params, {"statistics": jnp.ones(2)}), (), jnp.int32(1), jnp.float32(0.0))
-    posterior, key = bayesian_layers(ECHO, spy({})), jax.random.key(3)
-    draws = jax.jit(posterior.sample, static_argnums=2)(key, state, 4)
-    for number, one in enumerate(split(key, state, 4)):
-        expected = drawn(one, [*layer["mean"].values()], [*layer["raw_std"].values()])
-        draw = jax.tree.map(lambda leaf, number=number: leaf[number], draws)
-        (found, collections), inputs, _ = posterior.apply(state, draw, INPUTS)
-        assert {*found["deep"]["layer"]} == {"mean"}  # no spread is left to sample from again
-        same((found["plain"], collections, inputs), (params["plain"], state.variables.collections, INPUTS))
-        found = found["deep"]["layer"]["mean"]
-        assert found["kernel"].dtype == jnp.bfloat16
-        close(found["bias"], expected[0], 1e-6)
-        close(found["kernel"].astype(jnp.float32), expected[1], 0.03)
-
-
 def test_the_state_is_that_of_training_and_warm_starts_get_it_back():
     asked = []
     posterior = bayes_by_backprop(
@@ -117,12 +84,14 @@ def test_the_state_is_that_of_training_and_warm_starts_get_it_back():
     for std in (1e-9, 0.01, 0.3, 5.0, 200.0):
         raw = state.raw_std["b"]["kernel"] if std == 0.3 else constant_raw_std(jnp.zeros(2), std)
         np.testing.assert_allclose(jax.nn.softplus(raw), std, rtol=2e-5)
-    same(posterior.fit(jax.random.key(1), data, first(2, 3), state), state._replace(steps=jnp.int32(10)))
+    again = posterior.fit(jax.random.key(1), data, first(2, 3), state)
+    close((again.variables.params, again.raw_std), jax.tree.map(lambda leaf: leaf + 1, (MEAN, state.raw_std)))
     draws = posterior.sample(jax.random.key(2), state, 2)
     kernel, key = draws["mean"]["b"]["kernel"][1], split(jax.random.key(2), None, 2)[1]
     close(kernel, drawn(key, [MEAN["b"]["kernel"]], [state.raw_std["b"]["kernel"]])[0])
     variables, _, method = posterior.apply(state, jax.tree.map(lambda leaf: leaf[1], draws), INPUTS)
     assert method == "deterministic"
+    assert {*variables.params} == {*MEAN}
     same((variables.params["a"], variables.collections), (MEAN["a"], state.variables.collections))
     same(variables.params["b"]["kernel"], kernel)
 
@@ -141,7 +110,7 @@ def test_the_divergence_is_that_of_gaussian_weights_and_shared_among_the_labelle
     assert found.dtype == jnp.float32
     for num_labelled, share in ((0, 1), (1, 1), (7, 7)):
         close(seen["penalty"](params, jnp.int32(num_labelled)), 0.3 * expected / share, 1e-5)
-    assert seen["transform"] is None
+    assert "transform" not in seen
 
 
 # Layers
@@ -174,14 +143,14 @@ def test_training_noise_is_that_of_the_papers_for_every_example(kind, estimator)
     """One normal number for each output of the variance that random weights give it, or a perturbation behind signs."""
     build, _, options, inputs = KINDS[kind]
     module = build(3, estimator=estimator, rng_collection="noise", deterministic=False, **options)
-    variables, rngs = variables_of(module, inputs), {"noise": jax.random.key(2)}
+    variables, rngs = variables_of(build(3, **options), inputs), {"noise": jax.random.key(2)}
     mean, raw = variables["params"]["mean"], variables["params"]["raw_std"]
     std, key = jax.tree.map(lambda leaf: np.logaddexp(0, np.float64(leaf)), raw), Stream().apply({}, rngs=rngs)
     found = np.asarray(module.apply(variables, inputs, rngs=rngs))
 
     def linear(weights, inputs):
         seen = oracle.patches(inputs, *CONV.values()) if kind == "conv" else np.float64(inputs)
-        return (seen @ np.reshape(weights["kernel"], (-1, 3)) + weights["bias"]).reshape(found.shape)
+        return (seen @ np.reshape(weights["kernel"], (-1, 3)) + np.asarray(weights["bias"])).reshape(found.shape)
 
     if estimator == "flipout":
         key_weights, key_signs = jax.random.split(key)
@@ -192,7 +161,7 @@ def test_training_noise_is_that_of_the_papers_for_every_example(kind, estimator)
         noise = linear({"kernel": kernel, "bias": bias}, inputs * before) * after
     else:
         variance = linear(jax.tree.map(np.square, std), inputs**2)
-        noise = np.sqrt(variance) * jax.random.normal(key, found.shape)
+        noise = np.sqrt(variance) * np.asarray(jax.random.normal(key, found.shape))
     close(found, linear(mean, inputs) + noise, 1e-4, 1e-5)
 
 
@@ -244,28 +213,3 @@ def test_half_precision_stays_and_bytes_are_numbers(rng):
     module, pixels = BayesianConv(3, (2, 2)), rng.integers(0, 256, (2, 4, 3, 2))
     variables = variables_of(module, np.float32(pixels))
     close(noisy(module, variables, np.uint8(pixels)), noisy(module, variables, np.float32(pixels)), 1e-6)
-
-
-class Classifier(nn.Module):
-    """Bayesian and ordinary layers, batch normalisation and dropout."""
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x)))
-        x = nn.Dropout(0.2, deterministic=not train)(x)
-        return BayesianDense(3, estimator="flipout", initial_std=0.2)(x, deterministic=not train)
-
-
-def test_a_trained_network_is_random_where_its_layers_are():
-    """And features are read at the means."""
-    data, model = classes_data(), baal.from_linen(Classifier())
-    posterior = bayesian_layers(model, trainer())
-    state = posterior.fit(jax.random.key(0), data, first(12, 20))
-    hidden = np.asarray(features.last_hidden(model)(state, data.inputs))
-    mean = state.variables.params["BayesianDense_0"]["mean"]
-    at_means = hidden @ np.asarray(mean["kernel"]) + np.asarray(mean["bias"])
-    close(model.deterministic(state.variables, data.inputs), at_means, atol=1e-5)
-    drawn = posterior.sample(jax.random.key(1), state, 4)["BayesianDense_0"]["mean"]
-    expected = np.einsum("nh,shc->snc", hidden, drawn["kernel"]) + np.asarray(drawn["bias"])[:, None]
-    close(baal.predict(jax.random.key(1), posterior, state, data.inputs, num_samples=4), expected, atol=1e-5)
-    assert np.abs(expected - at_means).max() > 0.05

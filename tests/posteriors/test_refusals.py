@@ -23,18 +23,15 @@ def climb(slope):
 
 BUILDERS = posteriors.REGISTRY | {
     "gaussian_process": lambda model, trainer, **options: posteriors.gaussian_process(kernels.dense(1), **options),
-    "bayesian_layers": posteriors.bayesian_layers,
     "from_blackjax": lambda model, trainer, step_size=0.1, **options: from_blackjax(
         model, trainer, climb, lambda outputs, targets: (outputs - targets) ** 2, step_size=step_size, **options
     ),
     "BayesianDense": lambda model, trainer, **options: layers.BayesianDense(4, **options),
-    "BayesianConv": lambda model, trainer, **options: layers.BayesianConv(4, (3, 3), **options),
     "dense": lambda model, trainer, depth=1, **options: kernels.dense(depth, **options),
     "convolutional": lambda model, trainer, depth=1, **options: kernels.convolutional(depth, **options),
 }
 OPTIONS = {
     "bayes_by_backprop": {"prior_std": (0.0, -1.0), "initial_std": (0.0,), "kl_weight": (-0.1,)},
-    "bayesian_layers": {"prior_std": (0.0, -1.0), "kl_weight": (-0.1,)},
     "deep_ensemble": {"num_members": (0,), "batch_size": (0, 1.5)},
     "dropout_gp": {"num_passes": (1,), "noise": (0.0, -1.0), "retrain_every": (0,), "batch_size": (0,)},
     "epinet": {"index_dim": (0,), "prior_scale": (-1.0,)},
@@ -50,7 +47,6 @@ OPTIONS = {
     "mc_dropconnect": {"rate": (0, 1.0, -0.1, True, 2)},
     "swag": {"rank": (-1, 1), "start": (1.0, -0.1), "every": (0,), "scale": (-1.0,)},
     "BayesianDense": {"estimator": ("rank_one",), "initial_std": (0.0, -1.0)},
-    "BayesianConv": {"estimator": ("rank_one",), "initial_std": (0.0, -1.0)},
     "dense": {"depth": (-1,), "activation": ("tanh",), "weight_std": (-1.0,), "bias_std": (float("nan"),)},
     "convolutional": {"depth": (0,), "filter_size": (0,)},
 }  # fmt: skip
@@ -85,7 +81,6 @@ STEPS = baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=12)
     ("name", "options", "message"),
     [
         ("bayes_by_backprop", {"train": trainer(), "select": never}, "no Gaussian weights"),
-        ("bayesian_layers", {"train": trainer()}, "no Gaussian weights"),
         ("dropout_gp", {}, "does not depend on the key"),
         ("dropout_gp", {"model": RANDOM, "targets": VALUES}, r"shape \(40,\), but the outputs \(40, 2\)"),
         ("dropout_gp", {"model": RANDOM, "targets": np.zeros((40, 2), int)}, "make real values float32"),
@@ -127,15 +122,22 @@ def test_what_is_just_within_the_limits_is_not_refused():
     fit("swag", SCALAR, train=STEPS, targets=VALUES, every=2)
 
 
-def test_inputs_that_are_no_batch_or_no_images_are_refused():
-    for layer, shape in ((layers.BayesianDense(3), (4,)), (layers.BayesianConv(3, (3, 2)), (4, 3, 2))):
-        with pytest.raises(ValueError, match=r"leading axis of examples is needed: pass inputs\[None\]"):
-            layer.init(KEY, np.ones(shape, np.float32), deterministic=True)
-    with pytest.raises(ValueError, match="filter_size="):
-        kernels.convolutional(1, (3, 3)).gram(MAPS[:, 0], MAPS[:, 0])
-    with pytest.raises(ValueError, match=r"inputs have shape \(40, 4\)"):
-        kernels.convolutional(1).diagonal(ROWS)
-    posterior = posteriors.mc_dropout(baal.from_linen(Net(rate=0.0)), untrained())
-    state = jax.eval_shape(untrained()(baal.from_linen(Net(rate=0.0))), KEY, baal.Dataset(ROWS, CLASSES), CLASSES > 0)
-    with pytest.raises(ValueError, match="MC-dropout would be deterministic"):
-        jax.eval_shape(posterior.apply, state, KEY, ROWS)
+STILL = baal.TrainState(jax.eval_shape(PLAIN.init, KEY, ROWS), None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: layers.BayesianDense(3).init(KEY, VALUES, deterministic=True),
+            r"examples is needed: pass inputs\[None\]",
+        ),
+        (lambda: layers.BayesianConv(3, (3, 2)).init(KEY, MAPS[0], deterministic=True), r"pass inputs\[None\]"),
+        (lambda: kernels.convolutional(1, (3, 3)).gram(MAPS[:, 0], MAPS[:, 0]), "filter_size="),
+        (lambda: kernels.convolutional(1).diagonal(ROWS), r"inputs have shape \(40, 4\)"),
+        (lambda: posteriors.mc_dropout(PLAIN, untrained()).apply(STILL, KEY, ROWS), "would be deterministic"),
+    ],
+)
+def test_inputs_and_networks_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import baal_jax as baal
 from baal_jax.typing import Model, Variables
 
 
@@ -22,24 +21,13 @@ def line(start=0.5):
     return Model(init, None, train, lambda variables, inputs: 0.7 * inputs @ variables.params)
 
 
-def trajectory(inputs, targets, num_steps, rate=0.1, start=0.5, momentum=0.0):
+def trajectory(inputs, targets, num_steps, rate=0.1, start=0.5):
     """Weights before every step of full-batch gradient descent on half the mean squared error, and at the end."""
     inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    weights, velocity = np.broadcast_to(np.float64(start), inputs.shape[1:]), 0.0
-    seen = [weights]
+    seen = [np.broadcast_to(np.float64(start), inputs.shape[1:])]
     for _ in range(num_steps):
-        velocity = momentum * velocity + inputs.T @ (inputs @ weights - targets) / len(targets)
-        weights = weights - rate * velocity
-        seen.append(weights)
+        seen.append(seen[-1] - rate * inputs.T @ (inputs @ seen[-1] - targets) / len(targets))
     return np.array(seen)
-
-
-def running_mean(values, start=0.0, steps=0):
-    """Of losses, over about the last 50 steps."""
-    for value in values:
-        steps += 1
-        start += max(1 / steps, 0.02) * (value - start)
-    return start
 
 
 def weights_of(state):
@@ -49,14 +37,6 @@ def weights_of(state):
 def zeros_of(fit, *arguments):
     """What the loop passes before the first round: no state to continue from."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fit, *arguments))
-
-
-def dropped(num_outputs=3):
-    """A linear function of inputs of which a half is dropped."""
-    return baal.from_functions(
-        lambda key, inputs: jax.random.normal(key, (inputs.shape[-1], num_outputs)),
-        lambda params, inputs, key: jnp.where(jax.random.bernoulli(key, 0.5, inputs.shape), inputs, 0.0) @ params,
-    )
 
 
 def diary(num_steps):
