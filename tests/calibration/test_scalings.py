@@ -304,6 +304,12 @@ def test_with_validation_nothing_is_held_out():
         assert (state.params["weights"], int(state.base["fits"])) == (None, number + 1)
         same(state.params["targets"], TEST.targets)
         close(state.params["logits"], TEST.inputs[None] + noise(key), 1e-6)
+    # Draws are those of the posterior, and their logits are scaled.
+    draws = posterior.sample(key, state, 3)
+    same_key(draws, jax.random.split(key, 3))
+    close(posterior.apply(state, draws[1], TEST.inputs), 2 * RECORDING.apply(None, draws[1], TEST.inputs))
+    network = baal.TrainState(baal.Variables({"kernel": jnp.ones(1)}, {}), (), jnp.int32(1), jnp.float32(0))
+    assert calibration.CalibratedState(network, None).variables is network.variables  # for features
 
 
 @pytest.mark.parametrize("options", [{}, {"validation": TEST}, {"refit": True}], ids=["held out", "given", "refit"])
@@ -311,21 +317,6 @@ def test_no_key_is_used_twice(options, key_reuse):
     fit = lambda key, *rest: RECORDING.fit(key, *rest) | {"key": jax.random.normal(key)}  # noqa: E731
     posterior = calibration.calibrated(RECORDING._replace(fit=fit), SEEN, num_samples=3, **options)
     posterior.fit(jax.random.key(0), TRAIN, jnp.arange(40) < 20)
-
-
-def test_draws_are_those_of_the_posterior_and_their_logits_are_scaled(key):
-    base = centroids(9.0)
-    scaling = calibration.temperature(penalty=0.01)
-    posterior = calibration.calibrated(base, scaling, num_samples=4, validation=TEST)
-    state = posterior.fit(key, TRAIN, jnp.arange(40) < 20)
-    draws = posterior.sample(key, state, 3)
-    same(draws, base.sample(key, state.base, 3))
-    raw = jnp.stack([base.apply(state.base, draw, TEST.inputs) for draw in draws])
-    scaled = jnp.stack([posterior.apply(state, draw, TEST.inputs) for draw in draws])
-    close(scaled, scaling.apply(state.params, raw), 1e-5)
-    assert np.abs(scaled - raw).max() > 1
-    network = baal.TrainState(baal.Variables({"kernel": jnp.ones(1)}, {}), (), jnp.int32(1), jnp.float32(0))
-    assert calibration.CalibratedState(network, None).variables is network.variables  # for features
 
 
 EMPTY, VALUES = jax.tree.map(lambda leaf: leaf[:0], TEST), TEST._replace(targets=TEST.inputs[:, 0])

@@ -38,9 +38,3 @@ def log_evidence(log_likelihood, weights, hessian, precision):
     size = weights.size
     log_prior = 0.5 * size * np.log(precision / (2 * np.pi)) - 0.5 * precision * np.sum(weights**2)
     return log_likelihood + log_prior - 0.5 * np.linalg.slogdet((hessian + precision * np.eye(size)) / (2 * np.pi))[1]
-
-
-def output_covariance(hidden, covariance, num_outputs):
-    """``J Σ Jᵀ [C, C]`` at one example."""
-    jacobian = np.kron(hidden[None], np.eye(num_outputs))
-    return jacobian @ covariance @ jacobian.T

@@ -150,7 +150,8 @@ def test_training_noise_is_that_of_the_papers_for_every_example(kind, estimator)
 
     def linear(weights, inputs):
         seen = oracle.patches(inputs, *CONV.values()) if kind == "conv" else np.float64(inputs)
-        return (seen @ np.reshape(weights["kernel"], (-1, 3)) + np.asarray(weights["bias"])).reshape(found.shape)
+        kernel, bias = (np.asarray(weights[name], np.float64) for name in ("kernel", "bias"))
+        return (seen @ kernel.reshape(-1, 3) + bias).reshape(found.shape)
 
     if estimator == "flipout":
         key_weights, key_signs = jax.random.split(key)

@@ -129,16 +129,6 @@ def test_a_draw_is_a_prior_function_moved_to_agree_with_the_labels(task):
                 close(draw[:, c], centre + prior + move, 1e-3, 1e-3)
 
 
-def test_equal_labelled_inputs_are_harmless():
-    """The noise is beyond what float32 tells from nothing."""
-    inputs = np.repeat(INPUTS[:3], 40, axis=0)
-    targets = (np.repeat(INPUTS[:3, 0], 40) + np.random.default_rng(1).normal(size=120)).astype(np.float32)
-    posterior = gaussian_process(KERNEL, num_features=8, scale=1.0, noise=1e-6)
-    mean, variance = moments_of(posterior.fit(KEY, baal.Dataset(inputs, targets), np.ones(120, bool)), inputs)
-    assert ((np.asarray(variance) < 1e-3) & (np.asarray(variance) >= 0)).all()
-    close(mean[::40, 0], targets.reshape(3, 40).mean(axis=1), 0, 0.1)
-
-
 def test_a_choice_whose_evidence_cannot_be_computed_is_not_taken():
     """No covariance at all: its smallest eigenvalue is −3/4, so that larger scales have no factor."""
     broken = KERNEL._replace(gram=lambda x1, x2: 0.25 * jnp.eye(len(x1), len(x2)) - jnp.eye(len(x1), len(x2)))
@@ -236,11 +226,7 @@ def test_features_are_activations_of_a_random_network_which_has_the_covariances_
 
 @pytest.mark.parametrize(
     ("kernel", "inputs"),
-    [
-        (kernels.dense(2), VECTORS),
-        (kernels.dense(2, activation="erf"), VECTORS),
-        (kernels.convolutional(2, 3), IMAGES),
-    ],
+    [(kernels.dense(2), VECTORS), (kernels.dense(2, activation="erf"), VECTORS), (kernels.convolutional(2, 3), IMAGES)],
     ids=["relu", "erf", "convolutional"],
 )
 def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs):
@@ -260,8 +246,7 @@ def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs):
 def test_an_input_of_zeros_without_biases_has_no_covariance_and_no_features():
     kernel = kernels.dense(3, bias_std=0.0)
     x = np.stack([np.zeros(6, np.float32), VECTORS[0]])
-    both = jax.jit(lambda: (kernel.gram(x, x), kernel.features(kernel.init(jax.random.key(0), x[:1], 16), x)))
-    gram, features = both()
+    gram, features = kernel.gram(x, x), kernel.features(kernel.init(KEY, x[:1], 16), x)
     assert np.abs(gram[0]).max() < 1e-6
     np.testing.assert_array_equal(features[0], 0)
     close(np.sum(features[1] ** 2), gram[1, 1], 1e-5)
@@ -277,8 +262,7 @@ def test_gram_matrices_of_images_are_computed_some_rows_at_a_time(monkeypatch):
 
 def test_integers_are_inputs_and_images_are_flattened():
     images, kernel = np.arange(24).reshape(2, 3, 4).astype(np.uint8), kernels.dense(1)
-    both = jax.jit(lambda x, flat: ((kernel.gram(x, x), kernel.diagonal(x)), kernel.gram(flat, flat)))
-    found, expected = both(images, images.reshape(2, 12).astype(np.float32))
-    close(found, (expected, np.diag(expected)), 1e-6)
+    expected = kernel.gram(*[images.reshape(2, 12).astype(np.float32)] * 2)
+    close((kernel.gram(images, images), kernel.diagonal(images)), (expected, np.diag(expected)), 1e-6)
     pictures = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)
     assert jax.eval_shape(kernels.convolutional(1).gram, pictures, pictures).dtype == jnp.float32

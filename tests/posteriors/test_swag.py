@@ -15,7 +15,7 @@ from baal_jax.posteriors import _swag
 from baal_jax.posteriors._swag import swag
 from tests.fixtures import NormedNet, close, first, regression_data, same, same_key, untrained
 from tests.oracles import swag as oracle
-from tests.training.by_hand import trajectory, zeros_of
+from tests.training.test_trainer import trajectory, zeros_of
 
 STEPS, RATE, START = 12, 0.2, 1.5
 DATA = regression_data()
