@@ -91,12 +91,8 @@ HIDDEN = {  # and the kernel of the last layer, where it is a matrix under a nam
 }
 
 
-def itself(state):
-    return state
-
-
 def of_params(params):
-    return Variables(params, {})
+    return params if isinstance(params, Variables) else Variables(params, {})
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -108,7 +104,7 @@ def test_the_last_layer_reads_what_the_module_itself_hands_to_it(name):
     @jax.jit
     def everything(variables):
         outputs, seen = module.apply({"params": variables.params, **variables.collections}, inputs, mutable=["seen"])
-        read = features.last_hidden(model, variables=itself)(variables, inputs)
+        read = features.last_hidden(model, variables=of_params)(variables, inputs)
         both = features.hidden_and_outputs(model, variables, inputs)
         return (seen["seen"]["h"][0].astype(jnp.float32), outputs), (read, *both)
 
@@ -168,7 +164,7 @@ def test_the_last_layer_gradient_equals_that_by_hand():
     def gradients(name, target):
         model = baal.from_linen(HIDDEN[name][0])
         variables = networks.variables_of(model, FLAT)
-        make = [features.last_layer_gradient(model, bias=bias, variables=itself) for bias in (None, False, True)]
+        make = [features.last_layer_gradient(model, bias=bias, variables=of_params) for bias in (None, False, True)]
 
         @jax.jit
         def both(variables):
@@ -196,8 +192,8 @@ def test_the_last_layer_gradient_equals_that_by_hand():
     )
 
 
-def maps(p, x, key):
-    return x @ p["map"]
+def product(p, x, key):
+    return x @ p
 
 
 def loop(p, x, key):
@@ -213,12 +209,13 @@ def loop(p, x, key):
         (lambda p, x, key: jax.lax.cond(x.sum() > 0, lambda: (x @ p["w"]) @ p["w"], lambda: x), r"branch \(cond\)"),
         (loop, "of a while"),
         (lambda p, x, key: x + jax.random.normal(key, x.shape), "depends on the key"),
-        (maps, r"shape \(8, 8, 2\), but what reads the last layer needs \[C\]"),
+        (product, r"shape \(8, 8, 2\), but what reads the last layer needs \[C\]"),
     ],
 )
 def test_last_layers_that_cannot_be_read_are_refused(function, message):
-    params = {"w": jnp.ones((4, 4)), "row": jnp.ones((1, 4)), "map": jnp.ones((1, 2))}
-    call, inputs = (features.last_layer_gradient, INPUTS) if function is maps else (features.last_hidden, FLAT)
+    call, inputs, params = features.last_hidden, FLAT, {"w": jnp.ones((4, 4)), "row": jnp.ones((1, 4))}
+    if function is product:
+        call, inputs, params = features.last_layer_gradient, INPUTS, jnp.ones((1, 2))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call(baal.from_functions(None, function), variables=of_params), params, inputs)
 
@@ -274,7 +271,7 @@ def test_the_exact_gradient_and_a_sketch_without_collisions_give_the_kernel(name
     @jax.jit
     def everything(variables):
         expected = gradients(model, variables, inputs, scalar or by_default)
-        read = [features.gradient(model, n, scalar=scalar, variables=itself) for n in (None, size)]
+        read = [features.gradient(model, n, scalar=scalar, variables=of_params) for n in (None, size)]
         return expected, *(one(variables, inputs) for one in read)
 
     expected, exact, sketch = jax.device_get(everything(variables))
@@ -293,7 +290,7 @@ def test_sketches_are_unbiased_and_concentrate(name, formed, monkeypatch):
     def both(variables):
         def kernels(size):
             def one(key):
-                sketch = features.gradient(model, size, key=key, scalar=scalar, variables=itself)
+                sketch = features.gradient(model, size, key=key, scalar=scalar, variables=of_params)
                 return kernel(sketch(variables, inputs))
 
             return jax.lax.map(one, jax.random.split(jax.random.key(5), 300))
@@ -377,10 +374,6 @@ def test_one_key_is_one_projection_for_every_batch_and_every_network_of_a_stack(
     assert np.abs(other - whole).max() > 1e-2
     slope = 1 - np.tanh(FLAT @ params["w"]) ** 2
     close(exact, (FLAT[:, :, None] * slope[:, None]).reshape(6, -1), rtol=1e-3, atol=1e-5)  # nothing of the counter
-
-
-def product(p, x, key):
-    return x @ p
 
 
 @pytest.mark.parametrize(

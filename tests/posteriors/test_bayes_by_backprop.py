@@ -113,8 +113,6 @@ def test_the_divergence_is_that_of_gaussian_weights_and_shared_among_the_labelle
     assert "transform" not in seen
 
 
-# Layers
-
 CONV = {"kernel_size": (3, 2), "strides": (2, 1), "padding": ((1, 0), (0, 1))}
 KINDS = {  # two examples: of three tokens, and of pixels
     "dense": (BayesianDense, nn.Dense, {}, np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)),

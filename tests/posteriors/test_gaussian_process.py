@@ -154,11 +154,9 @@ def test_too_many_labels_and_too_large_classes_are_refused_or_nan():
     assert np.isfinite(moments_of(posterior.fit(KEY, classes, others), INPUTS)[0]).all()
 
 
-# Kernels
-
 VECTORS = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 IMAGES = np.random.default_rng(1).normal(size=(5, 4, 3, 2)).astype(np.float32)
-SCALES = {"weight_std": 1.3, "bias_std": 0.4}
+STDS = {"weight_std": 1.3, "bias_std": 0.4}
 # A covariance may be a small difference of large parts: errors count against the variances, which are about one.
 CLOSE = {"rtol": 3e-6, "atol": 3e-7}
 
@@ -170,8 +168,8 @@ CLOSE = {"rtol": 3e-6, "atol": 3e-7}
 )
 def test_kernels_are_those_of_the_papers(depth, sides, activation):
     inputs, build = (IMAGES, kernels.convolutional) if sides else (VECTORS, kernels.dense)
-    kernel = build(*(depth, sides)[: 2 if sides else 1], activation=activation, **SCALES)
-    expected = oracle.gram(inputs, inputs[:3], depth, sides, activation, *SCALES.values())
+    kernel = build(*(depth, sides)[: 2 if sides else 1], activation=activation, **STDS)
+    expected = oracle.gram(inputs, inputs[:3], depth, sides, activation, *STDS.values())
     gram, diagonal = jax.jit(lambda x: (kernel.gram(x, x[:3]), kernel.diagonal(x)))(inputs)
     close(gram, expected, **CLOSE)
     close(diagonal[:3], np.diag(expected), **CLOSE)
@@ -180,8 +178,8 @@ def test_kernels_are_those_of_the_papers(depth, sides, activation):
 def scaled_normals(key, *shape):
     """Weights ``[…, inputs, outputs]`` and biases of a layer, from a key each."""
     key_weights, key_bias = jax.random.split(key)
-    weights = SCALES["weight_std"] * jax.random.normal(key_weights, shape) / np.prod(shape[:-1]) ** 0.5
-    return weights, SCALES["bias_std"] * jax.random.normal(key_bias, shape[-1:])
+    weights = STDS["weight_std"] * jax.random.normal(key_weights, shape) / np.prod(shape[:-1]) ** 0.5
+    return weights, STDS["bias_std"] * jax.random.normal(key_bias, shape[-1:])
 
 
 @pytest.mark.parametrize("name", ["dense", "convolutional"])
@@ -189,7 +187,7 @@ def test_features_are_activations_of_a_random_network_which_has_the_covariances_
     """Each layer with a key of its own, split for weights and biases; all are scaled to the variances."""
     width, key, is_dense = 60, jax.random.key(0), name == "dense"
     inputs = VECTORS if is_dense else IMAGES
-    kernel = kernels.dense(2, **SCALES) if is_dense else kernels.convolutional(2, (3, 2), activation="erf", **SCALES)
+    kernel = kernels.dense(2, **STDS) if is_dense else kernels.convolutional(2, (3, 2), activation="erf", **STDS)
 
     @jax.jit
     def everything(keys):
@@ -216,7 +214,7 @@ def test_features_are_activations_of_a_random_network_which_has_the_covariances_
     if not is_dense:
         hidden = np.einsum("nhwc,hwc->nc", hidden, signs)  # products of two positions vanish in expectation
     terms = width if is_dense else signs.size
-    expected = np.append(SCALES["weight_std"] * hidden / terms**0.5, np.full((5, 1), SCALES["bias_std"]), axis=1)
+    expected = np.append(STDS["weight_std"] * hidden / terms**0.5, np.full((5, 1), STDS["bias_std"]), axis=1)
     expected *= np.sqrt(variances / np.sum(expected**2, axis=1))[:, None]  # as long as the kernel says
     close(networks[0], expected, 2e-4, 2e-5)
     products = np.asarray(networks) @ np.swapaxes(networks, 1, 2)

@@ -41,8 +41,6 @@ def test_a_draw_is_one_function(network, shared):
     close(by_hand(state.variables, jax.random.split(key, 3)[2]), expected[2, 4:6], rtol=1e-5, atol=1e-5)
 
 
-# DropConnect
-
 RATE = 0.3
 # A network whose output are the weights that it runs with, in evaluation mode, and in training beside its key.
 SHOWN = baal.Model(

@@ -70,17 +70,13 @@ def fit(name, model=PLAIN, inputs=ROWS, targets=CLASSES, train=None, **options):
     return jax.eval_shape(lambda: posterior.fit(KEY, baal.Dataset(inputs, targets), np.arange(40) < 12))
 
 
-def never(path, leaf):
-    return False
-
-
 STEPS = baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=12)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bayes_by_backprop", {"train": trainer(), "select": never}, "no Gaussian weights"),
+        ("bayes_by_backprop", {"train": trainer(), "select": lambda *_: False}, "no Gaussian weights"),
         ("dropout_gp", {}, "does not depend on the key"),
         ("dropout_gp", {"model": RANDOM, "targets": VALUES}, r"shape \(40,\), but the outputs \(40, 2\)"),
         ("dropout_gp", {"model": RANDOM, "targets": np.zeros((40, 2), int)}, "make real values float32"),
@@ -100,7 +96,7 @@ STEPS = baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=12)
         ("laplace", {"model": FOUR, "inputs": np.zeros((40, 1024), np.float32)}, 'use structure="kronecker"'),
         ("laplace", {"model": CONV, "inputs": MAPS}, r"needs \[C\]"),
         ("mc_dropout", {"model": baal.from_linen(Net(rate=0.0))}, "MC-dropout would be deterministic"),
-        ("mc_dropconnect", {"select": never}, r"picks no weights.*'bias' \(3,\), 'kernel' \(4, 3\)"),
+        ("mc_dropconnect", {"select": lambda *_: False}, r"picks no weights.*'bias' \(3,\), 'kernel' \(4, 3\)"),
         ("swag", {"model": SCALAR, "train": STEPS, "every": 3}, "every=3 leave 1 snapshot in 12 steps"),
         ("swag", {"model": SCALAR, "train": STEPS, "start": 0.95}, "leave 1 snapshot in 12 steps"),
     ],
