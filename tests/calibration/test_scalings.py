@@ -28,16 +28,12 @@ def problem(seed, draws=1, scale=1.0):
 
 
 def average_nll(logits, targets):
-    """NLL of the model average, float64."""
     chosen = np.take_along_axis(log_softmax(logits.astype(float), axis=-1), targets[None, :, None], axis=-1)[..., 0]
     return -np.mean(logsumexp(chosen, axis=0) - np.log(len(chosen)))
 
 
 def objective(kind, penalty, logits, targets, unit=1.0):
-    """The loss of each paper with its penalty, as a function of all parameters in a row.
-
-    The inputs are measured in ``unit``, which without a penalty changes the parameters and not the smallest loss.
-    """
+    """The loss of each paper, of all parameters in a row; the unit of the inputs changes these, not the least loss."""
     classes = logits.shape[-1]
     inputs = (log_softmax(logits.astype(float), axis=-1) if kind == "dirichlet" else logits.astype(float)) / unit
 
@@ -63,7 +59,6 @@ def flat(kind, params):
 
 
 def optimum(kind, value, classes=4):
-    """The best that scipy finds."""
     if kind == "temperature":  # one number: look everywhere
         start = min(np.linspace(-6, 6, 200)[:, None], key=value)
     else:
@@ -266,7 +261,6 @@ def held_out(key, labelled, share, most):
 
 
 def noise(key):
-    """Of the three draws that a scaling is fitted to."""
     keys = jax.random.split(jax.random.fold_in(key, DRAWS), 3)
     return np.stack([jax.random.normal(one, (1, 4)) for one in keys])
 

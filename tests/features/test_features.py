@@ -43,8 +43,6 @@ class Flattened(nn.Module):
 
 
 class MeanMap(nn.Module):
-    """A 1 × 1 convolution as head, with a global mean after it."""
-
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Conv(5, (3, 3))(x))
@@ -313,12 +311,6 @@ def test_the_factorised_sketch_is_the_implied_projection_also_in_pieces(monkeypa
         monkeypatch.setattr(_gradient, "_CHUNK", chunk)
         found = jax.jit(lambda *given: _gradient._product_sketch(*given, 12))(*signs, left, right)
         close(found, np.einsum("kio,bti,bto->bk", projection, left, right), atol=1e-5)
-
-
-def test_a_gradient_is_formed_where_it_is_small_and_projected_where_it_is_large():
-    assert _gradient._is_cheaper_formed(1, 8, 8, 512)
-    assert _gradient._is_cheaper_formed(1024, 27, 64, 512)  # a kernel that meets many positions
-    assert not _gradient._is_cheaper_formed(1, 2048, 1000, 512)
 
 
 def test_a_gradient_in_step_with_the_bins_does_not_fall_into_one(rng):

@@ -27,7 +27,6 @@ INPUTS = jnp.arange(3.0)[:, None]
 
 
 def spy(seen):
-    """A trainer that writes down what it is given."""
     return lambda model, **given: seen.update(model=model, **given) or untrained()(model)
 
 
@@ -121,7 +120,6 @@ KINDS = {  # two examples: of three tokens, and of pixels
 
 
 def variables_of(module, inputs):
-    """Parameters with a mean and a spread of their own for every weight."""
     shapes = jax.eval_shape(lambda: module.init({"params": jax.random.key(0)}, inputs, deterministic=True))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-2, 1, leaf.shape), leaf.dtype), shapes)

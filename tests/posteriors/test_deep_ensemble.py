@@ -11,20 +11,24 @@ import baal_jax as baal
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
 from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
 from baal_jax.training.batches import Stream
-from tests.fixtures import close, first, linear, regression_data, same, same_key, untrained
+from tests.fixtures import close, first, linear, same, same_key, untrained
 
-MEMBERS_DATA = regression_data()
+GENERATOR = np.random.default_rng(0)
+INPUTS = GENERATOR.normal(size=(16, 2)).astype(np.float32)
+VALUES = (INPUTS @ np.array([1.0, -0.5]) + 0.3 * GENERATOR.normal(size=16)).astype(np.float32)
+DATA = baal.Dataset(INPUTS, VALUES)
+LABELLED = np.arange(16) % 3 > 0  # 10 of them
 
 
 @pytest.mark.parametrize("batch_size", [None, 2, 8])
 def test_members_are_fits_with_keys_of_their_own(batch_size):
     """However many are trained at a time; a warm start goes on with every member."""
     posterior = deep_ensemble(linear(), untrained(), 3, batch_size=batch_size)
-    once = posterior.fit(jax.random.key(0), MEMBERS_DATA, first(9))
+    once = posterior.fit(jax.random.key(0), DATA, first(9))
     same_key(once.members.opt_state[0], jax.random.split(jax.random.key(0), 3))
     weights = np.asarray(once.members.variables.params)
     assert np.ptp(weights, axis=0).min() > 1e-2
-    twice = posterior.fit(jax.random.key(1), MEMBERS_DATA, first(9), once)
+    twice = posterior.fit(jax.random.key(1), DATA, first(9), once)
     same(twice.members.variables.params, weights + 1)
     same_key(twice.members.opt_state[0], jax.random.split(jax.random.key(1), 3))
     same(twice.variables.params, weights[0] + 1)  # for what reads a single network
@@ -60,11 +64,6 @@ def test_members_at_a_time_bound_memory():
     assert one < two / 1.5
 
 
-GENERATOR = np.random.default_rng(0)
-INPUTS = GENERATOR.normal(size=(16, 2)).astype(np.float32)
-VALUES = (INPUTS @ np.array([1.0, -0.5]) + 0.3 * GENERATOR.normal(size=16)).astype(np.float32)
-DATA = baal.Dataset(INPUTS, VALUES)
-LABELLED = np.arange(16) % 3 > 0  # 10 of them
 START = np.float32([[0.3], [-0.2]])
 
 
@@ -84,7 +83,6 @@ def langevin(gradient):
 
 @jax.jit
 def noise_and_batches(key, labelled):
-    """Of 11 steps, from the keys that a fit has for them."""
     _, key_order, key_chain = jax.random.split(key, 3)
     ids = jnp.flatnonzero(labelled, size=16, fill_value=0)
     stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))

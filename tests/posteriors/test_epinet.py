@@ -25,7 +25,6 @@ def of_seven_steps(model):
 
 @pytest.fixture(scope="module")
 def fitted():
-    """An epinet beside a random network, its state, and what its trainer is given to fit."""
     options = {"index_dim": 4, "hidden": (5, 7), "prior_scale": 0.7}
     posterior = posteriors.epinet(dense(), untrained(), epinet_trainer=of_seven_steps, **options)
     state = jax.device_get(posterior.fit(jax.random.key(0), DATA, LABELLED))
@@ -39,7 +38,6 @@ def perceptron(layers, units):
 
 
 def formula(state, indices, scale=0.7):
-    """``[B, C]``, with an index for each row."""
     layers = [state.base.variables.params[f"layers_{i}"] for i in (0, 2, 4)]
     *first, last = [(layer["kernel"], layer["bias"]) for layer in layers]
     hidden, indices = np.maximum(perceptron(first, np.float64(INPUTS)), 0), np.float64(indices)

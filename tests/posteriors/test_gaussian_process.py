@@ -81,7 +81,6 @@ def test_hyperparameters_are_the_best_of_the_grid_for_all_outputs_together(task)
 
 
 def expected_moments(task, state, labelled):
-    """Mean ``[N, C]`` and variance ``[N, C]`` in float64, under the hyperparameters of the state."""
     prior, (seen, centre) = float(state.scale) * GRAM, columns(task, labelled)
     noise = np.asarray(state.noise)[0][np.asarray(state.known)] if task == "regression" else 1.0
     inner = prior[np.ix_(labelled, labelled)]
@@ -164,7 +163,6 @@ CLOSE = {"rtol": 3e-6, "atol": 3e-7}
 @pytest.mark.parametrize(
     ("depth", "sides", "activation"),
     [(0, None, "relu"), (3, None, "relu"), (2, None, "erf"), (1, (3, 3), "relu"), (3, (2, 3), "erf")],
-    ids=["linear", "dense relu", "dense erf", "one convolution", "three convolutions"],
 )
 def test_kernels_are_those_of_the_papers(depth, sides, activation):
     inputs, build = (IMAGES, kernels.convolutional) if sides else (VECTORS, kernels.dense)
@@ -176,7 +174,6 @@ def test_kernels_are_those_of_the_papers(depth, sides, activation):
 
 
 def scaled_normals(key, *shape):
-    """Weights ``[…, inputs, outputs]`` and biases of a layer, from a key each."""
     key_weights, key_bias = jax.random.split(key)
     weights = STDS["weight_std"] * jax.random.normal(key_weights, shape) / np.prod(shape[:-1]) ** 0.5
     return weights, STDS["bias_std"] * jax.random.normal(key_bias, shape[-1:])
@@ -225,7 +222,6 @@ def test_features_are_activations_of_a_random_network_which_has_the_covariances_
 @pytest.mark.parametrize(
     ("kernel", "inputs"),
     [(kernels.dense(2), VECTORS), (kernels.dense(2, activation="erf"), VECTORS), (kernels.convolutional(2, 3), IMAGES)],
-    ids=["relu", "erf", "convolutional"],
 )
 def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs):
     @jax.jit

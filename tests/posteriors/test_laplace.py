@@ -47,7 +47,6 @@ def near(found, expected, tolerance=1e-4):
 
 @jax.jit
 def weight_covariance(state):
-    """The covariance of the weights, column by column."""
     eigenvalues, basis = state.curvature
     unit = jnp.eye(eigenvalues.size).reshape(-1, *eigenvalues.shape)
     values = 1 / (eigenvalues + state.prior_precision)
@@ -99,7 +98,6 @@ def test_logistic_regression_is_that_of_numpy(structure):
     assert float(state.noise) == 1.0
     assert np.min(state.curvature.eigenvalues) >= 0  # though the matrix is singular
 
-    # The precision that it chooses is the best of a fine grid.
     chosen = fit(LOGISTIC, CLASSES, structure=structure, prior_precision="evidence")[2]
     grid = np.exp(np.linspace(-6, 6, 1201))
     values = [oracle.log_evidence(log_likelihood, LOGISTIC, matrix, tau) for tau in grid]

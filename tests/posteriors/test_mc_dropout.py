@@ -91,7 +91,6 @@ def test_kernels_are_masked_and_nothing_else_unless_paths_choose(key):
 
 
 def test_a_step_trains_the_masked_network_with_keys_of_its_own(key, rng):
-    """The trainer gets a model that masks anew with every key, and keeps the weights as they are."""
     given, state = [], state_of(kernels(rng))
     posteriors.mc_dropconnect(SHOWN, lambda model, **_: given.append(model) or untrained()(model), RATE)
     key_masks, key_model = jax.random.split(key)

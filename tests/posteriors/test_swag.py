@@ -23,7 +23,6 @@ ITERATES = trajectory(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)[1:]
 
 
 def two_leaves():
-    """A linear function whose weights stand in two arrays."""
 
     def init(key, inputs):
         return {"a": jnp.full((1, 1), START), "b": jnp.full((2, 1), START)}

@@ -128,7 +128,6 @@ TARGETS = np.arange(400)
 
 
 def changed(augment, dtype=np.uint8):
-    """Every image after an augmentation, which leaves type and targets as they are."""
     after = jax.jit(augment)(jax.random.key(0), baal.Dataset(np.stack([IMAGE] * 400).astype(dtype), TARGETS))
     assert (after.inputs.shape, after.inputs.dtype) == ((400, 6, 5, 2), dtype)
     np.testing.assert_array_equal(after.targets, TARGETS)

@@ -182,7 +182,6 @@ def test_only_labelled_examples_are_seen_and_a_growing_set_compiles_once(length,
     assert not compiled
     assert sizes == ([6] * 4 if "num_steps" in length else [1, 2, 4, 8])  # ceil(3 n / 8)
     assert not np.array_equal(one_more.variables.params, state.variables.params)
-    # With nothing labelled the loss is zero and the weights are the initial ones.
     start = jax.random.normal(jax.random.split(key, 3)[0], (3, 1))
     close((nothing.variables.params, nothing.loss), (start, 0.0))
     assert int(nothing.steps) == (6 if "num_steps" in length else 0)
