@@ -66,31 +66,24 @@ def test_the_picks_are_those_of_a_loop_with_the_same_key(tmp_path):
             assert ask(from_host, inputs=list(TRAIN.inputs)).indices.tolist() == query.indices.tolist()
 
 
-def two_draws(num_outputs):
-    """A posterior of two known draws: outputs are nothing in one, and three times the first inputs in the other."""
-    return baal.Posterior(
-        fit=lambda key, dataset, labelled, previous=None: jnp.sum(labelled, dtype=jnp.float32),
-        sample=lambda key, state, num_samples: jnp.array([0.0, 3.0]),
-        apply=lambda state, draw, inputs: draw * inputs[:, :num_outputs],
-    )
-
-
 @pytest.mark.parametrize("names", [NAMES, None])
 def test_a_query_holds_the_mean_prediction_of_what_is_asked_for(names, tmp_path):
+    # Of two known draws: outputs are nothing in one, and three times the first inputs in the other.
+    posterior = baal.Posterior(
+        fit=lambda key, dataset, labelled, previous=None: jnp.sum(labelled, dtype=jnp.float32),
+        sample=lambda key, state, num_samples: jnp.array([0.0, 3.0]),
+        apply=lambda state, draw, inputs: draw * inputs[:, : len(names or [1])],
+    )
     home = begin(tmp_path / "project", class_names=names, kind="text")
     acquisition = selection.top_k(heuristics.variance if names is None else heuristics.entropy)
-    loop = baal.active_loop(two_draws(len(names or [1])), acquisition, query_size=4, num_samples=2)
+    loop = baal.active_loop(posterior, acquisition, query_size=4, num_samples=2)
     first = ask(home, loop)
-    tasks = json.loads(first.tasks.read_text())
-    for task in tasks:
-        value = {"number": 2.5} if names is None else {"choices": ["bee"]}
-        result = {"from_name": "label", "to_name": "text", "type": next(iter(value)), "value": value}
-        task["annotations"] = [{"result": [result]}]
-    annotation.ingest(home, save(tmp_path, tasks))
-    targets = np.asarray(annotation.answers(home).targets)
+    value = {"number": 2.5} if names is None else {"choices": ["bee"]}
+    result = {"from_name": "label", "to_name": "text", "type": next(iter(value)), "value": value}
+    annotation.ingest(home, save(tmp_path, exported(first, {"result": [result]})))
     expected = np.full(40, np.nan if names is None else -1.0)
     expected[first.indices] = 2.5 if names is None else 1
-    np.testing.assert_array_equal(targets, expected)
+    np.testing.assert_array_equal(annotation.answers(home).targets, expected)
     query = ask(home, loop)
     content = json.loads((home / "query-0001.json").read_text())
     assert content["indices"] == query.indices.tolist()
@@ -113,13 +106,10 @@ def test_the_same_query_is_returned_until_every_example_has_an_answer_or_is_skip
     assert [first.waiting.tolist(), len(set(ids))] == [first.indices.tolist(), 6]
     tell(home, first, refused(), part=slice(1))
     brought = tell(home, first, part=slice(2, None))
-    assert brought.new.tolist() == sorted(ids[2:])
-    assert brought.waiting.tolist() == [ids[1]]
-    state = annotation.answers(home)
-    assert np.flatnonzero(labelled_at(home) == -2).tolist() == [ids[0]]
-    assert np.flatnonzero(labelled_at(home) == 0).tolist() == sorted(ids[2:])
-    np.testing.assert_array_equal(np.asarray(state.targets)[sorted(ids[2:])], TRAIN.targets[sorted(ids[2:])])
-    assert np.all(np.asarray(state.targets)[labelled_at(home) < 0] == -1)
+    assert [brought.new.tolist(), brought.waiting.tolist()] == [sorted(ids[2:]), [ids[1]]]
+    state, expected = annotation.answers(home), np.full((2, 40), -1)
+    expected[0, ids[0]], expected[0, ids[2:]], expected[1, ids[2:]] = -2, 0, TRAIN.targets[ids[2:]]
+    np.testing.assert_array_equal([state.labelled_at, state.targets], expected)
     assert int(state.round) == 1
     first.tasks.unlink()  # somebody has moved it: it is written again
     again = ask(home)
@@ -149,15 +139,11 @@ def test_a_first_query_that_is_given_up_is_followed_by_others(tmp_path):
     assert len(ask(home, give_up=True, num_initial=99).indices) == 40  # no more than there are
     with pytest.raises(ValueError, match="num_initial=0"):
         ask(home, give_up=True, num_initial=0)
-
-
-def test_a_cold_start_picks_the_first_query(tmp_path):
-    typical = selection.typiclust()
+    typical = selection.typiclust()  # a cold start
     query = ask(begin(tmp_path / "typical"), cold_start=typical, embeddings=TRAIN.inputs)
     summary = typical.summarise(baal.Predictions(None, jnp.asarray(TRAIN.inputs)))
     everything = jnp.ones(40, bool)
-    expected = typical.select(jax.random.split(KEY)[1], summary, everything, 6, ~everything).indices
-    np.testing.assert_array_equal(query.indices, expected)
+    np.testing.assert_array_equal(query.indices, typical.select(key, summary, everything, 6, ~everything).indices)
     with pytest.raises(ValueError, match="embeddings is None"):
         ask(begin(tmp_path / "without"), cold_start=typical)
 
@@ -180,74 +166,66 @@ LATE = [
 ]
 
 
-def test_of_two_exports_the_newer_answer_holds_and_the_same_one_twice_changes_nothing(asked):
+def test_of_two_exports_the_newer_answer_holds_and_who_said_what_and_when_is_kept(asked):
     home, query = asked
-    index = int(query.indices[-1])
+    index, path = int(query.indices[-1]), home / "labels.json"
     for before, later, holds, reported in LATE:
-        (home / "labels.json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         tell(home, query, before)
         brought = tell(home, query, later, part=slice(1))
         told = {name: ids.tolist() for name, ids in brought._asdict().items() if name != "waiting"}
         assert told == {name: [index] if name == reported else [] for name in told}
         assert (labelled_at(home)[index] == -2) == (holds is None)
         assert int(annotation.answers(home).targets[index]) == (-1 if holds is None else holds)
-        content = (home / "labels.json").read_bytes()
-        again = tell(home, query, later, part=slice(1))
-        assert (home / "labels.json").read_bytes() == content
+        content = path.read_bytes()
+        again = tell(home, query, later, part=slice(1))  # the same twice changes nothing
+        assert path.read_bytes() == content
         assert not len(again.new) + len(again.corrected)
-
-
-def test_who_said_what_and_when_is_kept(asked):
-    home, query = asked
-    (home / "labels.json").unlink(missing_ok=True)
+    path.unlink()
     tell(home, query, answer("bee", 1), answer("cat", 3, who={"email": "ann@example.org"}), answer("bee", 2, who=3))
     tell(home, query, refused(4), part=slice(1, 2))
-    kept = json.loads((home / "labels.json").read_text())
-    skipped, label = (str(query.indices[::-1][place]) for place in (1, 0))
-    assert kept["labels"][label] == {
-        "target": 2,
-        "round": 0,
-        "annotator": "ann@example.org",
-        "time": "2026-01-03T12:00:00+00:00",
-    }
-    assert kept["skipped"] == {skipped: {"round": 0, "time": "2026-01-04T12:00:00+00:00"}}
+    kept, times = json.loads(path.read_text()), [f"2026-01-0{day}T12:00:00+00:00" for day in (3, 4)]
+    expected = {"target": 2, "round": 0, "annotator": "ann@example.org", "time": times[0]}
+    assert kept["labels"][str(index)] == expected
+    assert kept["skipped"] == {str(query.indices[-2]): {"round": 0, "time": times[1]}}
     several = answer("ape", 4), answer("ape", 5, who=2), answer("bee", 6, who=3)
     tell(home, query, *several, several="majority", part=slice(1))
-    assert json.loads((home / "labels.json").read_text())["labels"][label]["target"] == 0
+    assert json.loads(path.read_text())["labels"][str(index)]["target"] == 0
 
 
 def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(asked, tmp_path):
     home, query = asked
     tell(home, query, answer("ape"))
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    path = tmp_path / "export.json"
-    for content in (b"\xff\xfe\x00", b"[" * 100_000, b'[{"data": '):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"export\.json is not JSON .*: export again, as JSON"):
-            annotation.ingest(home, path)
     other = begin(tmp_path / "other", references=[f"else/{i}.png" for i in range(40)])
-    with pytest.raises(ValueError, match="has asked for nothing yet: propose first"):
-        annotation.ingest(other, path)
     foreign = ask(other)
     np.testing.assert_array_equal(foreign.indices, query.indices)  # its ids fit
     never = exported(query, answer("bee"))
     never[2]["data"]["baal_index"] = min({*range(40)} - {*query.indices.tolist()})
-    for tasks, message in (
+    not_json = r"export\.json is not JSON .*: export again, as JSON"
+    path = tmp_path / "export.json"
+    for content, message in (
+        (b"\xff\xfe\x00", not_json),
+        (b"[" * 100_000, not_json),
+        (b'[{"data": ', not_json),
         (exported(foreign, answer("bee")), r"export.json, task 0 has baal_project='\w+', but the tasks of this folder"),
         (never, r"task 2 has baal_index \d+, which was never asked for"),
         ([*exported(query, answer("bee"))[:3], {}], "export.json, task 3 has no data"),
     ):
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         with pytest.raises(ValueError, match=message):
-            annotation.ingest(home, save(tmp_path, tasks))
-    with pytest.raises(ValueError, match="is no file: give the JSON"):
-        annotation.ingest(home, tmp_path / "nowhere.json")
-    with pytest.raises(ValueError, match="holds no project"):
-        annotation.ingest(tmp_path, path)
+            annotation.ingest(home, path)
+    for folder, export, message in (
+        (home, tmp_path / "nowhere.json", "is no file: give the JSON"),
+        (tmp_path, path, "holds no project"),
+        (begin(tmp_path / "new"), path, "has asked for nothing yet: propose first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            annotation.ingest(folder, export)
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
-    same = begin(tmp_path / "same")  # the same pool, so an id means the same example
-    ask(same)
+    ask(tmp_path / "new")  # the same pool, so an id means the same example
     path.write_text(json.dumps(exported(query, answer("ape"))), encoding="utf-8-sig")  # the mark is no damage
-    assert len(annotation.ingest(str(same), str(path)).new) == 6
+    assert len(annotation.ingest(str(tmp_path / "new"), str(path)).new) == 6
 
 
 def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
@@ -284,12 +262,13 @@ def test_another_project_in_the_folder_is_refused(tmp_path):
         with pytest.raises(ValueError, match=re.escape(message)):
             begin(home, **options)
     assert (home / "label_config.xml").read_bytes() == before
+    for options, message in (
+        ({"inputs": TRAIN.inputs[1:]}, "inputs holds 39 examples, but the project 40"),
+        ({"inputs": list(TRAIN.inputs[1:])}, "inputs holds 39 examples, but the project 40"),
+        ({"key": 0}, "key=0 must be a typed key"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(home, **options)
     for options, message in (({"references": []}, "references is empty"), ({"class_names": ["a"]}, "class_names=")):
         with pytest.raises(ValueError, match=message):
             begin(tmp_path / "new", **options)
-    with pytest.raises(ValueError, match="inputs holds 39 examples, but the project 40"):
-        ask(home, inputs=TRAIN.inputs[1:])
-    with pytest.raises(ValueError, match="inputs holds 39 examples, but the project 40"):
-        ask(home, inputs=list(TRAIN.inputs[1:]))
-    with pytest.raises(ValueError, match="key=0 must be a typed key"):
-        ask(home, key=0)

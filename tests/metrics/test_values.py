@@ -1,32 +1,27 @@
-"""What is special to metrics of values: few draws, large numbers, certain predictions, missing bounds."""
+"""What is special to metrics of values: few draws, large numbers, certain predictions; and summaries of draws."""
 
 import jax
 import numpy as np
 import pytest
 
-from baal_jax import metrics
+from baal_jax import heuristics, metrics, posteriors
+from tests.fixtures import close
 from tests.oracles import metrics as oracle
 
 
-def random_case(num_draws=7, num_examples=20, seed=0):
-    rng = np.random.default_rng(seed)
+def random_case(num_draws=7, num_examples=20):
+    rng = np.random.default_rng(0)
     draws, targets = rng.normal(size=(num_draws, num_examples)), rng.normal(size=num_examples)
     targets[::5] = np.nan
     return draws.astype(np.float32), targets.astype(np.float32)
 
 
-@jax.jit
-def both_crps(draws, targets):
-    return metrics.crps(draws, targets), metrics.crps(draws, targets, fair=True)
-
-
 def test_crps_of_any_number_of_draws_keeps_its_digits_far_from_zero():
+    both = jax.jit(lambda *arrays: [metrics.crps(*arrays, fair=fair) for fair in (False, True)])
     for num_draws in (1, 2, 6):
         draws, targets = (part + np.float32(2**12) for part in random_case(num_draws))
         expected = [oracle.crps(draws, targets, fair) for fair in (False, True)]
-        np.testing.assert_allclose(both_crps(draws, targets), expected, rtol=1e-5)
-        if num_draws == 1:  # the absolute error, and nothing to tell what is fair
-            np.testing.assert_allclose(expected, [oracle.mae(draws[0], targets), np.nan])
+        np.testing.assert_allclose(both(draws, targets), expected, rtol=1e-5)
 
 
 def test_every_metric_has_a_gradient_where_targets_are_unknown_and_predictions_certain():
@@ -56,6 +51,35 @@ def test_bounds_are_covered_and_a_missing_one_covers_nothing_that_is_known():
     for first, expected in ((0.5, np.nan), (np.nan, 1.0)):  # of the others both are on a bound
         assert metrics.coverage(lower, upper, np.float32([first, 0.0, 1.0])) == pytest.approx(expected, nan_ok=True)
     assert metrics.coverage(upper, lower[::-1], np.float32([0.5, 0.5, 0.5])) == pytest.approx(np.nan, nan_ok=True)
+
+
+def test_variance_is_split_into_its_two_parts():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(500, 4, 6)).astype(np.float32)
+    found = heuristics.gaussian_uncertainty(outputs)
+    aleatoric, epistemic = np.exp(outputs[..., 3:]).mean(axis=0), outputs[..., :3].var(axis=0)
+    close([found.aleatoric, found.epistemic, found.total], [aleatoric, epistemic, aleatoric + epistemic])
+    close(heuristics.gaussian_uncertainty(outputs, noise=0.5).total, outputs.var(axis=0) + 0.25)
+    with pytest.raises(ValueError, match=r"noise=0\.0 must be a finite number above 0"):
+        heuristics.gaussian_uncertainty(outputs, noise=0.0)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_probit_is_nearly_the_mean_over_the_gaussian(num_classes):
+    rng = np.random.default_rng(0)
+    mean, root = rng.normal(size=(50, num_classes)), rng.normal(size=(50, num_classes, num_classes))
+    covariance = root @ root.swapaxes(1, 2)
+    single = mean.astype(np.float32), covariance.astype(np.float32)
+    found = np.exp(posteriors.probit(*single))
+    variance = np.diagonal(covariance, axis1=1, axis2=2)
+    gaps = variance[:, :, None] + variance[:, None] - 2 * covariance
+    inverse = np.exp(-(mean[:, :, None] - mean[:, None]) / np.sqrt(1 + np.pi * gaps / 8)).sum(-1)
+    close(found, 1 / inverse / (1 / inverse).sum(-1, keepdims=True))  # of two classes, MacKay's formula
+    close(np.exp(posteriors.probit(single[0], single[1] + np.float32(5.0))), found, 1e-3, 1e-5)  # what all logits share
+    independent = np.float32(variance[..., None] * np.eye(num_classes))
+    close(*jax.device_get([posteriors.probit(single[0], part) for part in (np.float32(variance), independent)]))
+    with pytest.raises(ValueError, match=r"covariance has shape .* is needed"):
+        posteriors.probit(single[0], single[1][:, :1])
 
 
 def test_what_does_not_fit_is_refused():
