@@ -1,25 +1,16 @@
-"""A summary says what its parts say, and the table says it to people."""
-
-from pathlib import Path
+"""A summary says what its parts say. More of them, and their tables: ../test_golden.py."""
 
 import numpy as np
 import pytest
 
-from baal_jax.study import results as study_results
 from baal_jax.study import statistics
-from tests.study.files import make_results, write_study
-
-NAMES, NAN, INF = ("random", "bald", "entropy", "margin"), float("nan"), float("inf")
-GOLDEN = Path(__file__).parents[2] / "golden" / "summary.md"
-
-
-def cells(found):
-    rows = [line.strip("| ").split(" | ") for line in statistics.markdown(found).splitlines() if line.startswith("| ")]
-    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+from tests.study.files import make_results
 
 
 def test_a_summary_has_the_numbers_of_the_functions():
-    results = make_results(NAMES, seeds=12, rounds=8, effect={"bald": 0.06, "margin": -0.06})
+    results = make_results(
+        ("random", "bald", "entropy", "margin"), seeds=12, rounds=8, effect={"bald": 0.06, "margin": -0.06}
+    )
     found = statistics.summary(results)
     assert (found.metric, found.baseline, found.higher_is_better) == ("accuracy", "random", True)
     assert (found.low, found.high, found.num_shortened) == (10, 45, 0)
@@ -43,81 +34,8 @@ def test_a_summary_has_the_numbers_of_the_functions():
     assert [one.verdict for one in verdicts.values()] == ["better", "no difference shown", "worse"]
 
 
-def test_lower_is_better_and_the_target_can_be_given():
-    results = make_results(NAMES, seeds=10, effect={"bald": 0.1})
-    found = statistics.summary(results, "nll", target=0.5, confidence=0.9)
-    assert (found.higher_is_better, found.confidence, found.target) == (False, 0.9, 0.5)
-    bald, labels = found.rows[1], results.runs["bald"].num_labelled
-    assert (bald.verdict.verdict, bald.mean_rank) == ("better", 1)
-    values = {name: runs.metrics["nll"] for name, runs in results.runs.items()}
-    areas = {name: statistics.area(labels, value) for name, value in values.items()}
-    assert found.ranking == statistics.rank(areas, higher_is_better=False, confidence=0.9)
-    assert bald.verdict.comparison == statistics.compare(areas["bald"], areas["random"], confidence=0.9)
-    options = {"target": 0.5, "higher_is_better": False}
-    needed = [statistics.labels_to_target(labels, values[name], **options) for name in ("bald", "random")]
-    assert (bald.labels, bald.saved) == (np.median(needed[0]), statistics.labels_saved(*needed, confidence=0.9))
-    against = statistics.summary(results, "nll", baseline="bald")
-    assert {row.verdict.verdict for row in against.rows if row.verdict} == {"worse"}
-    best = np.sort(results.runs["random"].metrics["nll"].min(axis=1))
-    assert statistics.summary(results, "nll").target == best[7]  # eight of ten reach it
-    assert statistics.summary(results, "nll", higher_is_better=True).rows[1].verdict.verdict == "worse"
-    results.description["target"] = 0.25
-    assert statistics.summary(results, "nll").target == 0.25
-
-
-def test_runs_that_stopped_are_compared_over_what_they_saw():
-    # A run that stops early has seen the low part of the curve alone; that must not count against it.
-    stops = [2, 3, 4, 5, 6, 6, 6, 6, 6, 6]
-    results = make_results(seeds=10, stopped={"bald": stops}, effect={"bald": 0.05})
-    found = statistics.summary(results)
-    bald, accuracy = found.rows[1], results.runs["bald"].metrics["accuracy"]
-    assert bald.num_stopped == found.num_shortened == 4
-    assert bald.final == pytest.approx(np.mean([accuracy[i, stop - 1] for i, stop in enumerate(stops)]))
-    assert bald.verdict.verdict == "better"
-    assert bald.verdict.comparison.difference == pytest.approx(0.05, abs=0.02)
-    gone = statistics.summary(make_results(seeds=10, stopped={"bald": 0}))
-    assert (cells(gone)["bald"]["area"], cells(gone)["bald"]["mean rank"]) == ("– ± –", "–")
-    assert gone.rows[2].verdict.comparison.num_seeds == 10
-    # Without a baseline's values there is no target, and nobody has failed to reach it.
-    lost = statistics.summary(make_results(seeds=10, stopped={"random": 0}))
-    assert np.isnan([lost.target, *(row.labels for row in lost.rows)]).all()
-    assert "Too few seeds: there is no pair of seeds." in statistics.markdown(lost)
-
-
-def test_seeds_that_are_missing_or_diverged_are_left_out(tmp_path):
-    results = make_results(("random", "bald|x"), seeds=9, effect={"bald|x": 0.1})
-    write_study(tmp_path, results)
-    for lost in ("random-00000-00000.npz", "random-00001-00001.npz"):
-        (tmp_path / "cells" / lost).unlink()
-    found = statistics.summary(study_results.read(tmp_path))
-    assert [row.num_seeds for row in found.rows] == [7, 9]
-    areas = [statistics.area(runs.num_labelled, runs.metrics["accuracy"]) for runs in results.runs.values()]
-    assert found.rows[1].verdict.comparison == pytest.approx(statistics.compare(areas[1][2:], areas[0][2:]))
-    assert any(note.startswith("Runs with values: random 7, bald|x 9.") for note in statistics.table(found).notes)
-    results = make_results(("random", "bald"), seeds=8)
-    bald, random = (results.runs[name].metrics["nll"] for name in ("bald", "random"))
-    bald[2, 3], random[4], random[0, 0] = np.inf, np.nan, np.nan
-    found = statistics.summary(results, "nll", target=0.2)
-    assert (found.low, found.high, found.num_shortened) == (10, 35, 0)
-    assert [row.num_seeds for row in found.rows] == [7, 8]
-    assert (found.rows[1].area, found.rows[1].verdict.comparison.num_seeds) == (np.inf, 6)
-    assert np.isfinite(found.rows[1].verdict.comparison[:4]).all()
-    assert found.ranking.num_seeds == 7  # the worst has a rank
-    labels = results.runs["bald"].num_labelled[0]
-    for row, values in zip(found.rows, (np.delete(random, 4, axis=0), bald), strict=True):
-        assert row.labels == np.median(statistics.labels_to_target(labels, values, 0.2, higher_is_better=False))
-
-
-def test_small_studies_have_summaries_and_unknown_names_are_named():
-    for options in ({"strategies": ("random",)}, {"seeds": 1}, {"rounds": 1}, {"classes": None}, {"seeds": 20}):
-        results = make_results(**options)
-        found = statistics.summary(results)
-        assert "nan" not in statistics.markdown(found)
-        assert len(cells(found)) == len(results.runs)
-        assert (found.ranking is None) == (len(results.runs) == 1)
-    assert "No difference from random is shown. That does not say that there is none." in statistics.table(found).notes
-    unreached = cells(statistics.summary(results, target=2.0))["bald"]
-    assert (unreached["labels to 2.0000"], unreached["share of the labels [95%]"]) == ("not reached", "–")
+def test_unknown_names_are_named():
+    results = make_results()
     unnamed = results._replace(description={**results.description, "metric": None})
     for study, arguments, message in (
         (results, ("f1",), "metric='f1' is not among the results of 'random': accuracy, brier, ece, nll"),
@@ -126,25 +44,3 @@ def test_small_studies_have_summaries_and_unknown_names_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             statistics.summary(study, *arguments)
-
-
-def test_the_table_says_it_to_people():
-    better = statistics.Verdict(statistics.Comparison(0.0123, -INF, INF, 0.01, 0.002, 8), 0.02, "better")
-    clear = statistics.Comparison(-12345.6, -0.25, 0.0, 0.5, 0.0625, 9)
-    few = statistics.Verdict(clear, 1.0, "too few seeds to show a difference")
-    saved = statistics.Saved(30.0, 45.0, 2 / 3, 0.5, INF, 9, 10, 10), statistics.Saved(INF, INF, NAN, 0.0, INF, 0, 0, 9)
-    rows = (
-        statistics.Row("random", 10, 0, 0.9, 0.01, 0.7, 0.0005, None, 45.0, None, 2.25),
-        statistics.Row("bald|x", 9, 2, 0.95, NAN, 0.75, 0.02, better, 32.5, saved[0], 1.0),
-        statistics.Row("margin", 10, 0, 0.5, 0.01, 0.625, 0.02, few, INF, saved[1], NAN),
-    )
-    ranking = statistics.Ranking({}, 0.0001, 1.657, (("bald|x",), ("random", "margin")), 9)
-    found = statistics.Summary("nll", False, "random", 0.5, 0.95, 10.0, 50.0, 1, rows, ranking)
-    assert statistics.markdown(found) == GOLDEN.read_text("utf-8")
-    # Where no run stopped and no pair is missing there is nothing to say of it.
-    full = better._replace(comparison=better.comparison._replace(num_seeds=10))
-    plain = rows[0], rows[1]._replace(num_seeds=10, num_stopped=0, verdict=full)
-    assert len(statistics.table(found._replace(rows=plain, ranking=None)).notes) == 2
-    values = (0.0, 1e-3, 0.00099, 9999.5, 1e4, INF, -INF, NAN)
-    texts = ["0.0000", "0.0010", "0.00099", "9999.5000", "1e+04", "∞", "−∞", "–"]
-    assert [*map(statistics.number, values)] == texts

@@ -1,0 +1,225 @@
+"""Summaries, pages and figures of studies that nobody ran, as they were when they were looked at.
+
+``python -m tests.study.test_golden`` writes golden/studies.json anew; the difference is part of the review.
+"""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from baal_jax import metrics
+from baal_jax._util import __version__
+from baal_jax.study import plots, statistics
+from baal_jax.study.report import _content, _figures, _page
+from tests.study.files import make_results
+from tests.study.report.test_report import Page
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "studies.json"
+NAN = float("nan")
+
+
+def some_of(study, missing=(), **seeds):
+    runs = {
+        name: jax.tree.map(lambda leaf, name=name: leaf[seeds.get(name, ...)], study.runs[name]) for name in study.runs
+    }
+    return study._replace(runs={name: run for name, run in runs.items() if name not in missing})
+
+
+def described(study, **description):
+    study.description.update(description)
+    return study
+
+
+def diverged(study):
+    bald, random = (study.runs[name].metrics["nll"] for name in ("bald", "random"))
+    bald[2, 3], random[1], random[0, 0] = np.inf, np.nan, np.nan
+    return study
+
+
+def with_targets(study):
+    for runs in study.runs.values():
+        runs.diagnostics["query_targets"] = np.where(runs.indices >= 0, runs.indices % 3, np.nan)
+    return study
+
+
+# Summaries
+
+
+def summarised(study, *arguments, **options):
+    found = statistics.summary(study, *arguments, **options)
+    return {"numbers": found, "text": statistics.markdown(found)}
+
+
+DIFFERENT = {"effect": {"bald": 0.06, "entropy": -0.06}}
+STOPS = {"bald": [2, 3, 4, 5, 6, 6, 6, 6, 6, 6]}
+SUMMARIES = {
+    "lower is better": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", target=0.5, confidence=0.9),
+    "another baseline": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", "bald"),
+    "turned over": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", higher_is_better=True),
+    "a target of its own": lambda: summarised(described(make_results(seeds=9), target=0.6)),
+    "runs that stopped": lambda: summarised(make_results(seeds=10, stopped=STOPS, effect={"bald": 0.05})),
+    "a strategy that stopped": lambda: summarised(make_results(seeds=10, stopped={"bald": 0})),
+    "a baseline that stopped": lambda: summarised(make_results(seeds=10, stopped={"random": 0})),
+    "missing seeds": lambda: summarised(some_of(make_results(("random", "bald|x"), seeds=9), random=slice(2, None))),
+    "diverged": lambda: summarised(diverged(make_results(("random", "bald"), seeds=8)), "nll", target=0.2),
+    "one strategy": lambda: summarised(make_results(("random",))),
+    "one seed": lambda: summarised(make_results(seeds=1)),
+    "one round": lambda: summarised(make_results(rounds=1)),
+    "regression": lambda: summarised(make_results(classes=None)),
+    "not reached": lambda: summarised(make_results(seeds=20), target=2.0),
+    "numbers": lambda: [*map(statistics.number, (0.0, 1e-3, 0.00099, 9999.5, 1e4, np.inf, -np.inf, NAN))],
+}
+
+# Pages
+
+
+def page(study, **limits):
+    with mock.patch.dict(vars(_content), limits):
+        found = Page(study)
+    (found.data["queries"]["sheet"] or {}).pop("uri", None)  # another zlib compresses otherwise
+    text = " ".join(found.text.replace(__version__, "").split())
+    return {"data": found.data, "text": text, "chart": _page._chart(found.data)}
+
+
+def small(**options):
+    return make_results(**{"seeds": 3, "rounds": 4, **options})
+
+
+LATE = {"stopped": {"bald": [4, 2, 4], "entropy": 0}, "pictures": 9, "noise": 0.2}
+NESTED = {"rate": 1e-3, "nested": {"deep": [1, 2, 5]}, "flag": True, "nothing": None, "e": {}, "pair": [3, 4]}
+NESTED |= {"row": [[3, 4, 5], [0.1 + 0.2]]}
+PAGES = {
+    "page of runs that stopped": lambda: page(described(small(**LATE), class_counts=[10, 20, 30], num_pool=1234)),
+    "page with findings": lambda: page(
+        make_results(seeds=8, rounds=2, effect={"bald": 0.1, "entropy": -0.1}, noise=0.01)
+    ),
+    "page of an unfinished study": lambda: page(some_of(diverged(small(seeds=5)), ("entropy",), random=[0, 1, 4])),
+    "page without its baseline": lambda: page(some_of(small(), ("random",))),
+    "page of regression": lambda: page(small(classes=None, pictures=3)),
+    "page of nothing": lambda: page(small()._replace(runs={})),
+    "page with targets": lambda: page(with_targets(small())),
+    "page of a seed": lambda: page(described(make_results(("random",), seeds=1, rounds=1), config=NESTED)),
+    "page with a part of the picks": lambda: page(small(pictures=20), _MOST_PICKS=2 * 3 * 4 * 5, _MOST_BYTES=4 * 64),
+    "page with less": lambda: page(small(), _MOST_PICKS=3 * 4 * 2, _MOST_SEED_VALUES=3 * 3 * 4 * 4 - 1),
+}
+
+# Figures
+
+
+def axes(ax):
+    """What is drawn on axes, by content rather than by pixels."""
+    stairs, bars = ([patch for patch in ax.patches if hasattr(patch, "get_data") == wanted] for wanted in (True, False))
+    shown = ax.get_legend()
+    return {
+        "words": [ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_title(loc="left")],
+        "legend": [text.get_text() for text in shown.get_texts()] if shown else [],
+        "texts": [text.get_text() for text in ax.texts],
+        "limits": [ax.get_xlim(), ax.get_ylim(), ax.axison],
+        "lines": [
+            (line.get_label(), line.get_color(), line.get_marker(), line.is_dashed(), line.get_xydata())
+            for line in ax.get_lines()
+        ],
+        "bars": [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in bars],
+        "stairs": [(patch.get_data().values, patch.get_data().edges) for patch in stairs],
+        "bands": [sorted({*map(tuple, path.vertices)}) for band in ax.collections for path in band.get_paths()],
+        "images": [np.asarray(image.get_array()).ravel()[::7] for image in ax.get_images()],
+    }
+
+
+def figure(drawn):
+    legends = [[text.get_text() for text in shown.get_texts()] for shown in drawn.legends]
+    return {
+        "axes": [axes(ax) for ax in drawn.axes],
+        "legends": legends,
+        "texts": [text.get_text() for text in drawn.texts],
+    }
+
+
+VALUES = np.array([[0.5, 0.6, 0.9], [0.7, 0.8, NAN], [0.6, 0.6, NAN]])
+CURVES = {"random": plots.Curves(np.array([10, 20, 40]), {"nll": VALUES})}
+CURVES["bald"] = plots.Curves(np.array([15, 25, 45]), {"nll": VALUES[:2]})
+BINS = metrics.Reliability(
+    np.array([[0, 1, 3], [0, 3, 0]]),
+    np.array([[NAN, 0.4, 0.9], [NAN, 0.6, NAN]]),
+    np.array([[NAN, 1, 0.5], [NAN, 0.2, NAN]]),
+)
+
+
+def table():
+    accuracy, nll, labels = (
+        np.array([[0.5, 0.8], [0.7, 0.9], [0.6, 0.95]]),
+        np.array([[1.0, 0.5]] * 3),
+        np.array([10, 20]),
+    )
+    curves = {"bald": plots.Curves(labels, {"accuracy": accuracy, "nll": nll})}
+    curves["random"] = plots.Curves(labels, {"accuracy": accuracy / 2, "nll": 2 * nll})
+    return [plots.learning_curve_table(curves), plots.learning_curve_table(curves, target=0.7)]
+
+
+def gallery():
+    images, given = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3), Figure()
+    rows = {"most": (images, ["x", "y"]), "least": (images[:1, ..., :1] / 255, ["z"])}
+    assert plots.plot_gallery(rows, given) is given
+    return figure(given)
+
+
+def drawn(plot, *arguments, **options):
+    ax = Figure().subplots()
+    assert plot(*arguments, ax=ax, **options) is ax
+    return axes(ax)
+
+
+FLAT = {"a": plots.Curves(np.array([10, 20, 40]), {"accuracy": 0.5 + 0 * VALUES[:2]})}
+COUNTS = {"a": np.array([[1, 2], [3, 4]]), "b": np.array([5, 6])}
+MANY = (*"abcde", "f/g")
+FIGURES = {
+    "curves": lambda: drawn(
+        plots.plot_learning_curves, CURVES, "nll", styles=plots.styles_of(["bald", "random"], "random")
+    ),
+    "flat curves": lambda: drawn(plots.plot_learning_curves, FLAT),
+    "reliability": lambda: drawn(plots.plot_reliability, {"bald": BINS, "random": [part[0] for part in BINS]}),
+    "pooled": lambda: plots.pooled(*BINS),
+    "classes": lambda: drawn(plots.plot_class_histogram, COUNTS, ["cat", "dog"]),
+    "gallery": gallery,
+    "table": table,
+    "styles": lambda: plots.styles_of([f"s{i}" for i in range(40)], baseline="s3"),
+    "labels": lambda: [plots.axis_label(name) for name in ("RMSE", "ece", "top_5_accuracy", "nll", "brier")],
+    "figures": lambda: {name: figure(one) for name, one in _figures._all(small(**{**LATE, "pictures": 40}))},
+    "many figures": lambda: {name: figure(one) for name, one in _figures._all(small(strategies=MANY, rounds=2))},
+}
+CASES = {**SUMMARIES, **PAGES, **FIGURES}
+
+
+def plain(value):
+    """What JSON can hold, with numbers of six digits."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list) or getattr(value, "ndim", 0):
+        return [plain(part) for part in value]
+    if isinstance(value, str | bool | None):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else str(float(value))
+
+
+def agree(found, expected):
+    if isinstance(expected, float | int):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_as_it_was(name):
+    jax.tree.map(
+        agree, plain(CASES[name]()), json.loads(GOLDEN.read_text("utf-8"))[name], is_leaf=lambda leaf: leaf is None
+    )
+
+
+if __name__ == "__main__":
+    lines = [f"{json.dumps(name)}: {json.dumps(plain(make()), ensure_ascii=False)}" for name, make in CASES.items()]
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
