@@ -1,10 +1,5 @@
-"""Summaries, pages and figures of studies that nobody ran, as they were when they were looked at.
+"""Statistics, summaries, pages and figures of studies that nobody ran, as they were when they were looked at."""
 
-``python -m tests.study.test_golden`` writes golden/studies.json anew; the difference is part of the review.
-"""
-
-import json
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -14,12 +9,12 @@ from matplotlib.figure import Figure
 
 from baal_jax import metrics
 from baal_jax._util import __version__
-from baal_jax.study import plots, statistics
+from baal_jax.study import plots, results, statistics
 from baal_jax.study.report import _content, _figures, _page
+from tests.study import golden
 from tests.study.files import make_results
-from tests.study.report.test_report import Page
+from tests.study.test_report import Page
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "studies.json"
 NAN = float("nan")
 
 
@@ -47,6 +42,73 @@ def with_targets(study):
     return study
 
 
+# Statistics
+
+LABELS, CURVE = np.array([[10, 20, 30], [12, 22, 32]]), [[0.5, 0.7, 0.9]]
+LONG, SHORT = [[0.1, 0.2, 0.9], [0.4, 0.6, 0.8]], [[0.3, 0.4, NAN], [NAN, NAN, NAN]]
+ENDS = ((10, 40), (15, 30), (25, 40), (10, 15), (30, 30), (9, 30), (15, 41), (30, 15))  # the last three are nowhere
+REACHED = [[0.1, 0.9, 0.8], [0.2, 0.3, 0.4], [0.95, 0.1, 0.1], [NAN, 0.9, NAN]]
+HIGHER = ("accuracy", "top_5_accuracy", "f1", "average_precision", "log_likelihood", "negative_nll")
+LOWER = ("nll", "adaptive_ece", "crps_fair", "val/RMSE", "negative_log_likelihood")
+A, B = np.random.default_rng(0).normal(size=(2, 9))
+AREAS = {"high": A + 0.1, "base": A, "low": A - 0.1 * np.arange(1, 10)}
+RANDOM = np.linspace(0.5, 0.6, 8)
+CLEAR, ALIKE = RANDOM + 0.1 + 0.01 * np.arange(8), RANDOM + 0.01 * (-1.0) ** np.arange(8)
+ORDER = np.arange(5.0)[:, None] + 0.1 * np.random.default_rng(0).uniform(-1, 1, (5, 12))
+TABLE = np.random.default_rng(47).integers(0, 10, (6, 6))  # far apart, but Friedman's test does not reject
+
+
+def verdicts(**areas):
+    return statistics.compare_all(areas, "random", metric="f1")
+
+
+STATISTICS = {
+    "areas": lambda: [statistics.area([10, 20, 40], CURVE, low=low, high=high) for low, high in ENDS],
+    "an area": lambda: statistics.area([10, 20, 40], CURVE),
+    "areas of several": lambda: statistics.area([10, 20, 40], 2 * CURVE, low=[10, 20], high=[20, 30]),
+    "areas of a point": lambda: statistics.area([10], [[0.5], [0.7]]),
+    "areas with failed rounds": lambda: statistics.area([10, 15, 20, 40, 40, 5], [[0.5, NAN, 0.7, 0.9, 0.9, NAN]]),
+    "areas where all have been": lambda: [statistics.area(LABELS, values) for values in (LONG, SHORT)],
+    "shared range": lambda: statistics.shared_range([(LABELS, LONG), (LABELS[0], SHORT)]),
+    "ranges apart": lambda: statistics.shared_range([([1, 2], [[0, 1]]), ([5, 6], [[0, 1]]), ([1, 2], [[NAN, NAN]])]),
+    "labels to a target": lambda: statistics.labels_to_target([10, 20, 30], REACHED, 0.9),
+    "labels down to it": lambda: statistics.labels_to_target([10, 20, 30], REACHED, 0.1, higher_is_better=False),
+    "labels of one's own": lambda: statistics.labels_to_target([[10, 20], [11, 21]], [[0.0, 1.0], [0.0, 1.0]], 1.0),
+    "directions": lambda: [statistics.is_higher_better(name) for name in (*HIGHER, *LOWER)],
+    "comparison": lambda: [statistics.compare(A, B), statistics.compare(B, A)],
+    "comparison of what is finite": lambda: statistics.compare([*A, NAN, np.inf, np.inf], [*B, 1.0, 1.0, np.inf]),
+    "comparison of one seed": lambda: statistics.compare([0.9], [0.5]),
+    "comparison of three seeds": lambda: statistics.compare([0.9, 0.8, 0.7], [0.5, 0.6, 0.6]),
+    "comparison of none": lambda: statistics.compare([NAN], [0.5]),
+    "comparison of constants": lambda: [statistics.compare([value] * 6, [0.5] * 6) for value in (0.5, 0.75)],
+    "Holm": lambda: [
+        statistics.holm(p) for p in ([0.01, 0.04, 0.03, 0.005], [0.022, 0.021, 0.02], [0.5, NAN, 0.02, 0.9], [])
+    ],
+    "verdicts": lambda: statistics.compare_all(AREAS, "base", metric="f1", confidence=0.9, num_resamples=199, seed=3),
+    "verdicts of losses": lambda: statistics.compare_all(AREAS, "base", metric="nll"),
+    "verdicts turned over": lambda: statistics.compare_all(AREAS, "base", metric="f1", higher_is_better=False),
+    "verdicts of five and six seeds": lambda: [verdicts(random=RANDOM[:n], bald=CLEAR[:n]) for n in (5, 6)],
+    "verdicts of many": lambda: [verdicts(random=RANDOM, **dict.fromkeys("abcdefg"[:n], ALIKE)) for n in (6, 7)],
+    "verdicts of missing seeds": lambda: verdicts(
+        random=RANDOM, a=[*CLEAR[:5], NAN, NAN, NAN], b=CLEAR, c=RANDOM * NAN
+    ),
+    "labels saved": lambda: statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, np.inf, 70, 60]),
+    "labels saved by all": lambda: statistics.labels_saved([1.0, 1.0], [2.0, 2.0]),
+    "labels saved, half reached": lambda: statistics.labels_saved([20, 20], [40, np.inf]),
+    "labels saved, not reached": lambda: statistics.labels_saved([np.inf] * 3, [np.inf, np.inf, 20]),
+    "labels saved by two of three": lambda: statistics.labels_saved([NAN, 20, 30], [20, 40, 60]),
+    "labels saved by one": lambda: statistics.labels_saved([NAN, 20], [20, 40]),
+    "labels saved by none": lambda: statistics.labels_saved([NAN], [20]),
+    "ranks": lambda: [
+        statistics.rank(dict(zip("abcde", ORDER, strict=True)), higher_is_better=up) for up in (True, False)
+    ],
+    "ranks of some": lambda: statistics.rank({"a": np.zeros(40), "b": np.ones(40), "c": 2 - np.arange(40) % 2}),
+    "ranks with care": lambda: statistics.rank(dict(zip("abcdef", TABLE, strict=True)), confidence=0.5),
+    "ranks of equals": lambda: statistics.rank({name: np.ones(6) for name in "abc"}),
+    "ranks with gaps": lambda: statistics.rank({"a": [1.0, 2.0, NAN], "b": [2.0, 3.0, 9.0]}),
+    "ranks of nothing": lambda: statistics.rank({"a": [NAN], "b": [1.0]}),
+}
+
 # Summaries
 
 
@@ -58,6 +120,7 @@ def summarised(study, *arguments, **options):
 DIFFERENT = {"effect": {"bald": 0.06, "entropy": -0.06}}
 STOPS = {"bald": [2, 3, 4, 5, 6, 6, 6, 6, 6, 6]}
 SUMMARIES = {
+    "higher is better": lambda: summarised(make_results(seeds=12, rounds=8, **DIFFERENT)),
     "lower is better": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", target=0.5, confidence=0.9),
     "another baseline": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", "bald"),
     "turned over": lambda: summarised(make_results(seeds=10, **DIFFERENT), "nll", higher_is_better=True),
@@ -74,6 +137,18 @@ SUMMARIES = {
     "not reached": lambda: summarised(make_results(seeds=20), target=2.0),
     "numbers": lambda: [*map(statistics.number, (0.0, 1e-3, 0.00099, 9999.5, 1e4, np.inf, -np.inf, NAN))],
 }
+
+
+def rounds():
+    """Of seeds 4 and 7 one stopped, one strategy lacks a metric, and a third needs nine digits."""
+    study = make_results(("random", "bald"), seeds=2, rounds=3, stopped={"bald": [3, 1]})
+    study.runs["bald"].seeds[:] = [4, 7]
+    study.runs["random"].metrics["accuracy"][0, 0] = 1 / 3
+    del study.runs["random"].metrics["brier"], study.runs["random"].metrics["nll"], study.runs["bald"].metrics["nll"]
+    return results.table(study)
+
+
+SUMMARIES["all rounds"] = rounds
 
 # Pages
 
@@ -192,34 +267,13 @@ FIGURES = {
     "figures": lambda: {name: figure(one) for name, one in _figures._all(small(**{**LATE, "pictures": 40}))},
     "many figures": lambda: {name: figure(one) for name, one in _figures._all(small(strategies=MANY, rounds=2))},
 }
-CASES = {**SUMMARIES, **PAGES, **FIGURES}
-
-
-def plain(value):
-    """What JSON can hold, with numbers of six digits."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | list) or getattr(value, "ndim", 0):
-        return [plain(part) for part in value]
-    if isinstance(value, str | bool | None):
-        return value
-    return float(f"{value:.6g}") if np.isfinite(value) else str(float(value))
-
-
-def agree(found, expected):
-    if isinstance(expected, float | int):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-    else:
-        assert found == expected
+CASES = {**STATISTICS, **SUMMARIES, **PAGES, **FIGURES}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_as_it_was(name):
-    jax.tree.map(
-        agree, plain(CASES[name]()), json.loads(GOLDEN.read_text("utf-8"))[name], is_leaf=lambda leaf: leaf is None
-    )
+    golden.is_as_it_was("studies.json", name, CASES[name]())
 
 
 if __name__ == "__main__":
-    lines = [f"{json.dumps(name)}: {json.dumps(plain(make()), ensure_ascii=False)}" for name, make in CASES.items()]
-    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+    golden.write("studies.json", CASES)

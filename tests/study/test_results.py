@@ -1,7 +1,5 @@
 """Cells, table and pictures of a study, without running one."""
 
-import csv
-import io
 import json
 
 import jax
@@ -36,24 +34,6 @@ def test_cells_are_put_together_by_seed_and_a_seed_that_is_there_twice_is_taken_
     merged = results.merge(results.Cell(part, "none", 1) for part in parts)
     same(merged, runs)
     assert list(merged.metrics) == sorted(runs.metrics)
-
-
-def test_the_table_has_a_line_for_every_round_and_nothing_where_there_is_no_number():
-    study = make_results(("random", "bald"), seeds=2, rounds=3, stopped={"bald": [3, 1]})
-    study.runs["bald"].seeds[:] = [4, 7]
-    study.runs["random"].metrics["accuracy"][0, 0] = 1 / 3
-    del study.runs["random"].metrics["nll"]
-    rows = list(csv.DictReader(io.StringIO(results.table(study))))
-    assert rows[0]["accuracy"] == "0.333333343"  # all of a float32
-    for (name, i, r), row in zip(np.ndindex(2, 2, 3), rows, strict=True):
-        runs = study.runs[row["strategy"]]
-        assert row["strategy"] == ("random", "bald")[name]
-        expected = {"seed": runs.seeds[i], "round": r}
-        expected |= {part: getattr(runs, part)[i, r] for part in ("num_labelled", "num_picked", "stopped")}
-        assert {column: int(row[column]) for column in expected} == expected
-        for column in ("mean_score", "accuracy", "nll", "brier", "ece"):
-            value = {"mean_score": runs.mean_score, **runs.metrics}.get(column, np.full((2, 3), np.nan))[i, r]
-            assert row[column] == "" if np.isnan(value) else np.float32(row[column]) == value
 
 
 def test_a_cell_has_the_targets_of_what_was_queried():

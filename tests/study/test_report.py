@@ -1,4 +1,4 @@
-"""A report shows pictures as they are and lets no name become markup. What it says: ../test_golden.py."""
+"""A report shows pictures as they are and lets no name become markup. What it says: test_golden.py."""
 
 import base64
 import hashlib
