@@ -298,8 +298,17 @@ def test_options_become_the_parts_of_a_query_and_hold_for_later_ones(called, tmp
     # People who give numbers: other defaults.
     assert propose(tmp_path / "b", "--data", tmp_path / "pool.npz") == 0
     assert [called["active_loop"][0][0], called["active_loop"][1]] == ["mc_dropout", "picks by variance"]
-    settings = _annotation.Settings(str(tmp_path / "pool.npz"), strategy="variance")
-    assert content(tmp_path / "b")["config"] == settings._asdict()
+    sizes = {
+        "image_size": 32,
+        "num_initial": 20,
+        "query_size": 20,
+        "num_samples": 20,
+        "num_steps": 500,
+        "batch_size": 32,
+    }
+    said = {"model": "mlp", "posterior": "mc_dropout", "strategy": "variance", "cold_start": "random", "url_prefix": ""}
+    said |= {"image_size": 32, "rate": 0.5, "learning_rate": 1e-3, "seed": 0, "data": str(tmp_path / "pool.npz")}
+    assert content(tmp_path / "b")["config"] == sizes | said
 
 
 def test_names_of_files_are_quoted_in_urls_alone_and_pictures_resized_or_written(called, tmp_path):
@@ -319,7 +328,6 @@ def test_names_of_files_are_quoted_in_urls_alone_and_pictures_resized_or_written
     urls = [urlsplit(url) for url in found["/data/local-files/?d=photos/"]]
     assert [unquote(url.query) for url in urls] == [f"d=photos/{name}" for name in names]
     assert not any(url.fragment or "&" in url.query for url in urls)
-
     # Pictures that exist nowhere else are written.
     pictures, home = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1), tmp_path / "home"
     np.savez(tmp_path / "pool.npz", inputs=pictures)

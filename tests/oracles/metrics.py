@@ -1,5 +1,6 @@
 """Metrics in float64: what is unknown goes first, the rest is summed as the definition stands; NaN is passed on."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -48,22 +49,13 @@ def confusion_matrix(log_probs, targets):
     return sklearn.metrics.confusion_matrix(targets, predicted, labels=range(probs.shape[1]))
 
 
-def _scores(log_probs, targets):
+def _score(place, log_probs, targets):
     probs, targets, predicted = _known(log_probs, targets)
     options = {"labels": range(probs.shape[1]), "zero_division": 0}
-    return sklearn.metrics.precision_recall_fscore_support(targets, predicted, **options)
+    return sklearn.metrics.precision_recall_fscore_support(targets, predicted, **options)[place]
 
 
-def precision(log_probs, targets):
-    return _scores(log_probs, targets)[0]
-
-
-def recall(log_probs, targets):
-    return _scores(log_probs, targets)[1]
-
-
-def f1(log_probs, targets):
-    return _scores(log_probs, targets)[2]
+precision, recall, f1 = (functools.partial(_score, place) for place in range(3))
 
 
 def _binned(confidence, num_bins):
@@ -111,19 +103,15 @@ def adaptive_ece(log_probs, targets, num_bins=15):
     return sum(abs(sum(gaps[start:end])) for start, end in itertools.pairwise(ends)) / len(cases)
 
 
-def _by_class(metric, log_probs, targets, alone):
+def _by_class(metric, alone, log_probs, targets):
     probs, targets, _ = _known(log_probs, targets)
     cases = [(targets == c, probs[:, c]) for c in range(probs.shape[1])]
     defined = [hits.any() and (alone or not hits.all()) and not np.isnan(scores).any() for hits, scores in cases]
     return np.array([metric(*case) if there else np.nan for case, there in zip(cases, defined, strict=True)])
 
 
-def auroc(log_probs, targets):
-    return _by_class(sklearn.metrics.roc_auc_score, log_probs, targets, alone=False)
-
-
-def average_precision(log_probs, targets):
-    return _by_class(sklearn.metrics.average_precision_score, log_probs, targets, alone=True)
+auroc = functools.partial(_by_class, sklearn.metrics.roc_auc_score, False)
+average_precision = functools.partial(_by_class, sklearn.metrics.average_precision_score, True)
 
 
 def entropy_histogram(log_probs, targets):
@@ -192,15 +180,13 @@ def classification(logits, targets, num_bins):
     probs, known, predicted = _known(*arrays)
     there, occurring = (np.isin(range(probs.shape[1]), part) for part in (known, [*known, *predicted]))
 
-    def macro(values):
-        return np.nan if np.isnan(values).all() else np.nanmean(values)
-
-    plain, binned = (nll, brier, entropy_histogram, confusion_matrix), (ece, ece_per_class, adaptive_ece)
-    found = {metric.__name__: metric(*arrays) for metric in plain}
-    found |= {metric.__name__: metric(*arrays, num_bins) for metric in binned}
-    found |= {metric.__name__: metric(*arrays)[occurring].mean() for metric in (precision, recall, f1)}
-    found |= {metric.__name__: macro(metric(*arrays)) for metric in (auroc, average_precision)}
-    found["classwise_ece"] = macro(classwise_ece(*arrays, num_bins))
+    found = {metric.__name__: metric(*arrays) for metric in (nll, brier, entropy_histogram, confusion_matrix)}
+    found |= {metric.__name__: metric(*arrays, num_bins) for metric in (ece, ece_per_class, adaptive_ece)}
+    scores = {"precision": precision, "recall": recall, "f1": f1}
+    found |= {name: metric(*arrays)[occurring].mean() for name, metric in scores.items()}
+    rankings = {"auroc": auroc(*arrays), "average_precision": average_precision(*arrays)}
+    rankings["classwise_ece"] = classwise_ece(*arrays, num_bins)
+    found |= {name: np.nan if np.isnan(values).all() else np.nanmean(values) for name, values in rankings.items()}
     found["accuracy_per_class"] = np.where(there, recall(*arrays), np.nan)
     for name, k in (("accuracy", 1), ("top_2_accuracy", 2), ("top_3_accuracy", 3)):
         found[name] = accuracy(*arrays, k)
