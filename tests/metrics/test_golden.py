@@ -1,6 +1,7 @@
 """Metrics at the ends of bins, of ties, of certain and of missing predictions, as they were when looked at."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,22 @@ ENTROPY = metrics.classification(diagnostics=True).compute
 LOGITS, UNKNOWN = make_logits((24, 4)).round(0) - 2, RNG.integers(-1, 4, 24).astype(np.int32)
 TWO = np.where(UNKNOWN > 1, 1, UNKNOWN)
 MANY = (np.arange(200_000) % 10 >= 7).astype(np.int32)
+# An unknown score equals the last known one, whose run it must not join.
+SCORES = np.float32([[0, -1], [-np.inf, -1], [-np.inf, -1], [-0.5, -1]] * 3), np.int32([1, 0, -1, 0] * 3)
+# Class 0 is never predicted, class 1 never a target, class 2 neither.
+ABSENT = make_logits((40, 4)), np.random.default_rng(0).choice([-1, 0, 3], 40).astype(np.int32)
+ABSENT[0][:, [0, 2]] = -20
 CLASSES = {
+    "averages": lambda: [
+        getattr(metrics, name)(*ABSENT, average=average, zero_division=zero)
+        for name in ("precision", "recall", "f1")  # fault 28: Baal's precision is the recall
+        for average in ("macro", "micro", "weighted", None)
+        for zero in (0.0, 1.0, NAN)
+    ],
+    "averages of nothing": lambda: metrics.precision(ABSENT[0], np.full(40, -1), average="micro"),
+    "rankings": lambda: [metrics.auroc(*SCORES), metrics.average_precision(*SCORES)],
+    # Baal's own test; the class without examples is NaN where Baal reports 0.
+    "Baal": lambda: [of(name, [[0.4, 0.5, 0.1], [0.1, 0.8, 0.1]], [2, 1], num_bins=3) for name in NAMES.split()[:2]],
     # Case 52: Baal gives 1e-4 and .6875.
     "perfect": lambda: [of(name, np.eye(3)[[0, 2, 1, 2]], [0, 2, 1, 2]) for name in NAMES.split()],
     # In a bin of its own the two gaps of a confidence of 1 would not cancel, and dropped it would leave 0.025.
@@ -108,7 +124,33 @@ VALUES = {
     "noise": lambda: metrics.regression(noise_variance=0.3).compute(MOMENTS, OUTPUTS[0]),
     "draws that agree": lambda: metrics.regression().compute((OUTPUTS[0], np.zeros((4, 6), np.float32)), OUTPUTS[0]),
 }
-CASES = {**CLASSES, **VALUES}
+
+GROUPS = np.array([[0, 1, 2, 3], [4, 4, 5, 5], [11, -1, 6, -1], [-1, -1, -1, -1]], np.int32)
+JOINT, JOINT_CLASSES = RNG.normal(size=(7, 12, 2, 3)).astype(np.float32), RNG.integers(-1, 3, (12, 2)).astype(np.int32)
+JOINT_VALUES = np.where(np.arange(12) == 4, NAN, RNG.normal(size=12)).astype(np.float32)
+FAR = np.stack([np.zeros((600, 2)), np.repeat([[0.0, 1.0]], 600, axis=0)]).astype(np.float32)
+
+
+def of_values(noise):
+    """The joint likelihood and its gradient, where a value is unknown."""
+
+    def total(outputs):
+        found = metrics.joint_log_likelihood(outputs, JOINT_VALUES, GROUPS, noise=noise)
+        return found.sum(), found
+
+    return jax.jit(jax.grad(total, has_aux=True))(JOINT[:, :, 0, : 2 if noise is None else 1])
+
+
+GROUPED = {
+    "groups of labels": lambda: metrics.joint_log_likelihood(JOINT, JOINT_CLASSES, GROUPS),
+    "groups of single labels": lambda: metrics.joint_log_likelihood(JOINT[:, :, 0], JOINT_CLASSES[:, 0], GROUPS),
+    "groups that underflow": lambda: metrics.joint_log_likelihood(FAR, np.zeros(600, int), np.arange(600)[None]),
+    "groups of values": lambda: [of_values(noise) for noise in (None, 0.6)],
+    "groups of several values": lambda: metrics.joint_log_likelihood(
+        JOINT[..., 0].astype(jnp.bfloat16), JOINT[0, ..., 1].astype(jnp.bfloat16), GROUPS, noise=0.6
+    ),
+}
+CASES = {**CLASSES, **VALUES, **GROUPED}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -51,6 +51,7 @@ REACHED = [[0.1, 0.9, 0.8], [0.2, 0.3, 0.4], [0.95, 0.1, 0.1], [NAN, 0.9, NAN]]
 HIGHER = ("accuracy", "top_5_accuracy", "f1", "average_precision", "log_likelihood", "negative_nll")
 LOWER = ("nll", "adaptive_ece", "crps_fair", "val/RMSE", "negative_log_likelihood")
 A, B = np.random.default_rng(0).normal(size=(2, 9))
+DRAWN = ((99, 0.95), (99, 0.9), (100, 0.9), (199, 0.95), (99, 0.99))  # of the last, no draw leaves 0.5 %
 AREAS = {"high": A + 0.1, "base": A, "low": A - 0.1 * np.arange(1, 10)}
 RANDOM = np.linspace(0.5, 0.6, 8)
 CLEAR, ALIKE = RANDOM + 0.1 + 0.01 * np.arange(8), RANDOM + 0.01 * (-1.0) ** np.arange(8)
@@ -77,6 +78,13 @@ STATISTICS = {
     "directions": lambda: [statistics.is_higher_better(name) for name in (*HIGHER, *LOWER)],
     "comparison": lambda: [statistics.compare(A, B), statistics.compare(B, A)],
     "comparison of what is finite": lambda: statistics.compare([*A, NAN, np.inf, np.inf], [*B, 1.0, 1.0, np.inf]),
+    "intervals": lambda: [
+        statistics.compare(A, 0 * A, num_resamples=n, confidence=share, seed=7) for n, share in DRAWN
+    ],
+    "intervals of shares": lambda: [
+        statistics.labels_saved(abs(A) + 1, abs(B) + 2, num_resamples=n, confidence=p, seed=4) for n, p in DRAWN
+    ],
+    "one seed drawn every time": lambda: statistics.compare([0, 0, 0, 1, 0.1], np.zeros(5), num_resamples=99),
     "comparison of one seed": lambda: statistics.compare([0.9], [0.5]),
     "comparison of three seeds": lambda: statistics.compare([0.9, 0.8, 0.7], [0.5, 0.6, 0.6]),
     "comparison of none": lambda: statistics.compare([NAN], [0.5]),

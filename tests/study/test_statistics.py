@@ -56,35 +56,6 @@ def test_up_to_32_seeds_are_tested_exactly_and_more_by_chance():
     assert statistics.compare(d + 9, np.zeros(33), num_resamples=199).p_value == 0.005
 
 
-def test_the_interval_is_the_studentised_bootstrap():
-    # Of 99 draws, the second smallest leaves 2 %, and the fifth 5 %; there is none that leaves 0.5 %.
-    places = ((99, 0.95, 2), (99, 0.9, 5), (199, 0.95, 5), (99, 0.99, 0))
-    differences = (
-        np.random.default_rng(3).normal(size=8),
-        np.array([0.0, 0.0, 0.0, 1.0, 0.1]),
-        np.array([1.0, 2.0, 4.0]),
-    )
-    for (num_resamples, confidence, place), d in itertools.product(places, differences):
-        times = np.random.default_rng(7).multinomial(len(d), np.full(len(d), 1 / len(d)), num_resamples)
-        draws, t = [np.repeat(d, counts) for counts in times], []
-        for draw in draws:  # one seed drawn every time bounds nothing on its side
-            gap = draw.mean() - d.mean()
-            t.append(gap / draw.std() if np.ptp(draw) else math.copysign(INF, gap))
-        low, high = (sorted(t)[-place], sorted(t)[place - 1]) if place else (INF, -INF)
-        found = statistics.compare(d, np.zeros(len(d)), num_resamples=num_resamples, confidence=confidence, seed=7)
-        np.testing.assert_allclose([found.low, found.high], d.mean() - d.std() * np.array([low, high]), rtol=1e-9)
-
-
-def test_the_interval_of_labels_saved_leaves_out_as_many_draws_on_either_side():
-    rng = np.random.default_rng(9)
-    a, b = rng.uniform(20, 40, 6), rng.uniform(50, 90, 6)
-    for num_resamples, confidence, left_out in ((99, 0.95, 2), (100, 0.9, 5), (99, 0.9, 4)):
-        chosen = np.random.default_rng(4).integers(6, size=(num_resamples, 6))
-        ratios = sorted(np.median(a[rows]) / np.median(b[rows]) for rows in chosen)
-        found = statistics.labels_saved(a, b, num_resamples=num_resamples, confidence=confidence, seed=4)
-        np.testing.assert_allclose([found.low, found.high], [ratios[left_out], ratios[-1 - left_out]], rtol=1e-12)
-
-
 # Ranks
 
 
