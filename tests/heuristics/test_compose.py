@@ -13,38 +13,17 @@ from tests.oracles import baal
 from tests.oracles import heuristics as oracle
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6)
-REDUCTIONS = ("mean", "sum", "max", "min")
-
-# binary_logits
 
 
-def test_a_sigmoid_model_scores_like_two_classes():
+def test_a_sigmoid_model_scores_like_two_classes_and_may_be_sure():
     # Case 14, where Baal's entropy is 0.
     z = make_logits((4, 5, 1), 30, 2.0)
     p = 1 / (1 + np.exp(-z.astype(np.float64)))
-    two, p = heuristics.binary_logits(z), np.concatenate([1 - p, p], axis=-1)
-    close(np.exp(two), p)
-    for name in ("bald", "entropy", "least_confidence"):
-        close(heuristics.REGISTRY[name](two), getattr(oracle, name)(p))
-    # Labels of a multi-label model are a middle axis.
-    several = heuristics.binary_logits(z.reshape(4, 1, 5, 1))
-    close(heuristics.reduce_spatial(heuristics.bald(several), "sum"), oracle.bald(p).sum(keepdims=True))
-
-
-def test_a_sigmoid_model_may_be_sure():
+    close(np.exp(heuristics.binary_logits(z)), np.concatenate([1 - p, p], axis=-1))
     z = np.array([-np.inf, -200.0, 200.0, np.inf], np.float16)[:, None]
     close(heuristics.binary_logits(z), np.array([[0, -np.inf], [0, -200], [-200, 0], [-np.inf, 0]]))
     gradient = jax.jit(jax.grad(lambda z: jnp.sum(heuristics.entropy(heuristics.binary_logits(z)[None]))))
     close(gradient(np.array([[-200.0], [0.0], [200.0]])), 0)
-
-
-def test_binary_logits_need_one_logit():
-    for shape in ((), (4, 5, 2), (4, 5, 0)):
-        with pytest.raises(ValueError, match=r"logit\[\.\.\., None\]"):
-            heuristics.binary_logits(np.zeros(shape))
-
-
-# from_baal_layout
 
 
 def test_baal_layout_moves_axes_and_nothing_else():
@@ -54,14 +33,9 @@ def test_baal_layout_moves_axes_and_nothing_else():
         assert (ours.shape, ours.dtype) == ((4, 2, *middle, 3), dtype)
         for s, n, c in np.ndindex(4, 2, 3):
             np.testing.assert_array_equal(ours[s, n, ..., c], theirs[n, c, ..., s])
-    with pytest.raises(ValueError, match="three axes"):
-        heuristics.from_baal_layout(np.zeros((5, 3)))
 
 
-# reduce_spatial
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max", "min"])
 def test_reductions_leave_masked_positions_out(reduction):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(6, 3, 4)).astype(np.float32)
@@ -69,9 +43,10 @@ def test_reductions_leave_masked_positions_out(reduction):
     where[2] = False
     scores[~where] = rng.choice([np.nan, np.inf, -np.inf, 1e30], (~where).sum())
     numpy = getattr(np, reduction)
-    truth = [numpy(row[mask].astype(np.float64)) for row, mask in zip(scores, where, strict=True) if mask.any()]
-    reduced = heuristics.reduce_spatial(scores, reduction, where=where)
-    close(reduced, np.insert(np.array(truth), 2, -np.inf))
+    truth = [
+        numpy(row[mask].astype(np.float64)) if mask.any() else -np.inf for row, mask in zip(scores, where, strict=True)
+    ]
+    close(heuristics.reduce_spatial(scores, reduction, where=where), truth)
     # Case 7: reducing nothing is the identity.
     scores = np.array([3.0, -1.0, np.nan], np.float32)
     np.testing.assert_array_equal(heuristics.reduce_spatial(scores, reduction), scores)
@@ -79,31 +54,18 @@ def test_reductions_leave_masked_positions_out(reduction):
     np.testing.assert_array_equal(masked, [3.0, -np.inf, np.nan])
 
 
-@pytest.mark.parametrize("reduction", ["mean", "max"])
-def test_masked_positions_have_no_gradient(reduction):
+def test_reductions_have_no_gradient_where_masked_widen_and_broadcast_the_mask():
     scores = np.array([[1.0, 2.0, np.nan], [3.0, np.inf, 1.0]], np.float32)
     where = np.array([[True, True, False], [True, False, False]])
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(heuristics.reduce_spatial(x, reduction, where=where))))(scores)
-    truth = {"mean": [[0.5, 0.5, 0], [1, 0, 0]], "max": [[0, 1, 0], [1, 0, 0]]}
-    np.testing.assert_array_equal(gradient, truth[reduction])
-
-
-def test_reductions_widen_and_broadcast_the_mask():
-    scores = np.arange(12).reshape(2, 2, 3)
+    for reduction, truth in (("mean", [[0.5, 0.5, 0], [1, 0, 0]]), ("max", [[0, 1, 0], [1, 0, 0]])):
+        reduced = functools.partial(heuristics.reduce_spatial, reduction=reduction, where=where)
+        np.testing.assert_array_equal(jax.jit(jax.grad(lambda x, f=reduced: jnp.sum(f(x))))(scores), truth)
     mask = np.array([True, False, True])  # [W]
-    np.testing.assert_array_equal(heuristics.reduce_spatial(scores, "sum", where=mask), [10, 34])
+    np.testing.assert_array_equal(
+        heuristics.reduce_spatial(np.arange(12).reshape(2, 2, 3), "sum", where=mask), [10, 34]
+    )
     half = np.full((1, 300, 300), 1.0, np.float16)
     assert heuristics.reduce_spatial(half, "sum").tolist() == [90_000.0]  # beyond float16
-
-
-def test_an_unknown_reduction_is_an_error():
-    # Case 15.
-    for reduction in ("none", "median", None, True):
-        with pytest.raises(ValueError, match="choose one of mean, sum, max, min"):
-            heuristics.reduce_spatial(np.zeros((5, 2)), reduction)
-
-
-# combine
 
 
 def test_baal_combination():
@@ -114,9 +76,6 @@ def test_baal_combination():
     bald, entropy = (np.array(baal.GOLDEN[f"{name}(P)"]["scores"]) for name in ("BALD", "Entropy"))
     close(scores, (bald + 3 * entropy[::-1]) / 4)
     assert np.argsort(-scores).tolist() == baal.GOLDEN["Combine([BALD(P),Entropy(P[::-1])],w=[1,3])"]
-    assert weights == [1, 3]
-    scaled = heuristics.combine([heuristics.bald, heuristics.entropy], weights=np.array([10.0, 30.0]))
-    close(scaled(both), scores, rtol=1e-6)
 
 
 def test_combines_several_outputs_or_one_array():
@@ -137,19 +96,24 @@ def test_combines_several_outputs_or_one_array():
     close(combined(None, ["y", "y"])({"x": a, "y": b}), (other + margin) / 2)  # read twice, of equal weights
     nested = heuristics.combine([combined(None), heuristics.mean_std], [2, 1])
     close(jax.vmap(nested)(b[None])[0], (other + margin + oracle.of_logits("mean_std", b)) / 3)
-    with pytest.raises(ValueError, match="3 outputs for 2 heuristics"):
-        combined()([a] * 3)
 
 
-def test_a_combination_that_does_not_fit_is_an_error():
-    for num, arguments, message in (
-        (2, {"weights": [1.0]}, "2 heuristics"),
-        (2, {"weights": [1.0, 1.0, 1.0]}, "2 heuristics"),
-        (2, {"weights": [1.0, -1.0]}, "weights=-1.0"),
-        (2, {"weights": [1.0, float("nan")]}, "weights=nan"),
-        (2, {"weights": [0.0, 0.0]}, "non-negative weight"),
-        (0, {}, "0 heuristics"),
-        (2, {"outputs": ["a"]}, "outputs="),
+def test_what_does_not_fit_is_an_error():
+    two = [heuristics.bald] * 2
+    for call, message in (
+        *((lambda s=s: heuristics.binary_logits(np.zeros(s)), r"logit\[\.\.\., None\]") for s in ((), (5, 2), (5, 0))),
+        (lambda: heuristics.from_baal_layout(np.zeros((5, 3))), "three axes"),
+        # Case 15.
+        (lambda: heuristics.reduce_spatial(np.zeros((5, 2)), "none"), "choose one of mean, sum, max, min"),
+        (lambda: heuristics.reduce_spatial(np.zeros((5, 2)), None), "choose one of mean, sum, max, min"),
+        (lambda: heuristics.combine(two, [1.0]), "2 heuristics"),
+        (lambda: heuristics.combine(two, [1.0, 1.0, 1.0]), "2 heuristics"),
+        (lambda: heuristics.combine(two, [1.0, -1.0]), "weights=-1.0"),
+        (lambda: heuristics.combine(two, [1.0, float("nan")]), "weights=nan"),
+        (lambda: heuristics.combine(two, [0.0, 0.0]), "non-negative weight"),
+        (lambda: heuristics.combine([]), "0 heuristics"),
+        (lambda: heuristics.combine(two, outputs=["a"]), "outputs="),
+        (lambda: heuristics.combine(two)([np.zeros((4, 5, 3))] * 3), "3 outputs for 2 heuristics"),
     ):
         with pytest.raises(ValueError, match=message):
-            heuristics.combine([heuristics.bald] * num, **arguments)
+            call()

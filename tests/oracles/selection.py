@@ -11,8 +11,7 @@ def sequences(weights, query_size):
 
     When only weightless entries are left, each of them is as likely as the other.
     """
-    weights = np.asarray(weights, np.float64)
-    result = {}
+    weights, result = np.asarray(weights, np.float64), {}
     for picks in itertools.permutations(range(len(weights)), query_size):
         probability, left = 1.0, list(range(len(weights)))
         for pick in picks:
@@ -23,28 +22,12 @@ def sequences(weights, query_size):
     return result
 
 
-def first_pick_probabilities(weights):
-    table = sequences(weights, 1)
-    return np.array([table[(i,)] for i in range(len(weights))])
-
-
-def inclusion_probabilities(weights, query_size):
-    table = sequences(weights, query_size)
-    return np.array([sum(p for picks, p in table.items() if i in picks) for i in range(len(weights))])
-
-
-def average_ranks(scores):
-    """Rank 1 for the highest; equal scores share the average of the ranks they take together."""
-    scores = np.asarray(scores, np.float64)
-    return np.array([np.sum(scores > s) + (np.sum(scores == s) + 1) / 2 for s in scores])
-
-
-def assert_sequences(picks, table):
-    """χ² of ordered picks against their exact probabilities; the keys are fixed, so this passes always or never."""
+def assert_sequences(picks, weights):
+    """χ² of ordered picks ``[n, Q]`` against their exact probabilities; keys are fixed: it passes always or never."""
+    table = sequences(weights, picks.shape[1])
     counts = dict.fromkeys(table, 0)
     for row, number in zip(*np.unique(picks, axis=0, return_counts=True), strict=True):
         counts[tuple(row.tolist())] += int(number)
     observed, truth = np.array(list(counts.values())), np.array(list(table.values()))
     assert observed[truth == 0].sum() == 0
-    possible = truth > 0
-    assert stats.chisquare(observed[possible], len(picks) * truth[possible]).pvalue > 1e-3
+    assert stats.chisquare(observed[truth > 0], len(picks) * truth[truth > 0]).pvalue > 1e-3

@@ -5,11 +5,7 @@ import numpy as np
 
 def kernel(*factors):
     """``Π_f Φ_f Φ_fᵀ``."""
-    result = 1.0
-    for factor in factors:
-        factor = np.asarray(factor, np.float64)
-        result = result * (factor @ factor.T)
-    return result
+    return np.prod([np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T for factor in factors], axis=0)
 
 
 def distances(k):
@@ -17,134 +13,106 @@ def distances(k):
     return np.maximum(np.diag(k)[:, None] + np.diag(k)[None] - 2 * k, 0.0)
 
 
-def greedy(score, available, query_size):
-    """Picks by ``score(picks) -> [N]``, the largest of what is left, the lowest id of equal ones."""
-    picks, left = [], np.array(available)
-    for _ in range(min(query_size, int(left.sum()))):
-        values = np.where(left, score(picks), -np.inf)
-        picks.append(int(np.argmax(values)))
+def greedy(score, available, query_size, labelled):
+    """Picks by ``score(labelled ids and picks) -> [N]``, the largest of what is left, the lowest id of equal ones."""
+    known, picks, left = np.flatnonzero(labelled).tolist(), [], np.array(available)
+    for _ in range(query_size):
+        picks.append(int(np.argmax(np.where(left, score(known + picks), -np.inf))))
         left[picks[-1]] = False
     return picks
 
 
-def conditional_variances(k, given, noise):
-    """Variance of a new label at every point, given noisy labels at some (repeats of a point count again)."""
-    given = list(given)
-    if not given:
-        return np.diag(k) + noise**2
+def posterior_kernel(k, given, noise):
+    """``k − k_L (K_LL + σ² I)⁻¹ k_Lᵀ``, given noisy labels at some ids."""
+    given = np.asarray(given, int)
     inner = k[np.ix_(given, given)] + noise**2 * np.eye(len(given))
-    return np.diag(k) + noise**2 - np.einsum("ni,ij,nj->n", k[:, given], np.linalg.inv(inner), k[:, given])
+    return k - k[:, given] @ np.linalg.inv(inner) @ k[given]
+
+
+def conditional_variances(k, given, noise):
+    """Of a new label at every point."""
+    return np.diag(posterior_kernel(k, given, noise)) + noise**2
 
 
 def max_det(k, available, query_size, labelled, noise):
-    known = np.flatnonzero(labelled).tolist()
-    return greedy(lambda picks: conditional_variances(k, known + picks, noise), available, query_size)
+    return greedy(lambda given: conditional_variances(k, given, noise), available, query_size, labelled)
 
 
-def log_determinant(k, picks, noise):
-    return np.linalg.slogdet(k[np.ix_(picks, picks)] + noise**2 * np.eye(len(picks)))[1]
+def nearest(k, centres):
+    """Squared distances to the nearest centre, without any to the origin."""
+    return distances(k)[:, centres].min(axis=1) if centres else np.diag(k)
 
 
 def k_center(k, available, query_size, labelled):
-    d, known = distances(k), np.flatnonzero(labelled).tolist()
-
-    def score(picks):
-        centres = known + picks
-        return d[:, centres].min(axis=1) if centres else np.diag(k)
-
-    return greedy(score, available, query_size)
+    return greedy(lambda centres: nearest(k, centres), available, query_size, labelled)
 
 
 def lcmd(k, available, query_size, labelled):
-    d, known = distances(k), np.flatnonzero(labelled).tolist()
-
-    def score(picks):
-        centres = known + picks
+    def score(centres):
         if not centres:
             return np.diag(k)
-        mine = np.array(centres)[np.argmin(d[:, centres], axis=1)]
-        nearest = d[:, centres].min(axis=1)
-        sizes = {c: nearest[np.asarray(available) & (mine == c)].sum() for c in centres}
-        largest = max(sizes, key=sizes.get)
-        return np.where(mine == largest, nearest, -1.0)
+        mine, far = distances(k)[:, centres].argmin(axis=1), nearest(k, centres)
+        return np.where(mine == np.bincount(mine, far * available).argmax(), far, -1.0)
 
-    return greedy(score, available, query_size)
+    return greedy(score, available, query_size, labelled)
 
 
 def k_means_pp(k, available, query_size, labelled, uniforms, largest_first=False):
-    d, picks, left = distances(k), [], np.array(available)
-    known = np.flatnonzero(labelled).tolist()
-    for turn in range(min(query_size, int(left.sum()))):
-        centres = known + picks
+    uniforms = iter(uniforms)
+
+    def score(centres):
+        uniform, left = next(uniforms), available & ~np.isin(np.arange(len(k)), centres)
         if not centres and largest_first:
-            pick = int(np.argmax(np.where(left, np.diag(k), -np.inf)))
-        else:
-            weights = np.where(left, d[:, centres].min(axis=1) if centres else 1.0, 0.0)
-            weights = weights if weights.sum() > 0 else left.astype(float)
-            cumulative = np.cumsum(weights)
-            pick = int(np.searchsorted(cumulative, uniforms[turn] * cumulative[-1], side="right"))
-        picks.append(pick)
-        left[pick] = False
-    return picks
+            return np.diag(k)
+        weights = np.where(left, nearest(k, centres) if centres else 1.0, 0.0)
+        cumulative = np.cumsum(weights if weights.any() else left)
+        return np.arange(len(k)) == np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+
+    return greedy(score, available, query_size, labelled)
 
 
 def frank_wolfe(phi, available, query_size, labelled):
-    phi, known = np.asarray(phi, np.float64), np.flatnonzero(labelled).tolist()
-    counted = np.asarray(available) | np.asarray(labelled)
+    phi = np.asarray(phi, np.float64)
     lengths = np.linalg.norm(phi, axis=1)
-    target, radius = phi[counted].sum(axis=0), lengths[counted].sum()
+    target, radius = phi[available | labelled].sum(axis=0), lengths[available | labelled].sum()
 
-    def score(picks):
+    def score(chosen):
         approximation = np.zeros(phi.shape[1])
-        for index in known + picks:
+        for index in chosen:
             towards = radius * phi[index] / lengths[index] - approximation
             approximation = approximation + towards @ (target - approximation) / (towards @ towards) * towards
         return phi / lengths[:, None] @ (target - approximation)
 
-    return greedy(score, available, query_size)
+    return greedy(score, available, query_size, labelled)
 
 
 def bait_trace(rows, counted, picks, noise):
     """``tr(F (I + σ⁻² Σ Vᵀ V)⁻¹)`` for rows ``[N, r, D]``."""
     rows = np.asarray(rows, np.float64)
-    flat = rows[np.asarray(counted)].reshape(-1, rows.shape[-1])
-    chosen = rows[list(picks)].reshape(-1, rows.shape[-1])
-    precision = np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2
-    return np.trace(flat.T @ flat @ np.linalg.inv(precision))
+    flat, chosen = (rows[index].reshape(-1, rows.shape[-1]) for index in (counted, picks))
+    return np.trace(flat.T @ flat @ np.linalg.inv(np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2))
 
 
-def bait(rows, available, query_size, labelled, noise, oversampling=1.0):
-    known, counted = np.flatnonzero(labelled).tolist(), np.asarray(available) | np.asarray(labelled)
+def bait(rows, available, query_size, labelled, noise, oversampling=1.0, use_labelled=True):
+    counted, known = available | labelled, np.flatnonzero(labelled & use_labelled).tolist()
 
-    def score(picks):
-        return np.array([-bait_trace(rows, counted, [*known, *picks, i], noise) for i in range(len(rows))])
+    def score(chosen):
+        return np.array([-bait_trace(rows, counted, [*chosen, i], noise) for i in range(len(rows))])
 
-    picks = greedy(score, available, min(round(oversampling * query_size), len(rows)))
+    picks = greedy(score, available, round(oversampling * query_size), labelled & use_labelled)
     while len(picks) > query_size:
         traces = [bait_trace(rows, counted, [*known, *picks[:j], *picks[j + 1 :]], noise) for j in range(len(picks))]
         picks.pop(int(np.argmin(traces)))
     return picks
 
 
-def posterior_kernel(k, labelled, noise):
-    """``k − k_L (K_LL + σ² I)⁻¹ k_Lᵀ``."""
-    known = np.flatnonzero(labelled)
-    inner = k[np.ix_(known, known)] + noise**2 * np.eye(len(known))
-    return k - k[:, known] @ np.linalg.inv(inner) @ k[known]
-
-
 def gradient_embeddings(p, hidden):
     """BADGE's gradients written out, ``[N, C·D]``, for mean probabilities ``[N, C]``."""
-    p, hidden = np.asarray(p, np.float64), np.asarray(hidden, np.float64)
     residual = p - np.eye(p.shape[1])[p.argmax(axis=1)]
-    return (residual[:, :, None] * hidden[:, None]).reshape(len(p), -1)
+    return np.einsum("nc,nd->ncd", residual, hidden).reshape(len(p), -1)
 
 
 def fisher_rows(p, hidden):
     """``[N, C, C·D]`` whose sum of outer products is ``Σ_c p_c g_c g_cᵀ``."""
-    p, hidden = np.asarray(p, np.float64), np.asarray(hidden, np.float64)
-    result = np.zeros((*p.shape, p.shape[1] * hidden.shape[1]))
-    for n in range(len(p)):
-        for c in range(p.shape[1]):
-            result[n, c] = np.sqrt(p[n, c]) * np.outer(np.eye(p.shape[1])[c] - p[n], hidden[n]).ravel()
-    return result
+    residual = np.eye(p.shape[1]) - p[:, None]
+    return np.einsum("nc,nck,nd->nckd", np.sqrt(p), residual, hidden).reshape(*p.shape, -1)
