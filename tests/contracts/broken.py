@@ -88,7 +88,7 @@ def _heuristics():
             lambda logits: heuristics.entropy(logits).astype(logits.dtype)
         ),
         "least_confidence as it was traced, test_exported": lambda logits: heuristics.least_confidence(logits),
-        "margin with an order of draws, test_draws_and_classes": jax.jit(ordered),
+        "margin with an order of draws, test_equals": jax.jit(ordered),
         "mean_std without a gradient at 0, test_gradients": jax.jit(rough),
     }
 

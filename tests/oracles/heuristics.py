@@ -1,7 +1,6 @@
 """Heuristics written from the papers' equations, on float64 probabilities ``[S, N, …, C]``."""
 
 import numpy as np
-from scipy import stats
 from scipy.special import entr, rel_entr
 from scipy.special import softmax as scipy_softmax
 
@@ -43,7 +42,7 @@ def least_confidence(p):
 
 
 def variation_ratio(p):
-    return 1 - stats.mode(p.argmax(axis=-1), axis=0).count / len(p)
+    return 1 - np.eye(p.shape[-1])[p.argmax(axis=-1)].mean(axis=0).max(axis=-1)
 
 
 def mean_std(p):
