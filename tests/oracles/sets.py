@@ -1,4 +1,7 @@
-"""Set selection from the definitions, in float64: kernels written out, every step computed anew."""
+"""Set selection from the definitions, in float64: kernels written out, every step computed anew.
+
+A selection is its picks and their values, what the picks were the best by.
+"""
 
 import numpy as np
 
@@ -8,18 +11,15 @@ def kernel(*factors):
     return np.prod([np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T for factor in factors], axis=0)
 
 
-def distances(k):
-    """``k_ii + k_jj − 2 k_ij``."""
-    return np.maximum(np.diag(k)[:, None] + np.diag(k)[None] - 2 * k, 0.0)
-
-
 def greedy(score, available, query_size, labelled):
     """Picks by ``score(labelled ids and picks) -> [N]``, the largest of what is left, the lowest id of equal ones."""
-    known, picks, left = np.flatnonzero(labelled).tolist(), [], np.array(available)
+    known, picks, values, left = np.flatnonzero(labelled).tolist(), [], [], np.array(available)
     for _ in range(query_size):
-        picks.append(int(np.argmax(np.where(left, score(known + picks), -np.inf))))
+        found = np.where(left, score(known + picks), -np.inf)
+        picks.append(int(np.argmax(found)))
+        values.append(found[picks[-1]])
         left[picks[-1]] = False
-    return picks
+    return picks, values
 
 
 def posterior_kernel(k, given, noise):
@@ -29,44 +29,50 @@ def posterior_kernel(k, given, noise):
     return k - k[:, given] @ np.linalg.inv(inner) @ k[given]
 
 
-def conditional_variances(k, given, noise):
-    """Of a new label at every point."""
-    return np.diag(posterior_kernel(k, given, noise)) + noise**2
+def max_diag(k, available, query_size, labelled):
+    return greedy(lambda _: np.diag(k), available, query_size, labelled)
 
 
 def max_det(k, available, query_size, labelled, noise):
-    return greedy(lambda given: conditional_variances(k, given, noise), available, query_size, labelled)
+    """Variances of new labels, given those before."""
+
+    def score(given):
+        return np.diag(posterior_kernel(k, given, noise)) + noise**2
+
+    return greedy(score, available, query_size, labelled)
 
 
-def nearest(k, centres):
-    """Squared distances to the nearest centre, without any to the origin."""
-    return distances(k)[:, centres].min(axis=1) if centres else np.diag(k)
+def distances(k, centres):
+    """``√(k_ii + k_jj − 2 k_ij)`` to the centres, ``[N, C]``; without any to the origin."""
+    if not centres:
+        return np.sqrt(np.diag(k))[:, None]
+    return np.sqrt(np.maximum(np.diag(k)[:, None] + np.diag(k)[centres] - 2 * k[:, centres], 0.0))
 
 
 def k_center(k, available, query_size, labelled):
-    return greedy(lambda centres: nearest(k, centres), available, query_size, labelled)
+    return greedy(lambda centres: distances(k, centres).min(axis=1), available, query_size, labelled)
 
 
 def lcmd(k, available, query_size, labelled):
     def score(centres):
-        if not centres:
-            return np.diag(k)
-        mine, far = distances(k)[:, centres].argmin(axis=1), nearest(k, centres)
-        return np.where(mine == np.bincount(mine, far * available).argmax(), far, -1.0)
+        mine, far = distances(k, centres).argmin(axis=1), distances(k, centres).min(axis=1)
+        return np.where(mine == np.bincount(mine, far**2 * available).argmax(), far, -1.0)
 
     return greedy(score, available, query_size, labelled)
 
 
 def k_means_pp(k, available, query_size, labelled, uniforms, largest_first=False):
+    """Each pick in proportion to its squared distance; without a centre at random, or the farthest from the origin."""
     uniforms = iter(uniforms)
 
     def score(centres):
-        uniform, left = next(uniforms), available & ~np.isin(np.arange(len(k)), centres)
+        uniform, far = next(uniforms), distances(k, centres).min(axis=1)
         if not centres and largest_first:
-            return np.diag(k)
-        weights = np.where(left, nearest(k, centres) if centres else 1.0, 0.0)
-        cumulative = np.cumsum(weights if weights.any() else left)
-        return np.arange(len(k)) == np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+            return far
+        weights = np.where(available & ~np.isin(np.arange(len(k)), centres), far**2 if centres else 1.0, 0.0)
+        cumulative = np.cumsum(weights)
+        drawn = np.arange(len(k)) == np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+        return np.where(drawn, far if centres else np.inf, -1.0)
 
     return greedy(score, available, query_size, labelled)
 
@@ -86,24 +92,24 @@ def frank_wolfe(phi, available, query_size, labelled):
     return greedy(score, available, query_size, labelled)
 
 
-def bait_trace(rows, counted, picks, noise):
-    """``tr(F (I + σ⁻² Σ Vᵀ V)⁻¹)`` for rows ``[N, r, D]``."""
-    rows = np.asarray(rows, np.float64)
-    flat, chosen = (rows[index].reshape(-1, rows.shape[-1]) for index in (counted, picks))
-    return np.trace(flat.T @ flat @ np.linalg.inv(np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2))
-
-
 def bait(rows, available, query_size, labelled, noise, oversampling=1.0, use_labelled=True):
-    counted, known = available | labelled, np.flatnonzero(labelled & use_labelled).tolist()
+    """By how much ``tr(F (I + σ⁻² Σ Vᵀ V)⁻¹)`` shrinks, for rows ``V [N, r, D]``."""
+    rows, known = np.asarray(rows, np.float64), labelled & use_labelled
+    counted = rows[available | labelled].reshape(-1, rows.shape[-1])
+
+    def trace(picks):
+        chosen = rows[picks].reshape(-1, rows.shape[-1])
+        return np.trace(counted.T @ counted @ np.linalg.inv(np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2))
 
     def score(chosen):
-        return np.array([-bait_trace(rows, counted, [*chosen, i], noise) for i in range(len(rows))])
+        return trace(chosen) - np.array([trace([*chosen, i]) for i in range(len(rows))])
 
-    picks = greedy(score, available, round(oversampling * query_size), labelled & use_labelled)
+    picks, values = greedy(score, available, round(oversampling * query_size), known)
     while len(picks) > query_size:
-        traces = [bait_trace(rows, counted, [*known, *picks[:j], *picks[j + 1 :]], noise) for j in range(len(picks))]
-        picks.pop(int(np.argmin(traces)))
-    return picks
+        without = [np.flatnonzero(known).tolist() + picks[:j] + picks[j + 1 :] for j in range(len(picks))]
+        worst = int(np.argmin([trace(rest) for rest in without]))
+        del picks[worst], values[worst]
+    return picks, values
 
 
 def gradient_embeddings(p, hidden):

@@ -1,4 +1,4 @@
-"""Compiled clustering against definitions written out in float64 and scikit-learn, and what picks by it."""
+"""Compiled clustering against definitions written out in float64, and what picks by it."""
 
 import functools
 
@@ -14,74 +14,55 @@ from tests.selection import problems
 from tests.selection.problems import NUM, QUERY, SEEDS, SIZE, build, pick
 
 CLUSTERS = 7
-EVERY = np.ones(NUM, bool)
-compiled_lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
+lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
 
 
 def problem(seed, num=NUM):
     """Some rows do not count, and those are far away."""
-    points, available, _ = problems.loose(seed, num)
+    points, available, _ = problems.problem(seed, num)
     mask = available if seed % 3 else np.ones(num, bool)
     return np.where(mask[:, None], points - 5, 50.0).astype(np.float32), mask
 
 
-def k_means(key, points, mask, active=CLUSTERS):
-    return problems.clusters(key, points, mask, CLUSTERS, 100, active)
-
-
-def lloyd(*arguments):
-    return jax.tree.map(np.asarray, compiled_lloyd(*arguments))
+def check(found, centres, assignment):
+    np.testing.assert_array_equal(found.assignment, assignment)
+    np.testing.assert_allclose(found.centres[: len(centres)], centres, atol=1e-4)
 
 
 def test_k_means_is_that_of_the_definition():
     for seed in range(12):
         points, mask = problem(seed)
         active = 1 + seed % CLUSTERS
-        found = k_means(jax.random.key(seed), points, mask, active)
         uniforms = np.asarray(jax.random.uniform(jax.random.key(seed), (CLUSTERS, 3)), np.float64)
-        seeds = oracle.k_means_pp(points.astype(np.float64), mask, uniforms, active)
-        centres, assignment = oracle.lloyd(points.astype(np.float64), mask, points[seeds])
-        np.testing.assert_array_equal(found.assignment, assignment)
-        np.testing.assert_allclose(found.centres[:active], centres, atol=1e-4)
+        seeds = oracle.k_means_pp(points, mask, uniforms, active)
+        found = problems.clusters(jax.random.key(seed), points, mask, CLUSTERS, 100, active)
+        check(found, *oracle.lloyd(points, mask, points[seeds]))
 
 
-def test_lloyd_stops_when_told():
+def test_lloyd_stops_when_told_and_works_through_centres_in_blocks():
     points, mask = problem(1, num=300)
     start = points[np.flatnonzero(mask)[:CLUSTERS]]
-    ends = [oracle.lloyd(points.astype(np.float64), mask, start, num) for num in (1, 2, 100)]
+    ends = [oracle.lloyd(points, mask, start, num) for num in (1, 2, 100)]
     assert all((ends[0][1] != later[1]).any() for later in ends[1:])
-    for num, (centres, assignment) in zip((1, 2), ends[:2], strict=True):
-        found = lloyd(points, mask, start, num)
-        np.testing.assert_array_equal(found.assignment, assignment)
-        np.testing.assert_allclose(found.centres, centres, atol=1e-4)
-
-
-def test_centres_are_worked_through_in_blocks():
-    points, mask = problem(1, num=300)
+    for num in (1, 2):
+        check(lloyd(points, mask, start, num), *ends[num - 1])
     for active in (1, 64, 65, 150):
         start = np.zeros((150, SIZE), np.float32)
         start[:active] = points[np.flatnonzero(mask)[:active]]
         start[active:] = points[np.flatnonzero(mask)[0]]  # would win ties, were they in use
-        found = lloyd(points, mask, start, 100, np.int32(active))
-        _, assignment = oracle.lloyd(points.astype(np.float64), mask, start[:active])
-        np.testing.assert_array_equal(found.assignment, assignment)
-
-
-# The acquisition
+        check(lloyd(points, mask, start, 100, np.int32(active)), *oracle.lloyd(points, mask, start[:active]))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_clusters": 4, "num_iterations": 1}], ids=["", "4"])
 def test_picks_what_is_nearest_to_centres(arguments):
     count, num_iterations = arguments.get("num_clusters", QUERY), arguments.get("num_iterations", 100)
-    acquisition = build("k_means", **arguments)
     for seed in SEEDS:
-        points, available, labelled = problems.loose(seed)
-        found = pick(acquisition, points, available, labelled, key=seed)
+        points, available, labelled = problems.problem(seed)
+        found = pick(build("k_means", **arguments), points, available, labelled, key=seed)
         centres, assignment, centred = problems.clusters_of(points, available, count, count, seed, num_iterations)
         picks = oracle.k_means(centred, available, QUERY, centres, assignment)
         assert found.indices.tolist() == picks
-        mine = centres[assignment[picks]]
-        distances = np.sqrt(((centred[picks] - mine) ** 2).sum(axis=1))
+        distances = np.linalg.norm(centred[picks] - centres[assignment[picks]], axis=1)
         np.testing.assert_allclose(found.scores, -distances, rtol=1e-4, atol=1e-5)
 
 
@@ -94,8 +75,7 @@ def test_ranks_within_groups(rows):
     groups, values = (np.array(column) for column in zip(*rows, strict=True))
     found = ranks(groups.astype(np.int32), values.astype(np.float32))
     for i in range(9):
-        before = [j for j in range(9) if groups[j] == groups[i] and (values[j], j) < (values[i], i)]
-        assert found[i] == len(before)
+        assert found[i] == sum(groups[j] == groups[i] and (values[j], j) < (values[i], i) for j in range(9))
 
 
 ranks = jax.jit(_k_means.rank_within)
@@ -109,13 +89,11 @@ def test_sizes_of_clusters():
 
 
 def test_a_large_offset_is_removed_exactly():
-    rng = np.random.default_rng(0)
-    points = (rng.integers(-512, 512, (NUM, SIZE)) / 1024).astype(np.float32)
+    points = (np.random.default_rng(0).integers(-512, 512, (NUM, SIZE)) / 1024).astype(np.float32)
     mask = np.arange(NUM) % 4 != 1
-    given = np.where(mask[:, None], points + 4096, 1e30).astype(np.float32)
-    moved = np.asarray(jax.jit(_common.points_of, static_argnums=2)(given, mask, ""))
-    np.testing.assert_allclose(moved[mask], (points - points[mask].mean(axis=0))[mask], atol=1e-6)
-    assert (moved[~mask] == 0).all()
+    moved = np.where(mask[:, None], points + 4096, 1e30).astype(np.float32)
+    found = jax.jit(_common.points_of, static_argnums=2)(moved, mask, "")
+    np.testing.assert_allclose(found, np.where(mask[:, None], points - points[mask].mean(axis=0), 0), atol=1e-6)
 
 
 def test_what_has_no_weight_is_never_drawn():

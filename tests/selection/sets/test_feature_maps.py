@@ -9,40 +9,22 @@ from baal_jax import Predictions, selection
 from baal_jax.selection.sets import _kernel, feature_maps, selectors, transforms
 from tests.oracles import heuristics
 from tests.oracles import sets as oracle
-from tests.selection.sets.problems import (
-    EVERY,
-    NOISE,
-    NUM,
-    QUERY,
-    SEEDS,
-    mean_probabilities,
-    pick,
-    predictions,
-    problem,
-)
+from tests.selection.problems import EVERY, NOISE, NUM, QUERY, mean_probabilities, pick, predictions, problem
 
 
-def test_fisher_rows_are_written_out():
+def test_fisher_rows_are_written_out_or_sketched():
     fisher = jax.jit(feature_maps.fisher, static_argnames="sketch_size")
-    for seed in range(3):
-        given = predictions(seed)
-        rows = oracle.fisher_rows(mean_probabilities(given), given.features)
-        np.testing.assert_allclose(fisher(given, sketch_size=None), rows, atol=2e-6)
-    assert fisher(given, sketch_size=24).shape == (NUM, 4, 24)  # as many as there are: not sketched
-    np.testing.assert_allclose(fisher(given, sketch_size=24), rows, atol=2e-6)
+    given = predictions(0)
+    rows = oracle.fisher_rows(mean_probabilities(given), given.features)
+    for sketch_size in (None, 20):  # as many as there are: not sketched
+        np.testing.assert_allclose(fisher(given, sketch_size=sketch_size), rows, atol=2e-6)
     single = predictions(0, classes=1)  # the Fisher information of a Gaussian
     np.testing.assert_array_equal(fisher(single), single.features)
-
-
-def test_a_sketch_of_the_fisher_rows_keeps_inner_products_and_is_alike_in_every_round():
+    # A sketch keeps inner products and is alike in every round.
     given = predictions(0, size=1000)
-    fisher = jax.jit(lambda given: feature_maps.fisher(given, sketch_size=3000).reshape(NUM * 4, -1))
     whole = oracle.fisher_rows(mean_probabilities(given), given.features).reshape(NUM * 4, -1)
-    sketched = np.asarray(fisher(given))
-    k = whole @ whole.T
-    assert sketched.shape == (NUM * 4, 3000)
-    assert np.abs(sketched @ sketched.T - k).max() < 0.15 * np.diag(k).max()
-    np.testing.assert_array_equal(sketched, fisher(given))
+    sketched = np.asarray(fisher(given, sketch_size=3000)).reshape(NUM * 4, 3000)
+    assert np.abs(sketched @ sketched.T - whole @ whole.T).max() < 0.15 * (whole**2).sum(axis=1).max()
 
 
 def test_centred_draws_have_the_covariance_as_kernel():
@@ -52,18 +34,15 @@ def test_centred_draws_have_the_covariance_as_kernel():
         (feature_maps.probability_draws, heuristics.softmax(given.logits)),
     ):
         phi = np.asarray(jax.jit(feature_map)(given))
-        centred = outputs - outputs.mean(axis=0)
-        covariance = np.einsum("snc,smc->nm", centred, centred) / (len(outputs) - 1)
+        covariance = sum(np.cov(outputs[..., c].T) for c in range(outputs.shape[-1]))
         np.testing.assert_allclose(phi @ phi.T, covariance, atol=1e-5)
 
 
 def test_features_are_flattened_and_kept_as_tuples():
     given = predictions(0)
-    np.testing.assert_array_equal(
-        feature_maps.embedding(given._replace(features=given.features.reshape(NUM, 2, 3))), given.features
-    )
-    both = feature_maps.embedding(given._replace(features=(given.features, given.features[:, 0])))
-    assert [leaf.shape for leaf in both] == [(NUM, 6), (NUM, 1)]
+    both = feature_maps.embedding(given._replace(features=(given.features.reshape(NUM, 5, 1), given.features[:, 0])))
+    np.testing.assert_array_equal(both[0], given.features)
+    assert both[1].shape == (NUM, 1)
 
 
 def test_predictions_that_do_not_fit_are_refused():
@@ -74,13 +53,12 @@ def test_predictions_that_do_not_fit_are_refused():
         (feature_maps.badge, Predictions(logits, (hidden, hidden)), "several factors, but the last hidden layer"),
         (feature_maps.badge, Predictions(logits[..., :1], hidden), "binary_logits"),
         (feature_maps.fisher, Predictions(None, hidden), "there is no fit to predict with"),
+        (lambda given: feature_maps.fisher(given, sketch_size=0), Predictions(logits, hidden), "sketch_size=0 must be"),
         (feature_maps.draws, Predictions(logits[:1]), "one draw has no covariance"),
         (feature_maps.probability_draws, Predictions(logits[..., :1]), "binary_logits"),
     ):
         with pytest.raises(ValueError, match=message):
             feature_map(given)
-    with pytest.raises(ValueError, match="sketch_size=0 must be"):
-        feature_maps.fisher(Predictions(logits, hidden), sketch_size=0)
 
 
 # Transforms
@@ -97,17 +75,7 @@ def transformed(transform, factors, labelled, counted=EVERY, noise=0.0):
     return jax.tree.map(np.asarray, found)
 
 
-def test_the_posterior_is_that_of_a_gaussian_process():
-    run = jax.jit(transforms.posterior(NOISE))
-    for seed in SEEDS:
-        features, _, labelled = problem(seed)
-        found = run(jax.random.key(0), _kernel.Features((features,), np.float32(0)), labelled, EVERY)
-        expected = oracle.posterior_kernel(oracle.kernel(features), labelled, NOISE)
-        tolerance = 1e-4 * np.abs(oracle.kernel(features)).max()
-        np.testing.assert_allclose(oracle.kernel(found.factors[0]), expected, atol=tolerance)
-
-
-def test_scale_centre_normalise_and_noise():
+def test_scale_centre_normalise_noise_and_posterior():
     features, available, labelled = problem(1)
     counted, squares = available | labelled, (features.astype(np.float64) ** 2).sum(axis=1)
     # Of two factors the product and its noise are divided, once.
@@ -128,6 +96,10 @@ def test_scale_centre_normalise_and_noise():
     noisy = _kernel.Features((features,), np.float32(0.99))
     column = features @ features[3] + 0.99 * (np.arange(NUM) == 3)
     np.testing.assert_allclose(jax.jit(_kernel.column)(noisy, 3), column, rtol=1e-4, atol=1e-5)
+    ((given,), _, _) = transformed(transforms.posterior(NOISE), [features], labelled)
+    k = oracle.kernel(features)
+    truth = oracle.posterior_kernel(k, np.flatnonzero(labelled), NOISE)
+    np.testing.assert_allclose(oracle.kernel(given), truth, atol=1e-4 * k.max())
     with pytest.raises(ValueError, match=r"transforms.centre needs plain features"):
         transformed(transforms.centre(), [features, features], labelled)
 
@@ -150,19 +122,15 @@ def test_a_sketch_is_unbiased_for_factors_too():
     found = np.asarray(jax.jit(jax.vmap(gram))(jax.random.split(jax.random.key(1), 4000)), np.float64)
     error = found.std(axis=0) / np.sqrt(4000)
     assert (np.abs(found.mean(axis=0) - oracle.kernel(*factors)) < 4.5 * error).all()
-    assert np.abs(found[0] - oracle.kernel(*factors)).max() > 1e-3
+    assert (error > 1e-4).all()
 
 
-def test_a_grid_applies_its_transforms_in_order():
+def test_a_grid_applies_its_transforms_in_order_each_with_a_key_of_its_own():
     features, available, labelled = problem(2)
     parts = (transforms.scale(), transforms.posterior(NOISE), transforms.predictive(NOISE))
     found = pick(selection.grid(feature_maps.embedding, parts, selectors.max_det()), features, available, labelled)
-    scaled = features / np.sqrt((features[labelled] ** 2).sum(axis=1).mean())
-    assert found.indices.tolist() == oracle.max_det(oracle.kernel(scaled), available, QUERY, labelled, NOISE)
-
-
-def test_the_selector_and_every_transform_have_keys_of_their_own():
-    features, available, labelled = problem(2)
+    k = oracle.kernel(features / np.sqrt((features[labelled] ** 2).sum(axis=1).mean()))
+    assert found.indices.tolist() == oracle.max_det(k, available, QUERY, labelled, NOISE)[0]
 
     def noisy(key, given, *_):
         return given._replace(factors=(given.factors[0] + jax.random.normal(key, features.shape),))
@@ -170,6 +138,6 @@ def test_the_selector_and_every_transform_have_keys_of_their_own():
     acquisition = selection.grid(feature_maps.embedding, (noisy, noisy), selectors.k_means_pp(use_labelled=False))
     found = pick(acquisition, features, available, labelled, key=3)
     key_select, *keys = jax.random.split(jax.random.key(3), 3)
-    moved = features + sum(np.asarray(jax.random.normal(key, features.shape), np.float64) for key in keys)
+    k = oracle.kernel(features + sum(np.asarray(jax.random.normal(key, features.shape), np.float64) for key in keys))
     uniforms = np.asarray(jax.random.uniform(key_select, (QUERY,)), np.float64)
-    assert found.indices.tolist() == oracle.k_means_pp(oracle.kernel(moved), available, QUERY, ~EVERY, uniforms)
+    assert found.indices.tolist() == oracle.k_means_pp(k, available, QUERY, ~EVERY, uniforms)[0]
