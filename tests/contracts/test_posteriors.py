@@ -80,10 +80,6 @@ def differ(left, right):
     return np.abs(left - right).max() > 1e-4 * np.abs(right).max()
 
 
-def test_a_builder_is_known_by_its_name():
-    assert [builder.__name__ for builder in posteriors.REGISTRY.values()] == [*posteriors.REGISTRY]
-
-
 @each_case
 def test_every_draw_is_another_function(case):
     posterior, _, state, expected = fitted(case)

@@ -29,14 +29,6 @@ def problem(seed, num=NUM, size=SIZE):
     return points.astype(np.float32), available, labelled
 
 
-def blobs(seed, count=8, each=12):
-    """Tight blobs of sizes from ``each`` up, far apart, rows in random order: points and the blob of each."""
-    rng = np.random.default_rng(seed)
-    truth = rng.permutation(np.repeat(np.arange(count), each + np.arange(count)))
-    points = 30 * rng.normal(size=(count, SIZE))[truth] + rng.normal(size=(len(truth), SIZE))
-    return points.astype(np.float32), truth
-
-
 def predictions(seed, draws=5, classes=CLASSES, size=SIZE):
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(draws, NUM, classes))

@@ -1,28 +1,233 @@
-"""What the selections for small budgets have in common, and the first labels of a loop and of a pool."""
+"""Clustering and the selections that cover a pool: k-means, TypiClust, ProbCover, Cluster-Margin; first labels."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
+from scipy.cluster import hierarchy
+from sklearn.neighbors import NearestNeighbors
 
 import baal_jax as baal
-from baal_jax import heuristics, pool, selection
+from baal_jax import Predictions, heuristics, pool, selection
+from baal_jax.selection import _common, _k_means, _prob_cover, _typiclust
 from tests import fixtures
+from tests.oracles import unsupervised as oracle
 from tests.selection import problems
-from tests.selection.problems import EVERY, NUM, SIZE, build, pick
+from tests.selection.problems import EVERY, NUM, QUERY, SEEDS, SIZE, build, pick
+
+CLUSTERS = 7
+lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
+neighbour_distances = jax.jit(_typiclust.neighbour_distances, static_argnums=3)
+pure_radius = jax.jit(_prob_cover.pure_radius, static_argnums=3)
+
+# k-means
+
+
+def problem(seed, num=NUM):
+    """Some rows do not count, and those are far away."""
+    points, available, _ = problems.problem(seed, num)
+    mask = available if seed % 3 else np.ones(num, bool)
+    return np.where(mask[:, None], points - 5, 50.0).astype(np.float32), mask
+
+
+def check_clusters(found, centres, assignment):
+    np.testing.assert_array_equal(found.assignment, assignment)
+    np.testing.assert_allclose(found.centres[: len(centres)], centres, atol=1e-4)
+
+
+def test_k_means_is_that_of_the_definition():
+    for seed in range(12):
+        points, mask = problem(seed)
+        active = 1 + seed % CLUSTERS
+        uniforms = np.asarray(jax.random.uniform(jax.random.key(seed), (CLUSTERS, 3)), np.float64)
+        seeds = oracle.k_means_pp(points, mask, uniforms, active)
+        found = problems.clusters(jax.random.key(seed), points, mask, CLUSTERS, 100, active)
+        check_clusters(found, *oracle.lloyd(points, mask, points[seeds]))
+
+
+def test_lloyd_stops_when_told_and_works_through_centres_in_blocks():
+    points, mask = problem(1, num=300)
+    start = points[np.flatnonzero(mask)[:CLUSTERS]]
+    ends = [oracle.lloyd(points, mask, start, num) for num in (1, 2, 100)]
+    assert all((ends[0][1] != later[1]).any() for later in ends[1:])
+    for num in (1, 2):
+        check_clusters(lloyd(points, mask, start, num), *ends[num - 1])
+    for active in (1, 64, 65, 150):
+        start = np.zeros((150, SIZE), np.float32)
+        start[:active] = points[np.flatnonzero(mask)[:active]]
+        start[active:] = points[np.flatnonzero(mask)[0]]  # would win ties, were they in use
+        found = lloyd(points, mask, start, 100, np.int32(active))
+        check_clusters(found, *oracle.lloyd(points, mask, start[:active]))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_clusters": 4, "num_iterations": 1}], ids=["", "4"])
+def test_k_means_picks_what_is_nearest_to_centres(arguments):
+    count, num_iterations = arguments.get("num_clusters", QUERY), arguments.get("num_iterations", 100)
+    for seed in SEEDS:
+        points, available, labelled = problems.problem(seed)
+        found = pick(build("k_means", **arguments), points, available, labelled, key=seed)
+        centres, assignment, centred = problems.clusters_of(points, available, count, count, seed, num_iterations)
+        picks = oracle.k_means(centred, available, QUERY, centres, assignment)
+        assert found.indices.tolist() == picks
+        distances = np.linalg.norm(centred[picks] - centres[assignment[picks]], axis=1)
+        np.testing.assert_allclose(found.scores, -distances, rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_no_weight_is_never_drawn():
+    draw = jax.jit(_common.inverse_cdf)
+    weights, mask = np.array([0, 1, 0, 3, 5, 0], np.float32), np.array([1, 1, 1, 1, 0, 1], bool)
+    uniforms = np.array([0, 0.2, 0.25, 0.5, 1 - 2**-24, 1.0], np.float32)  # a product may be rounded up to the sum
+    assert draw(uniforms, weights, mask).tolist() == [1, 1, 3, 3, 3, 3]
+    assert draw(uniforms, 0 * weights, mask).tolist() == [0, 1, 1, 2, 5, 5]  # evenly without any weight
+
+
+# TypiClust
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("k_means", {}), ("typiclust", {"num_clusters": 8}), ("prob_cover", {"num_classes": 8})]
+    "arguments",
+    [{}, {"num_clusters": 4, "num_neighbours": 3}, {"max_clusters": 6, "num_iterations": 1}],
+    ids=["", "num_clusters", "max_clusters"],
 )
-def test_one_pick_of_every_blob_and_none_of_those_with_a_label(name, arguments):
-    for seed in range(3):
-        points, truth = problems.blobs(seed)
-        found = pick(build(name, **arguments), points, truth >= 0, truth < 0, key=seed)
-        order = truth[found.indices].tolist()
-        assert order[::-1] == list(range(8)) if name == "typiclust" else sorted(order) == list(range(8))
-        labelled = np.isin(np.arange(len(truth)), [np.flatnonzero(truth == blob)[0] for blob in (1, 4, 6, 7)])
-        if name != "k_means":
-            found = pick(build(name, **arguments), points, ~labelled, labelled, key=seed)
-            assert sorted(truth[found.indices[:4]].tolist()) == [0, 2, 3, 5]
+def test_typiclust_is_that_of_the_paper(arguments):
+    for seed in SEEDS:
+        points, available, labelled = problems.problem(seed)
+        found = pick(build("typiclust", **arguments), points, available, labelled, key=seed)
+        bound = min(arguments.get("num_clusters") or arguments.get("max_clusters", 500), NUM)
+        iterations = arguments.get("num_iterations", 100)
+        active = min(bound, arguments.get("num_clusters") or int(labelled.sum()) + QUERY)
+        _, assignment, centred = problems.clusters_of(points, available | labelled, bound, active, seed, iterations)
+        neighbours = arguments.get("num_neighbours", 20)
+        picks, values = oracle.typiclust(centred, available, labelled, QUERY, assignment, neighbours)
+        assert found.indices.tolist() == picks
+        np.testing.assert_allclose(found.scores, values, rtol=1e-4)
+
+
+def test_tiny_clusters_wait_until_all_others_are_used_up():
+    order = jax.jit(_typiclust.most_typical, static_argnums=4)
+    assignment = np.repeat([0, 1, 2, -1], [5, 4, 6, 1]).astype(np.int32)
+    available, typical = assignment >= 0, np.arange(16.0, dtype=np.float32)
+    picks = order(assignment, typical, available, ~available, 3)
+    assert picks.tolist() == [14, 4, 13, 3, 12, 2, 11, 1, 10, 0, 9, 8, 7, 6, 5, -1]
+
+
+def test_typicality_of_the_lonely_and_of_the_repeated():
+    points = np.array([[0.0], [50.0], [50.0], [90.0], [91.0], [93.0]], np.float32)
+    assignment = np.array([0, 1, 1, 2, 2, 2], np.int32)
+    found = jax.jit(_typiclust.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
+    np.testing.assert_allclose(found, [0, np.inf, np.inf, 1 / 2, 1 / 1.5, 1 / 2.5])
+
+
+def test_neighbours_are_those_of_the_definition():
+    """Of few points in groups of any size, and of many in many blocks."""
+    for seed, num, num_groups in [*((seed, NUM, 1 + 5 * (seed % 2)) for seed in range(6)), (1, 1300, 1), (1, 1300, 6)]:
+        points, available, _ = problems.problem(seed, num)
+        mask = available if seed % 3 else np.ones(num, bool)
+        groups = np.random.default_rng(seed).integers(0, num_groups, num).astype(np.int32)
+        distances = np.asarray(neighbour_distances(points, mask, groups, 9))
+        assert np.isinf(distances[~mask]).all()
+        for group in range(num_groups):
+            inside = mask & (groups == group)
+            count = min(9, inside.sum() - 1)
+            truth = NearestNeighbors(n_neighbors=count).fit(points[inside]).kneighbors()[0]
+            np.testing.assert_allclose(distances[inside, :count], truth, rtol=1e-4)
+            assert np.isinf(distances[inside, count:]).all()
+    # Two that are closer than the rounding of squares.
+    points = np.arange(NUM, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32) * 8
+    points[1] = points[0] + np.float32(2**-12)
+    found = np.asarray(neighbour_distances(points + 64, EVERY, np.zeros(NUM, np.int32), 9))
+    np.testing.assert_allclose(found[:2, 0], np.sqrt(SIZE) / 2**12, rtol=1e-6)
+
+
+# ProbCover
+
+
+@pytest.mark.parametrize(("num", "query_size", "radius"), [(48, QUERY, 1.5), (48, QUERY, 20.0), (400, 60, 1.5)])
+def test_prob_cover_is_greedy_maximum_coverage(num, query_size, radius):
+    """Also when all is covered, which the larger radius does, and when many points are worked through in blocks."""
+    for seed in SEEDS if num == 48 else [1]:
+        points, available, labelled = problems.problem(seed, num)
+        found = pick(build("prob_cover", radius=radius), points, available, labelled, query_size)
+        picks, values = oracle.prob_cover(points, available, labelled, query_size, radius)
+        assert found.indices.tolist() == picks
+        assert found.scores.tolist() == values
+    grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), axis=-1).reshape(-1, 2).astype(np.float32) + 0.1
+    found = pick(build("prob_cover", radius=1.0), grid, EVERY[:25], ~EVERY[:25], 1)
+    assert (found.indices.tolist(), found.scores.tolist()) == ([12], [5.0])  # a ball holds its boundary
+
+
+def test_the_radius_is_the_largest_that_is_pure_enough():
+    for seed in SEEDS:
+        points, available, labelled = problems.problem(seed)
+        known = available | labelled
+        _, assignment, centred = problems.clusters_of(points, known, 4, 4, seed)
+        radius = oracle.pure_radius(points, known, assignment, 0.75) * (1 - 1e-4)
+        found = pure_radius(centred.astype(np.float32), known, assignment, 0.75)
+        np.testing.assert_allclose(found, radius, rtol=1e-5)
+        found = pick(build("prob_cover", purity=0.75, num_classes=4), points, available, labelled, key=seed)
+        assert found.indices.tolist() == oracle.prob_cover(points, available, labelled, QUERY, radius)[0]
+    # In floating point ``num · (1 − pure / num)`` is below the whole number that it is.
+    for num, pure in ((22, 9), (38, 11), (38, 38)):
+        line = np.concatenate([np.arange(num // 2) ** 1.1, 90 + np.arange(num - num // 2)])[:, None].astype(np.float32)
+        classes, every = np.repeat([0, 1], [num // 2, num - num // 2]), np.ones(num, bool)
+        found = pure_radius(line - line.mean(), every, classes, pure / num)
+        np.testing.assert_allclose(found, oracle.pure_radius(line, every, classes, pure / num), rtol=2e-4)
+    assert np.isinf(pure_radius(line, every, 0 * classes, pure / num))  # one class alone
+
+
+# Cluster-Margin
+
+GIVEN = np.random.default_rng(0).choice([-3, 4, 5, 6, 70], size=NUM, p=[0.4, 0.3, 0.2, 0.06, 0.04])
+given_clusters = functools.cache(lambda number: selection.cluster_margin(GIVEN, candidates_per_pick=number))
+
+
+@pytest.mark.parametrize(("candidates_per_pick", "num_clusters"), [(2, 4), (6, None)])
+def test_cluster_margin_is_that_of_the_paper(candidates_per_pick, num_clusters):
+    count = min(candidates_per_pick * QUERY, NUM)
+    acquisition = build("cluster_margin", num_clusters=num_clusters, candidates_per_pick=candidates_per_pick)
+    for seed in SEEDS:
+        points, available, labelled = problems.problem(seed)
+        scores = -np.random.default_rng(seed).random(NUM).astype(np.float32)
+
+        def expected(clusters, key, scores=scores, available=available):
+            uniforms = np.asarray(jax.random.uniform(key, (count,)))
+            return oracle.cluster_margin(scores, clusters, available, QUERY, candidates_per_pick, uniforms)
+
+        # Found once for all.
+        found = pick(given_clusters(candidates_per_pick), scores, available, labelled, key=seed)
+        assert found.indices.tolist() == expected(GIVEN, jax.random.key(seed))
+        np.testing.assert_array_equal(found.scores, scores[np.asarray(found.indices)])
+        # Found among the candidates.
+        found = pick(acquisition, (scores, points), available, labelled, key=seed)
+        candidates = np.lexsort((-scores, ~available))[:count]
+        there, (key, key_clusters) = available[candidates], jax.random.split(jax.random.key(seed))
+        clusters, bound = np.full(NUM, -1), num_clusters or QUERY
+        clusters[candidates] = problems.clusters_of(points[candidates], there, bound, None, key_clusters)[1]
+        assert found.indices.tolist() == expected(clusters, key)
+
+
+def test_what_cluster_margin_reads():
+    logits, points = 2 * np.random.default_rng(0).normal(size=(4, NUM, 3)).astype(np.float32), problems.problem(0)[0]
+    scores, features = build("cluster_margin").summarise(Predictions(logits, points.reshape(NUM, 1, SIZE)))
+    np.testing.assert_array_equal(scores, heuristics.margin(logits))
+    np.testing.assert_array_equal(features, points)
+    other = selection.cluster_margin(GIVEN, score_fn=heuristics.bald).summarise(Predictions(logits))
+    np.testing.assert_array_equal(other, heuristics.bald(logits))
+
+
+def test_clusters_of_a_data_set():
+    for seed in range(4):
+        points = problems.problem(seed)[0]
+        found = selection.cluster(points.reshape(NUM, SIZE, 1), 6)
+        assert found.dtype == np.int32
+        truth = hierarchy.fcluster(hierarchy.linkage(points, "average"), 6, "maxclust")
+        assert len(set(zip(found.tolist(), truth.tolist(), strict=True))) == len(set(found.tolist())) == 6
+    assert selection.cluster(points[:1], 1).tolist() == [0]
+    assert sorted(selection.cluster(points, NUM).tolist()) == list(range(NUM))
+
+
+# All of them
 
 
 def test_what_does_not_fit_is_refused():
@@ -35,13 +240,29 @@ def test_what_does_not_fit_is_refused():
         for argument, value in wrong.items():
             with pytest.raises(ValueError, match=f"{argument}={value} must be"):
                 selection.REGISTRY[name](**{argument: value})
-    with pytest.raises(ValueError, match=r"purity=1.5 is a share"):
-        selection.prob_cover(purity=1.5)
-    points, available, labelled = problems.problem(0)
-    for name in ("k_means", "prob_cover", "typiclust"):
-        for features in (points[..., None], (points, points)):
-            with pytest.raises(ValueError, match=f"{name} needs one row an example"):
-                pick(build(name), features, available, labelled)
+    points = problems.problem(0)[0]
+    broken, one_row = np.where(points == points[3], np.nan, points), "needs one row an example"
+    for call, message in (
+        (lambda: selection.prob_cover(purity=1.5), "purity=1.5 is a share"),
+        (lambda: selection.cluster(points, 49), "num_clusters=49 exceeds the 48 examples"),
+        (lambda: selection.cluster(points, 0), "num_clusters=0 must be"),
+        (lambda: selection.cluster(broken, 2), "not finite"),
+        (lambda: selection.cluster_margin(np.zeros(3)), "must be one integer an example"),
+        (lambda: selection.cluster_margin(np.zeros((3, 1), int)), "must be one integer an example"),
+        (lambda: selection.cluster_margin(np.zeros(3, int), 2), "num_clusters=2 has no use"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    for acquisition, features, rows, message in (
+        (build("k_means"), points[..., None], EVERY, f"k_means {one_row}"),
+        (build("typiclust"), points[..., None], EVERY, f"typiclust {one_row}"),
+        (build("prob_cover"), (points, points), EVERY, f"prob_cover {one_row}"),
+        (build("cluster_margin"), (points[:, 0], points[..., None]), EVERY, f"cluster_margin {one_row}"),
+        (build("cluster_margin"), (points, points), EVERY, r"\(48, 5\) cannot be ranked"),
+        (given_clusters(2), points[1:, 0], EVERY[1:], "48 ids for 47 examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pick(acquisition, features, rows, ~rows)
 
 
 # The first query
@@ -68,15 +289,12 @@ def test_an_acquisition_picks_the_first_labels_and_the_key_is_its_own(key):
     assert first_labels(key, 2, acquisition=selection.precomputed(np.arange(48.0))) == [46, 47]
 
 
-def test_what_is_labelled_already_is_a_centre_and_what_is_excluded_is_nothing(key):
+def test_embeddings_may_be_what_the_data_are_and_what_is_labelled_is_a_centre(key):
     given = pool.exclude(pool.label(pool.init(NUM), [7]), [3, 4])
     distances = ((DATA.inputs - DATA.inputs[7]) ** 2).sum(axis=1)
-    farthest = int(np.argmax(np.where(np.isin(np.arange(NUM), [3, 4]), -1, distances)))
+    farthest = int(np.argmax(np.where(np.isin(np.arange(NUM), [3, 4]), -1, distances)))  # what is excluded is nothing
     found = first_labels(key, 1, given, acquisition=build("k_center"), embeddings=DATA.inputs)
     assert found == sorted([7, farthest])
-
-
-def test_embeddings_may_be_what_the_data_are(key):
     pixels = np.random.default_rng(0).integers(0, 255, (NUM, 1, SIZE, 1)).astype(np.uint8)
     flat = pixels.reshape(NUM, -1).astype(np.float32)
     one, other = (first_labels(key, 4, acquisition=build("k_means_pp"), embeddings=x) for x in (pixels, flat))

@@ -1,4 +1,4 @@
-"""Selections that rank scores: the best, random ones, given ones; and every acquisition by its name."""
+"""Selections that rank scores: the best, random ones, given ones, stochastic ones; and acquisitions by their names."""
 
 import functools
 
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from baal_jax import Predictions, heuristics, selection
-from tests.oracles import selection as oracle
+from baal_jax.selection import _stochastic
+from tests.oracles import baal
 
 NUM = 7
 EVERY = np.ones(NUM, bool)
@@ -75,12 +77,11 @@ def test_top_k_of_information_about_targets():
         selection.top_k_epig().summarise(Predictions(LOGITS))
 
 
-def test_random_reaches_every_permutation_equally():
+def test_random_ranks_numbers_of_its_key(key):
     # Case 20.
-    keys = jax.random.split(jax.random.key(4), 12_000)
-    picked = jax.jit(jax.vmap(lambda key: build("random").select(key, None, np.ones(4, bool), 4)))(keys)
-    oracle.assert_sequences(np.asarray(picked.indices), np.ones(4))
-    np.testing.assert_array_equal(picked.scores[0], np.sort(jax.random.uniform(keys[0], (4,)))[::-1])
+    uniforms, picked = np.asarray(jax.random.uniform(key, (NUM,))), build("random").select(key, None, EVERY, NUM)
+    assert picked.indices.tolist() == best_first(uniforms)
+    np.testing.assert_array_equal(picked.scores, np.sort(uniforms)[::-1])
 
 
 def test_precomputed_picks_as_top_k_does(key):
@@ -101,6 +102,85 @@ def test_precomputed_picks_as_top_k_does(key):
     ):
         with pytest.raises(ValueError, match=message):
             selection.precomputed(scores).select(key, None, EVERY, query_size)
+
+
+# Stochastic
+
+SCORES = np.array(baal.GOLDEN["BALD(P)"]["scores"], np.float32)  # of five
+GOLDEN = {"power": "PowerSampling", "softmax": "GibbsSampling", "softrank": "RankBasedSampling"}
+LOG_WEIGHTS = {name: jax.jit(getattr(_stochastic, f"{name}_log_weights")) for name in GOLDEN}
+every_stochastic = pytest.mark.parametrize("name", GOLDEN)
+
+
+def padded(scores, available=None):
+    """A pool of NUM examples, so that there is one program for all."""
+    available = np.ones(len(scores), bool) if available is None else np.asarray(available)
+    absent = NUM - len(scores)
+    return np.append(np.float32(scores), np.full(absent, np.float32(99))), np.append(available, np.zeros(absent, bool))
+
+
+def weights_of(name, scores, coldness=1.0, available=None):
+    """Probabilities of the first pick, by the package."""
+    all_scores, there = padded(scores, available)
+    log_weights = np.asarray(LOG_WEIGHTS[name](all_scores, there, coldness), np.float64)
+    weights = np.exp(np.where(there, log_weights, -np.inf))[: len(scores)]
+    return weights / weights.sum()
+
+
+@every_stochastic
+def test_baal_distributions(name):
+    # Cases 21 and 22.
+    for temperature in (0.5, 1.0, 2.0):
+        golden = baal.GOLDEN[f"{GOLDEN[name]}(BALD(P),T={temperature})"]
+        np.testing.assert_allclose(weights_of(name, SCORES, 1 / temperature), golden, rtol=2e-6)
+
+
+def test_ranks_are_those_of_what_is_available():
+    # Case 22: equal scores share their rank.
+    scores, available = np.float32([1.0, -np.inf, 0.25, np.inf, 1.0, 0.25, 1.0]), np.arange(NUM) != 4
+    log_weights = LOG_WEIGHTS["softrank"](scores, available, 2.0)
+    expected = -2 * np.log(stats.rankdata(-scores[available]))
+    np.testing.assert_allclose(log_weights[available], expected, rtol=1e-6, atol=1e-6)
+
+
+@every_stochastic
+def test_picks_follow_gumbel_noise_and_the_weightless_come_last_in_random_order(name):
+    # Cases 23 and 25: that is sampling without replacement, of what has a weight first; NaN has none.
+    scores, available = np.float32([0.0, 2.0, -1.0, 1.0, 0.0, np.nan, 3.0]), np.arange(NUM) != 3
+    log_weights = np.asarray(LOG_WEIGHTS[name](scores, available, 2.0))
+    for seed in range(8):
+        key_gumbel, key_rest = jax.random.split(jax.random.key(seed))
+        perturbed = log_weights + np.asarray(jax.random.gumbel(key_gumbel, (NUM,)))
+        order = np.lexsort((np.asarray(jax.random.uniform(key_rest, (NUM,))), -perturbed, np.isnan(scores)))
+        found = build(name, coldness=2.0).select(jax.random.key(seed), scores, available, NUM)
+        assert found.indices.tolist() == [*order[available[order]].tolist(), -1]
+
+
+@every_stochastic
+def test_cold_is_top_k_and_hot_is_uniform(name):
+    # Case 24.
+    cold = [build(name, coldness=1e4).select(jax.random.key(seed), *padded(SCORES), 5).indices for seed in range(10)]
+    np.testing.assert_array_equal(cold, [[4, 3, 2, 1, 0]] * 10)
+    # 0 · inf is 0, but what has no weight keeps none.
+    infinite = np.array([1.0, np.inf, -np.inf, 2.0], np.float32)
+    hot = [1 / 3, 1 / 3, 0, 1 / 3] if name != "softrank" else [0.25] * 4
+    np.testing.assert_allclose(weights_of(name, infinite, 0.0), hot, rtol=1e-6)
+    for coldness in (-0.1, np.inf, np.nan, "1"):
+        with pytest.raises(ValueError, match="coldness="):
+            selection.REGISTRY[name](coldness=coldness)
+
+
+def test_scores_without_a_positive_one_are_shifted():
+    # −inf is the score of an example that is all padding; it has no weight and moves nobody else.
+    for scores, available, expected in (
+        ([-3.0, -1.0, -2.0], None, [0, 2 / 3, 1 / 3]),
+        ([-3.0, -1.0, -np.inf, -2.0], None, [0, 2 / 3, 0, 1 / 3]),
+        ([-3.0, -1.0, -9.0, -2.0, 5.0], [True, True, False, True, False], [0, 2 / 3, 0, 1 / 3, 0]),
+    ):
+        np.testing.assert_allclose(weights_of("power", scores, 1.0, available), expected, rtol=1e-6)
+
+
+# By name
 
 
 def test_acquisitions_by_name(monkeypatch):

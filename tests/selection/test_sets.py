@@ -1,4 +1,4 @@
-"""Selectors against definitions written out in float64, and against the library of their benchmark."""
+"""Selectors and acquisitions over features, against definitions in float64 and the library of their benchmark."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from baal_jax import selection
-from baal_jax.selection.sets import feature_maps, selectors
+from baal_jax.selection.sets import feature_maps, selectors, transforms
 from tests.oracles import sets as oracle
-from tests.selection.problems import EVERY, NOISE, NUM, QUERY, SEEDS, SIZE, build, pick, problem, uniforms
+from tests.selection import problems
+from tests.selection.problems import EVERY, NOISE, NUM, QUERY, SEEDS, SIZE, build, pick, predictions, problem, uniforms
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "bmdal_reg.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bmdal_reg.json").read_text())
 
 
 def made(name, use_labelled):
@@ -35,15 +36,10 @@ def check(name, features, available, labelled, *, use_labelled=False, key=0):
 @pytest.mark.parametrize("name", ["max_diag", "max_det", "k_center", "lcmd", "k_means_pp", "frank_wolfe"])
 def test_picks_and_scores_are_those_of_the_definition(name, use_labelled):
     for seed in SEEDS:
-        check(name, *problem(seed), use_labelled=use_labelled, key=seed)
-
-
-@pytest.mark.parametrize("name", ["max_diag", "max_det", "k_center", "lcmd", "k_means_pp"])
-def test_products_of_factors_are_kernels_like_any_other(name):
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        factors = tuple(rng.normal(size=(NUM, size)).astype(np.float32) for size in (2, 3))
-        check(name, factors, EVERY, ~EVERY, key=seed)
+        points, available, labelled = problem(seed)
+        check(name, points, available, labelled, use_labelled=use_labelled, key=seed)
+        if name != "frank_wolfe" and not use_labelled:  # products of factors are kernels like any other
+            check(name, (points[:, :2] - 5, points[:, 2:]), available, labelled, key=seed)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +127,67 @@ def test_shapes_of_features(key):
     ):
         with pytest.raises(ValueError, match=message):
             acquisition.select(key, jax.tree.map(np.float32, features), ones(3, bool), 2, labelled)
+
+
+# What acquisitions are put together of
+
+
+def test_badge_is_dense_k_means_pp_from_the_largest_gradient():
+    summarise = jax.jit(build("badge").summarise)
+    for seed in SEEDS:
+        given = predictions(seed)
+        available = np.random.default_rng(seed).random(NUM) < 0.8
+        found = pick(build("badge"), summarise(given), available, ~available, key=seed)
+        k = oracle.kernel(oracle.gradient_embeddings(problems.mean_probabilities(given), given.features))
+        picks, values = oracle.k_means_pp(k, available, QUERY, ~EVERY, uniforms(seed), largest_first=True)
+        assert found.indices.tolist() == picks
+        np.testing.assert_allclose(found.scores, values, rtol=1e-3)
+
+
+def test_badge_never_writes_the_gradient_out():
+    num, classes, size = 500, 20, 64
+    summary = np.zeros((num, classes), np.float32), np.zeros((num, size), np.float32)
+    compiled = build("badge").select.lower(jax.random.key(0), summary, np.ones(num, bool), 5).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * num * classes * size / 2
+
+
+def test_gains_of_gaussian_batch_bald_are_information():
+    phi = jax.jit(build("batch_bald_gaussian").summarise)(predictions(3))
+    for use_labelled in (False, True):  # given labels, less is left to know
+        acquisition, labelled = build("batch_bald_gaussian", noise=0.3, use_labelled=use_labelled), np.arange(NUM) < 4
+        found = pick(acquisition, phi, ~labelled, labelled)
+        picks, variances = oracle.max_det(oracle.kernel(phi), ~labelled, QUERY, labelled & use_labelled, 0.3)
+        assert found.indices.tolist() == picks
+        np.testing.assert_allclose(found.scores, 0.5 * np.log(np.array(variances) / 0.3**2), rtol=1e-3, atol=1e-4)
+
+
+def test_bait_reads_a_classifier():
+    given, labelled = predictions(1), np.arange(NUM) < 4
+    acquisition = selection.bait(noise=NOISE, oversampling=1.0)
+    found = pick(acquisition, jax.jit(acquisition.summarise)(given), ~labelled, labelled)
+    rows = oracle.fisher_rows(problems.mean_probabilities(given), given.features)
+    assert found.indices.tolist() == oracle.bait(rows, ~labelled, QUERY, labelled, NOISE)[0]
+
+
+def test_what_reads_no_labels_can_be_given_a_sample():
+    assert not build("max_diag").reads_labelled  # and others, as the contract finds
+    parts = [transforms.posterior()]
+    for acquisition in (selection.max_diag(transforms=parts), selection.badge(parts), selection.frank_wolfe((), parts)):
+        assert acquisition.reads_labelled
+    assert selection.frank_wolfe(use_labelled=True).reads_labelled
+    assert selection.batch_bald_gaussian(use_labelled=True).reads_labelled
+
+
+def test_arguments_are_checked_where_they_are_given():
+    for call, message in (
+        (lambda: selectors.max_det(-1.0), "noise=-1.0"),
+        (lambda: selectors.max_det(0.0, use_labelled=True), "noise=0.0"),
+        (lambda: selectors.bait(0.0), "noise=0.0"),
+        (lambda: transforms.posterior(0.0), "noise=0.0"),
+        (lambda: transforms.predictive(float("nan")), "noise=nan"),
+        (lambda: selection.batch_bald_gaussian(noise=0.0), "noise=0.0"),
+        (lambda: selectors.bait(oversampling=0.5), "oversampling=0.5"),
+        (lambda: transforms.sketch(0), "size=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
