@@ -9,49 +9,27 @@ def softmax(logits):
     return scipy_softmax(np.asarray(logits).astype(np.float64), axis=-1)
 
 
-def of_logits(name, logits):
-    """The score of that name; regression outputs are read as they are."""
-    return globals()[name](np.asarray(logits).astype(np.float64) if name == "variance" else softmax(logits))
-
-
 def shannon(p):
     """``−Σ p log p`` over the last axis, with ``0 log 0 = 0``."""
     return entr(p).sum(axis=-1)
 
 
-def entropy(p):
-    return shannon(p.mean(axis=0))
+SCORES = {
+    # The mean divergence of a draw from the mean, which unlike a difference of entropies keeps small values.
+    "bald": lambda p: rel_entr(p, p.mean(axis=0)).sum(axis=-1).mean(axis=0),
+    "entropy": lambda p: shannon(p.mean(axis=0)),
+    "expected_entropy": lambda p: shannon(p).mean(axis=0),
+    "least_confidence": lambda p: 1 - p.mean(axis=0).max(axis=-1),
+    "margin": lambda p: np.diff(np.sort(-p.mean(axis=0), axis=-1)[..., 1::-1])[..., 0],
+    "mean_std": lambda p: p.std(axis=0).mean(axis=-1),
+    "variance": lambda outputs: outputs.var(axis=0).mean(axis=-1),
+    "variation_ratio": lambda p: 1 - np.eye(p.shape[-1])[p.argmax(axis=-1)].mean(axis=0).max(axis=-1),
+}
 
 
-def expected_entropy(p):
-    return shannon(p).mean(axis=0)
-
-
-def bald(p):
-    """The mean divergence of a draw from the mean, which unlike a difference of entropies keeps small values."""
-    return rel_entr(p, p.mean(axis=0)).sum(axis=-1).mean(axis=0)
-
-
-def margin(p):
-    ordered = np.sort(p.mean(axis=0), axis=-1)
-    return ordered[..., -2] - ordered[..., -1]
-
-
-def least_confidence(p):
-    return 1 - p.mean(axis=0).max(axis=-1)
-
-
-def variation_ratio(p):
-    return 1 - np.eye(p.shape[-1])[p.argmax(axis=-1)].mean(axis=0).max(axis=-1)
-
-
-def mean_std(p):
-    return p.std(axis=0).mean(axis=-1)
-
-
-def variance(outputs):
-    """Of regression outputs, which are no probabilities."""
-    return outputs.var(axis=0).mean(axis=-1)
+def of_logits(name, logits):
+    """The score of that name; regression outputs are read as they are."""
+    return SCORES[name](np.asarray(logits).astype(np.float64) if name == "variance" else softmax(logits))
 
 
 def epig(p, targets):

@@ -4,6 +4,7 @@ A selection is its picks and their values, what the picks were the best by.
 """
 
 import numpy as np
+from scipy.special import entr
 
 
 def kernel(*factors):
@@ -122,3 +123,23 @@ def fisher_rows(p, hidden):
     """``[N, C, C·D]`` whose sum of outer products is ``Σ_c p_c g_c g_cᵀ``."""
     residual = np.eye(p.shape[1]) - p[:, None]
     return np.einsum("nc,nck,nd->nckd", np.sqrt(p), residual, hidden).reshape(*p.shape, -1)
+
+
+def joint_entropy(p):
+    """``H[y_1, …, y_b]`` of probabilities ``[S, b, C]``: every label configuration is enumerated."""
+    joint = np.ones((p.shape[0], 1))
+    for t in range(p.shape[1]):
+        joint = (joint[:, :, None] * p[:, None, t]).reshape(p.shape[0], -1)
+    return entr(joint.mean(axis=0)).sum()
+
+
+def batch_bald(p, available, query_size):
+    """By the joint information ``I(y_picks; θ)``, the draws standing for the posterior of ``θ``."""
+
+    def information(picks):
+        return joint_entropy(p[:, picks]) - entr(p[:, picks]).sum(axis=(1, 2)).mean()
+
+    def score(picks):
+        return np.array([information([*picks, i]) if free else -np.inf for i, free in enumerate(available)])
+
+    return greedy(score, available, query_size, np.zeros(len(available), bool))

@@ -61,12 +61,12 @@ def test_lloyd_stops_when_told_and_works_through_centres_in_blocks():
         check_clusters(found, *oracle.lloyd(points, mask, start[:active]))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_clusters": 4, "num_iterations": 1}], ids=["", "4"])
-def test_k_means_picks_what_is_nearest_to_centres(arguments):
-    count, num_iterations = arguments.get("num_clusters", QUERY), arguments.get("num_iterations", 100)
+@pytest.mark.parametrize(("num_clusters", "num_iterations"), [(None, 100), (4, 1)])
+def test_k_means_picks_what_is_nearest_to_centres(num_clusters, num_iterations):
+    acquisition = build("k_means", num_clusters=num_clusters, num_iterations=num_iterations)
     for seed in SEEDS:
         points, available, labelled = problems.problem(seed)
-        found = pick(build("k_means", **arguments), points, available, labelled, key=seed)
+        found, count = pick(acquisition, points, available, labelled, key=seed), num_clusters or QUERY
         centres, assignment, centred = problems.clusters_of(points, available, count, count, seed, num_iterations)
         picks = oracle.k_means(centred, available, QUERY, centres, assignment)
         assert found.indices.tolist() == picks
@@ -85,20 +85,14 @@ def test_what_has_no_weight_is_never_drawn():
 # TypiClust
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {"num_clusters": 4, "num_neighbours": 3}, {"max_clusters": 6, "num_iterations": 1}],
-    ids=["", "num_clusters", "max_clusters"],
-)
-def test_typiclust_is_that_of_the_paper(arguments):
+@pytest.mark.parametrize("options", [(None, 20, 500, 100), (4, 3, 500, 100), (None, 20, 6, 1)])
+def test_typiclust_is_that_of_the_paper(options):
+    num_clusters, neighbours, most, iterations = options
     for seed in SEEDS:
         points, available, labelled = problems.problem(seed)
-        found = pick(build("typiclust", **arguments), points, available, labelled, key=seed)
-        bound = min(arguments.get("num_clusters") or arguments.get("max_clusters", 500), NUM)
-        iterations = arguments.get("num_iterations", 100)
-        active = min(bound, arguments.get("num_clusters") or int(labelled.sum()) + QUERY)
+        found = pick(build("typiclust", *options), points, available, labelled, key=seed)
+        bound, active = min(num_clusters or most, NUM), num_clusters or min(most, int(labelled.sum()) + QUERY)
         _, assignment, centred = problems.clusters_of(points, available | labelled, bound, active, seed, iterations)
-        neighbours = arguments.get("num_neighbours", 20)
         picks, values = oracle.typiclust(centred, available, labelled, QUERY, assignment, neighbours)
         assert found.indices.tolist() == picks
         np.testing.assert_allclose(found.scores, values, rtol=1e-4)
@@ -276,25 +270,21 @@ def first_labels(key, num, given=None, **options):
     return np.flatnonzero(pool.labelled(state.pool)).tolist()
 
 
-def test_an_acquisition_picks_the_first_labels_and_the_key_is_its_own(key):
-    for acquisition in (build("k_center"), build("k_means_pp")):
-        picked = pool.first_query(key, pool.init(NUM), 4, acquisition, DATA.inputs)
-        fixtures.same(picked, acquisition.select(key, DATA.inputs, EVERY, 4, ~EVERY))
-        assert len(first_labels(key, 4, acquisition=acquisition, embeddings=DATA.inputs)) == 4
+def test_an_acquisition_picks_the_first_labels_and_what_is_labelled_is_a_centre(key):
+    picked = pool.first_query(key, pool.init(NUM), 4, build("k_means_pp"), DATA.inputs)
+    fixtures.same(picked, build("k_means_pp").select(key, DATA.inputs, EVERY, 4, ~EVERY))
     at_random = pool.first_query(key, pool.init(NUM), 4)
     np.testing.assert_array_equal(at_random.indices, pool.random_query(key, pool.init(NUM), 4))
     assert np.isnan(at_random.scores).all()
     # Random and given scores need no embeddings.
     assert len(first_labels(key, 2, acquisition=selection.random())) == 2
     assert first_labels(key, 2, acquisition=selection.precomputed(np.arange(48.0))) == [46, 47]
-
-
-def test_embeddings_may_be_what_the_data_are_and_what_is_labelled_is_a_centre(key):
     given = pool.exclude(pool.label(pool.init(NUM), [7]), [3, 4])
     distances = ((DATA.inputs - DATA.inputs[7]) ** 2).sum(axis=1)
     farthest = int(np.argmax(np.where(np.isin(np.arange(NUM), [3, 4]), -1, distances)))  # what is excluded is nothing
     found = first_labels(key, 1, given, acquisition=build("k_center"), embeddings=DATA.inputs)
     assert found == sorted([7, farthest])
+    # Embeddings may be what the data are.
     pixels = np.random.default_rng(0).integers(0, 255, (NUM, 1, SIZE, 1)).astype(np.uint8)
     flat = pixels.reshape(NUM, -1).astype(np.float32)
     one, other = (first_labels(key, 4, acquisition=build("k_means_pp"), embeddings=x) for x in (pixels, flat))
