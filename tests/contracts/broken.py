@@ -15,6 +15,7 @@ import baal_jax as baal
 from baal_jax import heuristics, metrics, selection, stopping
 from baal_jax._util import numerics
 from baal_jax.selection._common import over_scores, top
+from tests import fixtures
 from tests.oracles import metrics as oracle
 
 
@@ -124,9 +125,6 @@ def _posteriors():
     def apply(state, draw, inputs):
         return (inputs * jax.random.normal(draw, (1, 4))) @ state
 
-    def split(key, state, number):
-        return jax.random.split(key, number)
-
     def reads_all_targets(key, dataset, labelled, previous=None):
         return fit(key, dataset, labelled | jnp.any(labelled))
 
@@ -137,9 +135,9 @@ def _posteriors():
         return apply(state, draw, inputs) + 0.1 * jnp.mean(inputs)
 
     def of_other_first_draws(key, state, number):
-        return split(jax.random.fold_in(key, number), state, number)
+        return jax.random.split(jax.random.fold_in(key, number), number)
 
-    def built(fit=fit, sample=split, apply=apply):
+    def built(fit=fit, sample=fixtures.split, apply=apply):
         return lambda model, trainer: baal.Posterior(jax.jit(fit), sample, apply)
 
     return "posteriors", {

@@ -50,11 +50,6 @@ def configured(folder):
         return json.loads((folder / "config.json").read_text())["config"]
 
 
-def journal(folder):
-    for i in range(3):
-        checkpoint.append_line(folder / "rounds.jsonl", {"i": i})
-
-
 def study(num_seeds):
     """A folder of a study, to which one process adds the cell of the last seed."""
 
@@ -114,12 +109,7 @@ def show(folder):
 
 
 def shown(folder):
-    image = pytest.importorskip("PIL.Image").open(folder / "images" / "1.png")
-    return np.asarray(image)[..., None]
-
-
-def text(name):
-    return lambda folder: (folder / name).read_text("utf-8")
+    return np.asarray(pytest.importorskip("PIL.Image").open(folder / "images" / "1.png"))[..., None]
 
 
 CONTENT = {"é": [1.5, float("nan")], "array": np.arange(2)}
@@ -130,7 +120,7 @@ WRITERS = {
         lambda folder: checkpoint.keep_lines(folder / "rounds.jsonl", 2),
         lambda folder: checkpoint.read_lines(folder / "rounds.jsonl"),
         [{"i": 0}, {"i": 1}],
-        journal,
+        lambda folder: [checkpoint.append_line(folder / "rounds.jsonl", {"i": i}) for i in range(3)],
     ),
     "study": Writer(study(2), studied, (STUDY.runs["random"], [0, 1], ["10", "15"] * 2), study(1), is_read=True),
     "pictures of a study": Writer(
@@ -148,13 +138,13 @@ WRITERS = {
     ),
     "page of a study": Writer(
         lambda folder: report.write(NUMBERS, folder / "a" / "page.html"),
-        lambda folder: "a study that nobody ran" in text("a/page.html")(folder),
+        lambda folder: "a study that nobody ran" in (folder / "a" / "page.html").read_text("utf-8"),
         True,
         lambda folder: report.write(NUMBERS._replace(runs={}), folder / "a" / "page.html"),
     ),
     "figures of a study": Writer(
         lambda folder: report.figures(NUMBERS, folder, formats=("svg",)),
-        lambda folder: ET.fromstring(text("curves_rmse.svg")(folder)).tag.endswith("svg"),
+        lambda folder: ET.parse(folder / "curves_rmse.svg").getroot().tag.endswith("svg"),
         True,
     ),
     "labelling project": Writer(project, started, (NAMES, np.full(4, -1)), is_read=True),

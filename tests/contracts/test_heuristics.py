@@ -178,9 +178,7 @@ def test_equal_draws_disagree_by_exactly_zero():
     opposite = np.array([[[0, -np.inf]], [[-np.inf, 0]]], np.float32)
     close(heuristics.bald(opposite), math.log(2))
     np.testing.assert_array_equal(heuristics.expected_entropy(opposite), 0)
-
-
-def test_small_bald_keeps_its_digits_and_is_never_negative():
+    # What is small keeps its digits and is never negative.
     for scale in (1e-3, 1e-1):
         logits = (make_logits((1, 5, 3), 5) + scale * make_logits(SHAPE, 6)).astype(np.float32)
         np.testing.assert_allclose(heuristics.bald(logits), expected("bald", logits), rtol=1e-3)

@@ -68,7 +68,7 @@ def predictions(posterior, state, inputs=INPUTS, batch_size=None):
 
 @functools.cache
 def sampler(posterior):
-    """Draws, and as many fewer."""
+    """Draws, and fewer of them."""
     return jax.jit(lambda key, state: [posterior.sample(key, state, num) for num in (NUM_SAMPLES, 2)])
 
 

@@ -35,31 +35,25 @@ def known(name):
     return max((whole for whole in selection.REGISTRY if name.removeprefix("broken_").startswith(whole)), key=len)
 
 
-@functools.cache
-def build(name):
-    return MEMBERS[name](**OPTIONS.get(name, {}))
+build = functools.cache(lambda name: MEMBERS[name](**OPTIONS.get(name, {})))
 
 
-@functools.cache
-def summarise():
-    """One program for all."""
-    return jax.jit(
-        lambda given: {name: build(name).summarise(given) for name in MEMBERS if build(name).summarise is not None}
-    )
+@jax.jit
+def summarised(given):
+    """By one program for all."""
+    return {name: build(name).summarise(given) for name in MEMBERS if build(name).summarise is not None}
 
 
 @functools.cache
 def summaries(seed, rows=(), value=0.0):
     """NaN in some rows, or other numbers."""
     rng = np.random.default_rng(seed)
-    logits, features, targets = (
-        rng.normal(size=shape).astype(np.float32)
-        for shape in [(DRAWS, NUM, CLASSES), (NUM, FEATURES), (DRAWS, TARGETS, CLASSES)]
-    )
+    shapes = (DRAWS, NUM, CLASSES), (NUM, FEATURES), (DRAWS, TARGETS, CLASSES)
+    logits, features, targets = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     if rows:
         logits[:, list(rows)] = value * np.arange(1, DRAWS + 1)[:, None, None] * np.array([0.5, -0.5, 0.25])
         features[list(rows)] = value
-    return jax.tree.map(np.asarray, summarise()(Predictions(2 * logits, features, targets)))
+    return jax.tree.map(np.asarray, summarised(Predictions(2 * logits, features, targets)))
 
 
 def select(name, key, available, labelled=LABELLED, query_size=QUERY, seed=0, **changes):

@@ -136,17 +136,12 @@ def test_examples_can_be_loaded_by_ids_and_tell_their_shapes(source):
     assert shapes == jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
 
 
-# What is a source, and what a View reads
-
-
-def test_arrays_and_trees_of_them_are_no_sources_and_what_is_read_item_by_item_is_one():
+def test_what_is_a_source_and_what_a_view_reads():
     for inputs in (ROWS, jnp.zeros(2), np.float32(3), jax.ShapeDtypeStruct((3,), jnp.float32), {"a": ROWS}, (ROWS,), 3):
         assert not sources.is_source(inputs)
     for inputs in ([], [ROWS], "text", data.View(ROWS), OneByOne(ROWS)):
         assert sources.is_source(inputs)
-
-
-def test_a_view_reads_what_is_asked_for():
+    # A view reads what is asked for.
     rows = OneByOne([(10.0 * i, i) for i in range(6)])
     view = data.View(rows, lambda item: item[0], ids=[4, -1, 2])  # −1 is padding and reads the first
     assert len(view) == 3

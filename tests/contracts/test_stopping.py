@@ -140,15 +140,13 @@ def test_what_makes_no_sense_and_what_is_missing_is_refused():
 # Each in numbers
 
 
-def test_a_budget_counts_every_label_whenever_it_was_given_and_no_longer_one_that_is_taken_back():
+def test_a_budget_counts_every_label_but_those_taken_back_and_criteria_combine():
     # Baal counts only what its data set shows, so with last_active_steps its budget is never reached.
     rounds = [outcome(count) for count in (4, 5, 6, 4)]  # half of them of round 0, half of round 1
     assert answers(stopping.labelling_budget(5), rounds) == [False, True, True, False]
     excluded = rounds[1]._replace(pool=pool.exclude(rounds[1].pool, [2]))
     assert answers(stopping.labelling_budget(5), [excluded]) == [False]
-
-
-def test_low_uncertainty_is_strict_and_criteria_combine():
+    # Low uncertainty is strict, and criteria combine.
     rounds = [outcome(labelled, value) for labelled, value in ((1, 0.1), (1, 0.5), (2, 0.9), (2, -1.0))]
     rules = stopping.labelling_budget(2), stopping.low_uncertainty(0.5)
     assert answers(rules[1], rounds) == [True, False, False, True]

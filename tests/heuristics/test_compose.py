@@ -25,9 +25,7 @@ def test_a_sigmoid_model_scores_like_two_classes_and_may_be_sure():
     close(heuristics.binary_logits(z), np.array([[0, -np.inf], [0, -200], [-200, 0], [-np.inf, 0]]))
     gradient = jax.jit(jax.grad(lambda z: jnp.sum(heuristics.entropy(heuristics.binary_logits(z)[None]))))
     close(gradient(np.array([[-200.0], [0.0], [200.0]])), 0)
-
-
-def test_baal_layout_moves_axes_and_nothing_else():
+    # Baal's layout moves axes and nothing else.
     for middle, dtype in (((), np.float32), ((6, 7), np.float16)):
         theirs = np.random.default_rng(0).normal(size=(2, 3, *middle, 4)).astype(dtype)  # [N, C, …, S]
         ours = heuristics.from_baal_layout(theirs)

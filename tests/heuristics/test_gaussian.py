@@ -8,6 +8,7 @@ import pytest
 
 from baal_jax import heuristics
 
+OF_ONE = heuristics.gaussian_bald, heuristics.gaussian_uncertainty
 close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6)
 
 
@@ -78,17 +79,13 @@ def test_variance_is_split_into_its_two_parts():
 
 def test_bad_outputs_are_named():
     ones, twos = np.zeros((2, 3, 1)), np.zeros((2, 3, 2))
-    for score in (heuristics.gaussian_bald, heuristics.gaussian_uncertainty):
-        for noise in (-1.0, 0.0):
-            with pytest.raises(ValueError, match=f"noise={noise} must be a finite number above 0"):
-                score(ones, noise=noise)
-        with pytest.raises(ValueError, match="means and as many log-variances are needed"):
-            score(ones)
-    for outputs, targets, noise, message in (
-        (ones, ones, -1.0, "noise="),
-        (twos, np.zeros((3, 3, 2)), None, "2 draws of outputs and 3 of target_outputs"),
-        (twos, np.zeros((2, 3, 3)), None, r"target_outputs has shape .* means and as many log-variances"),
-        (twos, None, None, "target_outputs is None: pass the inputs that matter as target_inputs"),
+    for score, arguments, message in (
+        *((score, (ones, 0.0), "noise=0.0 must be a finite number above 0") for score in OF_ONE),
+        *((score, (ones,), "means and as many log-variances are needed") for score in OF_ONE),
+        (heuristics.gaussian_epig, (ones, ones, -1.0), "noise=-1.0"),
+        (heuristics.gaussian_epig, (twos, np.zeros((3, 3, 2))), "2 draws of outputs and 3 of target_outputs"),
+        (heuristics.gaussian_epig, (twos, np.zeros((2, 3, 3))), r"target_outputs has shape .* as many log-variances"),
+        (heuristics.gaussian_epig, (twos, None), "target_outputs is None: pass the inputs that matter"),
     ):
         with pytest.raises(ValueError, match=message):
-            heuristics.gaussian_epig(outputs, targets, noise)
+            score(*arguments)

@@ -93,9 +93,7 @@ def test_long_queries_are_finite_and_hold_at_most_what_the_draws_do():
     assert np.isfinite(found.scores).all()
     assert len(set(found.indices.tolist()) - {-1}) == 120
     assert abs(float(found.scores.sum()) - np.log(4)) < 0.3
-
-
-def test_impossible_classes_and_certain_draws_are_no_trouble():
+    # Nor are impossible classes and certain draws any trouble.
     p = random_probs(0)
     p[:, :, 2] = 0
     p[0] = np.eye(3)[0]

@@ -98,15 +98,13 @@ def test_typiclust_is_that_of_the_paper(options):
         np.testing.assert_allclose(found.scores, values, rtol=1e-4)
 
 
-def test_tiny_clusters_wait_until_all_others_are_used_up():
+def test_tiny_clusters_wait_and_typicality_may_be_nothing_or_infinite():
     order = jax.jit(_typiclust.most_typical, static_argnums=4)
     assignment = np.repeat([0, 1, 2, -1], [5, 4, 6, 1]).astype(np.int32)
     available, typical = assignment >= 0, np.arange(16.0, dtype=np.float32)
     picks = order(assignment, typical, available, ~available, 3)
     assert picks.tolist() == [14, 4, 13, 3, 12, 2, 11, 1, 10, 0, 9, 8, 7, 6, 5, -1]
-
-
-def test_typicality_of_the_lonely_and_of_the_repeated():
+    # The lonely and the repeated.
     points = np.array([[0.0], [50.0], [50.0], [90.0], [91.0], [93.0]], np.float32)
     assignment = np.array([0, 1, 1, 2, 2, 2], np.int32)
     found = jax.jit(_typiclust.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
@@ -201,16 +199,13 @@ def test_cluster_margin_is_that_of_the_paper(candidates_per_pick, num_clusters):
         assert found.indices.tolist() == expected(clusters, key)
 
 
-def test_what_cluster_margin_reads():
+def test_what_cluster_margin_reads_and_clusters_of_a_data_set():
     logits, points = 2 * np.random.default_rng(0).normal(size=(4, NUM, 3)).astype(np.float32), problems.problem(0)[0]
     scores, features = build("cluster_margin").summarise(Predictions(logits, points.reshape(NUM, 1, SIZE)))
     np.testing.assert_array_equal(scores, heuristics.margin(logits))
     np.testing.assert_array_equal(features, points)
     other = selection.cluster_margin(GIVEN, score_fn=heuristics.bald).summarise(Predictions(logits))
     np.testing.assert_array_equal(other, heuristics.bald(logits))
-
-
-def test_clusters_of_a_data_set():
     for seed in range(4):
         points = problems.problem(seed)[0]
         found = selection.cluster(points.reshape(NUM, SIZE, 1), 6)
