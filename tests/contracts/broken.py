@@ -63,7 +63,7 @@ def _heuristics():
     return "heuristics", {
         "bald whose NaN spreads, test_an_example_does_not_change": jax.jit(spread),
         "entropy in half precision, test_shapes_and_dtypes": half,
-        "least_confidence as it was traced, test_exported": lambda logits: heuristics.least_confidence(logits),
+        "least_confidence as it was traced, test_shapes_and_dtypes": lambda logits: heuristics.least_confidence(logits),
         "margin with an order of draws, test_equals": jax.jit(ordered),
         "mean_std without a gradient at 0, test_gradients": jax.jit(rough),
     }

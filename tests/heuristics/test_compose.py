@@ -87,27 +87,6 @@ def test_combines_several_outputs_or_one_array():
     close(jax.vmap(nested)(b[None])[0], (other + margin + oracle.of_logits("mean_std", b)) / 3)
 
 
-def test_what_does_not_fit_is_an_error():
-    two = [heuristics.bald] * 2
-    for call, message in (
-        *((lambda s=s: heuristics.binary_logits(np.zeros(s)), r"logit\[\.\.\., None\]") for s in ((), (5, 2), (5, 0))),
-        (lambda: heuristics.from_baal_layout(np.zeros((5, 3))), "three axes"),
-        # Case 15.
-        (lambda: heuristics.reduce_spatial(np.zeros((5, 2)), "none"), "choose one of mean, sum, max, min"),
-        (lambda: heuristics.reduce_spatial(np.zeros((5, 2)), None), "choose one of mean, sum, max, min"),
-        (lambda: heuristics.combine(two, [1.0]), "2 heuristics"),
-        (lambda: heuristics.combine(two, [1.0, 1.0, 1.0]), "2 heuristics"),
-        (lambda: heuristics.combine(two, [1.0, -1.0]), "weights=-1.0"),
-        (lambda: heuristics.combine(two, [1.0, float("nan")]), "weights=nan"),
-        (lambda: heuristics.combine(two, [0.0, 0.0]), "non-negative weight"),
-        (lambda: heuristics.combine([]), "0 heuristics"),
-        (lambda: heuristics.combine(two, outputs=["a"]), "outputs="),
-        (lambda: heuristics.combine(two)([np.zeros((4, 5, 3))] * 3), "3 outputs for 2 heuristics"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
 # EPIG, all of which is case 18
 
 near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -169,16 +148,29 @@ def test_gradients_equal_finite_differences_and_joint_probabilities_may_underflo
         assert all(np.isfinite(gradient).all() for gradient in gradients(logits, targets))
 
 
-def test_draws_that_do_not_fit_are_an_error():
-    zeros = np.zeros
-    for logits, targets, message in (
-        (zeros((5, 3)), zeros((4, 6, 3)), r"^logits has shape \(5, 3\)"),
-        (zeros((4, 5, 3)), zeros((6, 3)), r"^target_logits has shape \(6, 3\)"),
-        (zeros((4, 5, 2, 3)), zeros((4, 6, 3)), r"^logits .* flatten the middle axes"),
-        (zeros((4, 5, 3)), zeros((4, 6, 2, 3)), r"^target_logits .* flatten the middle axes"),
-        (zeros((4, 5, 3)), zeros((3, 6, 3)), "4 draws of logits and 3 of target_logits"),
-        ([zeros((4, 5, 3))], zeros((4, 6, 3)), r"heuristics\.combine"),
-        (zeros((4, 5, 3)), None, "target_logits is None: pass the inputs that matter as target_inputs"),
+def test_what_does_not_fit_is_an_error():
+    two, zeros = [heuristics.bald] * 2, np.zeros
+    for call, message in (
+        *((lambda s=s: heuristics.binary_logits(zeros(s)), r"logit\[\.\.\., None\]") for s in ((), (5, 2), (5, 0))),
+        (lambda: heuristics.from_baal_layout(zeros((5, 3))), "three axes"),
+        # Case 15.
+        (lambda: heuristics.reduce_spatial(zeros((5, 2)), "none"), "choose one of mean, sum, max, min"),
+        (lambda: heuristics.reduce_spatial(zeros((5, 2)), None), "choose one of mean, sum, max, min"),
+        (lambda: heuristics.combine(two, [1.0]), "2 heuristics"),
+        (lambda: heuristics.combine(two, [1.0, 1.0, 1.0]), "2 heuristics"),
+        (lambda: heuristics.combine(two, [1.0, -1.0]), "weights=-1.0"),
+        (lambda: heuristics.combine(two, [1.0, float("nan")]), "weights=nan"),
+        (lambda: heuristics.combine(two, [0.0, 0.0]), "non-negative weight"),
+        (lambda: heuristics.combine([]), "0 heuristics"),
+        (lambda: heuristics.combine(two, outputs=["a"]), "outputs="),
+        (lambda: heuristics.combine(two)([zeros(SHAPE)] * 3), "3 outputs for 2 heuristics"),
+        (lambda: heuristics.epig(zeros((5, 3)), zeros(TARGETS)), r"^logits has shape \(5, 3\)"),
+        (lambda: heuristics.epig(zeros(SHAPE), zeros((6, 3))), r"^target_logits has shape \(6, 3\)"),
+        (lambda: heuristics.epig(zeros((4, 5, 2, 3)), zeros(TARGETS)), r"^logits .* flatten the middle axes"),
+        (lambda: heuristics.epig(zeros(SHAPE), zeros((4, 6, 2, 3))), r"^target_logits .* flatten the middle axes"),
+        (lambda: heuristics.epig(zeros(SHAPE), zeros((3, 6, 3))), "4 draws of logits and 3 of target_logits"),
+        (lambda: heuristics.epig([zeros(SHAPE)], zeros(TARGETS)), r"heuristics\.combine"),
+        (lambda: heuristics.epig(zeros(SHAPE), None), "target_logits is None: pass the inputs that matter as target"),
     ):
         with pytest.raises(ValueError, match=message):
-            heuristics.epig(logits, targets)
+            call()

@@ -216,44 +216,6 @@ def test_what_cluster_margin_reads_and_clusters_of_a_data_set():
     assert sorted(selection.cluster(points, NUM).tolist()) == list(range(NUM))
 
 
-# All of them
-
-
-def test_what_does_not_fit_is_refused():
-    for name, wrong in (
-        ("k_means", {"num_clusters": 0, "num_iterations": 0}),
-        ("typiclust", {"num_clusters": 0, "num_neighbours": 0, "max_clusters": 2.5, "num_iterations": 0}),
-        ("prob_cover", {"radius": 0.0, "purity": 0.0, "num_classes": 0}),
-        ("cluster_margin", {"candidates_per_pick": 0, "num_clusters": 0}),
-    ):
-        for argument, value in wrong.items():
-            with pytest.raises(ValueError, match=f"{argument}={value} must be"):
-                selection.REGISTRY[name](**{argument: value})
-    points = problems.problem(0)[0]
-    broken, one_row = np.where(points == points[3], np.nan, points), "needs one row an example"
-    for call, message in (
-        (lambda: selection.prob_cover(purity=1.5), "purity=1.5 is a share"),
-        (lambda: selection.cluster(points, 49), "num_clusters=49 exceeds the 48 examples"),
-        (lambda: selection.cluster(points, 0), "num_clusters=0 must be"),
-        (lambda: selection.cluster(broken, 2), "not finite"),
-        (lambda: selection.cluster_margin(np.zeros(3)), "must be one integer an example"),
-        (lambda: selection.cluster_margin(np.zeros((3, 1), int)), "must be one integer an example"),
-        (lambda: selection.cluster_margin(np.zeros(3, int), 2), "num_clusters=2 has no use"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    for acquisition, features, rows, message in (
-        (build("k_means"), points[..., None], EVERY, f"k_means {one_row}"),
-        (build("typiclust"), points[..., None], EVERY, f"typiclust {one_row}"),
-        (build("prob_cover"), (points, points), EVERY, f"prob_cover {one_row}"),
-        (build("cluster_margin"), (points[:, 0], points[..., None]), EVERY, f"cluster_margin {one_row}"),
-        (build("cluster_margin"), (points, points), EVERY, r"\(48, 5\) cannot be ranked"),
-        (given_clusters(2), points[1:, 0], EVERY[1:], "48 ids for 47 examples"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pick(acquisition, features, rows, ~rows)
-
-
 # The first query
 
 LOOP = baal.active_loop(fixtures.SPY, selection.random(), query_size=1)
@@ -286,13 +248,41 @@ def test_an_acquisition_picks_the_first_labels_and_what_is_labelled_is_a_centre(
     assert one == other
 
 
-def test_first_labels_that_cannot_be_found_are_refused(key):
-    for num, options, message in (
-        (2, {"acquisition": build("typiclust")}, "embeddings is None"),
-        (2, {"acquisition": build("typiclust"), "embeddings": DATA.inputs[:29]}, "embeddings of 29 examples for 48"),
-        (2, {"embeddings": DATA.inputs}, "embeddings are given but no acquisition"),
-        (0, {"acquisition": build("typiclust"), "embeddings": DATA.inputs}, "num_initial=0 leaves the acquisition"),
-        (2, {"acquisition": selection.top_k(heuristics.bald), "embeddings": DATA.inputs}, "there is no fit to predict"),
+def test_what_does_not_fit_is_refused(key):
+    for name, wrong in (
+        ("k_means", {"num_clusters": 0, "num_iterations": 0}),
+        ("typiclust", {"num_clusters": 0, "num_neighbours": 0, "max_clusters": 2.5, "num_iterations": 0}),
+        ("prob_cover", {"radius": 0.0, "purity": 0.0, "num_classes": 0}),
+        ("cluster_margin", {"candidates_per_pick": 0, "num_clusters": 0}),
+    ):
+        for argument, value in wrong.items():
+            with pytest.raises(ValueError, match=f"{argument}={value} must be"):
+                selection.REGISTRY[name](**{argument: value})
+    points, typical, one_row = DATA.inputs, build("typiclust"), "needs one row an example"
+    broken, given = np.where(points == points[3], np.nan, points), {"acquisition": typical, "embeddings": points}
+
+    def select(acquisition, features, rows=EVERY):
+        return lambda: pick(acquisition, features, rows, ~rows)
+
+    for call, message in (
+        (lambda: selection.prob_cover(purity=1.5), "purity=1.5 is a share"),
+        (lambda: selection.cluster(points, 49), "num_clusters=49 exceeds the 48 examples"),
+        (lambda: selection.cluster(points, 0), "num_clusters=0 must be"),
+        (lambda: selection.cluster(broken, 2), "not finite"),
+        (lambda: selection.cluster_margin(np.zeros(3)), "must be one integer an example"),
+        (lambda: selection.cluster_margin(np.zeros((3, 1), int)), "must be one integer an example"),
+        (lambda: selection.cluster_margin(np.zeros(3, int), 2), "num_clusters=2 has no use"),
+        (select(build("k_means"), points[..., None]), f"k_means {one_row}"),
+        (select(typical, points[..., None]), f"typiclust {one_row}"),
+        (select(build("prob_cover"), (points, points)), f"prob_cover {one_row}"),
+        (select(build("cluster_margin"), (points[:, 0], points[..., None])), f"cluster_margin {one_row}"),
+        (select(build("cluster_margin"), (points, points)), r"\(48, 5\) cannot be ranked"),
+        (select(given_clusters(2), points[1:, 0], EVERY[1:]), "48 ids for 47 examples"),
+        (lambda: first_labels(key, 2, acquisition=typical), "embeddings is None"),
+        (lambda: first_labels(key, 2, **given | {"embeddings": points[:29]}), "embeddings of 29 examples for 48"),
+        (lambda: first_labels(key, 2, embeddings=points), "embeddings are given but no acquisition"),
+        (lambda: first_labels(key, 0, **given), "num_initial=0 leaves the acquisition"),
+        (lambda: first_labels(key, 2, **given | {"acquisition": selection.top_k()}), "there is no fit to predict"),
     ):
         with pytest.raises(ValueError, match=message):
-            first_labels(key, num, **options)
+            call()

@@ -113,22 +113,6 @@ def test_features_too_large_to_square_come_last_and_bytes_and_numbers_are_featur
     assert line.indices.tolist() == [1, 0]
 
 
-def test_features_that_do_not_fit_are_refused(key):
-    bait = selection.grid(feature_maps.embedding, (), selectors.bait())
-    ones, plain = np.ones, r"needs plain features \[N, D\], not 2 factors: put transforms.sketch"
-    for acquisition, features, labelled, message in (
-        (made("k_center", True), ones((3, 2, 2)), None, r"one row an example, \[N, D\], is needed here"),
-        (made("k_center", True), ones((3, 2, 2, 2)), None, "flatten what comes after the examples"),
-        (made("k_center", True), ones((3, 2)), ones(4, bool), r"labelled has shape \(4,\), but available \(3,\)"),
-        (made("k_center", True), ones((4, 2)), None, "features of 4 examples for 3: one row each is needed"),
-        (made("frank_wolfe", False), (ones((3, 2)),) * 2, None, plain),
-        (bait, (ones((3, 2)),) * 2, None, plain),
-        (made("frank_wolfe", False), ones((3, 2, 2)), None, r"selectors.frank_wolfe needs one row an example"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            acquisition.select(key, jax.tree.map(np.float32, features), ones(3, bool), 2, labelled)
-
-
 # What acquisitions are put together of
 
 
@@ -162,24 +146,13 @@ def test_bait_reads_a_classifier():
     assert found.indices.tolist() == oracle.bait(rows, ~labelled, QUERY, labelled, NOISE)[0]
 
 
-def test_transforms_read_labels_and_arguments_are_checked_where_they_are_given():
-    parts = [transforms.posterior()]
-    for acquisition in (selection.max_diag(transforms=parts), selection.badge(parts), selection.frank_wolfe((), parts)):
-        assert acquisition.reads_labelled
+def test_what_reads_labels_says_so():
+    parts = [transforms.posterior()]  # of those without arguments the contract asks
+    assert selection.max_diag(transforms=parts).reads_labelled
+    assert selection.badge(parts).reads_labelled
+    assert selection.frank_wolfe((), parts).reads_labelled
     assert selection.frank_wolfe(use_labelled=True).reads_labelled
     assert selection.batch_bald_gaussian(use_labelled=True).reads_labelled
-    for call, message in (
-        (lambda: selectors.max_det(-1.0), "noise=-1.0"),
-        (lambda: selectors.max_det(0.0, use_labelled=True), "noise=0.0"),
-        (lambda: selectors.bait(0.0), "noise=0.0"),
-        (lambda: transforms.posterior(0.0), "noise=0.0"),
-        (lambda: transforms.predictive(float("nan")), "noise=nan"),
-        (lambda: selection.batch_bald_gaussian(noise=0.0), "noise=0.0"),
-        (lambda: selectors.bait(oversampling=0.5), "oversampling=0.5"),
-        (lambda: transforms.sketch(0), "size=0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
 
 
 # Feature maps
@@ -212,22 +185,6 @@ def test_embeddings_and_centred_draws_whose_kernel_is_the_covariance():
         phi = np.asarray(jax.jit(feature_map)(given))
         covariance = sum(np.cov(outputs[..., c].T) for c in range(outputs.shape[-1]))
         np.testing.assert_allclose(phi @ phi.T, covariance, atol=1e-5)
-
-
-def test_predictions_that_do_not_fit_are_refused():
-    logits, hidden = np.zeros((2, 3, 2), np.float32), np.zeros((3, 2), np.float32)
-    for feature_map, given, message in (
-        (feature_maps.embedding, Predictions(logits), "features is None: pass features="),
-        (feature_maps.badge, Predictions(np.zeros((2, 3, 4, 2)), hidden), r"\[S, B, C\], is needed"),
-        (feature_maps.badge, Predictions(logits, (hidden, hidden)), "several factors, but the last hidden layer"),
-        (feature_maps.badge, Predictions(logits[..., :1], hidden), "binary_logits"),
-        (feature_maps.fisher, Predictions(None, hidden), "there is no fit to predict with"),
-        (lambda given: feature_maps.fisher(given, sketch_size=0), Predictions(logits, hidden), "sketch_size=0 must be"),
-        (feature_maps.draws, Predictions(logits[:1]), "one draw has no covariance"),
-        (feature_maps.probability_draws, Predictions(logits[..., :1]), "binary_logits"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            feature_map(given)
 
 
 # Transforms
@@ -303,3 +260,41 @@ def test_a_grid_applies_its_transforms_in_order_each_with_a_key_of_its_own():
     k = oracle.kernel(features + sum(np.asarray(jax.random.normal(key, features.shape), np.float64) for key in keys))
     drawn = np.asarray(jax.random.uniform(key_select, (QUERY,)), np.float64)
     assert found.indices.tolist() == oracle.k_means_pp(k, available, QUERY, ~EVERY, drawn)[0]
+
+
+def test_what_does_not_fit_is_refused(key):
+    logits, hidden, ones, maps = np.zeros((2, 3, 2), np.float32), np.zeros((3, 2), np.float32), np.ones, feature_maps
+    center, bait = made("k_center", True), selection.grid(maps.embedding, (), selectors.bait())
+    plain, one_row = r"needs plain features \[N, D\], not 2 factors: put transforms.sketch", "one row an example"
+
+    def select(acquisition, features, labelled=None):
+        features = jax.tree.map(np.float32, features)
+        return lambda: acquisition.select(key, features, ones(3, bool), 2, labelled)
+
+    for call, message in (
+        (lambda: maps.embedding(Predictions(logits)), "features is None: pass features="),
+        (lambda: maps.badge(Predictions(np.zeros((2, 3, 4, 2)), hidden)), r"\[S, B, C\], is needed"),
+        (lambda: maps.badge(Predictions(logits, (hidden, hidden))), "several factors, but the last hidden layer"),
+        (lambda: maps.badge(Predictions(logits[..., :1], hidden)), "binary_logits"),
+        (lambda: maps.fisher(Predictions(None, hidden)), "there is no fit to predict with"),
+        (lambda: maps.fisher(Predictions(logits, hidden), sketch_size=0), "sketch_size=0 must be"),
+        (lambda: maps.draws(Predictions(logits[:1])), "one draw has no covariance"),
+        (lambda: maps.probability_draws(Predictions(logits[..., :1])), "binary_logits"),
+        (lambda: selectors.max_det(-1.0), "noise=-1.0"),
+        (lambda: selectors.max_det(0.0, use_labelled=True), "noise=0.0"),
+        (lambda: selectors.bait(0.0), "noise=0.0"),
+        (lambda: selectors.bait(oversampling=0.5), "oversampling=0.5"),
+        (lambda: transforms.posterior(0.0), "noise=0.0"),
+        (lambda: transforms.predictive(float("nan")), "noise=nan"),
+        (lambda: transforms.sketch(0), "size=0"),
+        (lambda: selection.batch_bald_gaussian(noise=0.0), "noise=0.0"),
+        (select(center, ones((3, 2, 2))), rf"{one_row}, \[N, D\], is needed here"),
+        (select(center, ones((3, 2, 2, 2))), "flatten what comes after the examples"),
+        (select(center, ones((3, 2)), ones(4, bool)), r"labelled has shape \(4,\), but available \(3,\)"),
+        (select(center, ones((4, 2))), "features of 4 examples for 3: one row each is needed"),
+        (select(made("frank_wolfe", False), (ones((3, 2)),) * 2), plain),
+        (select(made("frank_wolfe", False), ones((3, 2, 2))), f"selectors.frank_wolfe needs {one_row}"),
+        (select(bait, (ones((3, 2)),) * 2), plain),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
