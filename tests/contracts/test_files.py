@@ -6,6 +6,7 @@ import io
 import json
 import os
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,12 +33,9 @@ NUMBERS.runs["random"].mean_score[:] = np.nan  # one figure is left
 NAMES = ["ape", "bée"]
 
 
-def save(number):
-    def write(folder):
-        with checkpoint.checkpointer(folder, {"rate": 0.1}) as saved:
-            saved.save(number, {"number": number, "rows": np.arange(300) * number})
-
-    return write
+def save(number, folder):
+    with checkpoint.checkpointer(folder, {"rate": 0.1}) as saved:
+        saved.save(number, {"number": number, "rows": np.arange(300) * number})
 
 
 def restored(folder):
@@ -50,16 +48,12 @@ def configured(folder):
         return json.loads((folder / "config.json").read_text())["config"]
 
 
-def study(num_seeds):
+def study(num_seeds, folder):
     """A folder of a study, to which one process adds the cell of the last seed."""
-
-    def write(folder):
-        asked = {"strategies": ["random"], "baseline": None, "seeds": list(range(num_seeds))}
-        with _folder.opened(folder, asked) as place:
-            runs = jax.tree.map(lambda leaf: leaf[num_seeds - 1 : num_seeds], STUDY.runs["random"])
-            place.add("random", results.Cell(runs, "none", 1))
-
-    return write
+    asked = {"strategies": ["random"], "baseline": None, "seeds": list(range(num_seeds))}
+    with _folder.opened(folder, asked) as place:
+        runs = jax.tree.map(lambda leaf: leaf[num_seeds - 1 : num_seeds], STUDY.runs["random"])
+        place.add("random", results.Cell(runs, "none", 1))
 
 
 def studied(folder):
@@ -89,18 +83,15 @@ def asked(folder):
     return sorted(query.indices), sorted(task["data"]["baal_index"] for task in tasks)
 
 
-def ingest(name):
-    def write(folder):
-        path = folder / "query-0000.label_studio.json"
-        tasks = json.loads((path if path.exists() else ask(folder).tasks).read_text())
-        for task in tasks:
-            result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}}
-            task["annotations"] = [{"result": [result]}]
-        export = folder.parent / f"{folder.name}.export.json"
-        export.write_text(json.dumps(tasks))
-        annotation.ingest(folder, export)
-
-    return write
+def ingest(name, folder):
+    path = folder / "query-0000.label_studio.json"
+    tasks = json.loads((path if path.exists() else ask(folder).tasks).read_text())
+    for task in tasks:
+        result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}}
+        task["annotations"] = [{"result": [result]}]
+    export = folder.parent / f"{folder.name}.export.json"
+    export.write_text(json.dumps(tasks))
+    annotation.ingest(folder, export)
 
 
 def show(folder):
@@ -114,7 +105,9 @@ def shown(folder):
 
 CONTENT = {"é": [1.5, float("nan")], "array": np.arange(2)}
 WRITERS = {
-    "checkpoint": Writer(save(2), restored, {"number": 2, "rows": np.arange(300) * 2}, save(1), is_read=True),
+    "checkpoint": Writer(
+        partial(save, 2), restored, {"number": 2, "rows": np.arange(300) * 2}, partial(save, 1), is_read=True
+    ),
     "configuration of checkpoints": Writer(configured, configured, {"rate": 0.1}, is_read=True),
     "journal cut to its checkpoint": Writer(
         lambda folder: checkpoint.keep_lines(folder / "rounds.jsonl", 2),
@@ -122,7 +115,9 @@ WRITERS = {
         [{"i": 0}, {"i": 1}],
         lambda folder: [checkpoint.append_line(folder / "rounds.jsonl", {"i": i}) for i in range(3)],
     ),
-    "study": Writer(study(2), studied, (STUDY.runs["random"], [0, 1], ["10", "15"] * 2), study(1), is_read=True),
+    "study": Writer(
+        partial(study, 2), studied, (STUDY.runs["random"], [0, 1], ["10", "15"] * 2), partial(study, 1), is_read=True
+    ),
     "pictures of a study": Writer(
         lambda folder: results.write_pictures(folder / "pictures.npz", STUDY.pictures),
         lambda folder: results.read_pictures(folder / "pictures.npz"),
@@ -150,7 +145,11 @@ WRITERS = {
     "labelling project": Writer(project, started, (NAMES, np.full(4, -1)), is_read=True),
     "query": Writer(ask, asked, ([0, 1, 2, 3],) * 2, project, is_read=True),
     "answers": Writer(
-        ingest("bée"), lambda folder: annotation.answers(folder).targets, np.ones(4), ingest("ape"), is_read=True
+        partial(ingest, "bée"),
+        lambda folder: annotation.answers(folder).targets,
+        np.ones(4),
+        partial(ingest, "ape"),
+        is_read=True,
     ),
     "pictures of a query": Writer(show, shown, STUDY.pictures.images[1]),
 }

@@ -1,7 +1,4 @@
-"""One suite for every posterior, with linen or nnx, and with classes or real values, or both where they matter.
-
-Each case is fitted once, and the program of a fit and that of predictions serve nearly all that is asked of it.
-"""
+"""One suite for every posterior, with linen or nnx, and classes or real values; each case is fitted once."""
 
 import functools
 import zlib

@@ -48,12 +48,11 @@ def memory_map(rows, folder):
     return np.load(folder / "rows.npy", mmap_mode="r")
 
 
-# Of the rows and a folder. Whatever an item is, the rows are what the network reads.
+# Of the rows and a folder.
 SOURCES = members(
     "sources",
     {
         "list": lambda rows, folder: list(rows),
-        "list of dictionaries": lambda rows, folder: [{"left": row[:2], "right": row[2:]} for row in rows],
         "one by one": lambda rows, folder: OneByOne(rows),
         "whole batches": lambda rows, folder: WholeBatches(rows),
         "view of a memory map": lambda rows, folder: data.View(memory_map(rows, folder)),
@@ -70,20 +69,7 @@ def source(request, tmp_path):
     return SOURCES[request.param](ROWS, tmp_path)
 
 
-def joined(inputs):
-    """The rows, whether they are whole or in halves."""
-    return jnp.concatenate(jax.tree.leaves(inputs), axis=1)
-
-
-def fit(key, dataset, labelled, previous=None):
-    return centroids().fit(key, dataset._replace(inputs=joined(dataset.inputs)), labelled)
-
-
-def apply(state, draw, inputs):
-    return centroids().apply(state, draw, joined(inputs))
-
-
-POSTERIOR = baal.Posterior(fit, centroids().sample, apply)
+POSTERIOR = centroids()
 STATE = (np.eye(3, 4, dtype=np.float32), np.full(3, 9, np.float32))
 OPTIONS = {"num_samples": DRAWS, "batch_size": BATCH}
 LOOP = baal.active_loop(POSTERIOR, selection.top_k(heuristics.bald), query_size=3, **OPTIONS)
@@ -129,11 +115,12 @@ def test_rounds_pick_the_same_examples(source, of_arrays):
 
 
 def test_examples_can_be_loaded_by_ids_and_tell_their_shapes(source):
-    expected = {"left": ROWS[:, :2], "right": ROWS[:, 2:]} if isinstance(sources.load(source, [0]), dict) else ROWS
-    for ids in ([7, 3, 3, 39], np.array([0]), slice(30, 40)):
-        same(sources.load(source, ids), jax.tree.map(lambda leaf, ids=ids: leaf[ids], expected))
-    shapes = sources.shapes_of(source)
-    assert shapes == jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
+    trees = [{"left": row[:2], "right": row[2:]} for row in ROWS]
+    for items, expected in ((source, ROWS), (trees, {"left": ROWS[:, :2], "right": ROWS[:, 2:]})):
+        for ids in ([7, 3, 3, 39], np.array([0]), slice(30, 40)):
+            same(sources.load(items, ids), jax.tree.map(lambda leaf, ids=ids: leaf[ids], expected))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
+        assert sources.shapes_of(items) == shapes
 
 
 def test_what_is_a_source_and_what_a_view_reads():

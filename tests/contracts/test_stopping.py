@@ -1,8 +1,8 @@
 """The contract of every rule for stopping, then each in numbers checked by hand, and in the compiled run."""
 
+import collections
 import functools
 import itertools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -28,21 +28,15 @@ RULES = {
 CRITERIA = members("stopping", RULES)
 every_rule = pytest.mark.parametrize("name", CRITERIA)
 ROUNDS, SEEDS, SIZE, INPUTS, CLASSES = 9, 6, 12, 30, 3
+Info = collections.namedtuple("Info", "metrics mean_score")
 
 
 def outcome(labelled=0, value=np.nan, predicted=0):
     """What a rule may look at, with as many labels, one value for all that is measured, and classes predicted."""
     since = np.where(np.arange(SIZE) < labelled, np.arange(SIZE) % 2, -1).astype(np.int32)
-    info = types.SimpleNamespace(metrics={"nll": np.float32(value)}, mean_score=np.float32(value))
+    info = Info(metrics={"nll": np.float32(value)}, mean_score=np.float32(value))
     log_probs = np.log(np.eye(CLASSES)[np.broadcast_to(predicted, INPUTS)] + 0.1).astype(np.float32)
     return stopping.Outcome(pool.PoolState(since, np.int32(2)), info, log_probs)
-
-
-jax.tree_util.register_pytree_node(
-    types.SimpleNamespace,
-    lambda info: ((info.metrics, info.mean_score), None),
-    lambda _, leaves: types.SimpleNamespace(metrics=leaves[0], mean_score=leaves[1]),
-)
 
 
 def answers(criterion, rounds):
@@ -151,7 +145,7 @@ def test_a_plateau_is_the_latest_value_and_patience_before_it_as_numpy_measures_
     history = np.float32(1 + rng.choice([0.1, 0.6], size=200) * rng.normal(size=200))
     as_baal = np.float32([1, 1, 1, 0.5, 0.5, 0.5, 0.5])  # the third, and the fourth after a change
     for values, patience, options in ((history, 2, {"atol": 0.1, "rtol": 0.3}), (as_baal, 3, {})):
-        info = types.SimpleNamespace(metrics={"nll": values, "other": -values}, mean_score=values)
+        info = Info(metrics={"nll": values, "other": -values}, mean_score=values)
         criterion = stopping.plateau("nll", patience=patience, **options)
         said = jax.jit(lambda info, rule=criterion: in_a_scan(rule, stopping.Outcome(None, info)))(info)
         windows = [values[max(0, t - patience) : t + 1] for t in range(len(values))]

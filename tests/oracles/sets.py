@@ -113,12 +113,6 @@ def bait(rows, available, query_size, labelled, noise, oversampling=1.0, use_lab
     return picks, values
 
 
-def gradient_embeddings(p, hidden):
-    """BADGE's gradients written out, ``[N, C·D]``, for mean probabilities ``[N, C]``."""
-    residual = p - np.eye(p.shape[1])[p.argmax(axis=1)]
-    return np.einsum("nc,nd->ncd", residual, hidden).reshape(len(p), -1)
-
-
 def fisher_rows(p, hidden):
     """``[N, C, C·D]`` whose sum of outer products is ``Σ_c p_c g_c g_cᵀ``."""
     residual = np.eye(p.shape[1]) - p[:, None]

@@ -42,23 +42,21 @@ def k_means(points, available, query_size, centres, assignment):
     return [pick for *_, pick in sorted(order)[:query_size]]
 
 
-def typicality(points, members, i, num_neighbours):
-    """One over the mean distance to the nearest other members."""
-    others = members[members != i]
-    nearest = np.sort(distances(points[[i]], points[others])[0])[:num_neighbours]
-    return 1 / nearest.mean() if len(nearest) else 0.0
-
-
 def typiclust(points, available, labelled, query_size, assignment, num_neighbours=20, smallest=5):
     """Each pick: the most typical example of the largest among the clusters with the fewest labels and picks."""
     picks, values = [], []
+
+    def typicality(i, members):  # one over the mean distance to the nearest other members
+        nearest = np.sort(distances(points[[i]], points[members[members != i]])[0])[:num_neighbours]
+        return 1 / nearest.mean() if len(nearest) else 0.0
+
     for _ in range(query_size):
         options = []
         for c in range(assignment.max() + 1):
             members = np.flatnonzero(assignment == c)
             candidates = [i for i in members.tolist() if available[i] and i not in picks]
             if candidates:
-                typical = [typicality(points, members, i, num_neighbours) for i in candidates]
+                typical = [typicality(i, members) for i in candidates]
                 labels, best = sum(labelled[i] or i in picks for i in members), int(np.argmax(typical))
                 options.append((len(members) < smallest, labels, -len(members), candidates[best], typical[best]))
         *_, pick, value = min(options)

@@ -122,8 +122,11 @@ def test_badge_is_dense_k_means_pp_from_the_largest_gradient():
         given = predictions(seed)
         available = np.random.default_rng(seed).random(NUM) < 0.8
         found = pick(build("badge"), summarise(given), available, ~available, key=seed)
-        k = oracle.kernel(oracle.gradient_embeddings(problems.mean_probabilities(given), given.features))
-        picks, values = oracle.k_means_pp(k, available, QUERY, ~EVERY, uniforms(seed), largest_first=True)
+        p = problems.mean_probabilities(given)  # the gradient of the predicted class, written out
+        rows = oracle.fisher_rows(p, given.features)[np.arange(NUM), p.argmax(axis=1)] / np.sqrt(p.max(axis=1))[:, None]
+        picks, values = oracle.k_means_pp(
+            oracle.kernel(rows), available, QUERY, ~EVERY, uniforms(seed), largest_first=True
+        )
         assert found.indices.tolist() == picks
         np.testing.assert_allclose(found.scores, values, rtol=1e-3)
 
