@@ -87,7 +87,7 @@ def _selections():
     beside = ranking(lambda key, scores: jnp.abs(scores - jnp.nanmean(scores)))
     return "selections", {
         "top_k of what is labelled, test_picks": lambda: selection.top_k()._replace(select=anything),
-        "top_k by place, test_a_permutation": places,
+        "top_k by place, test_exported": places,
         "top_k beside the mean of the pool, test_what_is_hidden": beside,
         "power with a key used twice, test_no_key": ranking(at_random),
         "k_center that claims to read nothing, test_what_is_hidden": lambda: selection.k_center()._replace(

@@ -89,13 +89,13 @@ def test_an_example_does_not_change_the_others_and_its_nan_comes_through(name):
 @every_heuristic
 def test_outputs_that_cannot_be_scored_are_errors_that_name_the_cure(name):
     # Cases 14 and 15.
-    several = [(outputs, r"heuristics\.combine") for outputs in ([LOGITS] * 2, (LOGITS,) * 2, {"a": LOGITS})]
-    single = [(np.zeros((4, 5, 1)), r"heuristics\.binary_logits")] * (known(name) != "variance")
     for outputs, message in (
         (np.zeros((5, 3)), r"shape \(5, 3\).*\[None\]"),
         (None, "is None: there is no fit"),
-        *several,
-        *single,
+        ([LOGITS] * 2, r"heuristics\.combine"),
+        ((LOGITS,) * 2, r"heuristics\.combine"),
+        ({"a": LOGITS}, r"heuristics\.combine"),
+        *[(np.zeros((4, 5, 1)), r"heuristics\.binary_logits")] * (known(name) != "variance"),
     ):
         with pytest.raises(ValueError, match=message):
             MEMBERS[name](outputs)

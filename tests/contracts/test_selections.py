@@ -146,28 +146,20 @@ def test_a_query_is_a_number_of_examples(name, key):
 def test_exported_compiled_and_vmaps_over_everything(name):
     # Case 20: the same key picks the same, and different keys differ.
     assert hasattr(build(name).select, "lower")
-    keys, rng = jax.random.split(jax.random.key(1), 16), np.random.default_rng(0)
-    seeds = [0] * 12 + [1, 2, 3, 3]
-    available = np.array([AVAILABLE] * 12 + [rng.random(NUM) < share for share in (0.1, 0.3, 0.6, 0.9)])
-    labelled = np.array([LABELLED] * 12 + [~row & (rng.random(NUM) < 0.5) for row in available[12:]])
-    summary = jax.tree.map(lambda *leaves: np.stack(leaves), *[summaries(seed).get(name) for seed in seeds])
+    keys, rng = jax.random.split(jax.random.key(1), 17), np.random.default_rng(0)
+    order = rng.permutation(NUM)
+    each = [summaries(seed).get(name) for seed in [0] * 12 + [1, 2, 3, 3]]
+    each.append(jax.tree.map(lambda leaf: leaf[order], each[0]))
+    available = [AVAILABLE] * 12 + [rng.random(NUM) < share for share in (0.1, 0.3, 0.6, 0.9)] + [AVAILABLE[order]]
+    labelled = [LABELLED] * 12 + [~row & (rng.random(NUM) < 0.5) for row in available[12:16]] + [LABELLED[order]]
     run = jax.jit(jax.vmap(lambda *arguments: build(name).select(*arguments[:3], QUERY, arguments[3])))
-    together = run(keys, summary, available, labelled)
-    alone = [select(name, *rest, seed=seed) for seed, *rest in zip(seeds, keys, available, labelled, strict=True)]
+    together = run(keys, jax.tree.map(lambda *leaves: np.stack(leaves), *each), np.array(available), np.array(labelled))
+    alone = [build(name).select(*rest, QUERY, own) for *rest, own in zip(keys, each, available, labelled, strict=True)]
     equal(together, jax.tree.map(lambda *leaves: np.stack(leaves), *alone))
+    if known(name) in DETERMINISTIC:  # whatever the order of the pool
+        np.testing.assert_array_equal(order[together.indices[-1]], together.indices[0])
     if known(name) != "prob_cover":  # its key goes into the estimate of a radius, which need not show in few examples
         assert (len(np.unique(together.indices[:12], axis=0)) == 1) == (known(name) in DETERMINISTIC)
-
-
-@pytest.mark.parametrize("name", [name for name in MEMBERS if known(name) in DETERMINISTIC])
-def test_a_permutation_of_the_pool_is_followed(name):
-    key = jax.random.key(3)
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(NUM)
-        moved = jax.tree.map(lambda leaf, order=order: leaf[order], summaries(seed)[name])
-        picked = select(name, key, AVAILABLE, seed=seed)
-        other = build(name).select(key, moved, AVAILABLE[order], QUERY, LABELLED[order])
-        np.testing.assert_array_equal(order[other.indices], picked.indices)
 
 
 @pytest.mark.parametrize(("name", "kind"), DEVICES)

@@ -91,7 +91,6 @@ def test_precomputed_picks_as_top_k_does(key):
         np.testing.assert_array_equal(picked.scores, np.float32([*scores[expected], np.nan]))
         assert picked.scores.dtype == np.float32
     for scores, query_size, message in (
-        (np.ones(1), 1, f"1 scores for {NUM} examples"),
         (np.ones(NUM + 1), 1, f"{NUM + 1} scores for {NUM} examples"),
         (np.ones((NUM, 2)), 1, "cannot be ranked"),
         (np.ones(NUM), 8, "query_size=8 exceeds"),

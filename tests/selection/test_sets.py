@@ -62,18 +62,14 @@ def test_bait_shrinks_the_trace_most(rank, oversampling, use_labelled):
 
 @pytest.mark.parametrize("name", GOLDEN["picks"])
 def test_picks_are_those_of_bmdal_reg(name):
-    """Picks of the benchmark's own library (in float64), with the labelled points told."""
-    if name.startswith("bait"):
-        options = {"noise": NOISE, "oversampling": 2.0 if name == "bait_backward" else 1.0, "use_labelled": True}
-        acquisition = build("bait", feature_maps.embedding, **options)
-    else:
-        acquisition = made(name, True)
+    """Of the benchmark's own library (in float64), with the labelled points told; padded by rows that do not count."""
+    options = {"noise": NOISE, "oversampling": 2.0 if name == "bait_backward" else 1.0, "use_labelled": True}
+    acquisition = build("bait", feature_maps.embedding, **options) if "bait" in name else made(name, True)
     for given, expected in zip(GOLDEN["problems"], GOLDEN["picks"][name], strict=True):
-        # Padded to the shape of the other tests by rows that do not count.
-        features, labelled, available = np.zeros((NUM, SIZE), np.float32), ~EVERY, ~EVERY
-        num = len(given["labelled"])
-        features[:num], labelled[:num], available[:num] = given["features"], given["labelled"], True
-        assert pick(acquisition, features, available & ~labelled, labelled).indices.tolist() == expected
+        labelled, missing = np.array(given["labelled"]), (0, NUM - len(given["labelled"]))
+        features, *rows = (np.pad(part, missing) for part in (np.arange(len(labelled)), ~labelled, labelled))
+        features = np.float32(given["features"])[features]
+        assert pick(acquisition, features, *rows).indices.tolist() == expected
 
 
 def test_equal_examples_are_all_picked_once_and_max_det_without_noise_ends_in_random_picks():
