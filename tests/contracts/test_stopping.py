@@ -189,7 +189,7 @@ def test_every_seed_of_many_stops_where_its_loop_in_python_does():
     for seed in seeds:
         state, memory, stop = LOOP.init(jax.random.key(seed), TRAIN, num_initial=4), None, False
         expected.append(np.full((ROUNDS, 2), -1))
-        while not stop:
+        while not stop and int(state.step) < ROUNDS:
             state, info = LOOP.step(state, TRAIN)
             info = info._replace(metrics=LOOP.evaluate(state, TEST))
             seen = stopping.Outcome(state.pool, info, average(LOOP.predict(state, TEST.inputs)))
