@@ -109,7 +109,7 @@ def test_is_the_information_that_two_labels_share(monkeypatch):
     assert heuristics.epig(*half).dtype == jnp.float32
     near(heuristics.epig(*half), expected(*half))
     golden = [baal.to_package_layout(np.log(x)) for x in (baal.PROBS, baal.TARGETS)]
-    np.testing.assert_allnear(heuristics.epig(*golden), baal.GOLDEN["EPIG(P,T)"]["scores"], atol=1e-5)
+    np.testing.assert_allclose(heuristics.epig(*golden), baal.GOLDEN["EPIG(P,T)"]["scores"], atol=1e-5)
     # Blocks of 5 of the 12 labels of the targets, the last of them padded; seeds are vectorised.
     assert hasattr(heuristics.epig, "lower")
     monkeypatch.setattr(_information, "_BLOCK", 5 * 15)
@@ -138,7 +138,7 @@ def test_gradients_equal_finite_differences_and_joint_probabilities_may_underflo
             oracle.central_difference(lambda x, wide=wide: expected(wide[0], x), wide[1]),
         )
         for found, difference in zip(gradients(*case), truth, strict=True):
-            np.testing.assert_allnear(found, difference, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found, difference, rtol=1e-4, atol=1e-5)
     for gap in (30.0, 43.25, 43.5, 43.75, 60.0, 100.0):
         # Both classes are rare in one draw and impossible in the other: p p' leaves float32 well before p does.
         logits = np.zeros(SHAPE, np.float32)
