@@ -23,11 +23,16 @@ LOCKS = {
 }
 
 
+TARGETS = ("base_baal", "prod_baal")
+UNCOPIED = shutil.ignore_patterns(".git", "__pycache__")
+of_both = pytest.mark.parametrize("target", TARGETS)
+
+
 def parse():
     """Stages: name → (base, [(instruction, rest)])."""
-    text = re.sub(r"\\\n", " ", "\n".join(line for line in dockerfile_lines() if not line.lstrip().startswith("#")))
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     stages = {}
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, "\n".join(lines).replace("\\\n", " ").splitlines()):
         instruction, rest = line.split(maxsplit=1)
         if instruction == "FROM":
             base, _, name = rest.split()
@@ -35,10 +40,6 @@ def parse():
         else:
             stages[name][1].append((instruction, " ".join(rest.split())))
     return stages
-
-
-def dockerfile_lines():
-    return (ROOT / "Dockerfile").read_text().splitlines()
 
 
 def whole(target):
@@ -56,28 +57,37 @@ def locked(name):
     return found
 
 
-def test_both_targets_stand_on_a_pinned_python():
-    stages = parse()
-    assert {"base_baal", "prod_baal"} <= set(stages)
-    for base, _ in stages.values():
-        assert base in stages or re.fullmatch(r"python:3\.12\.\d+-slim-\w+", base)
+def ignored(path):
+    patterns = (ROOT / ".dockerignore").read_text().split()
+    return any(fnmatch(path, pattern) or path.split("/")[0] == pattern for pattern in patterns)
 
 
-@pytest.mark.parametrize("target", ["base_baal", "prod_baal"])
-def test_it_does_not_run_as_root(target):
-    users = [rest for instruction, rest in whole(target) if instruction == "USER"]
-    assert users == ["1000"]  # the user that is made first
-    last = [instruction for instruction, _ in whole(target)]
-    assert "RUN" not in last[last.index("USER") :]
+@of_both
+def test_a_target_does_not_run_as_root_and_names_what_exists(target):
+    for base, _ in parse().values():
+        assert base in parse() or re.fullmatch(r"python:3\.12\.\d+-slim-\w+", base)
+    instructions = [instruction for instruction, _ in whole(target)]
+    assert [rest for instruction, rest in whole(target) if instruction == "USER"] == ["1000"]  # the one made first
+    assert "RUN" not in instructions[instructions.index("USER") :]
+    steps = dict(parse()[target][1])
+    if target == "base_baal":
+        assert json.loads(steps["CMD"])[:3] == ["python", "-m", "pytest"]
+    else:
+        assert json.loads(steps["ENTRYPOINT"]) == ["python"]
+        assert (ROOT / json.loads(steps["CMD"])[0]).is_file()
 
 
-@pytest.mark.parametrize("target", ["base_baal", "prod_baal"])
+@of_both
 def test_dependencies_are_installed_from_locks_before_any_source_is_copied(target):
     locks_installed, source_copied = False, False
     for instruction, rest in whole(target):
-        if instruction == "COPY" and ".docker/" not in rest:
-            assert locks_installed
-            source_copied = True
+        if instruction == "COPY":
+            for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
+                assert (ROOT / source).exists(), source
+                assert not ignored(source), source
+            if ".docker/" not in rest:
+                assert locks_installed
+                source_copied = True
         if instruction == "RUN" and "pip install" in rest:
             assert "--no-cache-dir" in rest
             if "-r .docker/" in rest:
@@ -89,35 +99,11 @@ def test_dependencies_are_installed_from_locks_before_any_source_is_copied(targe
                 assert "--no-build-isolation" in rest
 
 
-def ignored(path):
-    patterns = (ROOT / ".dockerignore").read_text().split()
-    return any(fnmatch(path, pattern) or path.split("/")[0] == pattern for pattern in patterns)
-
-
-@pytest.mark.parametrize("target", ["base_baal", "prod_baal"])
-def test_what_is_copied_exists_and_is_not_ignored(target):
-    for instruction, rest in whole(target):
-        if instruction == "COPY":
-            for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
-                assert (ROOT / source).exists(), source
-                assert not ignored(source), source
-
-
-def test_commands_name_what_exists():
-    commands = {target: json.loads(dict(parse()[target][1])["CMD"]) for target in ("base_baal", "prod_baal")}
-    assert json.loads(dict(parse()["prod_baal"][1])["ENTRYPOINT"]) == ["python"]
-    assert (ROOT / commands["prod_baal"][0]).is_file()
-    assert commands["base_baal"][:3] == ["python", "-m", "pytest"]
-
-
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_holds_what_the_project_asks_for(name):
     versions = locked(name)
-    wanted = [
-        *PROJECT["dependencies"],
-        *(line for extra in LOCKS[name] for line in PROJECT["optional-dependencies"][extra]),
-    ]
-    for line in wanted:
+    extras = [line for extra in LOCKS[name] for line in PROJECT["optional-dependencies"][extra]]
+    for line in [*PROJECT["dependencies"], *extras]:
         requirement = Requirement(line)
         version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), f"{line}: {version} is locked"
@@ -143,37 +129,28 @@ def test_hadolint_is_content():
     subprocess.run([linter, str(ROOT / "Dockerfile")], check=True)
 
 
-@pytest.mark.parametrize("target", ["prod_baal", "base_baal"])
+@of_both
 def test_install_and_run_steps_in_a_clean_environment(target, tmp_path):
     """All `pip install` lines but the CUDA layer, then the command (of base_baal: one test file)."""
     if not os.environ.get("BAAL_JAX_TEST_DOCKER"):
         pytest.skip("needs PyPI and minutes: set BAAL_JAX_TEST_DOCKER=1")
     if sys.version_info[:2] != (3, 12):
         pytest.skip("the image has Python 3.12")
-    home = tmp_path / "baal_jax"
     venv.create(tmp_path / "venv", with_pip=True)
     path = f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "VIRTUAL_ENV": str(tmp_path / "venv"), "MPLBACKEND": "agg"}
-    for name in ("PYTHONPATH", "XLA_FLAGS"):
-        environment.pop(name, None)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    environment |= {"PATH": path, "VIRTUAL_ENV": str(tmp_path / "venv"), "MPLBACKEND": "agg"}
+    home = tmp_path / "baal_jax"
     home.mkdir()
     for instruction, rest in whole(target):
-        words = [word for word in rest.split() if not word.startswith("--")]
         if instruction == "COPY":
-            for source in words[:-1]:
-                origin = ROOT / source
-                place = (
-                    home / words[-1]
-                    if origin.is_dir() or not words[-1].endswith("/")
-                    else home / words[-1] / origin.name
-                )
-                place.parent.mkdir(parents=True, exist_ok=True)
-                if origin.is_dir():
-                    shutil.copytree(
-                        origin, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", "__pycache__")
-                    )
+            *sources, target = [word for word in rest.split() if not word.startswith("--")]
+            for source in map(ROOT.joinpath, sources):
+                if source.is_dir():
+                    shutil.copytree(source, home / target, dirs_exist_ok=True, ignore=UNCOPIED)
                 else:
-                    shutil.copy(origin, place)
+                    (home / target).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source, home / target)
         elif instruction == "RUN" and "pip install" in rest and "ACCELERATOR" not in rest:
             subprocess.run(["bash", "-c", rest], cwd=home, env=environment, check=True)
     steps = dict(parse()[target][1])

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import baal_jax as baal
 from baal_jax import heuristics, metrics
 from baal_jax.prediction import summarise
-from tests.fixtures import LINEAR, close, same
+from tests.fixtures import LINEAR, SPY, close, same
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
 KEY = jax.random.key(0)
@@ -32,30 +32,24 @@ def expected_logits(inputs, num_samples=DRAWS):
 
 
 split = jax.jit(jax.random.split, static_argnums=1)
-bald = jax.jit(heuristics.bald)
 
 
-def test_draws_lead_and_equal_a_loop_over_the_same_keys():
-    # Case 35.
-    predicted = baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=DRAWS)
-    close(predicted, expected_logits(INPUTS), rtol=1e-5)
-    # One draw keeps its axis.
-    close(baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=1), expected_logits(INPUTS, 1), rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_batches_and_order_change_no_number(batch_size):
-    # Case 38; 70 examples of two inputs and outputs, so that few batch sizes divide them. Equal rows meet equal draws.
+def test_draws_lead_and_batches_and_order_change_no_number():
+    # Cases 35 and 38; 70 examples of two inputs and outputs, so that few batch sizes divide them. Equal rows meet
+    # equal draws, and draws equal a loop over the same keys.
     order = np.random.default_rng(5).permutation(70)
     order[-1] = order[3]
     inputs = jax.tree.map(lambda leaf: leaf[order], TWO_INPUTS)
-    options = {"num_samples": DRAWS, "batch_size": batch_size}
-    predicted = baal.predict(KEY, TWO_HEADS, STATE, inputs, **options)
     logits = expected_logits(INPUTS)
     expected = {"class": logits, "size": logits[..., :1] * TWO_INPUTS["scale"][:, None]}
     expected = jax.tree.map(lambda leaf: leaf[:, order], expected)
-    close(predicted, expected, rtol=1e-5)
-    close(baal.score(KEY, TWO_HEADS, STATE, inputs, COMBINED, **options), COMBINED(expected), rtol=1e-3, atol=1e-5)
+    for batch_size in (1, 7, None):
+        options = {"num_samples": DRAWS, "batch_size": batch_size}
+        close(baal.predict(KEY, TWO_HEADS, STATE, inputs, **options), expected, rtol=1e-5)
+        found = baal.score(KEY, TWO_HEADS, STATE, inputs, COMBINED, **options)
+        close(found, COMBINED(expected), rtol=1e-3, atol=1e-5)
+    # One draw keeps its axis.
+    close(baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=1), expected_logits(INPUTS, 1), rtol=1e-5)
 
 
 def test_batches_are_even_and_stride_over_the_examples():
@@ -66,11 +60,8 @@ def test_batches_are_even_and_stride_over_the_examples():
         jax.debug.callback(lambda rows: seen.append(rows.tolist()), predictions.logits[0, :, 0], ordered=True)
         return predictions.logits[0, :, 0]
 
-    posterior = baal.Posterior(
-        None, lambda key, state, num_samples: jnp.zeros(num_samples), lambda s, d, inputs: inputs
-    )
     rows = np.arange(10, dtype=np.float32)[:, None]
-    mapped = jax.jit(lambda rows: summarise(KEY, posterior, None, rows, summary, num_samples=1, batch_size=4))(rows)
+    mapped = jax.jit(lambda rows: summarise(KEY, SPY, None, rows, summary, num_samples=1, batch_size=4))(rows)
     jax.effects_barrier()
     assert seen == [[0, 3, 6, 9], [1, 4, 7, 9], [2, 5, 8, 9]]
     same(mapped, rows[:, 0])
@@ -82,7 +73,7 @@ def test_four_devices_change_no_number(mesh):
     close(baal.predict(KEY, LINEAR, STATE, spread, **options), expected_logits(INPUTS), rtol=1e-5)
     scores = baal.score(KEY, LINEAR, STATE, spread, heuristics.bald, **options)
     assert len(scores.sharding.device_set) == 4
-    close(scores, bald(expected_logits(INPUTS)))
+    close(scores, heuristics.bald(expected_logits(INPUTS)))
 
 
 def test_evaluation_weighs_every_example_alike_and_averages_probabilities():
@@ -105,7 +96,7 @@ def test_evaluation_weighs_every_example_alike_and_averages_probabilities():
 
 
 def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
-    """Everywhere: in predictions, scores, evaluations, both streams and loops."""
+    """Everywhere: in predictions, scores, evaluations, both streams and loops; a remainder does not compile again."""
     shapes, rows = [], np.zeros((300, 2), np.float32)
 
     def apply(state, draw, inputs):
@@ -116,7 +107,7 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
         shapes.append(f"{num_samples} draws")
         return jnp.zeros(num_samples)
 
-    posterior = baal.Posterior(lambda key, dataset, labelled, previous=None: jnp.zeros(()), sample, apply)
+    posterior = SPY._replace(sample=sample, apply=apply)
     dataset = baal.Dataset(rows, np.zeros(300, np.int32))
     loop = baal.active_loop(posterior, baal.selection.top_k(heuristics.margin), query_size=1)
     state = loop.init(KEY, dataset)
@@ -133,39 +124,21 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
         shapes.clear()
         call()
         assert set(shapes) == {"20 draws", batch}
-
-
-def test_a_remainder_does_not_compile_again():
-    traced = []
-
-    def apply(state, draw, inputs):
-        traced.append(inputs.shape)
-        return LINEAR.apply(state, draw, inputs)
-
-    posterior, options = LINEAR._replace(apply=apply), {"num_samples": DRAWS, "batch_size": 16}
-    for length in (72, 33, 5):
-        list(baal.predict_stream(KEY, posterior, STATE, INPUTS[:length], **options))
-        baal.score_stream(KEY, posterior, STATE, INPUTS[:length], heuristics.bald, **options)
-    assert traced == [(16, 4)] * 2
+    shapes.clear()
+    list(baal.predict_stream(KEY, posterior, None, rows[:17]))  # as the last batch of all
+    assert not shapes
 
 
 def test_features_and_targets_reach_the_summary():
     def summary(predictions):
         return predictions.features, predictions.logits[:, :, 0].T + predictions.target_logits[:, :, 0].sum(1)[None]
 
-    targets, options = (
-        INPUTS[60:66],
-        {"num_samples": DRAWS, "batch_size": 7, "features": lambda state, x: x @ state + 1},
-    )
+    targets = INPUTS[60:66]
+    options = {"num_samples": DRAWS, "batch_size": 7, "features": lambda state, x: x @ state + 1}
     mapped = jax.jit(lambda rows: summarise(KEY, LINEAR, STATE, rows, summary, target_inputs=targets, **options))
     # The same draws predict the pool and the targets.
     both = expected_logits(INPUTS)[:, :, 0].T + expected_logits(targets)[:, :, 0].sum(1)
     close(mapped(INPUTS), (INPUTS @ STATE + 1, both), atol=1e-5)
-
-
-def test_no_key_is_used_twice(key_reuse):
-    # In one batch: that several batches meet the same draws is the point of them.
-    baal.score(jax.random.key(3), LINEAR, STATE, INPUTS, heuristics.entropy, num_samples=2, batch_size=None)
 
 
 def test_arguments_that_make_no_sense_are_refused():
