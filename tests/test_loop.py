@@ -1,14 +1,12 @@
 """The loop: one round in every disguise, what it picks, and what reaches its parts."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import data, heuristics, metrics, pool, selection
+from baal_jax import checkpoint, data, heuristics, metrics, pool, selection
 from tests.fixtures import SPY, close, clouds, count_compilations, random_network, same, same_key
 
 SIZE, ROUNDS = 100, 4
@@ -78,15 +76,9 @@ def recording_loop(batches):
         sample=lambda key, state, num_samples: jax.random.uniform(key, (num_samples,)),
         apply=apply,
     )
-    return baal.active_loop(
-        posterior,
-        baal.Acquisition(first_output, select),
-        query_size=5,
-        num_samples=3,
-        batch_size=32,
-        max_sample=40,
-        metrics=metrics.MetricSet(lambda p: p.logits[:, :, 0].T, lambda summary, targets: {"draws": summary[0]}),
-    )
+    draws = metrics.MetricSet(lambda p: p.logits[:, :, 0].T, lambda summary, targets: {"draws": summary[0]})
+    acquisition, options = baal.Acquisition(first_output, select), {"query_size": 5, "num_samples": 3, "batch_size": 32}
+    return baal.active_loop(posterior, acquisition, **options, max_sample=40, metrics=draws)
 
 
 def test_the_first_labels_have_a_key_of_their_own():
@@ -140,75 +132,65 @@ def test_no_key_is_used_twice_in_a_run(key_reuse):
 # One round after the other, in every disguise
 
 
+def fit_on(key, dataset, labelled, previous=None):
+    return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
+
+
+# Every part is random, and fits go on from the last.
+LOOP = baal.active_loop(
+    random_network()._replace(fit=fit_on), selection.power(heuristics.bald), query_size=3, num_samples=4, batch_size=16
+)
+
+
 @pytest.fixture(scope="module")
 def by_hand():
-    """Rounds of a loop whose every part is random and whose fits go on from the last, and what compiling them took."""
-
-    def fit(key, dataset, labelled, previous=None):
-        return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
-
-    loop = baal.active_loop(
-        random_network()._replace(fit=fit),
-        selection.power(heuristics.bald),
-        query_size=3,
-        num_samples=4,
-        batch_size=16,
-        metrics=metrics.MetricSet(
-            lambda predictions: metrics.model_average(predictions.logits),
-            lambda log_probs, targets: {"accuracy": metrics.accuracy(log_probs, targets)},
-        ),
-    )
-    states, infos, compiled = [loop.init(KEY, TRAIN, num_initial=5)], [], []
+    """States and what was seen in the rounds between them."""
+    states, infos, compiled = [LOOP.init(KEY, TRAIN, num_initial=5)], [], []
     for _ in range(ROUNDS):
         with count_compilations() as counted:
-            state, info = loop.step(states[-1], TRAIN)
-            values = loop.evaluate(state, TEST)
+            state, info = LOOP.step(states[-1], TRAIN)
+            infos.append(info._replace(metrics=LOOP.evaluate(state, TEST)))
         compiled.append(len(counted))
         states.append(state)
-        infos.append(info._replace(metrics=values))
-    infos = jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
-    return SimpleNamespace(loop=loop, states=states, infos=infos, compiled=compiled)
+    assert compiled == [2, 0, 0, 0]  # the step, and the evaluation
+    return states, jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
 
 
 def assert_same_run(state, infos, by_hand, start=0, stop=ROUNDS):
-    close(infos, jax.tree.map(lambda leaf: leaf[start:stop], by_hand.infos))
-    close(state._replace(key=0), by_hand.states[stop]._replace(key=0))
+    close(infos, jax.tree.map(lambda leaf: leaf[start:stop], by_hand[1]))
+    close(state._replace(key=0), by_hand[0][stop]._replace(key=0))
 
 
-def test_a_run_by_hand_is_sound_and_its_step_is_compiled_once(by_hand):
-    infos, final = by_hand.infos, by_hand.states[-1]
+def test_the_scan_is_the_python_loop_from_any_round_on(by_hand, tmp_path):
+    states, infos = by_hand
     assert infos.num_labelled.tolist() == [5, 8, 11, 14]
     assert infos.round.tolist() == [1, 2, 3, 4]  # round 0 labelled the initial examples
     assert infos.num_nan.tolist() == [0] * ROUNDS
     for number, indices in zip(infos.round, infos.indices, strict=True):
-        assert ids(np.asarray(final.pool.labelled_at) == number) == set(indices.tolist())
-    assert [int(state.step) for state in by_hand.states] == [*range(ROUNDS + 1)]
-    assert by_hand.compiled == [2, 0, 0, 0]  # the step, and the evaluation
-    program = jax.make_jaxpr(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=2))(KEY)
-    assert "callback" not in str(program)
-
-
-def test_the_scan_is_the_python_loop_from_any_round_on(by_hand):
+        assert ids(np.asarray(states[-1].pool.labelled_at) == number) == set(indices.tolist())
+    assert [int(state.step) for state in states] == [*range(ROUNDS + 1)]
     # Case 49: twice, with numpy's hidden generator in another state.
-    whole = jax.jit(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
+    whole = jax.jit(lambda key: baal.run(LOOP, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
     once = whole(KEY)
     assert_same_run(*once, by_hand)
-    same_key(once[0].key, by_hand.states[-1].key)
+    same_key(once[0].key, states[-1].key)
     np.random.seed(3)  # noqa: NPY002
     again = whole(KEY)
     same((once[0].pool, once[1]), (again[0].pool, again[1]))
     assert once[1].stopped.tolist() == [False] * ROUNDS
-    for start in (0, 2):
+    for start in (0, 2):  # Case 44.
+        with checkpoint.checkpointer(tmp_path, {}) as saved:
+            saved.save(start, states[start])
+            given = saved.restore(states[start])
         # A state of one's own may hold Python numbers.
-        given = by_hand.states[start]._replace(step=int(by_hand.states[start].step))
-        found = baal.run(by_hand.loop, None, TRAIN, TEST, num_rounds=2, state=given)
+        found = baal.run(LOOP, None, TRAIN, TEST, num_rounds=2, state=given._replace(step=int(given.step)))
         assert_same_run(*found, by_hand, start, start + 2)
 
 
 def test_one_seed_among_many_is_that_seed_alone(by_hand):
     # Case 49.
     def one(key):
-        state, infos = baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS)
+        state, infos = baal.run(LOOP, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS)
         return state._replace(key=0), infos
 
     many = jax.device_get(jax.jit(lambda seeds: jax.vmap(one)(jax.vmap(jax.random.key)(seeds)))(np.array([1, 7])))
@@ -313,21 +295,19 @@ def test_scores_that_are_nan_are_counted_and_come_last():
 
 
 def test_the_mean_is_that_of_a_single_score_and_nan_is_counted_in_every_part_of_a_summary():
-    state = spy_loop().init(KEY, DATA, pool=pool_of(0))
-    available = np.arange(SIZE) > 0
-    half = np.where(np.arange(SIZE) < 9, np.nan, SCORES).astype(np.float16)
-    columns = np.where(np.arange(SIZE)[:, None] == [3, 5], np.nan, 1.0).astype(np.float32)
-
     def first_available(key, summary, available, query_size, labelled=None):
         return selection.random().select(key, None, available, query_size)
 
     loop = spy_loop(baal.Acquisition(first_output, first_available))
+    state, places = loop.init(KEY, DATA, pool=pool_of(0)), np.arange(SIZE)
+    half = np.where(places < 9, np.nan, SCORES).astype(np.float16)
+    columns = np.where(places[:, None] == [3, 5], np.nan, 1.0).astype(np.float32)
     for summary, mean, num_nan in (
-        ({"score": half, "place": np.arange(SIZE)}, SCORES[9:].mean(), 8),  # integers are no scores, nor can be NaN
+        ({"score": half, "place": places}, SCORES[9:].mean(), 8),  # integers are no scores, nor can be NaN
         ({"score": half, "columns": columns}, np.nan, 8),
         (columns, np.nan, 2),
     ):
-        _, info = loop.round.select(KEY, state, summary, None, available)
+        _, info = loop.round.select(KEY, state, summary, None, places > 0)
         assert info.mean_score.dtype == jnp.float32
         close(info.mean_score, mean)
         assert int(info.num_nan) == num_nan
@@ -378,6 +358,9 @@ def test_what_a_fit_is_given():
     given = pool_of(4, 9)._replace(targets=jnp.asarray(stored))
     state = loop.init(KEY, unlabelled, pool=given)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.posterior))
+    key = jax.random.key(0, impl="rbg")  # which a state may hold
+    empty = spy_loop().init(key, DATA).posterior["key"]
+    assert (empty.shape, empty.dtype, jax.random.key_data(empty).any()) == ((), key.dtype, False)
     answers, picked = {4: 3, 9: 5}, [{4, 9}]
     for number in (1, 2, 3):
         state, info = loop.step(state, unlabelled)
@@ -390,28 +373,25 @@ def test_what_a_fit_is_given():
         state = state._replace(pool=pool.annotate(state.pool, info.indices, [number, number]))
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_a_state_may_hold_keys(impl):
-    key = jax.random.key(0, impl=impl)
-    empty = spy_loop(selection.random()).init(key, DATA).posterior["key"]
-    assert (empty.shape, empty.dtype) == ((), key.dtype)
-    assert not jax.random.key_data(empty).any()
-
-
 # What is refused
 
 
 def test_a_loop_checks_its_arguments():
-    for name in ("query_size", "num_samples", "batch_size", "max_sample", "last_rounds"):
-        for value in (0, 1.5) if name != "query_size" else (0, (), (5, 0), [1.5]):
-            with pytest.raises(ValueError, match=name):
+    for name in ("num_samples", "batch_size", "max_sample", "last_rounds"):
+        for value in (0, 1.5):
+            with pytest.raises(ValueError, match=f"{name}={value}"):
                 spy_loop(**{name: value})
+    for value in (0, (), (5, 0), [1.5]):
+        with pytest.raises(ValueError, match="query_size"):
+            spy_loop(query_size=value)
 
 
-def test_beginnings_that_make_no_sense_are_refused():
+def test_beginnings_and_runs_that_make_no_sense_are_refused():
     loop, full = spy_loop(), pool_of(*range(98))
     asked = pool.init(SIZE, targets=np.full(SIZE, -1))
-    source = data.View(DATA.inputs)
+    source = DATA._replace(inputs=data.View(DATA.inputs))
+    state = loop.init(KEY, DATA, num_initial=90)  # as many as there are can be asked for
+    assert int(pool.num_labelled(state.pool)) == 90
     for message, call in {
         "query_size=500 exceeds the 100 unlabelled": lambda: spy_loop(query_size=(500, 1)).init(KEY, DATA),
         "query_size=10 exceeds the 9 unlabelled": lambda: loop.init(KEY, DATA, num_initial=91),
@@ -422,23 +402,12 @@ def test_beginnings_that_make_no_sense_are_refused():
         "whose targets are still to come": lambda: loop.init(KEY, DATA, num_initial=3, pool=asked),
         "typed key": lambda: loop.init(jax.random.PRNGKey(0), DATA),
         "common leading axis": lambda: loop.init(KEY, DATA._replace(targets=np.zeros(3))),
-        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, baal.Dataset(source, DATA.targets[1:])),
+        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, source._replace(targets=DATA.targets[1:])),
+        "num_rounds=0": lambda: baal.run(loop, KEY, DATA, num_rounds=0),
+        "not both": lambda: baal.run(loop, KEY, DATA, num_rounds=1, state=state),
+        "a state to continue one": lambda: baal.run(loop, None, DATA, num_rounds=1),
+        "num_initial=4": lambda: baal.run(loop, None, DATA, num_rounds=1, state=state, num_initial=4),
+        "test.inputs is a source": lambda: baal.run(loop, KEY, DATA, source, num_rounds=1),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
-    # As many as there are can be asked for.
-    assert int(pool.num_labelled(loop.init(KEY, DATA, num_initial=90).pool)) == 90
-
-
-def test_runs_need_a_key_or_a_state_and_some_rounds():
-    loop = spy_loop()
-    state, source = loop.init(KEY, DATA), DATA._replace(inputs=data.View(DATA.inputs))
-    for message, arguments in {
-        "num_rounds=0": {"key": KEY, "num_rounds": 0},
-        "not both": {"key": KEY, "num_rounds": 1, "state": state},
-        "a state to continue one": {"key": None, "num_rounds": 1},
-        "num_initial=4": {"key": None, "num_rounds": 1, "state": state, "num_initial": 4},
-        "test.inputs is a source": {"key": KEY, "num_rounds": 1, "test": source},
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            baal.run(loop, dataset=DATA, **arguments)

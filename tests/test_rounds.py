@@ -32,59 +32,55 @@ def blurred():
     return centroids()._replace(fit=fit)
 
 
-def by_hand(made, dataset, key):
-    state, picks = made.init(key, dataset, num_initial=INITIAL), []
+def picks_of(made, one_round, dataset):
+    state, picks = made.init(KEY, dataset, num_initial=INITIAL), []
     for _ in range(ROUNDS):
-        state, info = made.step(state, dataset)
-        picks.append(np.asarray(info.indices))
+        state, indices = one_round(made, dataset, state)
+        picks.append(np.asarray(indices))
     return np.stack(picks)
 
 
-def from_parts(made, dataset, key):
+def by_hand(made, dataset, state):
+    state, info = made.step(state, dataset)
+    return state, info.indices
+
+
+def from_parts(made, dataset, state):
     """A round of one's own, made of the five parts."""
-    state, picks = made.init(key, dataset, num_initial=INITIAL), []
-    for _ in range(ROUNDS):
-        keys = loop.round_keys(state.key, state.pool.round)
-        fitted = made.round.fit(keys.fit, dataset, state)
-        ids, available = made.round.candidates(keys.subset, state)
-        inputs = dataset.inputs[np.maximum(ids, 0)]
-        summary = made.round.summarise(keys.draws, fitted, inputs)
-        picked, _ = made.round.select(keys.select, state, summary, ids, available)
-        state = made.round.advance(state, fitted, picked)
-        picks.append(np.asarray(picked.indices))
-    return np.stack(picks)
+    keys = loop.round_keys(state.key, state.pool.round)
+    fitted = made.round.fit(keys.fit, dataset, state)
+    ids, available = made.round.candidates(keys.subset, state)
+    summary = made.round.summarise(keys.draws, fitted, dataset.inputs[np.maximum(ids, 0)])
+    picked, _ = made.round.select(keys.select, state, summary, ids, available)
+    return made.round.advance(state, fitted, picked), picked.indices
 
 
-def with_annotators(made, key, folder):
+def with_annotators(made, folder):
     """Queries as files, answered with the truth."""
     annotation.start(folder, references=[f"{i}.png" for i in range(len(TRAIN.targets))], class_names=NAMES)
-    picks = []
     for _ in range(ROUNDS + 1):
-        query = annotation.propose(folder, made, TRAIN.inputs, key=key, num_initial=INITIAL)
-        picks.append(query.indices)
-        tasks = json.loads(query.tasks.read_text())
+        query = annotation.propose(folder, made, TRAIN.inputs, key=KEY, num_initial=INITIAL)
+        tasks, control = json.loads(query.tasks.read_text()), {"from_name": "label", "to_name": "image"}
         for task in tasks:
-            answer = {"choices": [NAMES[TRAIN.targets[task["data"]["baal_index"]]]]}
-            control = {"from_name": "label", "to_name": "image", "type": "choices", "value": answer}
-            task["annotations"] = [{"result": [control]}]
-        export = folder / "export.json"
-        export.write_text(json.dumps(tasks))
-        annotation.ingest(folder, export)
-    return picks[1:]
+            value = {"choices": [NAMES[TRAIN.targets[task["data"]["baal_index"]]]]}
+            task["annotations"] = [{"result": [{**control, "type": "choices", "value": value}]}]
+        (folder / "export.json").write_text(json.dumps(tasks))
+        annotation.ingest(folder, folder / "export.json")
+        yield query.indices
 
 
 def test_all_pick_the_same_examples_from_the_same_state(tmp_path):
     """With everything that can be asked of a loop: a schedule, a sample, the last rounds, a part of the batches."""
     made = make(blurred(), query_size=(1, 2, 4), max_sample=17, last_rounds=2, batch_size=7)
-    expected = by_hand(made, TRAIN, KEY)
+    expected = picks_of(made, by_hand, TRAIN)
     assert (expected >= 0).sum(axis=1).tolist() == [1, 2, 4]
     assert len(set(expected[expected >= 0].tolist())) == 7
-    same(from_parts(made, TRAIN, KEY), expected)
-    same(by_hand(made, SOURCE, KEY), expected)
+    same(picks_of(made, from_parts, TRAIN), expected)
+    same(picks_of(made, by_hand, SOURCE), expected)
     for dataset in (TRAIN, SOURCE):
         same(baal.run(made, KEY, dataset, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices, expected)
-    for asked, row in zip(with_annotators(made, KEY, tmp_path / "project"), expected, strict=True):
-        same(asked, row[row >= 0])
+    _, *asked = with_annotators(made, tmp_path / "project")
+    same(asked, [row[row >= 0] for row in expected])
 
 
 def trained():
@@ -110,34 +106,19 @@ def test_a_fit_to_the_labelled_part_of_a_source_is_the_fit_to_the_whole_pool(pos
 # What a source does for a loop
 
 
-class Photos:
-    """A source of dictionaries that knows what was read of it."""
-
-    def __init__(self):
-        self.read = []
-
-    def __len__(self):
-        return len(TRAIN.inputs)
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return {"input": TRAIN.inputs[index], "name": f"{index}.png"}
-
-
 def test_a_source_is_read_only_where_something_is_predicted():
-    photos = Photos()
-    dataset = TRAIN._replace(inputs=data.View(photos, lambda item: item["input"]))
+    read = []
+    inputs_of = lambda item: (read.append(item[0]), item[1])[1]  # noqa: E731
+    dataset = TRAIN._replace(inputs=data.View([*enumerate(TRAIN.inputs)], inputs_of))
     scoring = baal.Acquisition(lambda predictions: predictions.logits[0, :, 0], selection.top_k().select)
     silent, reading = make(SPY, selection.random()), make(SPY, scoring, max_sample=5)
     state = silent.init(KEY, dataset, num_initial=4)
     trained_on = set(np.flatnonzero(np.asarray(state.pool.labelled_at) == 0).tolist())
-    photos.read.clear()
-    silent.step(state, dataset)
-    assert set(photos.read) - {0} == trained_on - {0}  # the first example tells the shapes
-    photos.read.clear()
     ids, _ = reading.round.candidates(loop.round_keys(state.key, state.pool.round).subset, state)
-    reading.step(state, dataset)
-    assert set(photos.read) - {0} == (trained_on | set(ids.tolist())) - {0}
+    for made, expected in ((silent, trained_on), (reading, trained_on | set(ids.tolist()))):
+        read.clear()
+        made.step(state, dataset)
+        assert set(read) - {0} == expected - {0}  # the first example tells the shapes
 
 
 def test_the_labelled_part_of_a_source_has_a_room_that_rarely_changes():
