@@ -26,18 +26,12 @@ def _hidden(x):
     return nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
 
 
-class LinenKeyword(nn.Module):
+class LinenPosition(nn.Module):
     rate: float = 0.5
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        return nn.Dense(3)(nn.Dropout(self.rate)(_hidden(x), deterministic=not train))
-
-
-class LinenPosition(nn.Module):
-    @nn.compact
     def __call__(self, x, train, /):
-        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), not train))
+        return nn.Dense(3)(nn.Dropout(self.rate)(_hidden(x), not train))
 
 
 class LinenConstructor(nn.Module):
@@ -46,19 +40,6 @@ class LinenConstructor(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not self.train)(_hidden(x)))
-
-
-class LinenDeterministic(nn.Module):
-    @nn.compact
-    def __call__(self, x, deterministic: bool = True):
-        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), deterministic=deterministic))
-
-
-class LinenInline(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = _hidden(x)
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(x) if train else x)
 
 
 class LinenConv(nn.Module):
@@ -134,16 +115,7 @@ class LinenNormed(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(x)
 
 
-LINEN = [
-    LinenKeyword,
-    LinenPosition,
-    LinenConstructor,
-    LinenDeterministic,
-    LinenInline,
-    LinenConv,
-    LinenAttention,
-    LinenCounter,
-]
+LINEN = [LinenPosition, LinenConstructor, LinenConv, LinenAttention, LinenCounter]
 
 
 class NnxMode(nnx.Module):
@@ -155,11 +127,6 @@ class NnxMode(nnx.Module):
 
     def __call__(self, x, **options):
         return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))), **options))
-
-
-class NnxKeyword(NnxMode):
-    def __call__(self, x, train: bool):
-        return super().__call__(x, deterministic=not train)
 
 
 class NnxRngs(NnxMode):
@@ -235,4 +202,4 @@ class NnxNormed(nnx.Module):
         return self.dropout(self.norm(x))
 
 
-NNX = [NnxMode, NnxKeyword, NnxRngs, NnxConv, NnxAttention]
+NNX = [NnxMode, NnxRngs, NnxConv, NnxAttention]

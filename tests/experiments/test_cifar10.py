@@ -21,13 +21,6 @@ TINY = {
 }  # fmt: skip
 
 
-CACHE = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0.5,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
-
-
 def tiny(out, **changes):
     return dataclasses.replace(experiment.preset("modern", "small"), **{**TINY, "out": out, **changes})
 
@@ -41,15 +34,18 @@ def outcome(out):
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
     """Every call of the experiment compiles the same programs."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    for name, value in {**CACHE, "jax_compilation_cache_dir": cache}.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield cache
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +73,6 @@ def test_it_writes_rounds_curves_calibration_classes_and_a_gallery(finished):
     assert results["config"]["num_steps"] == 3
 
 
-def test_a_finished_run_is_only_reported_again(finished):
-    before = outcome(finished)
-    experiment.main(tiny(finished))
-    assert outcome(finished) == before
-
-
 def test_a_run_that_stops_in_the_middle_ends_the_same(finished, tmp_path, monkeypatch):
     saves, save = [], checkpoint.Checkpointer.save
 
@@ -104,19 +94,13 @@ def test_a_run_that_stops_in_the_middle_ends_the_same(finished, tmp_path, monkey
     assert all(final[0][name].tobytes() == final[1][name].tobytes() for name in final[0].files)  # every array
 
 
-def test_another_configuration_does_not_continue(finished):
+def test_a_finished_run_is_only_reported_again_and_another_one_does_not_continue_it(finished):
+    before = outcome(finished)
+    experiment.main(tiny(finished))
+    assert outcome(finished) == before
     with pytest.raises(ValueError, match="num_steps: saved 3, now 4"):
         experiment.main(tiny(finished, num_steps=4))
-
-
-def test_numbers_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(ValueError, match="num_initial=500"):
-        experiment.main(tiny(out, num_initial=500))
-    assert not out.exists()
-
-
-def test_the_same_images_in_another_order_are_another_run(finished):
+    # The same images in another order are another run.
     config = tiny(finished)
     run = experiment.prepare(config)
     before = experiment.identity(config, run, 1)
@@ -190,3 +174,6 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     ]:
         with pytest.raises(SystemExit, match=message):
             experiment.prepare(tiny(tmp_path, **changes))
+    with pytest.raises(ValueError, match="num_initial=500"):
+        experiment.main(tiny(tmp_path / "out", num_initial=500))
+    assert not (tmp_path / "out").exists()  # before anything is written

@@ -29,10 +29,7 @@ def test_parameters_are_those_of_the_papers():
     ]:
         variables = jax.eval_shape(baal.from_linen(network).init, KEY, IMAGES[:1])
         assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == expected
-
-
-def test_an_imagenet_image_meets_the_original_head():
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8)  # of ImageNet, for the original head
     variables = jax.eval_shape(baal.from_linen(models.VGG16()).init, KEY, image)
     assert variables.params["Dense_0"]["kernel"].shape == (25088, 4096)
 
@@ -77,26 +74,17 @@ def test_the_nnx_network_is_the_linen_network():
     np.testing.assert_allclose(found, jax.jit(twin.apply)(theirs, x, DRAW), rtol=1e-4, atol=1e-5)
 
 
-def test_patches_keep_every_pixel():
+def test_patches_keep_every_pixel_and_sizes_that_do_not_fit_are_refused():
     x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
     cut = models.patches(jnp.asarray(x), 2)
     assert cut.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(np.asarray(cut)[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
-    with pytest.raises(ValueError, match="patch=3"):
-        models.patches(jnp.asarray(x), 3)
-
-
-def test_a_depth_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="depth=20"):
-        models.WideResNet(depth=20).init(KEY, IMAGES[:1], train=False)
-
-
-def test_two_by_two_maps_take_the_dense_path(monkeypatch):
-    called = []
-    monkeypatch.setattr(layers, "_dense_conv", lambda x, k: called.append(x.shape) or jnp.zeros((*x.shape[:3], 8)))
-    network = NETWORKS["vgg"]()
-    jax.eval_shape(lambda: network.init({"params": KEY, "dropout": DRAW}, IMAGES[:1], train=False))
-    assert called == [(1, 2, 2, 8)] * 3
+    for message, call in {
+        "patch=3": lambda: models.patches(jnp.asarray(x), 3),
+        "depth=20": lambda: models.WideResNet(depth=20).init(KEY, IMAGES[:1], train=False),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_a_wide_head_computes_what_the_stock_layers_do(monkeypatch):
@@ -114,21 +102,3 @@ def test_a_wide_head_computes_what_the_stock_layers_do(monkeypatch):
     stock = jax.jit(lambda *a: model.apply(*a))(variables, IMAGES, DRAW)
     np.testing.assert_allclose(ours, stock, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(one_at_rest[0], rest(variables, IMAGES)[0], rtol=1e-5, atol=0.02)
-
-
-def test_a_training_batch_of_one_has_a_mask_like_any_other():
-    class Stock(nn.Module):
-        @nn.compact
-        def __call__(self, x, train):
-            x = models.scaled(x).reshape(x.shape[0], -1)
-            for width in (8, 8):
-                x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(width)(x)))
-            return nn.Dense(10)(x)
-
-    @jax.jit
-    def both():
-        variables = Stock().init(KEY, IMAGES[:1], train=False)
-        networks = models.MLP(hidden=(8, 8)), Stock()
-        return [net.apply(variables, IMAGES[:1], train=True, rngs={"dropout": DRAW}) for net in networks]
-
-    np.testing.assert_allclose(*both(), rtol=1e-5)
