@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutation import changes
@@ -74,40 +74,30 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a change counts as seen")
     options = parser.parse_args()
     everything = changes.written() if options.written else changes.drawn(options.seed, options.count)
-    work: queue.Queue = queue.Queue()
-    for change in everything:
-        if options.only in change.path:
-            work.put(change)
-    total, passed = work.qsize(), []
+    chosen = [change for change in everything if options.only in change.path]
 
-    def worker(copy: Path) -> None:
-        while True:
-            try:
-                change = work.get_nowait()
-            except queue.Empty:
-                return
-            start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
+        free: queue.SimpleQueue = queue.SimpleQueue()
+        for job in range(options.jobs):
+            free.put(Path(folder) / str(job) / "project")
+            ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build")
+            shutil.copytree(HOME, Path(folder) / str(job) / "project", ignore=ignored)
+
+        def try_out(change: changes.Change) -> bool:
+            start, copy = time.monotonic(), free.get()
             saw = is_seen(change, copy, rooms_tests(change.path), options.timeout)
             if saw is None and options.whole:
                 saw = is_seen(change, copy, ["tests"], 10 * options.timeout)
-            if saw is None:
-                passed.append(change)
+            free.put(copy)
             mark = "seen  " if saw else "PASSED"
             print(f"{mark} {time.monotonic() - start:4.0f} s  {change.describe()}  [{saw}]", flush=True)
+            return saw is not None
 
-    with tempfile.TemporaryDirectory() as folder:
-        threads = []
-        for job in range(options.jobs):
-            copy = Path(folder) / str(job) / "project"
-            shutil.copytree(HOME, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build"))
-            threads.append(threading.Thread(target=worker, args=(copy,)))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    print(f"\n{total - len(passed)} of {total} seen: {(total - len(passed)) / max(total, 1):.3f}")
-    for change in passed:
-        print(f"  {change.describe()}")
+        seen = list(threads.map(try_out, chosen))
+    print(f"\n{sum(seen)} of {len(seen)} seen: {sum(seen) / max(len(seen), 1):.3f}")
+    for change, was_seen in zip(chosen, seen, strict=True):
+        if not was_seen:
+            print(f"  {change.describe()}")
 
 
 if __name__ == "__main__":
