@@ -84,11 +84,11 @@ def test_everything_comes_back_bit_for_bit_in_an_order_of_its_own(tmp_path):
 
 def test_a_placement_is_kept(tmp_path, mesh):
     split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis)) for axis in ("pool", None))
-    state = {"rows": jax.device_put(np.arange(8.0, dtype=np.float32), split)}
-    state["keys"] = jax.device_put(jax.random.split(jax.random.key(0), 8), whole)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    rows, keys = np.arange(8.0, dtype=np.float32), jax.random.split(jax.random.key(0), 8)
+    state = {"rows": jax.device_put(rows, split), "keys": jax.device_put(keys, whole)}
     with opened(tmp_path) as saved:
         saved.save(1, state)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         restored = saved.restore(like)
     assert [restored["rows"].sharding, restored["keys"].sharding] == [split, whole]
     assert_identical(restored, state)
@@ -102,28 +102,22 @@ def test_another_configuration_or_format_is_refused_with_every_difference_and_an
         place: Path = Path("a")
         deep: dict = dataclasses.field(default_factory=lambda: {"x": 1, "empty": {}})
 
-    with opened(tmp_path, Config()):
-        pass
-    with opened(tmp_path, {"rate": 0.1, "inner": [1, 2], "place": "a", "deep": {"x": 1, "empty": {}}}):
-        pass
+    for config in (Config(), {"rate": 0.1, "inner": [1, 2], "place": "a", "deep": {"x": 1, "empty": {}}}):
+        with opened(tmp_path, config):
+            pass
     said = refused(tmp_path, {"rate": 0.2, "inner": [1, 2], "deep": {"x": 1, "y": None, "empty": {}}})
     assert said.startswith(f"{tmp_path} belongs to another configuration:\n  config.deep.y: saved nothing, now null\n")
-    assert '\n  config.place: saved "a", now nothing\n  config.rate: saved 0.1, now 0.2\n' in said
-    assert said.count("saved") == 3
-    assert "delete this one" in said
+    assert '\n  config.place: saved "a", now nothing\n  config.rate: saved 0.1, now 0.2\nGo back' in said
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"versions": {"jax": "0.0.1", "jaxlib": record["versions"]["jaxlib"]}}))
     said_first = r'another version of jax[^:]*:\n  versions.jax: saved "0.0.1"'
-    with pytest.warns(UserWarning, match=said_first) as said, opened(tmp_path, Config()):
-        pass
+    with pytest.warns(UserWarning, match=said_first) as said, opened(tmp_path, Config()) as saved:
+        saved.save(1, 1)
     assert said[0].filename == __file__  # where the folder is opened
     path.write_text(json.dumps(record | {"format": 99}))
     assert "format: saved 99, now 2" in refused(tmp_path, Config())
     path.unlink()  # without checkpoints a folder may be anybody's
-    with opened(tmp_path) as saved:
-        saved.save(1, 1)
-    path.unlink()
     assert "holds checkpoints but no config.json" in refused(tmp_path)
 
 
@@ -171,7 +165,7 @@ def test_numbers_count_upwards_and_only_the_newest_stay(keep, left, tmp_path):
     assert "keep=0" in refused(tmp_path, keep=0)
 
 
-def test_a_removal_that_fails_leaves_the_newest_whole_and_is_made_up_for(tmp_path, monkeypatch):
+def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is_let_in(tmp_path, monkeypatch):
     unlink, removed = Path.unlink, []
 
     def fails(path):
@@ -193,17 +187,12 @@ def test_a_removal_that_fails_leaves_the_newest_whole_and_is_made_up_for(tmp_pat
         assert [saved.latest, saved.restore(0), saved.restore(0, number=3)] == [4, 4, 3]
         saved.save(5, 5)
         assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000005.npz"]
-
-
-def test_what_a_killed_save_left_is_removed_and_one_run_at_a_time_is_let_in(tmp_path):
-    with opened(tmp_path) as saved:
-        saved.save(1, 1)
         assert refused(tmp_path).startswith(f"another run works in {tmp_path} (process {os.getpid()})")
-    for name in (".step_00000002.npz.x4f_2ab9", ".step_00000001.npz.0"):
+    for name in (".step_00000006.npz.x4f_2ab9", ".step_00000005.npz.0"):  # of a process that was killed
         (tmp_path / name).write_bytes(b"PK")
     with opened(tmp_path) as saved:
-        assert saved.latest == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock", "step_00000001.npz"]
+        assert saved.latest == 5
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock", "step_00000005.npz"]
 
 
 def test_lines_of_a_journal(tmp_path):
