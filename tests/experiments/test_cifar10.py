@@ -9,7 +9,6 @@ import pytest
 import vgg_mcdropout_cifar10 as experiment
 from jax.experimental.compilation_cache import compilation_cache
 
-import baal_jax as baal
 from baal_jax import checkpoint
 from tests.data import files as data_files
 
@@ -103,17 +102,6 @@ def test_a_finished_run_is_only_reported_again_and_another_one_does_not_continue
     assert sum(left[name] != right[name] for name in left) == 1
 
 
-def test_a_pool_that_runs_out_and_a_seed_that_diverges_are_reported():
-    seen = ((10, 1.0), (15, 0.5), (15, None))
-    rounds = [
-        {"round": number, "num_labelled": labels, "seeds": [0], "metrics": {"nll": [value]}}
-        for number, (labels, value) in enumerate(seen)
-    ]
-    curves = experiment.learning_curves(rounds)
-    assert curves.num_labelled.tolist() == [10, 15, 15]
-    np.testing.assert_array_equal(curves.metrics["nll"], [[1.0, 0.5, np.nan]])
-
-
 def test_cifar10_is_read_from_a_directory(tmp_path):
     pytest.importorskip("PIL")
     train, test = data_files.pictures(30), data_files.pictures(12, seed=1)
@@ -133,14 +121,6 @@ def test_the_original_preset_holds_the_original_numbers():
     assert (config.num_epochs, config.num_steps, config.batch_size) == (20, None, 32)
     assert (config.optimizer, config.learning_rate, config.momentum) == ("sgd", 1e-3, 0.9)
     assert not config.batch_norm
-
-
-def test_every_model_can_be_fitted_under_a_preset():
-    data = baal.Dataset(jax.ShapeDtypeStruct((40, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((40,), np.int32))
-    for preset, model in (("original", "vgg16"), ("modern", "wide_resnet"), ("modern", "small_nnx")):
-        posterior = experiment.make_posterior(experiment.preset(preset, model), (32, 32, 3), 10)
-        state = jax.eval_shape(posterior.fit, jax.random.key(0), data, jax.ShapeDtypeStruct((40,), bool))
-        assert jax.tree.leaves(state.variables.params)
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):

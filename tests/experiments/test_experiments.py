@@ -15,7 +15,6 @@ import mlp_mcdropout_digits
 import numpy as np
 import pytest
 import semi_supervised_digits
-from scipy.spatial.distance import pdist
 from scipy.special import softmax
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -76,19 +75,6 @@ def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
     assert len(written(tmp_path)["strategies"]) == 2
 
 
-def test_labels_of_the_semi_supervised_experiment_are_nested_and_balanced():
-    targets = np.arange(200) % 10
-    one, other, at_random = (
-        semi_supervised_digits.labelling_order(jnp.asarray(targets), semi_supervised_digits.Config(balanced=even), seed)
-        for seed, even in ((0, True), (1, True), (0, False))
-    )
-    np.testing.assert_array_equal(np.sort(one), np.arange(200))
-    for count in (10, 50):
-        assert np.bincount(targets[one < count]).tolist() == [count // 10] * 10
-    assert np.any(one != other)
-    assert np.bincount(targets[at_random < 50], minlength=10).tolist() != [5] * 10
-
-
 def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
     config = bayesian_lenet_cifar10.Config(
         methods=("local_reparameterization",), dataset="digits", subset=60, num_test=30, epochs=1, batch_size=30,
@@ -110,11 +96,3 @@ def test_uncertainty_splits_into_two_parts(rng):
         inside = np.mean([np.diag(p) - np.outer(p, p) for p in probs], axis=0)
         np.testing.assert_allclose(aleatoric[n], np.trace(inside), rtol=1e-5)
         np.testing.assert_allclose(epistemic[n], np.trace(np.cov(probs.T, bias=True)), rtol=1e-5)
-
-
-def test_principal_components_keep_distances(rng):
-    x = rng.normal(size=(30, 5)).astype(np.float32) + 3
-    turned = np.asarray(cold_start_digits.principal_components(jnp.asarray(x), 5), np.float64)
-    np.testing.assert_allclose(pdist(turned), pdist(x), atol=1e-4)
-    assert (np.diff(np.var(turned, axis=0)) <= 0).all()
-    np.testing.assert_allclose(turned.mean(axis=0), 0, atol=1e-5)
