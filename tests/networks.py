@@ -62,14 +62,10 @@ class LinenAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    rate: float = 0.5
-
     @nn.compact
-    def __call__(self, x, active: bool = False, training: bool = False):
-        if not training:
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x / (1 - self.rate), 0.0)
+    def __call__(self, x, training: bool = False):
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 0.5, (len(x), 1)) if training else True
+        return jnp.where(keep, x, 0.0)
 
 
 class LinenDropPath(nn.Module):
@@ -169,18 +165,14 @@ class NnxNoise(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.rngs, self.training = rngs.fork(), False
 
-    def __call__(self, x, training: bool | None = None):
-        on = self.training if training is None else training
-        return x + jax.random.normal(self.rngs(), x.shape) if on else x
+    def __call__(self, x):
+        return x + jax.random.normal(self.rngs(), x.shape) if self.training else x
 
 
 class NnxOwnLayer(NnxMode):
     def __init__(self, rngs: nnx.Rngs):
         super().__init__(rngs)
         self.dropout = NnxNoise(rngs)
-
-    def __call__(self, x, noisy: bool = False):
-        return super().__call__(x, training=noisy)
 
 
 class NnxCentre(nnx.Module):

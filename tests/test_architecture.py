@@ -72,27 +72,19 @@ def test_the_library_does_not_know_the_edge():
     assert not [(name, other) for name in library for other in _graph()[name] if _room(other) in ("", *EDGE)]
 
 
-def _privates_taken(module):
-    path, modules, taken = MODULES[module], {}, []
-    for other, name, here in _imports(path):
-        inner = other.removeprefix("baal_jax._util").split(".")[1:] if _room(other) == "_util" else other.split(".")[1:]
-        if _room(other) != _room(module):
-            taken += [f"{other}.{part}" for part in [*inner, name or ""] if _is_private(part)]
-            if name is None:
-                modules[here] = other
-    for node in ast.walk(_tree(path)):
-        is_name = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
-        if is_name and _is_private(node.attr):
-            taken.append(f"{modules[node.value.id]}.{node.attr}")
-    return taken
-
-
-def _is_private(name):
-    return name.startswith("_") and not name.startswith("__")
-
-
 def test_a_room_takes_no_privates_of_another():
-    taken = {module: privates for module in MODULES if _room(module) and (privates := _privates_taken(module))}
+    is_private = lambda name: name.startswith("_") and not name.startswith("__")  # noqa: E731
+    taken = []
+    for module, path in MODULES.items():
+        modules = {}
+        for other, name, here in _imports(path) if _room(module) else ():
+            if _room(other) != _room(module):
+                inner = other.removeprefix("baal_jax").removeprefix("._util").split(".")
+                taken += [f"{module}: {other}.{part}" for part in [*inner, name or ""] if is_private(part)]
+                modules |= {} if name else {here: other}
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                taken += [f"{module}: {node.value.id}.{node.attr}"] if is_private(node.attr) else []
     assert not taken
 
 
@@ -129,15 +121,13 @@ def _public():
 
 def test_every_public_name_is_documented():
     """Constants such as registries are documented where they stand; one-line accessors say it all."""
-    offenders = []
+    offenders = {}
     for name, value in _public().items():
-        if not inspect.isclass(value) and not inspect.isfunction(inspect.unwrap(value)):
-            continue
-        doc = inspect.getdoc(value) or ""
-        parameters = () if inspect.isclass(value) or len(doc.splitlines()) == 1 else inspect.signature(value).parameters
-        missing = [parameter for parameter in parameters if not re.search(rf"\n    {parameter}:", doc)]
-        if missing or not doc:
-            offenders.append((".".join(name), missing or "no docstring"))
+        if inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value)):
+            doc = inspect.getdoc(value) or ""
+            is_short = inspect.isclass(value) or len(doc.splitlines()) == 1
+            missing = [p for p in inspect.signature(value).parameters if not re.search(rf"\n    {p}:", doc)]
+            offenders |= {name: missing} if not doc or (missing and not is_short) else {}
     assert len(_public()) > 200
     assert not offenders
 
@@ -149,10 +139,11 @@ def _signatures():
         value = inspect.unwrap(value)
         if inspect.isfunction(value) or (inspect.isclass(value) and hasattr(value, "_fields")):
             for parameter in inspect.signature(value).parameters.values():
-                default = parameter.default
-                shown = "" if default is parameter.empty else f" = {getattr(default, '__qualname__', repr(default))}"
-                star = "*" if parameter.kind is parameter.KEYWORD_ONLY else ""
-                lines.append(f"{module}.{name}({star}{parameter.name}{shown})")
+                default = getattr(parameter.default, "__qualname__", repr(parameter.default))
+                shown = "" if parameter.default is parameter.empty else f" = {default}"
+                lines.append(
+                    f"{module}.{name}({'*' * (parameter.kind is parameter.KEYWORD_ONLY)}{parameter.name}{shown})"
+                )
         elif isinstance(value, bool | int | float | str | tuple):
             lines.append(f"{module}.{name} = {value!r}")
     return lines

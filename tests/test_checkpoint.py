@@ -196,20 +196,17 @@ def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is
 
 
 def test_lines_of_a_journal(tmp_path):
+    """More of them: contracts/test_files."""
     path = tmp_path / "deeper" / "rounds.jsonl"
-    assert checkpoint.read_lines(path) == []
     checkpoint.keep_lines(path, 0)
-    assert not path.exists()
+    assert (checkpoint.read_lines(path), path.exists()) == ([], False)
     with pytest.raises(ValueError, match="holds 0 lines, but 1 belong to the checkpoint"):
         checkpoint.keep_lines(path, 1)
     for i in range(3):
-        checkpoint.append_line(path, {"i": i, "values": np.array([0.1, np.nan], np.float32)})
+        checkpoint.append_line(str(path), {"i": i, "values": np.array([0.1, np.nan], np.float32)})
     assert checkpoint.read_lines(path)[2] == {"i": 2, "values": [float(np.float32(0.1)), None]}
-    with path.open("a") as file:
-        file.write('{"i": 3, "val')  # killed while writing
     checkpoint.keep_lines(path, 2)
-    checkpoint.append_line(str(path), {"i": 9})
-    assert [line["i"] for line in checkpoint.read_lines(path)] == [0, 1, 9]
+    assert [line["i"] for line in checkpoint.read_lines(path)] == [0, 1]
     path.write_text('{"i": 1}\n{"i": \n{"i": 2}\n')
     with pytest.raises(ValueError, match=r"line 2 of .* is not JSON"):
         checkpoint.keep_lines(path, 1)

@@ -17,43 +17,39 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = {
-    "experiments": ("experiments", "data", "plot"),
-    "development": ("experiments", "data", "plot", "test", "docs"),
-}
+LOCKS = {"experiments": ("experiments", "data", "plot")}
+LOCKS["development"] = (*LOCKS["experiments"], "test", "docs")
+of_both = pytest.mark.parametrize("target", ["base_baal", "prod_baal"])
 
 
-TARGETS = ("base_baal", "prod_baal")
-of_both = pytest.mark.parametrize("target", TARGETS)
-
-
-def parse():
-    """Stages: name → (base, [(instruction, rest)])."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
-    stages = {}
-    for line in filter(str.strip, "\n".join(lines).replace("\\\n", " ").splitlines()):
+def stages():
+    """Name → (base, [(instruction, rest)])."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found = {}
+    for line in filter(str.strip, text.splitlines()):
         instruction, rest = line.split(maxsplit=1)
         if instruction == "FROM":
             base, _, name = rest.split()
-            stages[name] = (base, [])
+            found[name] = (base, steps := [])
         else:
-            stages[name][1].append((instruction, " ".join(rest.split())))
-    return stages
+            steps.append((instruction, " ".join(rest.split())))
+    return found
 
 
 def whole(target):
     """All instructions of a target, from its first base on."""
-    stages = parse()
-    base, steps = stages[target]
-    return (whole(base) if base in stages else []) + steps
+    base, steps = stages()[target]
+    return (whole(base) if base in stages() else []) + steps
+
+
+def command(target):
+    steps = dict(stages()[target][1])
+    return [*json.loads(steps.get("ENTRYPOINT", "[]")), *json.loads(steps["CMD"])]
 
 
 def locked(name):
-    found = {}
-    for line in (ROOT / ".docker" / f"{name}.txt").read_text().splitlines():
-        if match := re.match(r"([\w.-]+)(?:\[[^]]*\])?==([\w.+!-]+)", line):
-            found[canonicalize_name(match[1])] = match[2]
-    return found
+    lines = re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([\w.+!-]+)", (ROOT / ".docker" / f"{name}.txt").read_text(), re.M)
+    return {canonicalize_name(package): version for package, version in lines}
 
 
 def ignored(path):
@@ -63,49 +59,39 @@ def ignored(path):
 
 @of_both
 def test_a_target_does_not_run_as_root_and_names_what_exists(target):
-    for base, _ in parse().values():
-        assert base in parse() or re.fullmatch(r"python:3\.12\.\d+-slim-\w+", base)
+    for base, _ in stages().values():
+        assert base in stages() or re.fullmatch(r"python:3\.12\.\d+-slim-\w+", base)
     instructions = [instruction for instruction, _ in whole(target)]
     assert [rest for instruction, rest in whole(target) if instruction == "USER"] == ["1000"]  # the one made first
     assert "RUN" not in instructions[instructions.index("USER") :]
-    steps = dict(parse()[target][1])
-    if target == "base_baal":
-        assert json.loads(steps["CMD"])[:3] == ["python", "-m", "pytest"]
-    else:
-        assert json.loads(steps["ENTRYPOINT"]) == ["python"]
-        assert (ROOT / json.loads(steps["CMD"])[0]).is_file()
+    program, *arguments = command(target)
+    assert program == "python"
+    assert arguments[:2] == ["-m", "pytest"] or (ROOT / arguments[0]).is_file()
 
 
 @of_both
 def test_dependencies_are_installed_from_locks_before_any_source_is_copied(target):
-    locks_installed, source_copied = False, False
+    locks_installed = False
     for instruction, rest in whole(target):
+        words = rest.split()
         if instruction == "COPY":
-            for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
+            for source in [word for word in words if not word.startswith("--")][:-1]:
                 assert (ROOT / source).exists(), source
                 assert not ignored(source), source
-            if ".docker/" not in rest:
-                assert locks_installed
-                source_copied = True
+            assert locks_installed or ".docker/" in rest
         if instruction == "RUN" and "pip install" in rest:
-            assert "--no-cache-dir" in rest
-            if "-r .docker/" in rest:
-                assert "--require-hashes" in rest
-                assert not source_copied
-                locks_installed = True
-            else:
-                assert "--no-deps" in rest
-                assert "--no-build-isolation" in rest
+            from_lock = "-r .docker/" in rest
+            wanted = {"--require-hashes"} if from_lock else {"--no-deps", "--no-build-isolation"}
+            assert wanted | {"--no-cache-dir"} <= set(words)
+            locks_installed |= from_lock
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_holds_what_the_project_asks_for(name):
-    versions = locked(name)
     extras = [line for extra in LOCKS[name] for line in PROJECT["optional-dependencies"][extra]]
-    for line in [*PROJECT["dependencies"], *extras]:
-        requirement = Requirement(line)
-        version = versions[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version, prereleases=True), f"{line}: {version} is locked"
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        version = locked(name)[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: {version} is locked"
 
 
 def test_locks_agree_and_name_no_index():
@@ -134,7 +120,5 @@ def test_install_and_run_steps_in_a_clean_environment(target, tmp_path):
     for instruction, rest in whole(target):
         if instruction == "RUN" and "pip install" in rest and "ACCELERATOR" not in rest:
             subprocess.run(["bash", "-c", rest], cwd=home, env=environment, check=True)
-    steps = dict(parse()[target][1])
-    command = [*json.loads(steps.get("ENTRYPOINT", "[]")), *json.loads(steps["CMD"])]
     short = ["tests/test_pool.py"] if target == "base_baal" else ["--seeds", "1", "--rounds", "2", "--num-steps", "5"]
-    subprocess.run([*command, *short], cwd=home, env=environment, check=True)
+    subprocess.run([*command(target), *short], cwd=home, env=environment, check=True)

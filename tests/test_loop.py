@@ -255,25 +255,11 @@ def test_random_acquisition_predicts_nothing():
     assert loop.round.candidates(KEY, state)[0] is None  # nothing is scored, so there is nothing to sample
 
 
-def test_scores_that_are_nan_are_counted_and_come_last():
-    # Case 13.
-    broken = DATA.inputs.copy()
-    broken[[0, 17, 99]] = np.nan
-    dataset = DATA._replace(inputs=broken)
-    loop = spy_loop(query_size=98)
-    info = jax.device_get(loop.step(loop.init(KEY, dataset, pool=pool_of(17)), dataset)[1])
-    assert int(info.num_nan) == 2  # the third is labelled already
-    ordinary = [i for i in np.argsort(-SCORES) if i not in (0, 17, 99)]
-    same(info.indices[:97], np.array(ordinary))
-    assert int(info.indices[97]) in (0, 99)
-    assert np.isnan(info.scores[97])
-    close(info.mean_score, SCORES[ordinary].mean())
-
-
 def test_the_mean_is_that_of_a_single_score_and_nan_is_counted_in_every_part_of_a_summary():
     def first_available(key, summary, available, query_size, labelled=None):
         return selection.random().select(key, None, available, query_size)
 
+    # Case 13. That NaN comes last: contracts/test_selections.
     loop = spy_loop(baal.Acquisition(first_output, first_available))
     state, places = loop.init(KEY, DATA, pool=pool_of(0)), np.arange(SIZE)
     half = np.where(places < 9, np.nan, SCORES).astype(np.float16)

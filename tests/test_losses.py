@@ -55,13 +55,10 @@ def test_cross_entropy_and_its_gradient_equal_the_formulas(shape):
     close(gradient, (p - np.eye(5)[np.maximum(targets, 0)]) * share[..., None])
     targets[2], targets[3] = 5, 4  # beyond the classes
     np.testing.assert_array_equal(np.isnan(cross_entropy(logits, targets)), np.arange(6) == 2)
-
-
-def test_impossible_classes():
-    logits = np.array([[0.0, -np.inf, 0.0], [0.0, -np.inf, 0.0]], np.float32)
-    np.testing.assert_allclose(cross_entropy(logits, np.array([0, 1])), [np.log(2), np.inf], rtol=1e-6)
-    slopes = jax.jit(jax.grad(lambda x: losses.cross_entropy(x, np.array([0, 2])).sum()))
-    close(slopes(logits), [[-0.5, 0, 0.5], [0.5, 0, -0.5]])
+    impossible = np.array([[0.0, -np.inf, 0.0], [0.0, -np.inf, 0.0]], np.float32)
+    np.testing.assert_allclose(cross_entropy(impossible, np.array([0, 1])), [np.log(2), np.inf], rtol=1e-6)
+    slopes = jax.grad(lambda x: losses.cross_entropy(x, np.array([0, 2])).sum())(impossible)
+    close(slopes, [[-0.5, 0, 0.5], [0.5, 0, -0.5]])
 
 
 def test_half_precision_loses_nothing_after_the_inputs():

@@ -1,10 +1,9 @@
-"""Prediction in batches and on several devices: the same numbers. Of sources: contracts/test_sources."""
+"""Prediction in batches: the same numbers. On several devices: contracts/test_posteriors; of sources: test_sources."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics
@@ -65,15 +64,6 @@ def test_batches_are_even_and_stride_over_the_examples():
     jax.effects_barrier()
     assert seen == [[0, 3, 6, 9], [1, 4, 7, 9], [2, 5, 8, 9]]
     same(mapped, rows[:, 0])
-
-
-def test_four_devices_change_no_number(mesh):
-    spread = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("pool")))
-    options = {"num_samples": DRAWS, "batch_size": 7}
-    close(baal.predict(KEY, LINEAR, STATE, spread, **options), expected_logits(INPUTS), rtol=1e-5)
-    scores = baal.score(KEY, LINEAR, STATE, spread, heuristics.bald, **options)
-    assert len(scores.sharding.device_set) == 4
-    close(scores, heuristics.bald(expected_logits(INPUTS)))
 
 
 def test_evaluation_weighs_every_example_alike_and_averages_probabilities():
