@@ -43,8 +43,6 @@ class LinenConstructor(nn.Module):
 
 
 class LinenConv(nn.Module):
-    """Dropout in convolutional and dense layers, and batch normalisation."""
-
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x)))
@@ -77,8 +75,6 @@ class LinenDropPath(nn.Module):
 
 
 class LinenCounter(nn.Module):
-    """Keeps a collection of its own."""
-
     @nn.compact
     def __call__(self, x, train: bool):
         calls = self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
@@ -115,8 +111,6 @@ LINEN = [LinenPosition, LinenConstructor, LinenConv, LinenAttention, LinenCounte
 
 
 class NnxMode(nnx.Module):
-    """Modes by ``module.train()``."""
-
     def __init__(self, rngs: nnx.Rngs):
         self.hidden, self.out = nnx.Linear(64, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -126,8 +120,6 @@ class NnxMode(nnx.Module):
 
 
 class NnxRngs(NnxMode):
-    """Randomness given at the call."""
-
     def __init__(self, rngs: nnx.Rngs):
         super().__init__(rngs)
         self.dropout = nnx.Dropout(0.5)
@@ -160,8 +152,6 @@ class NnxAttention(nnx.Module):
 
 
 class NnxNoise(nnx.Module):
-    """A random layer of the user's own."""
-
     def __init__(self, rngs: nnx.Rngs):
         self.rngs, self.training = rngs.fork(), False
 

@@ -49,12 +49,10 @@ def _imports(path):
     """``(module, name or None, name it has here)`` of all that is imported from the project."""
     for node in _statements(path):
         for alias in node.names:
-            if isinstance(node, ast.Import):
-                yield alias.name, None, alias.asname or alias.name
-                continue
-            whole = f"{node.module}.{alias.name}"
-            is_module = whole in MODULES
-            yield whole if is_module else node.module, None if is_module else alias.name, alias.asname or alias.name
+            module, here = getattr(node, "module", alias.name), alias.asname or alias.name
+            whole = f"{module}.{alias.name}"
+            name = alias.name if isinstance(node, ast.ImportFrom) and whole not in MODULES else None
+            yield whole if whole in MODULES else module, name, here
 
 
 @functools.cache

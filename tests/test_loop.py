@@ -130,59 +130,40 @@ def test_no_key_is_used_twice_in_a_run(key_reuse):
 # One round after the other, in every disguise
 
 
-def fit_on(key, dataset, labelled, previous=None):
-    return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
+def test_the_scan_is_the_python_loop_from_any_round_on(tmp_path):
+    """Where every part is random, and fits go on from the last."""
 
+    def fit(key, dataset, labelled, previous=None):
+        return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
 
-# Every part is random, and fits go on from the last.
-LOOP = baal.active_loop(
-    random_network()._replace(fit=fit_on), selection.power(heuristics.bald), query_size=3, num_samples=4, batch_size=16
-)
-
-
-@pytest.fixture(scope="module")
-def by_hand():
-    """States and what was seen in the rounds between them."""
-    states, infos, compiled = [LOOP.init(KEY, TRAIN, num_initial=5)], [], []
-    for _ in range(ROUNDS):
-        with count_compilations() as counted:
-            state, info = LOOP.step(states[-1], TRAIN)
-            infos.append(info._replace(metrics=LOOP.evaluate(state, TEST)))
-        compiled.append(len(counted))
+    posterior, options = random_network()._replace(fit=fit), {"query_size": 3, "num_samples": 4, "batch_size": 16}
+    loop = baal.active_loop(posterior, selection.power(heuristics.bald), **options)
+    states, infos = [loop.init(KEY, TRAIN, num_initial=5)], []
+    for number in range(ROUNDS):
+        with count_compilations() as compiled:
+            state, info = loop.step(states[-1], TRAIN)
+            infos.append(info._replace(metrics=loop.evaluate(state, TEST)))
+        assert len(compiled) == (0 if number else 2)  # the step, and the evaluation
         states.append(state)
-    assert compiled == [2, 0, 0, 0]  # the step, and the evaluation
-    return states, jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
-
-
-def assert_same_run(state, infos, by_hand, start=0, stop=ROUNDS):
-    close(infos, jax.tree.map(lambda leaf: leaf[start:stop], by_hand[1]))
-    close(state._replace(key=0), by_hand[0][stop]._replace(key=0))
-
-
-def test_the_scan_is_the_python_loop_from_any_round_on(by_hand, tmp_path):
-    states, infos = by_hand
-    assert infos.num_labelled.tolist() == [5, 8, 11, 14]
+        assert ids(np.asarray(state.pool.labelled_at) == number + 1) == set(info.indices.tolist())
+        assert [int(info.num_labelled), int(info.num_nan), int(state.step)] == [5 + 3 * number, 0, number + 1]
+    infos = jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
     assert infos.round.tolist() == [1, 2, 3, 4]  # round 0 labelled the initial examples
-    assert infos.num_nan.tolist() == [0] * ROUNDS
-    for number, indices in zip(infos.round, infos.indices, strict=True):
-        assert ids(np.asarray(states[-1].pool.labelled_at) == number) == set(indices.tolist())
-    assert [int(state.step) for state in states] == [*range(ROUNDS + 1)]
     # Case 49: twice, with numpy's hidden generator in another state.
-    whole = jax.jit(lambda key: baal.run(LOOP, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
+    whole = jax.jit(lambda key: baal.run(loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
     once = whole(KEY)
-    assert_same_run(*once, by_hand)
+    close((once[1], once[0]._replace(key=0)), (infos, states[-1]._replace(key=0)))
     same_key(once[0].key, states[-1].key)
     np.random.seed(3)  # noqa: NPY002
     again = whole(KEY)
     same((once[0].pool, once[1]), (again[0].pool, again[1]))
     assert once[1].stopped.tolist() == [False] * ROUNDS
-    for start in (0, 2):  # Case 44.
-        with checkpoint.checkpointer(tmp_path, {}) as saved:
-            saved.save(start, states[start])
-            given = saved.restore(states[start])
-        # A state of one's own may hold Python numbers.
-        found = baal.run(LOOP, None, TRAIN, TEST, num_rounds=2, state=given._replace(step=int(given.step)))
-        assert_same_run(*found, by_hand, start, start + 2)
+    with checkpoint.checkpointer(tmp_path, {}) as saved:  # Case 44.
+        saved.save(2, states[2])
+        given = saved.restore(states[2])
+    # A state of one's own may hold Python numbers.
+    state, rest = baal.run(loop, None, TRAIN, TEST, num_rounds=2, state=given._replace(step=int(given.step)))
+    close((rest, state._replace(key=0)), (jax.tree.map(lambda leaf: leaf[2:], infos), states[-1]._replace(key=0)))
 
 
 # What is picked
@@ -243,16 +224,11 @@ def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample)
     close(info.mean_score, SCORES[free if max_sample == 95 else picked].mean())
     for size, shape in ((SIZE - 1, (SIZE - 1,)), (SIZE, None)):  # as large as the pool, it is the pool
         assert getattr(spy_loop(max_sample=size).round.candidates(KEY, start)[0], "shape", None) == shape
-
-
-def test_random_acquisition_predicts_nothing():
-    # Case 20.
-    silent = SPY._replace(sample=None, apply=None)
-    loop = spy_loop(selection.random(), silent, max_sample=20)
-    state, infos = run(loop, KEY, DATA, num_initial=10, num_rounds=2)
-    assert int(pool.num_labelled(state.pool)) == 30
-    assert np.all(np.isnan(infos.mean_score))
-    assert loop.round.candidates(KEY, state)[0] is None  # nothing is scored, so there is nothing to sample
+    # Case 20: nothing is predicted for random picks, so there is nothing to sample.
+    silent = spy_loop(selection.random(), SPY._replace(sample=None, apply=None), max_sample=5)
+    assert silent.round.candidates(KEY, start)[0] is None
+    info = silent.step(start, DATA)[1]
+    assert (int(info.num_picked), np.isnan(info.mean_score)) == (10, True)
 
 
 def test_the_mean_is_that_of_a_single_score_and_nan_is_counted_in_every_part_of_a_summary():
@@ -310,17 +286,17 @@ def test_what_a_fit_is_given():
         number = jnp.float32(0) if previous is None else previous["number"]
         return {"labelled": labelled, "targets": dataset.targets, "number": number + 1}
 
-    loop = spy_loop(posterior=SPY._replace(fit=fit), last_rounds=2, query_size=2)
-    unlabelled = DATA._replace(targets=None)
-    stored = np.full(SIZE, -1, np.int32)
-    stored[[4, 9]] = 3, 5
-    given = pool_of(4, 9)._replace(targets=jnp.asarray(stored))
-    state = loop.init(KEY, unlabelled, pool=given)
+    loop, unlabelled = (
+        spy_loop(posterior=SPY._replace(fit=fit), last_rounds=2, query_size=2),
+        DATA._replace(targets=None),
+    )
+    answers, picked = {4: 3, 9: 5}, [{4, 9}]
+    stored = jnp.asarray([answers.get(i, -1) for i in range(SIZE)], jnp.int32)
+    state = loop.init(KEY, unlabelled, pool=pool_of(4, 9)._replace(targets=stored))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.posterior))
     key = jax.random.key(0, impl="rbg")  # which a state may hold
     empty = spy_loop().init(key, DATA).posterior["key"]
     assert (empty.shape, empty.dtype, jax.random.key_data(empty).any()) == ((), key.dtype, False)
-    answers, picked = {4: 3, 9: 5}, [{4, 9}]
     for number in (1, 2, 3):
         state, info = loop.step(state, unlabelled)
         assert float(state.posterior["number"]) == number
@@ -336,13 +312,10 @@ def test_what_a_fit_is_given():
 
 
 def test_a_loop_checks_its_arguments():
-    for name in ("num_samples", "batch_size", "max_sample", "last_rounds"):
-        for value in (0, 1.5):
-            with pytest.raises(ValueError, match=f"{name}={value}"):
-                spy_loop(**{name: value})
-    for value in (0, (), (5, 0), [1.5]):
-        with pytest.raises(ValueError, match="query_size"):
-            spy_loop(query_size=value)
+    wrong = [(name, value) for name in ("num_samples", "batch_size", "max_sample", "last_rounds") for value in (0, 1.5)]
+    for name, value in [*wrong, *(("query_size", value) for value in (0, (), (5, 0), [1.5]))]:
+        with pytest.raises(ValueError, match=name):
+            spy_loop(**{name: value})
 
 
 def test_beginnings_and_runs_that_make_no_sense_are_refused():

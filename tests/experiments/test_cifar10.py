@@ -10,7 +10,6 @@ import vgg_mcdropout_cifar10 as experiment
 from jax.experimental.compilation_cache import compilation_cache
 
 from baal_jax import checkpoint
-from tests.data import files as data_files
 
 TINY = {
     "dataset": "digits", "subset": 100, "num_test": 40, "seeds": 2, "num_initial": 40, "query_size": 5, "rounds": 2,
@@ -100,19 +99,6 @@ def test_a_finished_run_is_only_reported_again_and_another_one_does_not_continue
     other = run._replace(train=jax.tree.map(lambda leaf: leaf[::-1], run.train))  # the same images in another order
     left, right = (experiment.identity(tiny(finished), given, 1) for given in (run, other))
     assert sum(left[name] != right[name] for name in left) == 1
-
-
-def test_cifar10_is_read_from_a_directory(tmp_path):
-    pytest.importorskip("PIL")
-    train, test = data_files.pictures(30), data_files.pictures(12, seed=1)
-    data_files.write_tfds(tmp_path, {"train": train, "test": test}, "tfrecord")
-    config = tiny(tmp_path, dataset="cifar10", data_dir=tmp_path, subset=20, num_test=None)
-    (pool, held_out, names), again = experiment.load(config), experiment.load(config)[0]
-    assert (pool.inputs.shape, held_out.inputs.shape) == ((20, 32, 32, 3), (12, 32, 32, 3))
-    assert (pool.inputs.dtype, names[3]) == (np.uint8, "cat")
-    np.testing.assert_array_equal(pool.inputs, again.inputs)
-    with pytest.raises(SystemExit, match="--subset 31"):
-        experiment.load(dataclasses.replace(config, subset=31))
 
 
 def test_the_original_preset_holds_the_original_numbers():

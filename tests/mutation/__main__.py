@@ -18,29 +18,23 @@ from pathlib import Path
 from tests.mutation import changes
 
 HOME = changes.HOME
-CONTRACTS = {
-    "selection": ("selections",),
-    "data": ("sources",),
-    "checkpoint": ("files",),
-    "prediction": ("sources",),
-    "_util": ("files", "sources", "heuristics", "selections"),
-}
+CONTRACTS = {"selection": "selections", "data": "sources", "checkpoint": "files", "prediction": "sources"}
+CONTRACTS |= {"_util": "files sources heuristics selections"}
 
 
 def rooms_tests(path: str) -> list[str]:
     """The tests of a module, nearest first: its own file, its family's contract, its room, and those of the loop."""
     parts = Path(path).with_suffix("").parts[1:]
     room, name = parts[0].removeprefix("_"), parts[-1].removeprefix("_")
-    folder = HOME / "tests" / Path(*(part.removeprefix("_") for part in parts[:-1]))
-    families = CONTRACTS.get(parts[0], (parts[0],))
-    contracts = [HOME / "tests" / "contracts" / f"test_{family}.py" for family in families]
-    own, outer = folder / f"test_{name}.py", HOME / "tests" / f"test_{room}.py"
-    near = [own, *contracts, outer, *sorted(folder.glob("test_*.py") if len(parts) > 1 else [])]
-    near += [*sorted((HOME / "tests" / room).rglob("test_*.py")), HOME / "tests" / "test_architecture.py"]
+    tests = HOME / "tests"
+    folder = tests.joinpath(*(part.removeprefix("_") for part in parts[:-1]))
+    contracts = [tests / "contracts" / f"test_{family}.py" for family in CONTRACTS.get(parts[0], parts[0]).split()]
+    near = [folder / f"test_{name}.py", *contracts, tests / f"test_{room}.py"]
+    near += [*(sorted(folder.glob("test_*.py")) if len(parts) > 1 else []), *sorted((tests / room).rglob("test_*.py"))]
+    near += [tests / "test_architecture.py"]
     if room not in ("annotation", "cli", "study", "data"):
-        near += [HOME / "tests" / f"test_{name}.py" for name in ("loop", "rounds", "prediction", "checkpoint")]
-    existing = [str(path.relative_to(HOME)) for path in near if path.exists()]
-    return list(dict.fromkeys(existing))
+        near += [tests / f"test_{name}.py" for name in ("loop", "rounds", "prediction", "checkpoint")]
+    return list(dict.fromkeys(str(path.relative_to(HOME)) for path in near if path.exists()))
 
 
 def is_seen(change: changes.Change, copy: Path, tests: list[str], timeout: float, workers: int = 0) -> str | None:
@@ -78,10 +72,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
         free: queue.SimpleQueue = queue.SimpleQueue()
+        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build")
         for job in range(options.jobs):
-            free.put(Path(folder) / str(job) / "project")
-            ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build")
-            shutil.copytree(HOME, Path(folder) / str(job) / "project", ignore=ignored)
+            free.put(shutil.copytree(HOME, Path(folder) / str(job) / "project", ignore=ignored))
 
         def try_out(change: changes.Change) -> bool:
             start, copy = time.monotonic(), free.get()

@@ -79,8 +79,8 @@ class _Finder(ast.NodeVisitor):
         if node.value is not None:
             self.visit(node.value)
 
-    def visit_Raise(self, node):
-        """Messages are not looked into; whether they are raised is up to the ``if`` around them."""
+    # Texts are not looked into, nor messages: whether they are raised is up to the `if` around them.
+    visit_JoinedStr = visit_Raise = lambda self, node: None
 
     def visit_If(self, node):
         if len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse:
@@ -131,9 +131,6 @@ class _Finder(ast.NodeVisitor):
             end = self.span(node)[1]
             self.add(end - len(node.attr), end, NAMES[node.attr])
         self.generic_visit(node)
-
-    def visit_JoinedStr(self, node):
-        """Texts are not looked into."""
 
 
 def found() -> list[Change]:

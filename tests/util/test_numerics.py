@@ -58,15 +58,6 @@ def test_ranking_keys_have_tiers():
     np.testing.assert_array_equal(taken, [7, NAN, 3, 7])
 
 
-def test_an_explicit_mesh_is_gathered_and_nothing_else():
-    array, spec = np.arange(8.0, dtype=np.float32), jax.sharding.PartitionSpec("pool")
-    for kind, gathered in ((jax.sharding.AxisType.Explicit, True), (jax.sharding.AxisType.Auto, False)):
-        mesh = jax.make_mesh((4,), ("pool",), axis_types=(kind,))
-        found = numerics.replicate(jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)))
-        assert found.sharding.is_fully_replicated == gathered
-        np.testing.assert_array_equal(found, array)
-
-
 def test_means_and_log_variances_share_the_last_axis():
     outputs = np.arange(24.0).reshape(2, 3, 4)
     mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, None)
