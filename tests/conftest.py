@@ -34,14 +34,13 @@ hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("strict")
 
 _MAPS = Path("/proc/self/maps")
-# Files that take long come first, so that workers end together.
-_LONG = "posteriors selections cifar10 experiments run readme scalings batch_bald suites"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    names = _LONG.split() if "PYTEST_XDIST_WORKER" in os.environ else []
-    order = {f"test_{name}.py": place for place, name in enumerate(names)}
+    """Files that take long come first, so that workers end together."""
+    names = ["posteriors", "selections", "cifar10", "experiments", "run", "readme", "scalings", "batch_bald", "suites"]
+    order = {f"test_{name}.py": place for place, name in enumerate(names) if "PYTEST_XDIST_WORKER" in os.environ}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 

@@ -139,9 +139,8 @@ def _signatures():
             for parameter in inspect.signature(value).parameters.values():
                 default = getattr(parameter.default, "__qualname__", repr(parameter.default))
                 shown = "" if parameter.default is parameter.empty else f" = {default}"
-                lines.append(
-                    f"{module}.{name}({'*' * (parameter.kind is parameter.KEYWORD_ONLY)}{parameter.name}{shown})"
-                )
+                star = "*" if parameter.kind is parameter.KEYWORD_ONLY else ""
+                lines.append(f"{module}.{name}({star}{parameter.name}{shown})")
         elif isinstance(value, bool | int | float | str | tuple):
             lines.append(f"{module}.{name} = {value!r}")
     return lines

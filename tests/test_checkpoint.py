@@ -95,15 +95,10 @@ def test_a_placement_is_kept(tmp_path, mesh):
 
 
 def test_another_configuration_or_format_is_refused_with_every_difference_and_another_jax_is_said(tmp_path):
-    @dataclasses.dataclass
-    class Config:
-        rate: float = 0.1
-        inner: tuple = (1, 2)
-        place: Path = Path("a")
-        deep: dict = dataclasses.field(default_factory=lambda: {"x": 1, "empty": {}})
-
-    for config in (Config(), {"rate": 0.1, "inner": [1, 2], "place": "a", "deep": {"x": 1, "empty": {}}}):
-        with opened(tmp_path, config):
+    values = {"rate": 0.1, "inner": (1, 2), "place": Path("a"), "deep": {"x": 1, "empty": {}}}
+    config = dataclasses.make_dataclass("Config", values)(**values)
+    for given in (config, {**values, "inner": [1, 2], "place": "a"}):
+        with opened(tmp_path, given):
             pass
     said = refused(tmp_path, {"rate": 0.2, "inner": [1, 2], "deep": {"x": 1, "y": None, "empty": {}}})
     assert said.startswith(f"{tmp_path} belongs to another configuration:\n  config.deep.y: saved nothing, now null\n")
@@ -112,11 +107,11 @@ def test_another_configuration_or_format_is_refused_with_every_difference_and_an
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"versions": {"jax": "0.0.1", "jaxlib": record["versions"]["jaxlib"]}}))
     said_first = r'another version of jax[^:]*:\n  versions.jax: saved "0.0.1"'
-    with pytest.warns(UserWarning, match=said_first) as said, opened(tmp_path, Config()) as saved:
+    with pytest.warns(UserWarning, match=said_first) as said, opened(tmp_path, config) as saved:
         saved.save(1, 1)
     assert said[0].filename == __file__  # where the folder is opened
     path.write_text(json.dumps(record | {"format": 99}))
-    assert "format: saved 99, now 2" in refused(tmp_path, Config())
+    assert "format: saved 99, now 2" in refused(tmp_path, config)
     path.unlink()  # without checkpoints a folder may be anybody's
     assert "holds checkpoints but no config.json" in refused(tmp_path)
 
@@ -196,7 +191,6 @@ def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is
 
 
 def test_lines_of_a_journal(tmp_path):
-    """More of them: contracts/test_files."""
     path = tmp_path / "deeper" / "rounds.jsonl"
     checkpoint.keep_lines(path, 0)
     assert (checkpoint.read_lines(path), path.exists()) == ([], False)

@@ -88,9 +88,6 @@ def test_the_first_labels_have_a_key_of_their_own():
     same_key(state.key, key_rounds)
     same(state.pool, pool.label_randomly(key_first, pool.init(SIZE), 6))
     assert int(state.step) == 0
-    chosen = spy_loop().init(KEY, DATA, 6, acquisition=selection.random())
-    picked = pool.first_query(key_first, pool.init(SIZE), 6, selection.random())
-    same(chosen.pool, pool.label(pool.init(SIZE), picked.indices))
 
 
 @pytest.mark.parametrize(("dataset", "scored"), [(DATA, 20), (SOURCE, 32)], ids=["arrays", "source"])

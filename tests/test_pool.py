@@ -145,7 +145,6 @@ def test_random_labels_are_uniform_and_decided_by_the_key_and_end_where_the_pool
 
 
 def test_the_first_query_of_an_acquisition_has_the_key_and_the_pool():
-    """More of it: selection/test_cold_starts."""
     key, state, rows = jax.random.key(3), state_of([2, 7], [3]), np.arange(SIZE, dtype=np.float32)
     acquisition = baal.Acquisition(lambda p: (p.logits, p.features + 1), lambda *arguments: arguments)
     given_key, (logits, features), *rest = pool.first_query(key, state, 4, acquisition, rows)

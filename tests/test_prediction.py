@@ -9,7 +9,6 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics
-from baal_jax.prediction import summarise
 from tests.fixtures import LINEAR, SPY, close
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
@@ -105,18 +104,6 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
     shapes.clear()
     list(baal.predict_stream(KEY, posterior, None, rows[:17]))  # as the last batch of all
     assert not shapes
-
-
-def test_features_and_targets_reach_the_summary():
-    def summary(predictions):
-        return predictions.features, predictions.logits[:, :, 0].T + predictions.target_logits[:, :, 0].sum(1)[None]
-
-    targets = INPUTS[60:66]
-    options = {"num_samples": DRAWS, "batch_size": 7, "features": lambda state, x: x @ state + 1}
-    mapped = jax.jit(lambda rows: summarise(KEY, LINEAR, STATE, rows, summary, target_inputs=targets, **options))
-    # The same draws predict the pool and the targets.
-    both = expected_logits(INPUTS)[:, :, 0].T + expected_logits(targets)[:, :, 0].sum(1)
-    close(mapped(INPUTS), (INPUTS @ STATE + 1, both), atol=1e-5)
 
 
 def test_arguments_that_make_no_sense_are_refused():

@@ -20,19 +20,9 @@ def make(posterior, acquisition=selection.top_k(heuristics.bald), **options):  #
     return baal.active_loop(posterior, acquisition, **{"query_size": 3, "num_samples": 6} | options)
 
 
-def blurred():
-    """Class means, blurred by the key of the fit."""
-
-    def fit(key, dataset, labelled, previous=None):
-        means, counts = centroids().fit(key, dataset, labelled)
-        return means + 0.3 * jax.random.normal(key, means.shape), counts
-
-    return centroids()._replace(fit=fit)
-
-
 def test_all_pick_the_same_examples_from_the_same_state():
     """With everything that can be asked of a loop: a schedule, a sample, the last rounds, a part of the batches."""
-    made, picks = make(blurred(), query_size=(1, 2, 4), max_sample=17, last_rounds=2, batch_size=7), []
+    made, picks = make(centroids(), query_size=(1, 2, 4), max_sample=17, last_rounds=2, batch_size=7), []
     for dataset in (TRAIN, SOURCE):
         state, infos = made.init(KEY, dataset, num_initial=INITIAL), []
         for _ in range(ROUNDS):

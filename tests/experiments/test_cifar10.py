@@ -31,11 +31,8 @@ def outcome(out):
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
     """Every call of the experiment compiles the same programs."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    settings |= {f"jax_persistent_cache_min_{name}": 0 for name in ("compile_time_secs", "entry_size_bytes")}
     before = {name: getattr(jax.config, name) for name in settings}
     for values in (settings, before):
         for name, value in values.items():

@@ -7,12 +7,10 @@ import bayesian_lenet_cifar10
 import cold_start_digits
 import harness
 import jax
-import jax.numpy as jnp
 import mlp_mcdropout_digits
 import numpy as np
 import pytest
 import semi_supervised_digits
-from scipy.special import softmax
 
 TINY = {"seeds": 2, "num_steps": 3}
 
@@ -43,7 +41,6 @@ def test_cold_starts_are_compared(tmp_path, capsys):
     assert (curves["random"].metrics["classes"] <= 4).all()
     assert "k_center" in capsys.readouterr().out
     assert (tmp_path / "cold_start.png").stat().st_size > 10_000
-    assert written(tmp_path)["strategies"]["random"]["num_labelled"] == [4]
 
 
 def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
@@ -52,14 +49,11 @@ def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
         unlabelled_batch_size=8, out=tmp_path,
     )  # fmt: skip
     curves = semi_supervised_digits.main(config)
-    for curve in curves.values():
-        np.testing.assert_array_equal(curve.num_labelled, [10, 20])
     # Nothing is certain after two steps, so FixMatch is the supervised fit.
     accuracies = [curve.metrics["accuracy"] for curve in curves.values()]
     assert accuracies[0].shape == (2, 2)
     np.testing.assert_allclose(*accuracies, atol=1 / 360 + 1e-6)
     assert "points ± s.e. of the paired difference" in capsys.readouterr().out
-    assert len(written(tmp_path)["strategies"]) == 2
 
 
 def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
@@ -73,13 +67,3 @@ def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
     assert "local_reparameterization" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--subset 0"):
         bayesian_lenet_cifar10.load(dataclasses.replace(config, subset=0))
-
-
-def test_uncertainty_splits_into_two_parts(rng):
-    """As covariance matrices, one example after the other."""
-    logits = rng.normal(size=(6, 5, 3)) * 2
-    aleatoric, epistemic = bayesian_lenet_cifar10.uncertainties(jnp.asarray(logits, jnp.float32))
-    for n, probs in enumerate(softmax(logits, axis=-1).swapaxes(0, 1)):
-        inside = np.mean([np.diag(p) - np.outer(p, p) for p in probs], axis=0)
-        np.testing.assert_allclose(aleatoric[n], np.trace(inside), rtol=1e-5)
-        np.testing.assert_allclose(epistemic[n], np.trace(np.cov(probs.T, bias=True)), rtol=1e-5)

@@ -1,6 +1,5 @@
 """Layers of the experiments are the stock ones in another form: values and gradients."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import layers
@@ -48,12 +47,6 @@ def test_convolution_and_its_gradients_are_those_of_lax(name, rng):
     )(x, w)
     close(ours, theirs)
     close([leaf[1] for leaf in mapped], theirs)  # seeds
-
-
-def test_convolution_refuses_what_it_does_not_know():
-    module = nn.Conv(4, (3, 3), kernel_dilation=2, conv_general_dilated=layers.cpu_conv)
-    with pytest.raises(ValueError, match="groups nor dilation"):
-        module.init(jax.random.key(0), np.ones((1, 8, 8, 2), np.float32))
 
 
 UNITS = (1024, 768)

@@ -58,18 +58,6 @@ def test_every_backend_computes_the_same_with_the_same_parameters(monkeypatch):
     close(ours, stock, atol=1e-5 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(stock[1])))
 
 
-def test_the_nnx_network_is_the_linen_network():
-    options = {"channels": (4, 6), "hidden": 8, "patch": 2, "batch_norm": True, "rate": 1e-12}
-    linen, x = baal.from_linen(models.SmallCNN(**options)), IMAGES[:, :16, :16]
-    twin = baal.from_nnx(lambda rngs: models.SmallCNNnnx((16, 16, 3), **options, rngs=rngs))
-    theirs = jax.jit(twin.init)(KEY, x)
-    params = {"Dense_0": dict(theirs.params["dense"]), "Dense_1": dict(theirs.params["out"])}
-    for i in range(2):
-        params |= {f"Conv_{i}": dict(theirs.params["convs"][i]), f"BatchNorm_{i}": dict(theirs.params["norms"][i])}
-    ours = jax.jit(linen.init)(KEY, x)._replace(params=params)
-    close(jax.jit(linen.apply)(ours, x, DRAW), jax.jit(twin.apply)(theirs, x, DRAW), atol=1e-5)
-
-
 def test_a_wide_head_computes_what_the_stock_layers_do(monkeypatch):
     model, called, used = baal.from_linen(models.MLP(hidden=(1024, 1024))), [], layers.dropped_dot
     variables = jax.jit(model.init)(KEY, IMAGES)
