@@ -17,8 +17,6 @@ HOME = ROOT.parent
 FILES = sorted(ROOT.rglob("*.py"))
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
 EDGE = ("study", "annotation", "_cli")  # a product of its own, which the library does not know
-
-
 MODULES = {  # ``baal_jax/pool.py`` is ``baal_jax.pool``, and a folder is its ``__init__``
     ".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
 }

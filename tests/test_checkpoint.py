@@ -64,7 +64,6 @@ def test_everything_comes_back_bit_for_bit_in_an_order_of_its_own(tmp_path):
     with opened(tmp_path) as saved:
         assert saved.latest is None
         saved.save(0, state)
-        assert saved.latest == 0
         assert_identical(saved.restore(state), state)
         saved.save(1, {"big endian": np.array([1, 2], ">i4"), "scalar": np.float64(1.5), "a": np.int32(3)})
         like = OrderedDict(scalar=np.float64(0), a=np.int32(0), **{"big endian": np.zeros(2, np.int32)})

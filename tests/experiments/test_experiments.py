@@ -27,19 +27,17 @@ def test_the_main_experiment_writes_a_table_a_picture_and_results(tmp_path, caps
     np.testing.assert_array_equal(*[curve.metrics["nll"][:, 0] for curve in curves.values()])
     assert "softrank_margin" in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert written(tmp_path)["config"]["num_steps"] == 3
     assert written(tmp_path)["environment"]["jax"] == jax.__version__
     assert written(tmp_path)["strategies"]["random"]["num_labelled"] == [20, 30]
     with pytest.raises(SystemExit, match="power_blad"):
         harness.acquisition("power_blad", 1.0)
 
 
-def test_cold_starts_are_compared(tmp_path, capsys):
+def test_cold_starts_are_compared(tmp_path):
     options = {"strategies": ("random", "k_center"), "num_labels": (4,), "model": "linear", "out": tmp_path}
     curves = cold_start_digits.main(cold_start_digits.Config(**TINY, **options))
     assert curves["k_center"].metrics["accuracy"].shape == (2, 1)
     assert (curves["random"].metrics["classes"] <= 4).all()
-    assert "k_center" in capsys.readouterr().out
     assert (tmp_path / "cold_start.png").stat().st_size > 10_000
 
 
@@ -56,7 +54,7 @@ def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
     assert "points ± s.e. of the paired difference" in capsys.readouterr().out
 
 
-def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
+def test_the_lenet_experiment_writes_what_it_reports(tmp_path):
     config = bayesian_lenet_cifar10.Config(
         methods=("local_reparameterization",), dataset="digits", subset=60, num_test=30, epochs=1, batch_size=30,
         num_samples=3, initial_std=0.1, out=tmp_path,
@@ -64,6 +62,5 @@ def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
     results = bayesian_lenet_cifar10.main(config)
     assert written(tmp_path)["methods"] == results
     assert results["local_reparameterization"]["epistemic"][0] > 1e-4
-    assert "local_reparameterization" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--subset 0"):
         bayesian_lenet_cifar10.load(dataclasses.replace(config, subset=0))
