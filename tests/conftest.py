@@ -34,23 +34,13 @@ hypothesis.settings.register_profile("strict", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("strict")
 
 _MAPS = Path("/proc/self/maps")
-# Files that take long come first, so that workers end together.
-_LONG = (
-    "test_posteriors.py",
-    "test_selections.py",
-    "test_cifar10.py",
-    "test_experiments.py",
-    "test_run.py",
-    "test_readme.py",
-    "test_scalings.py",
-    "test_batch_bald.py",
-    "test_suites.py",
-)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    order = {name: place for place, name in enumerate(_LONG if "PYTEST_XDIST_WORKER" in os.environ else ())}
+    """Files that take long come first, so that workers end together."""
+    names = ["posteriors", "selections", "cifar10", "experiments", "run", "readme", "scalings", "batch_bald", "suites"]
+    order = {f"test_{name}.py": place for place, name in enumerate(names) if "PYTEST_XDIST_WORKER" in os.environ}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 

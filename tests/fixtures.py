@@ -26,9 +26,8 @@ def regression_data(num=12, dim=3, seed=0):
 def classes_data(num=20):
     """Three classes that the inputs do not tell apart."""
     rng = np.random.default_rng(1)
-    return baal.Dataset(
-        jnp.asarray(rng.normal(size=(num, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, num), jnp.int32)
-    )
+    inputs, targets = rng.normal(size=(num, 4)), rng.integers(0, 3, num)
+    return baal.Dataset(jnp.asarray(inputs, jnp.float32), jnp.asarray(targets, jnp.int32))
 
 
 def clouds(num_pool=40, num_test=30, seed=0):
@@ -183,13 +182,11 @@ def centroids(scale=3.0, num_classes=3):
     return baal.Posterior(fit, sample, apply)
 
 
-ACQUISITIONS = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
-
-
 def loops(names=("random", "bald"), **options):
     """Of the strategies of a study, with class means."""
+    acquisitions = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
     options = {"query_size": 3, "num_samples": 6, **options}
-    return study.strategies(centroids(), {name: ACQUISITIONS[name] for name in names}, **options)
+    return study.strategies(centroids(), {name: acquisitions[name] for name in names}, **options)
 
 
 # Looking at what happens

@@ -26,18 +26,12 @@ def _hidden(x):
     return nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
 
 
-class LinenKeyword(nn.Module):
+class LinenPosition(nn.Module):
     rate: float = 0.5
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        return nn.Dense(3)(nn.Dropout(self.rate)(_hidden(x), deterministic=not train))
-
-
-class LinenPosition(nn.Module):
-    @nn.compact
     def __call__(self, x, train, /):
-        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), not train))
+        return nn.Dense(3)(nn.Dropout(self.rate)(_hidden(x), not train))
 
 
 class LinenConstructor(nn.Module):
@@ -48,22 +42,7 @@ class LinenConstructor(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not self.train)(_hidden(x)))
 
 
-class LinenDeterministic(nn.Module):
-    @nn.compact
-    def __call__(self, x, deterministic: bool = True):
-        return nn.Dense(3)(nn.Dropout(0.5)(_hidden(x), deterministic=deterministic))
-
-
-class LinenInline(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = _hidden(x)
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(x) if train else x)
-
-
 class LinenConv(nn.Module):
-    """Dropout in convolutional and dense layers, and batch normalisation."""
-
     @nn.compact
     def __call__(self, x, train: bool):
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x)))
@@ -81,14 +60,10 @@ class LinenAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    rate: float = 0.5
-
     @nn.compact
-    def __call__(self, x, active: bool = False, training: bool = False):
-        if not training:
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x / (1 - self.rate), 0.0)
+    def __call__(self, x, training: bool = False):
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 0.5, (len(x), 1)) if training else True
+        return jnp.where(keep, x, 0.0)
 
 
 class LinenDropPath(nn.Module):
@@ -100,8 +75,6 @@ class LinenDropPath(nn.Module):
 
 
 class LinenCounter(nn.Module):
-    """Keeps a collection of its own."""
-
     @nn.compact
     def __call__(self, x, train: bool):
         calls = self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
@@ -134,21 +107,10 @@ class LinenNormed(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(x)
 
 
-LINEN = [
-    LinenKeyword,
-    LinenPosition,
-    LinenConstructor,
-    LinenDeterministic,
-    LinenInline,
-    LinenConv,
-    LinenAttention,
-    LinenCounter,
-]
+LINEN = [LinenPosition, LinenConstructor, LinenConv, LinenAttention, LinenCounter]
 
 
 class NnxMode(nnx.Module):
-    """Modes by ``module.train()``."""
-
     def __init__(self, rngs: nnx.Rngs):
         self.hidden, self.out = nnx.Linear(64, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -157,14 +119,7 @@ class NnxMode(nnx.Module):
         return self.out(self.dropout(nnx.relu(self.hidden(x.reshape(x.shape[0], -1))), **options))
 
 
-class NnxKeyword(NnxMode):
-    def __call__(self, x, train: bool):
-        return super().__call__(x, deterministic=not train)
-
-
 class NnxRngs(NnxMode):
-    """Randomness given at the call."""
-
     def __init__(self, rngs: nnx.Rngs):
         super().__init__(rngs)
         self.dropout = nnx.Dropout(0.5)
@@ -197,23 +152,17 @@ class NnxAttention(nnx.Module):
 
 
 class NnxNoise(nnx.Module):
-    """A random layer of the user's own."""
-
     def __init__(self, rngs: nnx.Rngs):
         self.rngs, self.training = rngs.fork(), False
 
-    def __call__(self, x, training: bool | None = None):
-        on = self.training if training is None else training
-        return x + jax.random.normal(self.rngs(), x.shape) if on else x
+    def __call__(self, x):
+        return x + jax.random.normal(self.rngs(), x.shape) if self.training else x
 
 
 class NnxOwnLayer(NnxMode):
     def __init__(self, rngs: nnx.Rngs):
         super().__init__(rngs)
         self.dropout = NnxNoise(rngs)
-
-    def __call__(self, x, noisy: bool = False):
-        return super().__call__(x, training=noisy)
 
 
 class NnxCentre(nnx.Module):
@@ -235,4 +184,4 @@ class NnxNormed(nnx.Module):
         return self.dropout(self.norm(x))
 
 
-NNX = [NnxMode, NnxKeyword, NnxRngs, NnxConv, NnxAttention]
+NNX = [NnxMode, NnxRngs, NnxConv, NnxAttention]

@@ -1,6 +1,4 @@
-"""The loop: one round in every disguise, what it picks, and what reaches its parts."""
-
-from types import SimpleNamespace
+"""The loop: its keys, what it picks, and what reaches its parts. Many seeds: contracts/test_stopping."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import data, heuristics, metrics, pool, selection
+from baal_jax import checkpoint, data, heuristics, metrics, pool, selection
 from tests.fixtures import SPY, close, clouds, count_compilations, random_network, same, same_key
 
 SIZE, ROUNDS = 100, 4
@@ -16,6 +14,7 @@ KEY = jax.random.key(7)
 # Inputs whose scores are known.
 SCORES = np.random.default_rng(0).permutation(SIZE).astype(np.float32)
 DATA = baal.Dataset(SCORES[:, None], (np.arange(SIZE) % 7).astype(np.int32))
+SOURCE = DATA._replace(inputs=data.View(DATA.inputs))
 TRAIN, TEST = clouds()
 
 
@@ -78,15 +77,9 @@ def recording_loop(batches):
         sample=lambda key, state, num_samples: jax.random.uniform(key, (num_samples,)),
         apply=apply,
     )
-    return baal.active_loop(
-        posterior,
-        baal.Acquisition(first_output, select),
-        query_size=5,
-        num_samples=3,
-        batch_size=32,
-        max_sample=40,
-        metrics=metrics.MetricSet(lambda p: p.logits[:, :, 0].T, lambda summary, targets: {"draws": summary[0]}),
-    )
+    draws = metrics.MetricSet(lambda p: p.logits[:, :, 0].T, lambda summary, targets: {"draws": summary[0]})
+    acquisition, options = baal.Acquisition(first_output, select), {"query_size": 5, "num_samples": 3, "batch_size": 32}
+    return baal.active_loop(posterior, acquisition, **options, max_sample=40, metrics=draws)
 
 
 def test_the_first_labels_have_a_key_of_their_own():
@@ -95,16 +88,12 @@ def test_the_first_labels_have_a_key_of_their_own():
     same_key(state.key, key_rounds)
     same(state.pool, pool.label_randomly(key_first, pool.init(SIZE), 6))
     assert int(state.step) == 0
-    chosen = spy_loop().init(KEY, DATA, 6, acquisition=selection.random())
-    picked = pool.first_query(key_first, pool.init(SIZE), 6, selection.random())
-    same(chosen.pool, pool.label(pool.init(SIZE), picked.indices))
 
 
-@pytest.mark.parametrize("where", ["arrays", "source"])
-def test_every_part_of_a_round_has_a_key_of_its_own_and_the_size_of_its_batches(where):
+@pytest.mark.parametrize(("dataset", "scored"), [(DATA, 20), (SOURCE, 32)], ids=["arrays", "source"])
+def test_every_part_of_a_round_has_a_key_of_its_own_and_the_size_of_its_batches(dataset, scored):
     batches, test = [], TEST._replace(inputs=TEST.inputs[:, :1])
     loop = recording_loop(batches)
-    dataset = DATA if where == "arrays" else DATA._replace(inputs=data.View(DATA.inputs))
     start = state = loop.init(KEY, dataset, num_initial=5)
     infos = []
     for number in (1, 2):
@@ -123,99 +112,55 @@ def test_every_part_of_a_round_has_a_key_of_its_own_and_the_size_of_its_batches(
         infos.append(info)
     # A sample of 40, 30 test examples and 90 inputs, in even batches of 32 at most; a source is padded to whole ones,
     # and its first example tells whether anything is predicted.
-    assert set(batches) - {1} == {{"arrays": 20, "source": 32}[where], 30, 90 // 3}
+    assert set(batches) - {1} == {scored, 30, 90 // 3}
     again, found = baal.run(loop, None, dataset, test, num_rounds=2, state=start)
     same(found, jax.tree.map(lambda *leaves: np.stack(leaves), *infos))
     same(again.pool, state.pool)
 
 
 def test_no_key_is_used_twice_in_a_run(key_reuse):
-    loop = baal.active_loop(
-        random_network(), selection.power(heuristics.bald), query_size=2, num_samples=2, batch_size=None, max_sample=6
-    )
-    infos = jax.jit(lambda key: baal.run(loop, key, TRAIN, TEST, num_initial=2, num_rounds=1)[1])(KEY)
-    assert 0 <= float(infos.metrics["accuracy"][0]) <= 1
+    options = {"query_size": 2, "num_samples": 2, "batch_size": None, "max_sample": 6}
+    loop = baal.active_loop(random_network(), selection.power(heuristics.bald), **options)
+    jax.jit(lambda key: baal.run(loop, key, TRAIN, TEST, num_initial=2, num_rounds=1)[1]).trace(KEY)
 
 
 # One round after the other, in every disguise
 
 
-@pytest.fixture(scope="module")
-def by_hand():
-    """Rounds of a loop whose every part is random and whose fits go on from the last, and what compiling them took."""
+def test_the_scan_is_the_python_loop_from_any_round_on(tmp_path):
+    """Where every part is random, and fits go on from the last."""
 
     def fit(key, dataset, labelled, previous=None):
         return random_network().fit(key, dataset, labelled) + (0.0 if previous is None else 0.5 * previous)
 
-    loop = baal.active_loop(
-        random_network()._replace(fit=fit),
-        selection.power(heuristics.bald),
-        query_size=3,
-        num_samples=4,
-        batch_size=16,
-        metrics=metrics.MetricSet(
-            lambda predictions: metrics.model_average(predictions.logits),
-            lambda log_probs, targets: {"accuracy": metrics.accuracy(log_probs, targets)},
-        ),
-    )
-    states, infos, compiled = [loop.init(KEY, TRAIN, num_initial=5)], [], []
-    for _ in range(ROUNDS):
-        with count_compilations() as counted:
+    posterior, options = random_network()._replace(fit=fit), {"query_size": 3, "num_samples": 4, "batch_size": 16}
+    loop = baal.active_loop(posterior, selection.power(heuristics.bald), **options)
+    states, infos = [loop.init(KEY, TRAIN, num_initial=5)], []
+    for number in range(ROUNDS):
+        with count_compilations() as compiled:
             state, info = loop.step(states[-1], TRAIN)
-            values = loop.evaluate(state, TEST)
-        compiled.append(len(counted))
+            infos.append(info._replace(metrics=loop.evaluate(state, TEST)))
+        assert len(compiled) == (0 if number else 2)  # the step, and the evaluation
         states.append(state)
-        infos.append(info._replace(metrics=values))
+        assert ids(np.asarray(state.pool.labelled_at) == number + 1) == set(info.indices.tolist())
+        assert [int(info.num_labelled), int(info.num_nan), int(state.step)] == [5 + 3 * number, 0, number + 1]
     infos = jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
-    return SimpleNamespace(loop=loop, states=states, infos=infos, compiled=compiled)
-
-
-def assert_same_run(state, infos, by_hand, start=0, stop=ROUNDS):
-    close(infos, jax.tree.map(lambda leaf: leaf[start:stop], by_hand.infos))
-    close(state._replace(key=0), by_hand.states[stop]._replace(key=0))
-
-
-def test_a_run_by_hand_is_sound_and_its_step_is_compiled_once(by_hand):
-    infos, final = by_hand.infos, by_hand.states[-1]
-    assert infos.num_labelled.tolist() == [5, 8, 11, 14]
     assert infos.round.tolist() == [1, 2, 3, 4]  # round 0 labelled the initial examples
-    assert infos.num_nan.tolist() == [0] * ROUNDS
-    for number, indices in zip(infos.round, infos.indices, strict=True):
-        assert ids(np.asarray(final.pool.labelled_at) == number) == set(indices.tolist())
-    assert [int(state.step) for state in by_hand.states] == [*range(ROUNDS + 1)]
-    assert by_hand.compiled == [2, 0, 0, 0]  # the step, and the evaluation
-    program = jax.make_jaxpr(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=2))(KEY)
-    assert "callback" not in str(program)
-
-
-def test_the_scan_is_the_python_loop_from_any_round_on(by_hand):
     # Case 49: twice, with numpy's hidden generator in another state.
-    whole = jax.jit(lambda key: baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
+    whole = jax.jit(lambda key: baal.run(loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS))
     once = whole(KEY)
-    assert_same_run(*once, by_hand)
-    same_key(once[0].key, by_hand.states[-1].key)
+    close((once[1], once[0]._replace(key=0)), (infos, states[-1]._replace(key=0)))
+    same_key(once[0].key, states[-1].key)
     np.random.seed(3)  # noqa: NPY002
     again = whole(KEY)
     same((once[0].pool, once[1]), (again[0].pool, again[1]))
     assert once[1].stopped.tolist() == [False] * ROUNDS
-    for start in (0, 2):
-        # A state of one's own may hold Python numbers.
-        given = by_hand.states[start]._replace(step=int(by_hand.states[start].step))
-        found = baal.run(by_hand.loop, None, TRAIN, TEST, num_rounds=2, state=given)
-        assert_same_run(*found, by_hand, start, start + 2)
-
-
-def test_one_seed_among_many_is_that_seed_alone(by_hand):
-    # Case 49.
-    def one(key):
-        state, infos = baal.run(by_hand.loop, key, TRAIN, TEST, num_initial=5, num_rounds=ROUNDS)
-        return state._replace(key=0), infos
-
-    many = jax.device_get(jax.jit(lambda seeds: jax.vmap(one)(jax.vmap(jax.random.key)(seeds)))(np.array([1, 7])))
-    assert_same_run(*jax.tree.map(lambda leaf: leaf[1], many), by_hand)
-    other, this = many[1].indices
-    assert not np.array_equal(other, this)
-    assert len(set(other.ravel().tolist())) == ROUNDS * 3
+    with checkpoint.checkpointer(tmp_path, {}) as saved:  # Case 44.
+        saved.save(2, states[2])
+        given = saved.restore(states[2])
+    # A state of one's own may hold Python numbers.
+    state, rest = baal.run(loop, None, TRAIN, TEST, num_rounds=2, state=given._replace(step=int(given.step)))
+    close((rest, state._replace(key=0)), (jax.tree.map(lambda leaf: leaf[2:], infos), states[-1]._replace(key=0)))
 
 
 # What is picked
@@ -262,72 +207,42 @@ def test_a_schedule_of_query_sizes_holds_on_to_its_last_and_ends_with_the_pool()
 def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample):
     # Cases 46 and 47, where Baal's experiment labels other examples than it scored. With a sample as large as what is
     # available (90 of 100) the picks are known although the sample stands in another order.
-    loop = spy_loop(max_sample=max_sample)
+    loop, num = spy_loop(max_sample=max_sample), min(max_sample, 10)
     start = loop.init(KEY, DATA, num_initial=10)
     state, info = loop.step(start, DATA)
     info, free = jax.device_get(info), np.asarray(pool.available(start.pool))
-    num = min(max_sample, 10)
     picked = info.indices[:num]
     assert (int(info.num_picked), int(info.num_nan)) == (num, 0)
     assert info.indices[num:].tolist() == [-1] * (10 - num)
-    same(info.scores[:num], SCORES[picked])
-    assert np.all(np.diff(info.scores[:num]) < 0)
+    same(info.scores[:num], -np.sort(-SCORES[picked]))
     assert ids(pool.labelled(state.pool)) == ids(~free) | set(picked.tolist())
     assert free[picked].all()
-    if max_sample == 95:
-        same(picked, np.argsort(-np.where(free, SCORES, -np.inf))[:10])
+    assert max_sample == 5 or picked.tolist() == np.argsort(-np.where(free, SCORES, -np.inf))[:10].tolist()
     close(info.mean_score, SCORES[free if max_sample == 95 else picked].mean())
-    # As large as the pool, it is the pool.
-    assert spy_loop(max_sample=SIZE - 1).round.candidates(KEY, start)[0].shape == (SIZE - 1,)
-    assert spy_loop(max_sample=SIZE).round.candidates(KEY, start)[0] is None
-
-
-def test_random_acquisition_predicts_nothing():
-    # Case 20.
-    def never(*arguments):
-        raise AssertionError("predicted for a random acquisition")
-
-    silent = SPY._replace(sample=never, apply=never)
-    loop = spy_loop(selection.random(), silent, max_sample=20)
-    state, infos = run(loop, KEY, DATA, num_initial=10, num_rounds=2)
-    assert int(pool.num_labelled(state.pool)) == 30
-    assert np.all(np.isnan(infos.mean_score))
-    assert loop.round.candidates(KEY, state)[0] is None  # nothing is scored, so there is nothing to sample
-    with pytest.raises(AssertionError, match="predicted"):
-        spy_loop(posterior=silent).step(state, DATA)
-
-
-def test_scores_that_are_nan_are_counted_and_come_last():
-    # Case 13.
-    broken = DATA.inputs.copy()
-    broken[[0, 17, 99]] = np.nan
-    dataset = DATA._replace(inputs=broken)
-    loop = spy_loop(query_size=98)
-    info = jax.device_get(loop.step(loop.init(KEY, dataset, pool=pool_of(17)), dataset)[1])
-    assert int(info.num_nan) == 2  # the third is labelled already
-    ordinary = [i for i in np.argsort(-SCORES) if i not in (0, 17, 99)]
-    same(info.indices[:97], np.array(ordinary))
-    assert int(info.indices[97]) in (0, 99)
-    assert np.isnan(info.scores[97])
-    close(info.mean_score, SCORES[ordinary].mean())
+    for size, shape in ((SIZE - 1, (SIZE - 1,)), (SIZE, None)):  # as large as the pool, it is the pool
+        assert getattr(spy_loop(max_sample=size).round.candidates(KEY, start)[0], "shape", None) == shape
+    # Case 20: nothing is predicted for random picks, so there is nothing to sample.
+    silent = spy_loop(selection.random(), SPY._replace(sample=None, apply=None), max_sample=5)
+    assert silent.round.candidates(KEY, start)[0] is None
+    info = silent.step(start, DATA)[1]
+    assert (int(info.num_picked), np.isnan(info.mean_score)) == (10, True)
 
 
 def test_the_mean_is_that_of_a_single_score_and_nan_is_counted_in_every_part_of_a_summary():
-    state = spy_loop().init(KEY, DATA, pool=pool_of(0))
-    available = np.arange(SIZE) > 0
-    half = np.where(np.arange(SIZE) < 9, np.nan, SCORES).astype(np.float16)
-    columns = np.where(np.arange(SIZE)[:, None] == [3, 5], np.nan, 1.0).astype(np.float32)
-
     def first_available(key, summary, available, query_size, labelled=None):
         return selection.random().select(key, None, available, query_size)
 
+    # Case 13. That NaN comes last: contracts/test_selections.
     loop = spy_loop(baal.Acquisition(first_output, first_available))
+    state, places = loop.init(KEY, DATA, pool=pool_of(0)), np.arange(SIZE)
+    half = np.where(places < 9, np.nan, SCORES).astype(np.float16)
+    columns = np.where(places[:, None] == [3, 5], np.nan, 1.0).astype(np.float32)
     for summary, mean, num_nan in (
-        ({"score": half, "place": np.arange(SIZE)}, SCORES[9:].mean(), 8),  # integers are no scores, nor can be NaN
+        ({"score": half, "place": places}, SCORES[9:].mean(), 8),  # integers are no scores, nor can be NaN
         ({"score": half, "columns": columns}, np.nan, 8),
         (columns, np.nan, 2),
     ):
-        _, info = loop.round.select(KEY, state, summary, None, available)
+        _, info = loop.round.select(KEY, state, summary, None, places > 0)
         assert info.mean_score.dtype == jnp.float32
         close(info.mean_score, mean)
         assert int(info.num_nan) == num_nan
@@ -350,15 +265,12 @@ def test_what_an_acquisition_is_given():
 
     options = {"query_size": 3, "last_rounds": 1, "features": lambda state, inputs: jnp.where(inputs > 90, 1000.0, 0.0)}
     loop, few = (spy_loop(baal.Acquisition(nearness, select), **options, max_sample=n) for n in (None, 98))
-    given = pool_of(50)
-    state = loop.init(KEY, DATA, pool=pool.label(given, 3))
+    state, target = loop.init(KEY, DATA, pool=pool.label(pool_of(50), 3)), np.float32([[40.25]])
     free = np.asarray(pool.available(state.pool))
     expected = np.argsort(-np.where(free, -np.abs(SCORES - 40.25) + 1000 * (SCORES > 90), -np.inf))[:3]
-    target, source = np.float32([[40.25]]), DATA._replace(inputs=data.View(DATA.inputs))
-    for dataset in (DATA, source):
-        _, info = loop.step(state, dataset, target)
+    for dataset in (DATA, SOURCE):
         _, infos = run(loop, None, dataset, num_rounds=1, state=state, target_inputs=target)
-        for picked in (info, jax.tree.map(lambda leaf: leaf[0], infos)):
+        for picked in (loop.step(state, dataset, target)[1], jax.tree.map(lambda leaf: leaf[0], infos)):
             same(picked.indices, expected)
             assert picked.scores.tolist() == [2, 98, 100]  # two are labelled, although one is trained on
     assert few.step(state, DATA, target)[1].scores.tolist() == [0, 98, 98]
@@ -371,14 +283,17 @@ def test_what_a_fit_is_given():
         number = jnp.float32(0) if previous is None else previous["number"]
         return {"labelled": labelled, "targets": dataset.targets, "number": number + 1}
 
-    loop = spy_loop(posterior=SPY._replace(fit=fit), last_rounds=2, query_size=2)
-    unlabelled = DATA._replace(targets=None)
-    stored = np.full(SIZE, -1, np.int32)
-    stored[[4, 9]] = 3, 5
-    given = pool_of(4, 9)._replace(targets=jnp.asarray(stored))
-    state = loop.init(KEY, unlabelled, pool=given)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.posterior))
+    loop, unlabelled = (
+        spy_loop(posterior=SPY._replace(fit=fit), last_rounds=2, query_size=2),
+        DATA._replace(targets=None),
+    )
     answers, picked = {4: 3, 9: 5}, [{4, 9}]
+    stored = jnp.asarray([answers.get(i, -1) for i in range(SIZE)], jnp.int32)
+    state = loop.init(KEY, unlabelled, pool=pool_of(4, 9)._replace(targets=stored))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.posterior))
+    key = jax.random.key(0, impl="rbg")  # which a state may hold
+    empty = spy_loop().init(key, DATA).posterior["key"]
+    assert (empty.shape, empty.dtype, jax.random.key_data(empty).any()) == ((), key.dtype, False)
     for number in (1, 2, 3):
         state, info = loop.step(state, unlabelled)
         assert float(state.posterior["number"]) == number
@@ -390,28 +305,21 @@ def test_what_a_fit_is_given():
         state = state._replace(pool=pool.annotate(state.pool, info.indices, [number, number]))
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_a_state_may_hold_keys(impl):
-    key = jax.random.key(0, impl=impl)
-    empty = spy_loop(selection.random()).init(key, DATA).posterior["key"]
-    assert (empty.shape, empty.dtype) == ((), key.dtype)
-    assert not jax.random.key_data(empty).any()
-
-
 # What is refused
 
 
 def test_a_loop_checks_its_arguments():
-    for name in ("query_size", "num_samples", "batch_size", "max_sample", "last_rounds"):
-        for value in (0, 1.5) if name != "query_size" else (0, (), (5, 0), [1.5]):
-            with pytest.raises(ValueError, match=name):
-                spy_loop(**{name: value})
+    wrong = [(name, value) for name in ("num_samples", "batch_size", "max_sample", "last_rounds") for value in (0, 1.5)]
+    for name, value in [*wrong, *(("query_size", value) for value in (0, (), (5, 0), [1.5]))]:
+        with pytest.raises(ValueError, match=name):
+            spy_loop(**{name: value})
 
 
-def test_beginnings_that_make_no_sense_are_refused():
+def test_beginnings_and_runs_that_make_no_sense_are_refused():
     loop, full = spy_loop(), pool_of(*range(98))
     asked = pool.init(SIZE, targets=np.full(SIZE, -1))
-    source = data.View(DATA.inputs)
+    state = loop.init(KEY, DATA, num_initial=90)  # as many as there are can be asked for
+    assert int(pool.num_labelled(state.pool)) == 90
     for message, call in {
         "query_size=500 exceeds the 100 unlabelled": lambda: spy_loop(query_size=(500, 1)).init(KEY, DATA),
         "query_size=10 exceeds the 9 unlabelled": lambda: loop.init(KEY, DATA, num_initial=91),
@@ -422,23 +330,12 @@ def test_beginnings_that_make_no_sense_are_refused():
         "whose targets are still to come": lambda: loop.init(KEY, DATA, num_initial=3, pool=asked),
         "typed key": lambda: loop.init(jax.random.PRNGKey(0), DATA),
         "common leading axis": lambda: loop.init(KEY, DATA._replace(targets=np.zeros(3))),
-        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, baal.Dataset(source, DATA.targets[1:])),
+        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, SOURCE._replace(targets=DATA.targets[1:])),
+        "num_rounds=0": lambda: baal.run(loop, KEY, DATA, num_rounds=0),
+        "not both": lambda: baal.run(loop, KEY, DATA, num_rounds=1, state=state),
+        "a state to continue one": lambda: baal.run(loop, None, DATA, num_rounds=1),
+        "num_initial=4": lambda: baal.run(loop, None, DATA, num_rounds=1, state=state, num_initial=4),
+        "test.inputs is a source": lambda: baal.run(loop, KEY, DATA, SOURCE, num_rounds=1),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
-    # As many as there are can be asked for.
-    assert int(pool.num_labelled(loop.init(KEY, DATA, num_initial=90).pool)) == 90
-
-
-def test_runs_need_a_key_or_a_state_and_some_rounds():
-    loop = spy_loop()
-    state, source = loop.init(KEY, DATA), DATA._replace(inputs=data.View(DATA.inputs))
-    for message, arguments in {
-        "num_rounds=0": {"key": KEY, "num_rounds": 0},
-        "not both": {"key": KEY, "num_rounds": 1, "state": state},
-        "a state to continue one": {"key": None, "num_rounds": 1},
-        "num_initial=4": {"key": None, "num_rounds": 1, "state": state, "num_initial": 4},
-        "test.inputs is a source": {"key": KEY, "num_rounds": 1, "test": source},
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            baal.run(loop, dataset=DATA, **arguments)

@@ -1,15 +1,15 @@
-"""Prediction in batches and on several devices: the same numbers. Of sources: contracts/test_sources."""
+"""Prediction in batches: the same numbers. On several devices: contracts/test_posteriors; of sources: test_sources."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import baal_jax as baal
 from baal_jax import heuristics, metrics
-from baal_jax.prediction import summarise
-from tests.fixtures import LINEAR, close, same
+from tests.fixtures import LINEAR, SPY, close
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
 KEY = jax.random.key(0)
@@ -32,57 +32,24 @@ def expected_logits(inputs, num_samples=DRAWS):
 
 
 split = jax.jit(jax.random.split, static_argnums=1)
-bald = jax.jit(heuristics.bald)
 
 
-def test_draws_lead_and_equal_a_loop_over_the_same_keys():
-    # Case 35.
-    predicted = baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=DRAWS)
-    close(predicted, expected_logits(INPUTS), rtol=1e-5)
-    # One draw keeps its axis.
-    close(baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=1), expected_logits(INPUTS, 1), rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_batches_and_order_change_no_number(batch_size):
-    # Case 38; 70 examples of two inputs and outputs, so that few batch sizes divide them. Equal rows meet equal draws.
+def test_draws_lead_and_batches_and_order_change_no_number():
+    # Cases 35 and 38; two inputs and outputs, and padding of batches. Equal rows meet equal draws, and draws equal a
+    # loop over the same keys.
     order = np.random.default_rng(5).permutation(70)
     order[-1] = order[3]
     inputs = jax.tree.map(lambda leaf: leaf[order], TWO_INPUTS)
-    options = {"num_samples": DRAWS, "batch_size": batch_size}
-    predicted = baal.predict(KEY, TWO_HEADS, STATE, inputs, **options)
     logits = expected_logits(INPUTS)
     expected = {"class": logits, "size": logits[..., :1] * TWO_INPUTS["scale"][:, None]}
     expected = jax.tree.map(lambda leaf: leaf[:, order], expected)
-    close(predicted, expected, rtol=1e-5)
-    close(baal.score(KEY, TWO_HEADS, STATE, inputs, COMBINED, **options), COMBINED(expected), rtol=1e-3, atol=1e-5)
-
-
-def test_batches_are_even_and_stride_over_the_examples():
-    """Ten in batches of at most four are three of four, with two rows of padding, which repeat the last."""
-    seen = []
-
-    def summary(predictions):
-        jax.debug.callback(lambda rows: seen.append(rows.tolist()), predictions.logits[0, :, 0], ordered=True)
-        return predictions.logits[0, :, 0]
-
-    posterior = baal.Posterior(
-        None, lambda key, state, num_samples: jnp.zeros(num_samples), lambda s, d, inputs: inputs
-    )
-    rows = np.arange(10, dtype=np.float32)[:, None]
-    mapped = jax.jit(lambda rows: summarise(KEY, posterior, None, rows, summary, num_samples=1, batch_size=4))(rows)
-    jax.effects_barrier()
-    assert seen == [[0, 3, 6, 9], [1, 4, 7, 9], [2, 5, 8, 9]]
-    same(mapped, rows[:, 0])
-
-
-def test_four_devices_change_no_number(mesh):
-    spread = jax.device_put(INPUTS, NamedSharding(mesh, PartitionSpec("pool")))
-    options = {"num_samples": DRAWS, "batch_size": 7}
-    close(baal.predict(KEY, LINEAR, STATE, spread, **options), expected_logits(INPUTS), rtol=1e-5)
-    scores = baal.score(KEY, LINEAR, STATE, spread, heuristics.bald, **options)
-    assert len(scores.sharding.device_set) == 4
-    close(scores, bald(expected_logits(INPUTS)))
+    for batch_size in (1, 9, None):
+        options = {"num_samples": DRAWS, "batch_size": batch_size}
+        close(baal.predict(KEY, TWO_HEADS, STATE, inputs, **options), expected, rtol=1e-5)
+        found = baal.score(KEY, TWO_HEADS, STATE, inputs, COMBINED, **options)
+        close(found, COMBINED(expected), rtol=1e-3, atol=1e-5)
+    # One draw keeps its axis.
+    close(baal.predict(KEY, LINEAR, STATE, INPUTS, num_samples=1), expected_logits(INPUTS, 1), rtol=1e-5)
 
 
 def test_evaluation_weighs_every_example_alike_and_averages_probabilities():
@@ -105,7 +72,7 @@ def test_evaluation_weighs_every_example_alike_and_averages_probabilities():
 
 
 def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
-    """Everywhere: in predictions, scores, evaluations, both streams and loops."""
+    """Everywhere: in predictions, scores, evaluations, both streams and loops; a remainder does not compile again."""
     shapes, rows = [], np.zeros((300, 2), np.float32)
 
     def apply(state, draw, inputs):
@@ -116,16 +83,17 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
         shapes.append(f"{num_samples} draws")
         return jnp.zeros(num_samples)
 
-    posterior = baal.Posterior(lambda key, dataset, labelled, previous=None: jnp.zeros(()), sample, apply)
+    posterior = SPY._replace(sample=sample, apply=apply)
     dataset = baal.Dataset(rows, np.zeros(300, np.int32))
     loop = baal.active_loop(posterior, baal.selection.top_k(heuristics.margin), query_size=1)
     state = loop.init(KEY, dataset)
+    given = KEY, posterior, None
     for call, batch in (
-        (lambda: baal.predict(KEY, posterior, None, rows), 150),
-        (lambda: baal.score(KEY, posterior, None, rows, heuristics.margin), 150),
-        (lambda: baal.evaluate(KEY, posterior, None, dataset), 150),
-        (lambda: list(baal.predict_stream(KEY, posterior, None, rows)), 256),
-        (lambda: baal.score_stream(KEY, posterior, None, rows, heuristics.margin), 256),
+        (lambda: baal.predict(*given, rows), 150),
+        (lambda: baal.score(*given, rows, heuristics.margin), 150),
+        (lambda: baal.evaluate(*given, dataset), 150),
+        (lambda: list(baal.predict_stream(*given, rows)), 256),
+        (lambda: baal.score_stream(*given, rows, heuristics.margin), 256),
         (lambda: jax.eval_shape(loop.step, state, dataset), 150),
         (lambda: jax.eval_shape(loop.predict, state, rows), 150),
         (lambda: jax.eval_shape(loop.evaluate, state, dataset), 150),
@@ -133,53 +101,22 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
         shapes.clear()
         call()
         assert set(shapes) == {"20 draws", batch}
-
-
-def test_a_remainder_does_not_compile_again():
-    traced = []
-
-    def apply(state, draw, inputs):
-        traced.append(inputs.shape)
-        return LINEAR.apply(state, draw, inputs)
-
-    posterior, options = LINEAR._replace(apply=apply), {"num_samples": DRAWS, "batch_size": 16}
-    for length in (72, 33, 5):
-        list(baal.predict_stream(KEY, posterior, STATE, INPUTS[:length], **options))
-        baal.score_stream(KEY, posterior, STATE, INPUTS[:length], heuristics.bald, **options)
-    assert traced == [(16, 4)] * 2
-
-
-def test_features_and_targets_reach_the_summary():
-    def summary(predictions):
-        return predictions.features, predictions.logits[:, :, 0].T + predictions.target_logits[:, :, 0].sum(1)[None]
-
-    targets, options = (
-        INPUTS[60:66],
-        {"num_samples": DRAWS, "batch_size": 7, "features": lambda state, x: x @ state + 1},
-    )
-    mapped = jax.jit(lambda rows: summarise(KEY, LINEAR, STATE, rows, summary, target_inputs=targets, **options))
-    # The same draws predict the pool and the targets.
-    both = expected_logits(INPUTS)[:, :, 0].T + expected_logits(targets)[:, :, 0].sum(1)
-    close(mapped(INPUTS), (INPUTS @ STATE + 1, both), atol=1e-5)
-
-
-def test_no_key_is_used_twice(key_reuse):
-    # In one batch: that several batches meet the same draws is the point of them.
-    baal.score(jax.random.key(3), LINEAR, STATE, INPUTS, heuristics.entropy, num_samples=2, batch_size=None)
+    shapes.clear()
+    list(baal.predict_stream(KEY, posterior, None, rows[:17]))  # as the last batch of all
+    assert not shapes
 
 
 def test_arguments_that_make_no_sense_are_refused():
+    call = {"key": KEY, "posterior": LINEAR, "state": STATE, "inputs": INPUTS}
     for message, arguments in {
         "num_samples=0": {"num_samples": 0},
         "batch_size=0": {"batch_size": 0},
         r"batch_size=2\.5": {"batch_size": 2.5},
         "typed key": {"key": jax.random.PRNGKey(0)},
-        "one key is needed": {"key": split(KEY, 2)},
         "one common leading axis": {"inputs": {"x": INPUTS, "scale": INPUTS[:3]}},
     }.items():
-        call = {"key": KEY, "posterior": LINEAR, "state": STATE, "inputs": INPUTS} | arguments
-        for function in (baal.predict, lambda **call: baal.score(**call, score_fn=heuristics.bald)):
+        for function in (baal.predict, partial(baal.score, score_fn=heuristics.bald)):
             with pytest.raises(ValueError, match=message):
-                function(**call)
+                function(**call | arguments)
     with pytest.raises(ValueError, match="one common leading axis"):
         baal.evaluate(KEY, LINEAR, STATE, baal.Dataset(INPUTS, np.zeros(3, int)))

@@ -13,10 +13,7 @@ def test_the_code_of_the_readme_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     check = "assert infos.indices.tolist()[-1] == info.indices.tolist(), 'the scan is the Python loop'\n"
     check += "assert int(baal.pool.num_labelled(pool)) == 60 and many[1].indices.shape == (4, 3, 10)\n"
-    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    program = subprocess.run(
-        [sys.executable, "-c", "".join(blocks) + check], env=environment, capture_output=True, text=True, check=False
-    )
-    assert program.returncode == 0, program.stderr[-2000:]
     assert len(blocks) >= 2
+    subprocess.run([sys.executable, "-c", "".join(blocks) + check], env=environment, check=True)

@@ -1,26 +1,16 @@
 """The experiments run at their smallest size, and what they compute by themselves is right."""
 
-import ast
 import dataclasses
-import importlib
 import json
-from pathlib import Path
 
 import bayesian_lenet_cifar10
 import cold_start_digits
 import harness
-import jax
-import jax.numpy as jnp
 import mlp_mcdropout_digits
 import numpy as np
 import pytest
 import semi_supervised_digits
 
-import baal_jax as baal
-from baal_jax import study
-from baal_jax.study import plots, statistics
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = {"seeds": 2, "num_steps": 3}
 
 
@@ -28,45 +18,25 @@ def written(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_every_experiment_states_its_command_and_has_settings():
-    for path in sorted(EXPERIMENTS.glob("*_*.py")):
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        module = importlib.import_module(path.stem)
-        assert f"experiments/{path.name}" in doc, path.name
-        assert dataclasses.is_dataclass(module.Config), path.name
-        assert callable(module.main), path.name
-
-
 def test_the_main_experiment_writes_a_table_a_picture_and_results(tmp_path, capsys):
-    config = mlp_mcdropout_digits.Config(
-        **TINY, strategies=("random", "softrank_margin"), rounds=2, num_samples=3, out=tmp_path
-    )
-    curves = mlp_mcdropout_digits.main(config)
+    options = {"strategies": ("random", "softrank_margin"), "rounds": 2, "num_samples": 3, "out": tmp_path}
+    curves = mlp_mcdropout_digits.main(mlp_mcdropout_digits.Config(**TINY, **options))
     assert curves["random"].metrics["accuracy"].shape == (2, 2)
-    np.testing.assert_array_equal(curves["random"].num_labelled, [20, 30])
     # Paired seeds: before the first query all strategies are the same run.
-    for metric in ("accuracy", "nll"):
-        first = [curve.metrics[metric][:, 0] for curve in curves.values()]
-        np.testing.assert_array_equal(first[0], first[1])
+    np.testing.assert_array_equal(*[curve.metrics["nll"][:, 0] for curve in curves.values()])
     assert "softrank_margin" in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert written(tmp_path)["config"]["num_steps"] == 3
-    assert written(tmp_path)["environment"]["jax"] == jax.__version__
     assert written(tmp_path)["strategies"]["random"]["num_labelled"] == [20, 30]
     with pytest.raises(SystemExit, match="power_blad"):
         harness.acquisition("power_blad", 1.0)
 
 
-def test_cold_starts_are_compared(tmp_path, capsys):
-    config = cold_start_digits.Config(
-        **TINY, strategies=("random", "k_center"), num_labels=(4,), model="linear", out=tmp_path
-    )
-    curves = cold_start_digits.main(config)
+def test_cold_starts_are_compared(tmp_path):
+    options = {"strategies": ("random", "k_center"), "num_labels": (4,), "model": "linear", "out": tmp_path}
+    curves = cold_start_digits.main(cold_start_digits.Config(**TINY, **options))
     assert curves["k_center"].metrics["accuracy"].shape == (2, 1)
     assert (curves["random"].metrics["classes"] <= 4).all()
-    assert "k_center" in capsys.readouterr().out
     assert (tmp_path / "cold_start.png").stat().st_size > 10_000
-    assert written(tmp_path)["strategies"]["random"]["num_labelled"] == [4]
 
 
 def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
@@ -75,28 +45,14 @@ def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
         unlabelled_batch_size=8, out=tmp_path,
     )  # fmt: skip
     curves = semi_supervised_digits.main(config)
-    for curve in curves.values():
-        np.testing.assert_array_equal(curve.num_labelled, [10, 20])
     # Nothing is certain after two steps, so FixMatch is the supervised fit.
     accuracies = [curve.metrics["accuracy"] for curve in curves.values()]
     assert accuracies[0].shape == (2, 2)
     np.testing.assert_allclose(*accuracies, atol=1 / 360 + 1e-6)
     assert "points ± s.e. of the paired difference" in capsys.readouterr().out
-    assert len(written(tmp_path)["strategies"]) == 2
 
 
-def test_labels_of_the_semi_supervised_experiment_are_nested_and_balanced():
-    targets, order_of = np.arange(200) % 10, semi_supervised_digits.labelling_order
-    order = order_of(jnp.asarray(targets), semi_supervised_digits.Config(), 0)
-    np.testing.assert_array_equal(np.sort(order), np.arange(200))
-    for count in (10, 50):
-        assert np.bincount(targets[order < count]).tolist() == [count // 10] * 10
-    assert np.any(order_of(jnp.asarray(targets), semi_supervised_digits.Config(), 1) != order)
-    at_random = order_of(jnp.asarray(targets), semi_supervised_digits.Config(balanced=False), 0)
-    assert np.bincount(targets[at_random < 50], minlength=10).tolist() != [5] * 10
-
-
-def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
+def test_the_lenet_experiment_writes_what_it_reports(tmp_path):
     config = bayesian_lenet_cifar10.Config(
         methods=("local_reparameterization",), dataset="digits", subset=60, num_test=30, epochs=1, batch_size=30,
         num_samples=3, initial_std=0.1, out=tmp_path,
@@ -104,63 +60,5 @@ def test_the_lenet_experiment_writes_what_it_reports(tmp_path, capsys):
     results = bayesian_lenet_cifar10.main(config)
     assert written(tmp_path)["methods"] == results
     assert results["local_reparameterization"]["epistemic"][0] > 1e-4
-    assert "local_reparameterization" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--subset 0"):
         bayesian_lenet_cifar10.load(dataclasses.replace(config, subset=0))
-
-
-def test_uncertainty_splits_into_two_parts(rng):
-    """As covariance matrices, one example after the other."""
-    logits = rng.normal(size=(6, 5, 3)) * 2
-    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    aleatoric, epistemic = bayesian_lenet_cifar10.uncertainties(jnp.asarray(logits, jnp.float32))
-    for n in range(5):
-        inside = np.mean([np.diag(p) - np.outer(p, p) for p in probs[:, n]], axis=0)
-        between = np.mean([np.outer(p, p) for p in probs[:, n] - probs[:, n].mean(axis=0)], axis=0)
-        np.testing.assert_allclose(aleatoric[n], np.trace(inside), rtol=1e-5)
-        np.testing.assert_allclose(epistemic[n], np.trace(between), rtol=1e-5)
-
-
-def test_principal_components_keep_distances(rng):
-    x = rng.normal(size=(30, 5)).astype(np.float32) + 3
-    turned = np.asarray(cold_start_digits.principal_components(jnp.asarray(x), 5), np.float64)
-    distances = [np.linalg.norm(rows[:, None] - rows[None], axis=-1) for rows in (turned, x)]
-    np.testing.assert_allclose(*distances, atol=1e-4)
-    assert (np.diff(np.var(turned, axis=0)) <= 0).all()
-    np.testing.assert_allclose(turned.mean(axis=0), 0, atol=1e-5)
-
-
-def test_digits_are_split_evenly_and_without_overlap():
-    train, test = baal.data.digits(num_test=360)
-    assert (train.inputs.shape, test.inputs.shape) == ((1437, 64), (360, 64))
-    assert (train.inputs.dtype, train.targets.dtype) == (np.float32, np.int32)
-    assert (train.inputs.min(), train.inputs.max()) == (0, 1)
-    counts = np.bincount(test.targets)
-    assert counts.max() - counts.min() <= 3
-    rows = {row.tobytes() for row in train.inputs}
-    assert sum(row.tobytes() in rows for row in test.inputs) == 0
-    other = baal.data.digits(seed=1)[1]
-    assert (other.inputs != test.inputs).any()
-    assert baal.data.digits(image=True)[0].inputs.shape == (1437, 8, 8, 1)
-    with pytest.raises(ValueError, match="num_test=1797"):
-        baal.data.digits(num_test=1797)
-
-
-def test_a_table_says_when_a_target_is_not_reached():
-    curves = {"flat": plots.Curves(np.array([20, 30]), {"accuracy": np.full((2, 2), 0.5), "nll": np.ones((2, 2))})}
-    table = plots.learning_curve_table(curves)
-    assert "flat: not reached" in table
-    assert "0.500 ± 0.000  1.000" in table
-    values = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0]])
-    np.testing.assert_allclose(statistics.standard_error(values), values.std(axis=0, ddof=1) / np.sqrt(3))
-    assert np.isnan(statistics.standard_error(values[:1])).all()
-
-
-def test_json_is_whole_or_not_there(tmp_path):
-    content = {"x": np.arange(3), "y": float("nan"), "z": (np.ones(1), EXPERIMENTS / "c")}
-    path = study.results.write_json(tmp_path / "a" / "b.json", content)
-    assert json.loads(path.read_text()) == {"x": [0, 1, 2], "y": None, "z": [[1.0], str(EXPERIMENTS / "c")]}
-    with pytest.raises(TypeError):
-        study.results.write_json(path, {"x": object()})
-    assert json.loads(path.read_text())["x"] == [0, 1, 2]  # the old file is untouched
-    assert list(path.parent.iterdir()) == [path]  # and nothing is left over

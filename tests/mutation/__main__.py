@@ -11,36 +11,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutation import changes
 
 HOME = changes.HOME
-CONTRACTS = {
-    "selection": ("selections",),
-    "data": ("sources",),
-    "checkpoint": ("files",),
-    "prediction": ("sources",),
-    "_util": ("files", "sources", "heuristics", "selections"),
-}
+CONTRACTS = {"selection": "selections", "data": "sources", "checkpoint": "files", "prediction": "sources"}
+CONTRACTS |= {"_util": "files sources heuristics selections"}
 
 
 def rooms_tests(path: str) -> list[str]:
     """The tests of a module, nearest first: its own file, its family's contract, its room, and those of the loop."""
     parts = Path(path).with_suffix("").parts[1:]
     room, name = parts[0].removeprefix("_"), parts[-1].removeprefix("_")
-    folder = HOME / "tests" / Path(*(part.removeprefix("_") for part in parts[:-1]))
-    families = CONTRACTS.get(parts[0], (parts[0],))
-    contracts = [HOME / "tests" / "contracts" / f"test_{family}.py" for family in families]
-    own, outer = folder / f"test_{name}.py", HOME / "tests" / f"test_{room}.py"
-    near = [own, *contracts, outer, *sorted(folder.glob("test_*.py") if len(parts) > 1 else [])]
-    near += [*sorted((HOME / "tests" / room).rglob("test_*.py")), HOME / "tests" / "test_architecture.py"]
+    tests = HOME / "tests"
+    folder = tests.joinpath(*(part.removeprefix("_") for part in parts[:-1]))
+    contracts = [tests / "contracts" / f"test_{family}.py" for family in CONTRACTS.get(parts[0], parts[0]).split()]
+    near = [folder / f"test_{name}.py", *contracts, tests / f"test_{room}.py"]
+    near += [*(sorted(folder.glob("test_*.py")) if len(parts) > 1 else []), *sorted((tests / room).rglob("test_*.py"))]
+    near += [tests / "test_architecture.py"]
     if room not in ("annotation", "cli", "study", "data"):
-        near += [HOME / "tests" / f"test_{name}.py" for name in ("loop", "rounds", "prediction", "checkpoint")]
-    existing = [str(path.relative_to(HOME)) for path in near if path.exists()]
-    return list(dict.fromkeys(existing))
+        near += [tests / f"test_{name}.py" for name in ("loop", "rounds", "prediction", "checkpoint")]
+    return list(dict.fromkeys(str(path.relative_to(HOME)) for path in near if path.exists()))
 
 
 def is_seen(change: changes.Change, copy: Path, tests: list[str], timeout: float, workers: int = 0) -> str | None:
@@ -74,40 +68,29 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a change counts as seen")
     options = parser.parse_args()
     everything = changes.written() if options.written else changes.drawn(options.seed, options.count)
-    work: queue.Queue = queue.Queue()
-    for change in everything:
-        if options.only in change.path:
-            work.put(change)
-    total, passed = work.qsize(), []
+    chosen = [change for change in everything if options.only in change.path]
 
-    def worker(copy: Path) -> None:
-        while True:
-            try:
-                change = work.get_nowait()
-            except queue.Empty:
-                return
-            start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as threads:
+        free: queue.SimpleQueue = queue.SimpleQueue()
+        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build")
+        for job in range(options.jobs):
+            free.put(shutil.copytree(HOME, Path(folder) / str(job) / "project", ignore=ignored))
+
+        def try_out(change: changes.Change) -> bool:
+            start, copy = time.monotonic(), free.get()
             saw = is_seen(change, copy, rooms_tests(change.path), options.timeout)
             if saw is None and options.whole:
                 saw = is_seen(change, copy, ["tests"], 10 * options.timeout)
-            if saw is None:
-                passed.append(change)
+            free.put(copy)
             mark = "seen  " if saw else "PASSED"
             print(f"{mark} {time.monotonic() - start:4.0f} s  {change.describe()}  [{saw}]", flush=True)
+            return saw is not None
 
-    with tempfile.TemporaryDirectory() as folder:
-        threads = []
-        for job in range(options.jobs):
-            copy = Path(folder) / str(job) / "project"
-            shutil.copytree(HOME, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "_build"))
-            threads.append(threading.Thread(target=worker, args=(copy,)))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    print(f"\n{total - len(passed)} of {total} seen: {(total - len(passed)) / max(total, 1):.3f}")
-    for change in passed:
-        print(f"  {change.describe()}")
+        seen = list(threads.map(try_out, chosen))
+    print(f"\n{sum(seen)} of {len(seen)} seen: {sum(seen) / max(len(seen), 1):.3f}")
+    for change, was_seen in zip(chosen, seen, strict=True):
+        if not was_seen:
+            print(f"  {change.describe()}")
 
 
 if __name__ == "__main__":

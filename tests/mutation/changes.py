@@ -1,52 +1,22 @@
 """Careless changes to the package: drawn from its syntax by a seed, and written down by hand."""
 
 import ast
+import itertools
 import random
+import re
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 HOME = Path(__file__).parents[2]
-SWAPS = {
-    ast.Lt: "<=",
-    ast.LtE: "<",
-    ast.Gt: ">=",
-    ast.GtE: ">",
-    ast.Eq: "!=",
-    ast.NotEq: "==",
-    ast.Is: "is not",
-    ast.IsNot: "is",
-    ast.In: "not in",
-    ast.NotIn: "in",
-    ast.Add: "-",
-    ast.Sub: "+",
-    ast.Mult: "/",
-    ast.Div: "*",
-    ast.BitAnd: "|",
-    ast.BitOr: "&",
-    ast.And: "or",
-    ast.Or: "and",
-}
-NAMES = {
-    "min": "max",
-    "max": "min",
-    "minimum": "maximum",
-    "maximum": "minimum",
-    "argmin": "argmax",
-    "argmax": "argmin",
-    "any": "all",
-    "all": "any",
-    "sum": "mean",
-    "mean": "sum",
-    "ceil": "floor",
-    "floor": "ceil",
-    "exp": "expm1",
-    "log": "log1p",
-    "zeros": "ones",
-    "ones": "zeros",
-    "logical_and": "logical_or",
-    "logical_or": "logical_and",
-}
+COMPARED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
+COMBINED = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr, ast.And, ast.Or)
+SWAPS = dict(zip(COMPARED, ("<=", "<", ">=", ">", "!=", "==", "is not", "is", "not in", "in"), strict=True))
+SWAPS |= dict(zip(COMBINED, ("-", "+", "/", "*", "|", "&", "or", "and"), strict=True))
+PAIRS = re.findall(
+    r"\w+", "min max minimum maximum argmin argmax any all sum mean ceil floor zeros ones logical_and logical_or"
+)
+NAMES = dict(zip(["exp", "log", *PAIRS], ["expm1", "log1p", *(PAIRS[i ^ 1] for i in range(len(PAIRS)))], strict=True))
 
 
 class Change(NamedTuple):
@@ -61,10 +31,13 @@ class Change(NamedTuple):
         assert text[self.start :].startswith(self.old), f"{self.path} no longer holds {self.old!r}"
         return text[: self.start] + self.new + text[self.start + len(self.old) :]
 
+    @property
+    def line(self) -> int:
+        return (HOME / self.path).read_text(encoding="utf-8")[: self.start].count("\n") + 1
+
     def describe(self) -> str:
-        line = (HOME / self.path).read_text(encoding="utf-8")[: self.start].count("\n") + 1
-        shown = [" ".join(part.split()) or "nothing" for part in (self.old, self.new)]
-        return f"{self.path}:{line}: {shown[0][:70]} → {shown[1][:70]}"
+        old, new = [" ".join(part.split())[:70] or "nothing" for part in (self.old, self.new)]
+        return f"{self.path}:{self.line}: {old} → {new}"
 
 
 class _Finder(ast.NodeVisitor):
@@ -72,10 +45,8 @@ class _Finder(ast.NodeVisitor):
 
     def __init__(self, path, text):
         self.path, self.text, self.changes, self.keys = path, text, [], []
-        self.lines = [0]
-        for line in text.splitlines(keepends=True):
-            self.lines.append(self.lines[-1] + len(line))
         self.raw = text.splitlines(keepends=True)
+        self.lines = [0, *itertools.accumulate(map(len, self.raw))]
 
     def at(self, line, column):
         return self.lines[line - 1] + len(self.raw[line - 1].encode()[:column].decode())
@@ -108,19 +79,17 @@ class _Finder(ast.NodeVisitor):
         if node.value is not None:
             self.visit(node.value)
 
-    def visit_Raise(self, node):
-        """Messages are not looked into; whether they are raised is up to the ``if`` around them."""
+    # Texts are not looked into, nor messages: whether they are raised is up to the `if` around them.
+    visit_JoinedStr = visit_Raise = lambda self, node: None
 
     def visit_If(self, node):
         if len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse:
-            start, end = self.span(node.test)
-            self.add(start, end, "False")
+            self.add(*self.span(node.test), "False")
         self.generic_visit(node)
 
     def visit_Expr(self, node):
         if isinstance(node.value, ast.Call):
-            start, end = self.span(node)
-            self.add(start, end, "pass")
+            self.add(*self.span(node), "pass")
         if not isinstance(node.value, ast.Constant):
             self.generic_visit(node)
 
@@ -140,18 +109,16 @@ class _Finder(ast.NodeVisitor):
 
     def visit_UnaryOp(self, node):
         if isinstance(node.op, ast.Not | ast.USub):
-            start, end = self.span(node)
-            self.add(start, end, self.text[slice(*self.span(node.operand))])
+            self.add(*self.span(node), self.text[slice(*self.span(node.operand))])
         self.generic_visit(node)
 
     def visit_Constant(self, node):
-        start, end = self.span(node)
         if isinstance(node.value, bool):
-            self.add(start, end, str(not node.value))
+            self.add(*self.span(node), str(not node.value))
         elif isinstance(node.value, int):
-            self.add(start, end, str(node.value + 1))
+            self.add(*self.span(node), str(node.value + 1))
         elif isinstance(node.value, float):
-            self.add(start, end, repr(node.value * 2 or 1.0))
+            self.add(*self.span(node), repr(node.value * 2 or 1.0))
 
     def visit_Name(self, node):
         if self.keys and isinstance(node.ctx, ast.Load):
@@ -164,9 +131,6 @@ class _Finder(ast.NodeVisitor):
             end = self.span(node)[1]
             self.add(end - len(node.attr), end, NAMES[node.attr])
         self.generic_visit(node)
-
-    def visit_JoinedStr(self, node):
-        """Texts are not looked into."""
 
 
 def found() -> list[Change]:
@@ -181,16 +145,10 @@ def found() -> list[Change]:
 
 
 def drawn(seed: int, count: int) -> list[Change]:
-    """``count`` of them, no two in one statement's line while there are others."""
+    """``count`` of them, no two in one line."""
     changes = found()
     random.Random(seed).shuffle(changes)
-    picked, lines = [], set()
-    for change in changes:
-        place = change.path, (HOME / change.path).read_text(encoding="utf-8")[: change.start].count("\n")
-        if place not in lines and len(picked) < count:
-            lines.add(place)
-            picked.append(change)
-    return picked
+    return list({(change.path, change.line): change for change in changes[: 4 * count]}.values())[:count]
 
 
 def written() -> list[Change]:

@@ -18,36 +18,33 @@ def test_half_precision_and_integers_are_widened_and_float64_kept():
     assert found == {"f2": "f4", "i4": "f4", "u1": "f4", "?": "f4", "f4": "f4", "f8": "f8"}
 
 
+@jax.jit
+def everything(logits):
+    log_p = numerics.log_probs(logits)
+    means = numerics.log_mean_exp(log_p), numerics.log_mean_exp(log_p, axis=1)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.exp(numerics.log_mean_exp(x))))(log_p)
+    return log_p, numerics.log_probs(log_p), *means, numerics.entropy(log_p), gradient
+
+
 def test_means_and_entropies_of_probabilities_that_may_be_zero():
     logits = make_logits((4, 5, 3), 0, 30.0, 0.4)
     logits[:, 0, 1] = -INF  # in every draw
     p = oracle.softmax(logits)
-    log_p, again, mean, other_mean, entropy = map(np.asarray, jax.jit(everything)(logits))
+    log_p, again, mean, other_mean, entropy, gradient = map(np.asarray, everything(logits))
     np.testing.assert_allclose(again, log_p, atol=1e-6)
     np.testing.assert_allclose(np.exp(mean), p.mean(axis=0), rtol=1e-5, atol=1e-30)
     assert mean[0, 1] == -INF
     np.testing.assert_allclose(other_mean, np.log(p.mean(axis=1)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(entropy, oracle.shannon(p), rtol=1e-5, atol=1e-6)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.exp(numerics.log_mean_exp(x)))))(log_p)
     np.testing.assert_allclose(gradient, np.exp(log_p) / 4, rtol=1e-4, atol=1e-6)
-
-
-def everything(logits):
-    log_p = numerics.log_probs(logits)
-    means = numerics.log_mean_exp(log_p), numerics.log_mean_exp(log_p, axis=1)
-    return log_p, numerics.log_probs(log_p), *means, numerics.entropy(log_p)
-
-
-def test_the_mean_of_equal_numbers_is_exact():
-    for num in (3, 41, 47):
+    for num in (3, 41, 47):  # the mean of equal numbers is exact
         row = np.log(np.full((num, 2), 0.3, np.float32))
         np.testing.assert_array_equal(jax.jit(numerics.log_mean_exp)(row), row[0])
 
 
 def test_ranking_keys_have_tiers():
     scores = np.array([NAN, -INF, -1e37, -0.0, 0.0, 3.0, 1e38, INF, 9.0], np.float32)
-    available = np.arange(9) < 8
-    values = np.asarray(jax.jit(numerics.rank_values)(scores, available))
+    values = np.asarray(jax.jit(numerics.rank_values)(scores, np.arange(9) < 8))
     assert np.isfinite(values[:8]).all()
     assert values[8] == -INF
     assert (np.diff(values[[0, 1, 2, 3, 5, 6, 7]]) > 0).all()
@@ -61,23 +58,11 @@ def test_ranking_keys_have_tiers():
     np.testing.assert_array_equal(taken, [7, NAN, 3, 7])
 
 
-def test_an_explicit_mesh_is_gathered_and_nothing_else():
-    array, spec = np.arange(8.0, dtype=np.float32), jax.sharding.PartitionSpec("pool")
-    for kind, gathered in ((jax.sharding.AxisType.Explicit, True), (jax.sharding.AxisType.Auto, False)):
-        mesh = jax.make_mesh((4,), ("pool",), axis_types=(kind,))
-        spread = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-        found = numerics.replicate(spread)
-        assert found.sharding.is_fully_replicated == gathered
-        np.testing.assert_array_equal(found, array)
-    assert numerics.replicate(found) is found
-
-
 def test_means_and_log_variances_share_the_last_axis():
     outputs = np.arange(24.0).reshape(2, 3, 4)
-    split = jax.jit(numerics.mean_and_log_variance, static_argnums=(0, 2))
-    mean, log_variance = split("outputs", outputs, None)
+    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, None)
     np.testing.assert_array_equal(np.concatenate([mean, log_variance], axis=-1), outputs)
-    mean, log_variance = split("outputs", outputs[..., :3], 0.5)
+    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs[..., :3], 0.5)
     np.testing.assert_array_equal(mean, outputs[..., :3])
     np.testing.assert_allclose(log_variance, np.full((2, 3, 3), np.log(0.25)), rtol=1e-6)
     with pytest.raises(ValueError, match=r"some has shape \(2, 3, 3\), but means and as many log-variances"):

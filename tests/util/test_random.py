@@ -24,52 +24,35 @@ def data(key):
 
 @jax.jit
 def everything(key):
-    """What a key is used for, in one program: bits of every width and shape, further keys, and distributions."""
-    fold = functools.partial(jax.random.fold_in, key)
+    """What a key is used for, in one program: bits of every width and shape, and further keys."""
+    fold, dtypes = functools.partial(jax.random.fold_in, key), ("uint8", "uint16", "uint32")
     return {
-        "bits": [
-            jax.random.bits(key, shape, dtype) for shape in ((), (0,), (3, 5, 2)) for dtype in (jnp.uint8, "uint32")
-        ],
-        "half": jax.random.bits(key, (3,), jnp.uint16),
+        "bits": [jax.random.bits(key, shape, dtype) for shape in ((), (0,), (3, 5, 2)) for dtype in dtypes],
         "split": [jax.random.key_data(jax.random.split(key, shape)) for shape in (2, 5, (2, 3))],
         "fold": [jax.random.key_data(fold(number)) for number in (0, 1, 2**31 - 1, np.uint32(2**32 - 1))],
         "uniform": jax.random.uniform(fold(2), (4, 3)),
-        "bernoulli": jax.random.bernoulli(fold(3), 0.3, (4, 3)),
-        "randint": jax.random.randint(jax.random.split(key)[1], (), -5, 9),
-        "normal": jax.random.normal(key, (50,)),
     }
 
 
-def test_whatever_is_drawn_is_what_jax_draws():
-    for key in KEYS:
-        fast = random.vectorised(key)
-        assert jax.random.key_impl(fast) != jax.random.key_impl(key)
-        same(everything(fast), everything(key))
-
-
-def test_wide_bits_are_those_of_jax():
-    with jax.enable_x64(True):
-        bits = jax.jit(lambda key: jax.random.bits(key, (3, 5), jnp.uint64))
-        wide = bits(random.vectorised(jax.random.key(3)))
-        assert wide.dtype == jnp.uint64
-        same(wide, bits(jax.random.key(3)))
-
-
-def test_bits_do_not_depend_on_vmap_or_jit():
-    keys = jax.random.split(jax.random.key(4), 3)
-    together = jax.jit(jax.vmap(lambda key: everything(random.vectorised(key))))(keys)
-    for place in range(3):
-        same(jax.tree.map(lambda leaf, place=place: np.asarray(leaf)[place], together), everything(keys[place]))
+def test_whatever_is_drawn_is_what_jax_draws_mapped_and_compiled_or_not(key):
+    together = jax.jit(jax.vmap(lambda key: everything(random.vectorised(key))))(jnp.stack(KEYS))
+    for place, alone in enumerate(KEYS):
+        same(jax.tree.map(lambda leaf, place=place: np.asarray(leaf)[place], together), everything(alone))
+    fast = random.vectorised(KEYS[1])
+    assert jax.random.key_impl(fast) != jax.random.key_impl(KEYS[1])
+    same(everything(fast), everything(KEYS[1]))
     fold = jax.jit(lambda key, number: jax.random.key_data(jax.random.fold_in(key, number)))
     for number in (3, -1):  # traced
         same(fold(random.vectorised(KEYS[2]), np.int32(number)), fold(KEYS[2], np.int32(number)))
     # One key for a whole batch.
     many = jax.jit(jax.vmap(lambda key, i: jax.random.bits(jax.random.fold_in(key, i)), (None, 0)))
     same(many(random.vectorised(KEYS[0]), np.arange(5)), many(KEYS[0], np.arange(5)))
-
-
-def test_other_keys_come_back_unchanged_and_changing_twice_is_changing_once(key):
-    for other in (jax.random.key(0, impl="rbg"), jax.random.key(0, impl="unsafe_rbg"), random.vectorised(key)):
+    with jax.enable_x64(True):
+        bits = jax.jit(lambda key: jax.random.bits(key, (3, 5), jnp.uint64))
+        wide = bits(random.vectorised(KEYS[2]))
+        assert wide.dtype == jnp.uint64
+        same(wide, bits(KEYS[2]))
+    for other in (jax.random.key(0, impl="rbg"), jax.random.key(0, impl="unsafe_rbg"), fast):
         assert random.vectorised(other) is other
 
 
@@ -84,52 +67,12 @@ def test_no_key_is_used_twice(key, key_reuse):
     jax.jit(lambda key: jax.random.bernoulli(random.of_example(key, EXAMPLES[0]), 0.5, (3,)))(jax.random.key(3))
     jax.jit(lambda key: random.shuffled(key, jnp.int32(0), jnp.int32(3)))(jax.random.key(4))
 
-    def twice(key):
-        key = random.vectorised(key)
-        return jax.random.bits(key) + jax.random.bits(key)
-
-    with pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(twice)(jax.random.key(1))
-
 
 # keys of examples
 
 
-EXAMPLES = np.random.default_rng(0).normal(size=(512, 3)).astype(np.float32)
+EXAMPLES = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 of_example = jax.jit(random.of_example)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def words_of_examples(seed, examples, length):
-    key = jax.random.key(seed)
-    return jax.vmap(lambda example: jax.random.bits(random.of_example(key, example), (length,)))(examples)
-
-
-def signs(words):
-    """Every bit as −1 or 1: ``[keys, words · 32]``."""
-    bits = (np.asarray(words)[:, :, None] >> np.arange(32, dtype=np.uint32)) & 1
-    return bits.reshape(len(words), -1) * 2.0 - 1
-
-
-def test_every_bit_of_an_example_is_fair_and_independent_of_the_others():
-    """All pairs of the bits of 32 words, over 4,096 keys: their correlations are a standard normal sample."""
-    found = np.concatenate([signs(words_of_examples(seed, EXAMPLES, 32)) for seed in range(8)])
-    scale = math.sqrt(len(found))
-    assert np.abs(found.sum(axis=0) / scale).max() < 5
-    z = (found.T @ found / scale)[np.triu_indices(found.shape[1], 1)]
-    assert np.abs(z).max() < 6.2
-    assert abs(z.var() - 1) < 0.01
-    assert abs(stats.kurtosis(z)) < 0.05
-
-
-def test_bits_of_neighbouring_examples_and_keys_are_independent():
-    first, second, close_by = (
-        signs(words_of_examples(seed, examples, 32))
-        for seed, examples in ((0, EXAMPLES), (1, EXAMPLES), (0, np.nextafter(EXAMPLES, np.inf)))
-    )
-    for other in (second, close_by, np.roll(first, 1, axis=0), np.roll(first, 32, axis=1)):
-        assert abs((first * other).sum()) / math.sqrt(first.size) < 4
-        assert np.abs((first * other).sum(axis=1)).max() / math.sqrt(first.shape[1]) < 5
 
 
 def test_bits_of_an_example_are_the_hash_as_written_in_every_width(key):
@@ -150,30 +93,31 @@ def test_bits_of_an_example_are_the_hash_as_written_in_every_width(key):
     same(wide, (expected[:12].astype(np.uint64) << np.uint64(32)) | expected[12:])
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_keys_of_examples_depend_on_key_and_example_only(impl):
     keys = [jax.random.key(seed, impl=impl) for seed in (0, 1)]
-    alone = jax.jit(lambda key, example: jax.random.key_data(random.of_example(key, example)))
-    expected = [[alone(key, example) for example in EXAMPLES[:5]] for key in keys]
-    together = jax.jit(jax.vmap(lambda key, example: jax.random.key_data(random.of_example(key, example)), (None, 0)))
-    same(np.stack([together(key, EXAMPLES[:5]) for key in keys]), np.array(expected))
+    expected = [[data(of_example(key, example)) for example in EXAMPLES] for key in keys]
+    together = jax.jit(jax.vmap(lambda key, row: jax.random.key_data(random.of_example(key, row)), (None, 0)))
+    same(np.stack([together(key, EXAMPLES) for key in keys]), np.array(expected))
     assert len(np.unique(np.reshape(expected, (10, 2)), axis=0)) == 10
 
 
-def test_new_keys_of_a_key_of_an_example_are_those_of_jax():
-    hashed = of_example(jax.random.key(7), EXAMPLES[0])
-    plain = jax.random.wrap_key_data(jax.random.key_data(hashed))
-    parts = ("split", "fold")
+def test_a_key_of_an_example_and_its_new_keys_are_those_of_jax():
+    hashed = of_example(KEYS[2], EXAMPLES[0])
+    plain = jax.random.wrap_key_data(jax.random.bits(KEYS[2], (2,), jnp.uint32))
+    plain = jax.random.fold_in(plain, random.hashed(EXAMPLES[0]))
+    same(data(hashed), data(plain))
     ours, theirs = everything(hashed), everything(plain)
-    same({name: ours[name] for name in parts}, {name: theirs[name] for name in parts})
+    for part in ("split", "fold"):
+        same(ours[part], theirs[part])
     assert not np.array_equal(ours["bits"][-1], theirs["bits"][-1])
     assert random.vectorised(hashed) is hashed
+    one, two = np.float32([1, 2, 3]), np.float32([3, 2, 1])  # places and leaves matter
+    trees = [one, two, (one, two), (two, one), (one, one), {"a": one, "b": 0 * one}, np.zeros(3), np.zeros(4)]
+    assert len({int(random.hashed(tree)) for tree in trees}) == 8
 
 
-DTYPES = ["bool", "int8", "float16", "uint32", "float32", "complex64", "int64", "float64"]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["bool", "int8", "float16", "float32", "complex64", "int64"])
 def test_every_bit_changes_the_hash(dtype):
     example = np.arange(6).reshape(2, 3).astype(dtype)
     width = 1 if dtype == "bool" else 8 * example.dtype.itemsize
@@ -189,20 +133,6 @@ def test_every_bit_changes_the_hash(dtype):
     assert len(np.unique(hashes)) == 1 + 6 * width
 
 
-def test_places_and_leaves_matter_to_the_hash():
-    one, two = np.float32([1, 2, 3]), np.float32([3, 2, 1])
-    trees = [one, two, (one, two), (two, one), (one, one), {"a": one, "b": 0 * one}, np.zeros(3), np.zeros(4)]
-    assert len(set(np.asarray(jax.jit(lambda trees: [random.hashed(tree) for tree in trees])(trees)).tolist())) == 8
-
-
-def test_hashes_of_examples_spread_evenly():
-    images = np.random.default_rng(1).integers(0, 2, (40_000, 64), np.uint8)
-    found = np.asarray(jax.jit(jax.vmap(random.hashed))(images))
-    for shift in (0, 8, 16, 24):
-        assert stats.chisquare(np.bincount((found >> shift) & 255, minlength=256)).pvalue > 1e-3
-    assert len(np.unique(found)) > 40_000 - 6  # 0.2 pairs are expected to meet
-
-
 # shuffled
 
 
@@ -213,13 +143,10 @@ def places(seeds, size, length):
     return jax.vmap(lambda key: jax.vmap(lambda position: random.shuffled(key, position, size))(positions))(keys)
 
 
-def test_shuffled_is_a_bijection_of_every_small_size():
+def test_shuffled_is_a_bijection_of_every_small_size_and_stays_in_the_largest_range(key):
     for size in range(1, 65):
         for found in np.asarray(places(np.arange(3), np.int32(size), 64)):
             assert sorted(found[:size].tolist()) == list(range(size))
-
-
-def test_shuffled_stays_in_the_largest_range(key):
     size = 2**31 - 1
     positions = np.array([0, 1, 2**30, size - 2, size - 1])
     found = jax.jit(jax.vmap(lambda position: random.shuffled(key, position, jnp.int32(size))))(positions)
@@ -227,17 +154,11 @@ def test_shuffled_stays_in_the_largest_range(key):
     assert ((found >= 0) & (found < size)).all()
 
 
-def test_every_permutation_and_every_place_is_as_likely():
-    seeds, length = np.arange(24_000), 7
-    for size in (2, 3, 4):
-        shuffles = np.asarray(places(seeds, np.int32(size), length))[:, :size]
-        permutations, counts = np.unique(shuffles, axis=0, return_counts=True)
-        assert len(permutations) == math.factorial(size)
+def test_every_permutation_and_every_pair_of_places_is_as_likely():
+    for size in (2, 3, 4, 7):
+        shuffles = np.asarray(places(np.arange(24_000), np.int32(size), 7))[:, :size]
+        if size == 7:
+            shuffles = shuffles[:, [2, 5]]
+        found, counts = np.unique(shuffles, axis=0, return_counts=True)
+        assert len(found) == (math.factorial(size) if size < 7 else 42)
         assert stats.chisquare(counts).pvalue > 1e-3
-    shuffles = np.asarray(places(seeds, np.int32(7), length))
-    for position in range(7):
-        assert stats.chisquare(np.bincount(shuffles[:, position], minlength=7)).pvalue > 1e-3
-    pairs = np.bincount(shuffles[:, 2] * 7 + shuffles[:, 5], minlength=49)
-    assert (pairs[::8] == 0).all()
-    assert np.sum(pairs > 0) == 42
-    assert stats.chisquare(pairs[pairs > 0]).pvalue > 1e-3
