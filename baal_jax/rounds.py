@@ -115,9 +115,9 @@ def ready(
         tasks.admit("dataset", seen, loop.posterior.task, complete=complete)
     if test is None:
         return loop, state
-    if isinstance(test, Dataset) and sources.is_source(test.inputs):
-        raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     metrics = tasks.metrics_of("test", loop.posterior, state.posterior, test, loop.metrics)
+    if sources.is_source(test.inputs):
+        raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     return loop._replace(metrics=metrics), state
 
 

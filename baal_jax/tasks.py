@@ -134,6 +134,8 @@ def admit(
         raise ValueError(
             f"{name} has {count} inputs, but targets of shape {targets.shape}: give one target for each input"
         )
+    if _has_values(targets):  # what needs no outputs first: these come from a trace, which may fail of the same fault
+        _require_targets(f"{name}.targets", np.asarray(targets), task, None)
     shape = outputs()
     if task is None and shape is not None:
         task = of_targets(targets, shape)
@@ -266,9 +268,9 @@ def _require_targets(name: str, values: np.ndarray, task: Task | None, outputs: 
         refuse(
             values > most, f"the network has outputs for the classes 0 to {most}; number classes from 0, or add outputs"
         )
-    elif not whole and values.shape != outputs:
+    elif not whole and (values.shape != outputs if outputs else values.ndim < 2):
         raise ValueError(f"{name} are {values.dtype}, but classes are whole numbers: cast with .astype(numpy.int32)")
-    elif not whole:
+    elif not whole and outputs is not None:
         refuse(~np.isclose(values.sum(-1), 1.0, atol=1e-3), "probabilities of classes must add up to 1")
 
 

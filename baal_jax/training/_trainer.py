@@ -201,7 +201,7 @@ _Carry = tuple[TrainState, PyTree]  # the network, and what is kept of it on the
 
 def _judges(validation: Dataset, model: Model, task: Task | None) -> Dataset:
     """The examples of a validation set that can judge: those whose targets are known."""
-    outputs = partial(_outputs, model, validation.inputs)
+    outputs = lambda: _outputs(model, validation.inputs)  # noqa: E731
     task = tasks.admit("validation", validation, task, outputs)
     if validation.targets is None:
         raise ValueError("validation has no targets: give labelled examples, or leave it out")
@@ -409,7 +409,7 @@ def _require_own_rows(loss: Callable, outputs: PyTree, targets: Array) -> None:
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):
         on_all = loss(*jax.tree.map(jnp.asarray, tried))
         on_first = loss(*jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), tried))
-        first = on_all[:1]
+        first = jnp.atleast_1d(on_all)[:1]
     prefixes = {np.shape(leaf)[:n] for leaf in jax.tree.leaves(tried) for n in range(1, np.ndim(leaf) + 1)}
     if jnp.shape(on_all) not in prefixes:
         raise ValueError(
