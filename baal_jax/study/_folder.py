@@ -22,6 +22,7 @@ SECONDS_BETWEEN_TABLES = 10.0
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
 # What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
 MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
+MAY_CHANGE += ("higher_is_better",)
 
 
 class Folder:
@@ -210,6 +211,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
             "baseline": asked["baseline"] or old["baseline"],
+            "higher_is_better": asked.get("higher_is_better") or old.get("higher_is_better"),
             "seeds": max(old["seeds"], asked["seeds"], key=len),
             "environment": old["environment"],
         }

@@ -89,12 +89,13 @@ def test_what_is_missing_is_added_and_nothing_is_taken_away(home, tmp_path, monk
     assert not any("callback" in text for text in compiled)
     assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
     assert contents(tmp_path / "cells").items() >= first.items()
-    about = study.About(metric="nll", name="a title")
+    about = study.About(metric="nll", name="a title", higher_is_better=False)
     fewer = run(tmp_path, loops(["bald"]), num_seeds=1, about=about, chunk=8)  # it keeps the chunk it was begun with
     assert len(compiled) == 4  # nothing was missing
     assert [len(fewer.runs["random"].seeds), fewer.description["seeds"]] == [5, list(range(5))]
     assert list(fewer.runs) == fewer.description["strategies"] == ["random", "bald"]
     found = study.results.read(tmp_path).description
+    assert found["higher_is_better"] == {"nll": False}
     assert [found[name] for name in ("metric", "name", "baseline", "seeds")] == [
         "nll",
         "a title",

@@ -122,13 +122,20 @@ def test_few_seeds_for_many_strategies_are_too_few():
 
 
 def test_labels_saved_by_hand():
-    found = statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, INF, 70, 60])
+    found = statistics.labels_saved([30, 40, 30, 35, 30, 30], [60, 50, INF, 70, 60, 60])
     assert found[:4] == (30, 60, 0.5, 0)
-    # Three draws or more of five are the seed that did not reach it, with a chance of 5.8 %: a ratio of 0.
+    # Three draws or more of six are the seed that did not reach it, with a chance of 6.2 %: a ratio of 0.
     assert 0.5 <= found.high < 1
-    assert found[5:] == (5, 4, 5)
-    assert statistics.labels_saved([1.0, 1.0], [2.0, 2.0])[:5] == (1, 2, 0.5, 0.5, 0.5)
-    np.testing.assert_array_equal(statistics.labels_saved([20, 20], [40, INF])[2:5], [0.0, 0.0, 0.5])
+    assert found[5:] == (6, 5, 6)
+    # Fewer than six are all on one side too often, where nothing differs: 2 of 32.
+    assert statistics.labels_saved([1.0] * 6, [2.0] * 6)[:5] == (1, 2, 0.5, 0.5, 0.5)
+    assert statistics.labels_saved([1.0] * 5, [2.0] * 5)[:5] == (1, 2, 0.5, 0, INF)
+    assert statistics.labels_saved([1.0] * 5, [2.0] * 5, confidence=0.9)[2:5] == (0.5, 0.5, 0.5)
+    np.testing.assert_array_equal(statistics.labels_saved([20, 20], [40, INF])[2:5], [0.0, 0.0, INF])
+    # Curves that begin without labels may be at the target there.
+    none, some = np.zeros(6), np.full(6, 20)
+    for pair, ratio in (((none, some), (0, 0, 0)), ((some, none), (INF, INF, INF)), ((none, none), (NAN, 0, INF))):
+        np.testing.assert_array_equal(statistics.labels_saved(*pair)[2:5], ratio)
     neither = statistics.labels_saved([INF, INF, INF], [INF, INF, 20])
     np.testing.assert_array_equal(neither, (INF, INF, NAN, 0.0, INF, 0, 1, 3))
     assert statistics.labels_saved([NAN, 20, 30], [20, 40, 60])[:3] == (25, 50, 0.5)
@@ -161,11 +168,11 @@ def test_bad_input_is_named():
         (lambda: statistics.compare([[1.0]], [[1.0]]), r"but both must be \[seeds\], in pairs"),
         (lambda: statistics.compare([1.0], [1.0], num_resamples=98), "num_resamples=98 must be at least 99"),
         (lambda: statistics.compare([1.0], [1.0], confidence=0.0), "confidence=0.0 must be between"),
-        (lambda: statistics.labels_saved([0.0], [1.0]), "0 labels are not a number of labels"),
+        (lambda: statistics.labels_saved([-1.0], [1.0]), "-1 labels are not a number of labels"),
         (lambda: statistics.holm([1.2]), "between 0 and 1"),
         (lambda: statistics.holm([-0.1]), "between 0 and 1"),
         (lambda: statistics.holm([[0.1]]), "must be a list"),
-        (lambda: statistics.compare_all({"s": [1.0]}, "s"), "metric=None does not tell"),
+        (lambda: statistics.compare_all({"s": [1.0]}, "s"), "metric='None' does not tell"),
         (lambda: statistics.compare_all({"s": [1.0]}, "bald", metric="f1"), "baseline='bald' is not .* there are s"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,9 +1,13 @@
 """Curves agree with SciPy and with sums by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
+import baal_jax as baal
+from baal_jax import metrics
 from baal_jax.study import statistics
 
 NAN, INF = float("nan"), float("inf")
@@ -69,17 +73,36 @@ def test_labels_to_target_in_both_directions():
 
 
 def test_the_name_of_a_metric_tells_its_direction_or_it_is_asked_for():
-    for name in ("accuracy", "top_5_accuracy", "f1", "average_precision", "log_likelihood", "negative_nll"):
+    for name in ("accuracy", "top_5_accuracy", "f1", "average_precision", "joint_log_likelihood"):
         assert statistics.is_higher_better(name) is True, name
-    for name in ("nll", "adaptive_ece", "crps_fair", "val/RMSE", "negative_log_likelihood"):
+    for name in ("nll", "adaptive_ece", "crps_fair", "RMSE", "gaussian_nll"):
         assert statistics.is_higher_better(name) is False, name
-    for name in ("coverage", "accuracy_error"):
-        with pytest.raises(ValueError, match=f"metric='{name}' does not tell .* pass higher_is_better"):
+    for name in ("coverage", "neg_log_loss", "false_negative_error", "top_k_accuracy", "val/accuracy", None, "x" * 999):
+        with pytest.raises(
+            ValueError, match=f"metric='{str(name)[:60]}' does not tell .* pass higher_is_better"
+        ) as told:
             statistics.is_higher_better(name)
+        assert len(str(told.value)) < 300
+        assert statistics.is_higher_better(name, True) is not statistics.is_higher_better(name, higher_is_better=False)
+    classes = metrics.classification(top_k=(2,), extra=("precision", "recall", "f1", "auroc", "average_precision"))
+    more = metrics.classification(extra=("adaptive_ece", "classwise_ece"))
+    real = metrics.regression(extra=("crps_draws", "crps_fair"))
+    for metric_set, logits, targets in (
+        (classes, (1, 3, 3), [0, 1, 2]),
+        (more, (1, 3, 3), [0, 1, 2]),
+        (real, (2, 3, 1), [0.0] * 3),
+    ):
+        summary = jax.eval_shape(lambda x, one=metric_set: one.summarise(baal.Predictions(x)), jnp.zeros(logits))
+        values = jax.eval_shape(metric_set.compute, summary, jnp.array(targets))
+        assert {statistics.is_higher_better(name) for name in values} <= {True, False}
 
 
 def test_bad_input_is_named():
     for call, message in (
+        (
+            lambda: statistics.is_higher_better("f1", "lower"),
+            "higher_is_better='lower' is no answer: pass True or False",
+        ),
         (lambda: statistics.mean_curve([1, 2], [0.5, 0.6]), r"values has shape \(2,\), but \[seeds, R\] is needed"),
         (lambda: statistics.mean_curve([1], [[0.5]], 95), "confidence=95 must be between 0 and 1"),
         (lambda: statistics.mean_curve([1], [[0.5]], 1.0), r"confidence=1\.0 must be between 0 and 1"),

@@ -79,6 +79,8 @@ def test_runs_that_stopped_are_compared_over_what_they_saw():
     gone = statistics.summary(make_results(seeds=10, stopped={"bald": 0}))
     assert (cells(gone)["bald"]["area"], cells(gone)["bald"]["mean rank"]) == ("– ± –", "–")
     assert gone.rows[2].verdict.comparison.num_seeds == 10
+    assert "Without an area, and not ranked: bald." in statistics.table(gone).notes
+    assert (gone.ranking.num_seeds, sum(row.mean_rank for row in gone.rows[::2])) == (10, 3)
     # Without a baseline's values there is no target, and nobody has failed to reach it.
     lost = statistics.summary(make_results(seeds=10, stopped={"random": 0}))
     assert np.isnan([lost.target, *(row.labels for row in lost.rows)]).all()
@@ -149,6 +151,32 @@ def test_the_table_says_it_to_people():
     values = (0.0, 1e-3, 0.00099, 9999.5, 1e4, INF, -INF, NAN)
     texts = ["0.0000", "0.0010", "0.00099", "9999.5000", "1e+04", "∞", "−∞", "–"]
     assert [*map(statistics.number, values)] == texts
+
+
+def test_curves_may_begin_without_labels():
+    results = make_results(NAMES, seeds=8, effect={"bald": 0.1})
+    for runs in results.runs.values():
+        runs.num_labelled[:] -= 10
+    found = statistics.summary(results, target=0.0)
+    assert (found.low, [row.labels for row in found.rows]) == (0, [0] * 4)
+    assert found.rows[1].verdict.verdict == "better"
+    assert cells(found)["bald"]["share of the labels [95%]"] == "– [0.00, ∞]"
+    assert "nan" not in statistics.markdown(found)
+
+
+def test_a_study_is_asked_for_directions_that_are_not_known_and_keeps_the_answer():
+    results = make_results(NAMES, seeds=8, effect={"bald": 0.1})
+    for runs in results.runs.values():
+        runs.metrics["score"] = runs.metrics["accuracy"]
+    with pytest.raises(ValueError, match=r"metric='score' does not tell .* About"):
+        statistics.summary(results, "score")
+    results.description["higher_is_better"] = {"score": True, "accuracy": False}
+    for metric, override, expected in (
+        ("score", None, "better"),
+        ("score", False, "worse"),
+        ("accuracy", None, "worse"),
+    ):
+        assert statistics.summary(results, metric, higher_is_better=override).rows[1].verdict.verdict == expected
 
 
 def test_unknown_names_are_named():
