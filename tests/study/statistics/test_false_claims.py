@@ -24,13 +24,16 @@ def claims(k, n, studies, better=0.0):
 def test_of_all_that_chance_can_give_at_most_alpha_is_claimed(k, n):
     orders = [*itertools.permutations(range(k))]
     studies = [np.array(study) for study in itertools.product(orders, repeat=n)]
-    for confidence in (0.95, 0.7):
-        found = [statistics.rank(dict(enumerate(study.T)), confidence=confidence) for study in studies]
-        assert np.mean([len(one.groups) > 1 for one in found]) <= 1 - confidence + 1e-9
-        for name, limit in (("p_value", 1 - confidence), ("p_value", found[7].p_value)):
-            assert np.mean([getattr(one, name) <= limit for one in found]) <= limit + 1e-9
-    # What could not be sharper: at the p-value of a study, as large a share of all studies has one as small.
-    assert np.mean([one.p_value <= found[7].p_value for one in found]) == pytest.approx(found[7].p_value)
+    for alpha in (0.05, 0.3):
+        found = [statistics.rank(dict(enumerate(study.T)), confidence=1 - alpha) for study in studies]
+        assert np.mean([len(one.groups) > 1 for one in found]) <= alpha + 1e-9
+        p_values = np.array([one.p_value for one in found])
+        for p_value in {alpha, p_values[0], p_values[7]}:
+            assert np.mean(p_values <= p_value) <= p_value + 1e-9
+        farther = np.array([np.ptp([*one.mean_ranks.values()]) for one in found]) - found[0].critical_difference
+        assert np.mean(farther > 1e-9) <= alpha + 1e-9 < np.mean(farther > -1e-9)
+    # It could not be sharper: of all studies, as large a share as a p-value says is as clear.
+    assert np.mean(p_values <= p_values[7]) == pytest.approx(p_values[7])
 
 
 @pytest.mark.parametrize(("k", "n"), [(2, 5), (2, 20), (4, 8), (6, 4), (6, 20)])
@@ -41,11 +44,12 @@ def test_differences_are_claimed_where_they_are_and_not_elsewhere(k, n):
 
 
 def test_equal_ranks_are_dealt_out_as_they_are():
-    # Two seeds of three tell the strategies apart: one order of both in two is as clear, and 2 of 8 studies of three.
+    # Two seeds of three tell the strategies apart, and of four ways in which they could, two are as clear.
     found = statistics.rank({"a": [1.0, 1.0, 1.0], "b": [1.0, 0.0, 0.0]})
     assert (found.p_value, found.mean_ranks) == (0.5, {"a": 7 / 6, "b": 11 / 6})
     same = statistics.rank(dict.fromkeys("abcdef", np.arange(20.0)))
     assert (same.p_value, same.critical_difference, same.groups) == (1.0, 0.0, (tuple("abcdef"),))
+    assert statistics.rank({name: np.full(20, place) for place, name in enumerate("abcdef")}).p_value == 1e-4
 
 
 def test_strategies_without_values_are_named_and_the_others_ranked():

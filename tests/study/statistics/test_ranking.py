@@ -12,8 +12,8 @@ import scipy.stats
 from baal_jax.study import statistics
 
 
-@hypothesis.given(st.sampled_from([(3, 2), (3, 3), (4, 2)]), st.integers(2, 5), st.integers(0, 99))
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.given(st.sampled_from([(3, 2), (3, 3)]), st.integers(2, 5), st.integers(0, 99))
+@hypothesis.settings(max_examples=6, deadline=None)
 def test_friedman_is_scipys_in_every_order_with_ties(shape, levels, seed):
     (k, n), friedman = shape, scipy.stats.friedmanchisquare
     table = np.random.default_rng(seed).integers(0, levels, (n, k)).astype(float)
