@@ -31,8 +31,7 @@ class About(NamedTuple):
         baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
         metric: the one that matters most; by default accuracy or RMSE, by the type of the targets.
         target: value of that metric for "labels to reach it".
-        higher_is_better: whether more of that metric is better, or name → bool for several; needed for those that the
-            library does not know (:func:`~baal_jax.study.statistics.is_higher_better`).
+        higher_is_better: whether more of that metric is better, or name → bool; needed where the metric is your own.
         class_names: of the ``C`` classes.
         config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
         images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
@@ -173,13 +172,12 @@ def run(
     on_host = is_source(train.inputs)
     data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
     hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
-    metric, direction = _metric_of_all(loops, data, rounds, about.metric), about.higher_is_better
-    one = direction is not None and not isinstance(direction, Mapping)
+    metric, better = _metric_of_all(loops, data, rounds, about.metric), about.higher_is_better
     description = {
         **about._asdict(),
         "strategies": list(loops),
         "metric": metric,
-        "higher_is_better": {metric: direction} if one else direction,
+        "higher_is_better": better if isinstance(better, Mapping | None) else {metric: better},
         "class_names": None if about.class_names is None else list(about.class_names),
         "seeds": list(seeds),
         "num_rounds": rounds.num_rounds,

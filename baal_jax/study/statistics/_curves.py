@@ -33,8 +33,6 @@ class Curve(NamedTuple):
 def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -> bool:
     """Whether more of a metric is better: known for the metrics of this library, and asked for otherwise.
 
-    Nothing is guessed from the words of a name: more of ``"neg_log_loss"`` is better, of ``"log_loss"`` it is worse.
-
     Args:
         metric: a name such as ``"top_5_accuracy"`` (more is better) or ``"nll"`` (less is).
         higher_is_better: the answer itself, whatever the name.
@@ -43,8 +41,7 @@ def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -
         True or False.
 
     Raises:
-        ValueError: the name is not one of this library's, or has no direction, such as ``"coverage"``; or the answer is
-            neither True nor False.
+        ValueError: the name is another, or of no direction, as ``"coverage"`` is; the answer is not True or False.
 
     Example:
         >>> from baal_jax.study import statistics
@@ -55,6 +52,7 @@ def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -
         return bool(higher_is_better)
     if higher_is_better is not None:
         raise ValueError(f"higher_is_better={str(higher_is_better)[:60]!r} is no answer: pass True or False")
+    # Words in a name say little: of "neg_log_loss" more is better, of "log_loss" it is worse.
     name = re.sub(r"^top_\d+_accuracy$", "accuracy", str(metric).lower())
     if name not in _HIGHER | _LOWER:
         raise ValueError(
@@ -203,8 +201,6 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
         >>> from baal_jax.study import statistics
         >>> statistics.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
         [30.0, inf]
-        >>> statistics.labels_to_target([20, 30], [[0.9, 0.4]], 0.5, higher_is_better=False).tolist()
-        [30.0]
     """
     labels, values = _checked(num_labelled, values)
     if np.isnan(target):

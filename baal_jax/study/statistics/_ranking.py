@@ -20,14 +20,12 @@ class Ranking(NamedTuple):
     """Ranks of strategies, with what a diagram of critical differences needs.
 
     Attributes:
-        mean_ranks: name → mean rank over seeds, the best first; 1 is best in every seed. Those in ``unranked`` are not
-            among them.
+        mean_ranks: name → mean rank over seeds, the best first; 1 is best in every seed.
         p_value: of Friedman's test that all strategies are alike.
-        critical_difference: mean ranks farther apart than this differ; where seeds are too few to show a difference it
-            is the largest that there can be.
+        critical_difference: mean ranks farther apart than this differ; with too few seeds, none can be.
         groups: sets of strategies in order of rank, within which no difference is shown; none is inside another.
         num_seeds: seeds that counted.
-        unranked: strategies without any value.
+        unranked: strategies without any value, which are in neither.
     """
 
     mean_ranks: dict[str, float]
@@ -50,13 +48,9 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
 
     If strategies are alike, each seed could as well have ranked them in any other order. The p-value is the share of
     these :math:`(k!)^n` orders whose :math:`\chi^2` is as large, and the critical difference the smallest that ``D``
-    exceeds in at most ``α`` of them (Nemenyi's, but for so many seeds, and with ties). Up to half a million orders are
-    counted, which are 20 seeds of two strategies and 8 of three; of more, 10,000 are drawn, and always the same.
-
-    Unless Friedman's test rejects, all strategies are one group. So where all are alike, the chance that any are told
-    apart is at most ``α``, for every number of strategies and seeds. In simulated studies, equal strategies beside a
-    clearly better one were told apart in less than 1 % at ``α = 5 %``, and strategies that are equal in the mean but
-    differ tenfold in spread, whose orders are not equally likely, in 7 % at most.
+    exceeds in at most ``α`` of them. Up to half a million are counted, as those of 20 seeds of two strategies; of more,
+    10,000 are drawn, always the same. Unless Friedman's test rejects, all strategies are one group. So where all are
+    alike, the chance that any are told apart is at most ``α``, for every number of strategies and seeds.
 
     Args:
         values: name → ``float[seeds]``, such as areas, of the same seeds in the same order. A strategy without values
@@ -71,8 +65,7 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
         ValueError: there are fewer than two strategies, shapes differ, or the confidence is out of range.
 
     References:
-        Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*, 2006 (there blocks are data sets, here
-        they are seeds of one, and both tests are approximations for many).
+        Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*, 2006, with data sets for our seeds.
 
     Example:
         >>> from baal_jax.study import statistics
@@ -85,39 +78,35 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
     if len(values) < 2:
         raise ValueError(f"values has {len(values)} strategies: pass two or more to rank")
     arrays = {name: np.asarray(value, np.float64) for name, value in values.items()}
-    shapes = list(dict.fromkeys(array.shape for array in arrays.values()))
+    shapes = sorted({array.shape for array in arrays.values()})
     if len(shapes) > 1 or len(shapes[0]) != 1:
-        raise ValueError(
-            f"values have shapes {', '.join(map(str, shapes[:3]))}, but all must be [seeds], of the same seeds: "
-            "put NaN where one is missing"
-        )
+        raise ValueError(f"values have shapes {shapes[:3]}, but all must be [seeds], with NaN where one is missing")
     names = [name for name, array in arrays.items() if not np.isnan(array).all()]
     unranked = tuple(name for name in arrays if name not in names)
     table = np.stack([arrays[name] for name in names], axis=1) if names else np.zeros((0, 0))
     table = table[~np.isnan(table).any(axis=1)]
-    count, k = table.shape
-    if not count:
+    if not (count := len(table)):
         return Ranking(dict.fromkeys(names, math.nan), math.nan, math.nan, (tuple(names),), 0, unranked)
     signed = table if higher_is_better else -table
     before, after = signed[:, None], signed[:, :, None]
     ranks = (before > after).sum(axis=-1) + ((before == after).sum(axis=-1) + 1) / 2
-    spreads, ranges = _by_chance(tuple(sorted(tuple(row) for row in np.sort(ranks, axis=1).tolist())))
+    variances, ranges = _by_chance(tuple(sorted(tuple(row) for row in np.sort(ranks, axis=1).tolist())))
     sums = ranks.sum(axis=0)
-    p_value = float(np.mean(spreads >= _spread(sums)))
+    p_value = float(np.mean(variances >= sums.var()))
     critical = float(ranges[len(ranges) - 1 - int(alpha * len(ranges) + 1e-9)]) / count
     order = np.argsort(sums, kind="stable")
     ranked = {names[j]: float(sums[j]) / count for j in order}
     # Pairs come after Friedman's test: alone the critical difference would find some where nothing differs at all.
-    groups = _groups(sums[order] / count, critical) if p_value <= alpha + 1e-12 else [(0, k)]
-    parts = tuple(tuple([*ranked][start:end]) for start, end in groups)
-    return Ranking(ranked, p_value, critical, parts, count, unranked)
+    alike = critical * count if p_value <= alpha + 1e-12 else math.inf
+    ends = np.searchsorted(sums[order], sums[order] + alike + 1e-6, side="right").tolist()
+    groups = [(start, end) for start, end in enumerate(ends) if start == 0 or end > ends[start - 1]]  # the longest
+    return Ranking(ranked, p_value, critical, tuple(tuple([*ranked][a:b]) for a, b in groups), count, unranked)
 
 
 @functools.lru_cache(maxsize=4)  # without ties it is the same for every metric of a study
 def _by_chance(ranks: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Spreads and ranges of the sums of ranks, where every seed orders the strategies in any way; ascending ranges."""
-    k = len(ranks[0])
-    first, *others = ranks
+    """Variances, and ascending ranges, of sums of ranks where every seed orders the strategies in any way."""
+    (first, *others), k = ranks, len(ranks[0])
     if math.factorial(k) ** len(others) <= _EXACT:
         sums = np.array([first])  # other names change neither number: one seed may keep its order
         for row in others:
@@ -126,23 +115,7 @@ def _by_chance(ranks: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, np.nda
         rng, sums = np.random.default_rng(0), np.zeros((_DRAWS, k))
         for row in ranks:
             orders = rng.random(sums.shape).argsort(axis=1)
-            orders[0] = np.arange(
-                k
-            )  # all seeds agree: as one of the draws it keeps p-values above 0, and the test exact
+            orders[0] = range(k)  # one draw in which all seeds agree keeps p-values above 0, and the test exact
             sums += np.array(row)[orders]
-    return _spread(sums), np.sort(np.ptp(sums, axis=1))
-
-
-def _spread(sums: np.ndarray) -> np.ndarray:
-    """Friedman's statistic but for a factor; sums of ranks are multiples of ½, so that equal ones are equal."""
-    return ((sums - sums.sum(axis=-1, keepdims=True) / sums.shape[-1]) ** 2).sum(axis=-1)
-
-
-def _groups(means: np.ndarray, critical: float) -> list[tuple[int, int]]:
-    """Longest stretches of ascending mean ranks that are within the critical difference."""
-    groups: list[tuple[int, int]] = []
-    for start in range(len(means)):
-        end = int(np.searchsorted(means, means[start] + critical * (1 + 1e-12), side="right"))
-        if not groups or end > groups[-1][1]:  # else it is inside of the one before
-            groups.append((start, end))
-    return groups
+    # The variance is Friedman's statistic but for a factor. Ranks are multiples of ½, so that equal ones stay equal.
+    return sums.var(axis=1), np.sort(np.ptp(sums, axis=1))

@@ -27,7 +27,7 @@ class Row(NamedTuple):
         verdict: areas against the baseline's; None for the baseline.
         labels: median number of labels to the target; inf if half of the seeds or more did not reach it.
         saved: labels to the target against the baseline's; None for the baseline.
-        mean_rank: by area; NaN for a strategy without areas, and where nothing is ranked.
+        mean_rank: by area; NaN where nothing is ranked.
     """
 
     strategy: str
@@ -103,10 +103,9 @@ def summary(
         results: from :func:`baal_jax.study.results.read`.
         metric: by default the one that the study says matters most.
         baseline: by default the study's.
-        higher_is_better: by default what the study says, or else what is known of the metric
-            (:func:`is_higher_better`).
-        target: the value that labels are counted to; by default the study's, or else the best value that at least three
-            quarters of the baseline's runs reach.
+        higher_is_better: by default what the study says, or else :func:`is_higher_better`.
+        target: the value that labels are counted to; by default the study's for its own metric, or else the best value
+            that at least three quarters of the baseline's runs reach.
         confidence: of intervals and verdicts.
 
     Returns:
@@ -137,7 +136,7 @@ def summary(
     lows, highs = shared_range(curves.values())
     areas = {name: area(*curve, low=lows, high=highs) for name, curve in curves.items()}
     finals = {name: _last(values) for name, (_, values) in curves.items()}
-    target = description.get("target") if target is None else target
+    target = description.get("target") if target is None and metric == description.get("metric") else target
     target = _reached_by_most(curves[baseline][1], higher) if target is None else float(target)
     labels = {}
     for name, curve in curves.items():

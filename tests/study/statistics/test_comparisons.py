@@ -139,7 +139,7 @@ def test_labels_saved_by_hand():
     neither = statistics.labels_saved([INF, INF, INF], [INF, INF, 20])
     np.testing.assert_array_equal(neither, (INF, INF, NAN, 0.0, INF, 0, 1, 3))
     assert statistics.labels_saved([NAN, 20, 30], [20, 40, 60])[:3] == (25, 50, 0.5)
-    np.testing.assert_array_equal(statistics.labels_saved([NAN, 20], [20, 40]), (20, 40, 0.5, NAN, NAN, 1, 1, 1))
+    np.testing.assert_array_equal(statistics.labels_saved([NAN, 20], [20, 40]), (20, 40, 0.5, 0, INF, 1, 1, 1))
     np.testing.assert_array_equal(statistics.labels_saved([NAN], [20]), (*[NAN] * 5, 0, 0, 0))
 
 

@@ -67,7 +67,7 @@ def test_groups_are_what_is_not_shown_to_differ():
 def test_bad_input_is_named():
     for values, message in (
         ({"a": [1.0]}, "values has 1 strategies"),
-        ({"a": [1.0], "b": [1.0, 2.0]}, r"values have shapes \(1,\), \(2,\), but .* NaN where one is missing"),
+        ({"a": [1.0], "b": [1.0, 2.0]}, r"values have shapes \[\(1,\), \(2,\)\], but .* NaN where"),
         ({"a": [[1.0]], "b": [[2.0]]}, "values have shapes"),
     ):
         with pytest.raises(ValueError, match=message):
