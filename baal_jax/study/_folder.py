@@ -210,8 +210,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
-            "baseline": asked["baseline"] or old["baseline"],
-            "higher_is_better": asked.get("higher_is_better") or old.get("higher_is_better"),
+            **{name: asked.get(name) or old[name] for name in ("baseline", "higher_is_better") if name in old},
             "seeds": max(old["seeds"], asked["seeds"], key=len),
             "environment": old["environment"],
         }
