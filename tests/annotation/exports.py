@@ -5,9 +5,10 @@ import json
 NAMES = ["ape", "bee", "cat"]
 
 
-def answer(name, when=None, who=1, **fields):
+def answer(name, when=None, who=1, number=None, **fields):
     """An annotation of a day in January."""
-    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}, "id": "xyz"}
+    value = {"choices": [name]} if number is None else {"number": number}
+    result = {"from_name": "label", "to_name": "image", "type": next(iter(value)), "value": value, "id": "xyz"}
     times = {} if when is None else {"created_at": f"2026-01-{when:02d}T12:00:00Z"}
     return {"id": 7, "completed_by": who, "was_cancelled": False, "result": [result], **times, **fields}
 

@@ -14,18 +14,18 @@ from tests.fixtures import make_logits
 from tests.oracles import metrics as oracle
 
 EXAMPLES, CLASSES, DRAWS, LEVELS = 24, 4, 5, (0.9, 0.05, 0.5)
-PLAIN = ("accuracy", "nll", "brier", "confusion_matrix", "ece", "reliability", "ece_per_class", "adaptive_ece", "auroc")
-PLAIN = (*PLAIN, "average_precision")
-OF_CLASSES = ("precision", "recall", "f1", "confusion_matrix", "auroc", "average_precision", "adaptive_ece")
-OF_CLASSES = (*OF_CLASSES, "classwise_ece", "ece_per_class")
-OF_VALUES = ("crps_draws", "crps_fair", "pinball", "coverage")
+AVERAGED = ("precision", "recall", "f1", "classwise_ece")
+BOTH = ("confusion_matrix", "ece_per_class", "adaptive_ece", "auroc", "average_precision")
 
 # Name → the kind of its inputs, the metric, its oracle.
 METRICS = {
-    **{name: ("classes", getattr(metrics, name), getattr(oracle, name)) for name in PLAIN},
+    **{
+        name: ("classes", getattr(metrics, name), getattr(oracle, name))
+        for name in ("accuracy", "nll", "brier", "ece", "reliability", *BOTH)
+    },
     **{
         name: ("classes", functools.partial(getattr(metrics, name), average=None), getattr(oracle, name))
-        for name in ("precision", "recall", "f1", "classwise_ece")
+        for name in AVERAGED
     },
     "rmse": ("values", metrics.rmse, oracle.rmse),
     "mae": ("values", metrics.mae, oracle.mae),
@@ -36,18 +36,17 @@ METRICS = {
     "crps_fair": ("draws", *(functools.partial(part.crps, fair=True) for part in (metrics, oracle))),
     "classification": (
         "logits",
-        metrics.classification(top_k=(2, 3), num_bins=6, diagnostics=True, extra=OF_CLASSES),
+        metrics.classification(top_k=(2, 3), num_bins=6, diagnostics=True, extra=(*AVERAGED, *BOTH)),
         functools.partial(oracle.classification, num_bins=6),
     ),
     "regression": (
         "draws",
-        metrics.regression(extra=OF_VALUES, levels=LEVELS),
+        metrics.regression(extra=("crps_draws", "crps_fair", "pinball", "coverage"), levels=LEVELS),
         functools.partial(oracle.regression, levels=LEVELS),
     ),
 }
 MEMBERS = members("metrics", METRICS)
 SETS = [name for name, (_, metric, _) in MEMBERS.items() if isinstance(metric, metrics.MetricSet)]
-NOT_OF_EXAMPLES = {"model_average", "quantiles", "joint_log_likelihood", "default_metrics"}
 
 
 def make(kind, seed, ties=False, beyond=False, unknown=0.25):
@@ -141,7 +140,7 @@ def assert_equal(found, expected, case, rtol=2e-5):
 
 def test_every_public_metric_is_here():
     public = {name for name in metrics.__all__ if name[0].islower()}
-    assert public - METRICS.keys() == NOT_OF_EXAMPLES
+    assert public - METRICS.keys() == {"model_average", "quantiles", "joint_log_likelihood", "default_metrics"}
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -1,7 +1,4 @@
-"""One suite for every posterior, with linen or nnx, and with classes or real values, or both where they matter.
-
-Each case is fitted once, and the program of a fit and that of predictions serve nearly all that is asked of it.
-"""
+"""One suite for every posterior, with linen or nnx, and classes or real values; each case is fitted once."""
 
 import functools
 import zlib
@@ -68,7 +65,7 @@ def predictions(posterior, state, inputs=INPUTS, batch_size=None):
 
 @functools.cache
 def sampler(posterior):
-    """Draws, and as many fewer."""
+    """Draws, and fewer of them."""
     return jax.jit(lambda key, state: [posterior.sample(key, state, num) for num in (NUM_SAMPLES, 2)])
 
 
@@ -78,10 +75,6 @@ def close(found, expected, tolerance=2e-5):
 
 def differ(left, right):
     return np.abs(left - right).max() > 1e-4 * np.abs(right).max()
-
-
-def test_a_builder_is_known_by_its_name():
-    assert [builder.__name__ for builder in posteriors.REGISTRY.values()] == [*posteriors.REGISTRY]
 
 
 @each_case

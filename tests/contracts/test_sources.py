@@ -48,27 +48,18 @@ def memory_map(rows, folder):
     return np.load(folder / "rows.npy", mmap_mode="r")
 
 
-def two_inputs(rows):
-    """Every example is a dictionary."""
-    return [{"left": row[:2], "right": row[2:]} for row in rows]
-
-
-# Of the rows and a folder. Whatever an item is, the rows are what the network reads.
+# Of the rows and a folder.
 SOURCES = members(
     "sources",
     {
         "list": lambda rows, folder: list(rows),
-        "list of dictionaries": lambda rows, folder: two_inputs(rows),
         "one by one": lambda rows, folder: OneByOne(rows),
         "whole batches": lambda rows, folder: WholeBatches(rows),
-        "view of an array": lambda rows, folder: data.View(rows),
         "view of a memory map": lambda rows, folder: data.View(memory_map(rows, folder)),
         "view of a part of every item": lambda rows, folder: data.View(
-            [(row, 7, "name") for row in rows], lambda item: item[0]
+            [(row, 7) for row in rows], lambda item: item[0]
         ),
-        "view of some of them": lambda rows, folder: data.View(
-            WholeBatches([*rows[::-1], *rows]), ids=np.arange(SIZE)[::-1]
-        ),
+        "view of some": lambda rows, folder: data.View(WholeBatches([*rows[::-1], *rows]), ids=np.arange(SIZE)[::-1]),
     },
 )
 
@@ -78,26 +69,10 @@ def source(request, tmp_path):
     return SOURCES[request.param](ROWS, tmp_path)
 
 
-def joined(inputs):
-    """The rows, whether they are whole or in halves."""
-    return jnp.concatenate(jax.tree.leaves(inputs), axis=1)
-
-
-def fit(key, dataset, labelled, previous=None):
-    return centroids().fit(key, dataset._replace(inputs=joined(dataset.inputs)), labelled)
-
-
-POSTERIOR = baal.Posterior(
-    fit, centroids().sample, lambda state, draw, inputs: centroids().apply(state, draw, joined(inputs))
-)
+POSTERIOR = centroids()
 STATE = (np.eye(3, 4, dtype=np.float32), np.full(3, 9, np.float32))
-LOOP = baal.active_loop(
-    POSTERIOR,
-    selection.top_k(heuristics.bald),
-    query_size=3,
-    num_samples=DRAWS,
-    batch_size=BATCH,
-)
+OPTIONS = {"num_samples": DRAWS, "batch_size": BATCH}
+LOOP = baal.active_loop(POSTERIOR, selection.top_k(heuristics.bald), query_size=3, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +88,17 @@ def of_arrays():
     return np.asarray(logits), np.asarray(heuristics.bald(logits)), evaluated, np.stack(picks)
 
 
-def test_predictions_come_in_order_and_batches_and_the_last_may_be_smaller(source, of_arrays):
+def test_predictions_come_in_order_and_batches_and_scores_and_metrics_are_those_of_the_arrays(source, of_arrays):
     assert sources.is_source(source)
     assert len(source) == SIZE
-    parts = list(baal.predict_stream(KEY, POSTERIOR, STATE, source, num_samples=DRAWS, batch_size=BATCH))
+    parts = list(baal.predict_stream(KEY, POSTERIOR, STATE, source, **OPTIONS))
     assert [part.shape for part in parts] == [(DRAWS, 16, 3), (DRAWS, 16, 3), (DRAWS, 8, 3)]
-    assert all(isinstance(part, np.ndarray) for part in parts)
-    close(np.concatenate(parts, axis=1), of_arrays[0])
-
-
-def test_scores_and_metrics_are_those_of_the_arrays(source, of_arrays):
-    options = {"num_samples": DRAWS, "batch_size": BATCH}
-    scores = baal.score_stream(KEY, POSTERIOR, STATE, source, heuristics.bald, **options)
-    assert isinstance(scores, np.ndarray)
-    close(scores, of_arrays[1])
+    scores = baal.score_stream(KEY, POSTERIOR, STATE, source, heuristics.bald, **OPTIONS)
+    assert all(isinstance(part, np.ndarray) for part in [*parts, scores])
+    close((np.concatenate(parts, axis=1), scores), of_arrays[:2])
     dataset = TRAIN._replace(inputs=source)
     for batch_size in (BATCH, None):
-        options["batch_size"] = batch_size
+        options = OPTIONS | {"batch_size": batch_size}
         close(baal.evaluate(KEY, POSTERIOR, STATE, dataset, **options), of_arrays[2])
     with pytest.raises(ValueError, match=f"{SIZE} inputs, but {SIZE - 1} targets"):
         baal.evaluate(KEY, POSTERIOR, STATE, dataset._replace(targets=TRAIN.targets[1:]))
@@ -146,47 +115,38 @@ def test_rounds_pick_the_same_examples(source, of_arrays):
 
 
 def test_examples_can_be_loaded_by_ids_and_tell_their_shapes(source):
-    expected = {"left": ROWS[:, :2], "right": ROWS[:, 2:]} if isinstance(sources.load(source, [0]), dict) else ROWS
-    for ids in ([7, 3, 3, 39], np.array([0]), slice(30, 40)):
-        same(sources.load(source, ids), jax.tree.map(lambda leaf, ids=ids: leaf[ids], expected))
-    shapes = sources.shapes_of(source)
-    assert shapes == jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
+    trees = [{"left": row[:2], "right": row[2:]} for row in ROWS]
+    for items, expected in ((source, ROWS), (trees, {"left": ROWS[:, :2], "right": ROWS[:, 2:]})):
+        for ids in ([7, 3, 3, 39], np.array([0]), slice(30, 40)):
+            same(sources.load(items, ids), jax.tree.map(lambda leaf, ids=ids: leaf[ids], expected))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
+        assert sources.shapes_of(items) == shapes
 
 
-# What is a source, and what a View reads
-
-
-def test_arrays_and_trees_of_them_are_no_sources_and_what_is_read_item_by_item_is_one():
+def test_what_is_a_source_and_what_a_view_reads():
     for inputs in (ROWS, jnp.zeros(2), np.float32(3), jax.ShapeDtypeStruct((3,), jnp.float32), {"a": ROWS}, (ROWS,), 3):
         assert not sources.is_source(inputs)
     for inputs in ([], [ROWS], "text", data.View(ROWS), OneByOne(ROWS)):
         assert sources.is_source(inputs)
-
-
-def test_a_view_reads_what_is_asked_for():
+    # A view reads what is asked for.
     rows = OneByOne([(10.0 * i, i) for i in range(6)])
     view = data.View(rows, lambda item: item[0], ids=[4, -1, 2])  # −1 is padding and reads the first
     assert len(view) == 3
-    assert [view[0], view[1], view[np.int64(2)]] == [40.0, 0.0, 20.0]
-    assert view.__getitems__([2, 0]) == [20.0, 40.0]
+    assert [view[0], view[1], view[np.int64(2)], *view.__getitems__([2, 0])] == [40.0, 0.0, 20.0, 20.0, 40.0]
     assert rows.read == [4, 0, 2, 2, 4]
-    assert len(data.View(rows)) == 6
-    assert data.View(rows)[5] == (50.0, 5)
+    assert (len(data.View(rows)), data.View(rows)[5]) == (6, (50.0, 5))
     same(data.View(jnp.asarray(ROWS))[1], ROWS[1])
     together = WholeBatches(ROWS)
     same(np.stack(data.View(together, ids=[9, 8, 7]).__getitems__(range(2))), ROWS[[9, 8]])
     assert together.read == [9, 8]
 
 
-def test_a_stream_slices_arrays_and_memory_maps(of_arrays, tmp_path):
+def test_a_stream_slices_arrays_and_reads_no_further_than_one_batch_ahead(of_arrays, tmp_path):
     for rows in (ROWS, jnp.asarray(ROWS), memory_map(ROWS, tmp_path)):
-        parts = baal.predict_stream(KEY, POSTERIOR, STATE, rows, num_samples=DRAWS, batch_size=BATCH)
+        parts = baal.predict_stream(KEY, POSTERIOR, STATE, rows, **OPTIONS)
         close(np.concatenate(list(parts), axis=1), of_arrays[0])
-
-
-def test_a_stream_is_read_no_further_than_one_batch_ahead():
     source = WholeBatches(ROWS)
-    stream = baal.predict_stream(KEY, POSTERIOR, STATE, source, num_samples=DRAWS, batch_size=BATCH)
+    stream = baal.predict_stream(KEY, POSTERIOR, STATE, source, **OPTIONS)
     assert source.read == []
     for read in (32, 40, 40):
         next(stream)
@@ -195,16 +155,15 @@ def test_a_stream_is_read_no_further_than_one_batch_ahead():
 
 
 def test_streams_refuse_empty_sources_and_wrong_sizes():
-    calls = (
+    with pytest.raises(ValueError, match="source is empty"):  # before anything is asked of the stream
+        baal.predict_stream(KEY, POSTERIOR, STATE, [])
+    for call in (
         lambda source, **options: list(baal.predict_stream(KEY, POSTERIOR, STATE, source, **options)),
         lambda source, **options: baal.score_stream(KEY, POSTERIOR, STATE, source, heuristics.bald, **options),
-    )
-    for call in calls:
+    ):
         for empty in ([], np.zeros((0, 4))):
             with pytest.raises(ValueError, match="source is empty"):
                 call(empty)
         for name in ("batch_size", "num_samples"):
             with pytest.raises(ValueError, match=f"{name}=0"):
                 call(ROWS, **{name: 0})
-    with pytest.raises(ValueError, match="source is empty"):  # before anything is asked of the stream
-        baal.predict_stream(KEY, POSTERIOR, STATE, [])

@@ -1,6 +1,5 @@
-"""Writers of tiny data sets in every format that is read, independent of the readers."""
+"""Writers of tiny data sets in every format that is read, independent of the readers but for the checksums."""
 
-import functools
 import io
 import json
 import pickle
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from baal_jax.data import _records
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -20,30 +21,9 @@ def pictures(count, seed=0, shape=(32, 32, 3)):
     return rng.integers(0, 256, (count, *shape)).astype(np.uint8), rng.integers(0, 10, count)
 
 
-def crc32c(data):
-    """One bit after the other, as in the definition."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ 0x82F63B78 if crc & 1 else crc >> 1
-    return crc ^ 0xFFFFFFFF
-
-
-@functools.cache
-def masked(data):
-    crc = crc32c(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
 def varint(number):
-    number &= (1 << 64) - 1
-    out = b""
-    while True:
-        out += bytes([number & 0x7F | (0x80 if number > 0x7F else 0)])
-        number >>= 7
-        if not number:
-            return out
+    number, rest = number & 0x7F, (number & (1 << 64) - 1) >> 7
+    return bytes([number | 0x80]) + varint(rest) if rest else bytes([number])
 
 
 def field(number, payload):
@@ -70,11 +50,8 @@ def encoded(picture, kind="PNG", mode=None):
     return buffer.getvalue()
 
 
-def records_of(images, labels):
-    return [
-        example({"id": f"train_{i}".encode(), "image": encoded(image), "label": int(label), "weight": 0.5})
-        for i, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
+def record(image, label):
+    return example({"id": b"train_1", "image": encoded(image), "label": int(label), "weight": 0.5})
 
 
 def write_records(path, records, file_format):
@@ -85,10 +62,9 @@ def write_records(path, records, file_format):
             writer.write(record)
         writer.close()
         return
-    with path.open("wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + masked(length) + record + masked(record))
+    parts = [part for record in records for part in (struct.pack("<Q", len(record)), record)]
+    sums = _records._masked_crc(parts).astype("<u4").tolist()
+    path.write_bytes(b"".join(part + crc.to_bytes(4, "little") for part, crc in zip(parts, sums, strict=True)))
 
 
 def write_tfds(root, splits, file_format, name="cifar10", version="3.0.2", shards=1, classes=CLASSES):
@@ -97,13 +73,11 @@ def write_tfds(root, splits, file_format, name="cifar10", version="3.0.2", shard
     folder.mkdir(parents=True)
     described = []
     for split, content in splits.items():
-        records = content if isinstance(content, list) else records_of(*content)
+        records = content if isinstance(content, list) else list(map(record, *content))
         parts = [list(part) for part in np.array_split(np.array(records, object), shards)]
         for i, part in enumerate(parts):
-            path = folder / f"{name}-{split}.{file_format}-{i:05d}-of-{shards:05d}"
-            write_records(path, part, file_format)
-        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        lengths = [str(len(part)) for part in parts]
+            write_records(folder / f"{name}-{split}.{file_format}-{i:05d}-of-{shards:05d}", part, file_format)
+        template, lengths = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", [str(len(part)) for part in parts]
         described.append({"name": split, "shardLengths": lengths, "filepathTemplate": template, "numBytes": "1"})
     info = {"name": name, "version": version, "fileFormat": file_format, "splits": described}
     (folder / "dataset_info.json").write_text(json.dumps(info))
@@ -114,23 +88,19 @@ def write_tfds(root, splits, file_format, name="cifar10", version="3.0.2", shard
     return folder
 
 
-def planes(images):
-    """``[N, 3072]``, as the original archives store them."""
-    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-
-
 def write_archive(root, train, test, kind, packed=False):
     """The original binary or python archive; ``train`` is spread over its five files."""
     folder = root / ("cifar-10-batches-bin" if kind == "binary" else "cifar-10-batches-py")
     folder.mkdir(parents=True)
     images, labels = train
     parts = [(f"data_batch_{i + 1}", images[i::5], labels[i::5]) for i in range(5)] + [("test_batch", *test)]
-    for name, pixels, targets in parts:
+    for name, images, targets in parts:
+        pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
         if kind == "binary":
-            rows = np.concatenate([targets[:, None].astype(np.uint8), planes(pixels)], axis=1)
+            rows = np.concatenate([targets[:, None].astype(np.uint8), pixels], axis=1)
             (folder / f"{name}.bin").write_bytes(rows.tobytes())
         else:
-            content = {"data": planes(pixels), "labels": [int(target) for target in targets], "batch_label": name}
+            content = {"data": pixels, "labels": targets.tolist(), "batch_label": name}
             (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     if not packed:
         return folder
@@ -143,7 +113,6 @@ def write_archive(root, train, test, kind, packed=False):
 
 def assert_is(found, expected):
     """The images and labels, and their types."""
-    assert found.inputs.dtype == np.uint8
-    assert found.targets.dtype == np.int32
+    assert [found.inputs.dtype, found.targets.dtype] == [np.uint8, np.int32]
     np.testing.assert_array_equal(found.inputs, expected[0])
     np.testing.assert_array_equal(found.targets, expected[1])

@@ -1,76 +1,42 @@
-"""Heuristics written from the papers' equations, slowly, on float64 probabilities ``[S, N, …, C]``."""
+"""Heuristics written from the papers' equations, on float64 probabilities ``[S, N, …, C]``."""
 
 import numpy as np
+from scipy.special import entr, rel_entr
+from scipy.special import softmax as scipy_softmax
 
 
 def softmax(logits):
-    logits = np.asarray(logits).astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def of_logits(name, logits):
-    """The score of that name; regression outputs are read as they are."""
-    return globals()[name](np.asarray(logits) if name == "variance" else softmax(logits))
+    return scipy_softmax(np.asarray(logits).astype(np.float64), axis=-1)
 
 
 def shannon(p):
     """``−Σ p log p`` over the last axis, with ``0 log 0 = 0``."""
-    return -np.sum(p * np.log(p, out=np.zeros_like(p), where=p > 0), axis=-1)
+    return entr(p).sum(axis=-1)
 
 
-def entropy(p):
-    return shannon(p.mean(axis=0))
+SCORES = {
+    # The mean divergence of a draw from the mean, which unlike a difference of entropies keeps small values.
+    "bald": lambda p: rel_entr(p, p.mean(axis=0)).sum(axis=-1).mean(axis=0),
+    "entropy": lambda p: shannon(p.mean(axis=0)),
+    "expected_entropy": lambda p: shannon(p).mean(axis=0),
+    "least_confidence": lambda p: 1 - p.mean(axis=0).max(axis=-1),
+    "margin": lambda p: np.diff(np.sort(-p.mean(axis=0), axis=-1)[..., 1::-1])[..., 0],
+    "mean_std": lambda p: p.std(axis=0).mean(axis=-1),
+    "variance": lambda outputs: outputs.var(axis=0).mean(axis=-1),
+    "variation_ratio": lambda p: 1 - np.eye(p.shape[-1])[p.argmax(axis=-1)].mean(axis=0).max(axis=-1),
+}
 
 
-def expected_entropy(p):
-    return shannon(p).mean(axis=0)
-
-
-def bald(p):
-    """The mean divergence of a draw from the mean, which unlike a difference of entropies keeps small values."""
-    mean = np.broadcast_to(p.mean(axis=0), p.shape)
-    ratio = np.divide(p, mean, out=np.ones_like(p), where=p > 0)
-    return np.sum(p * np.log(ratio), axis=-1).mean(axis=0)
-
-
-def margin(p):
-    ordered = np.sort(p.mean(axis=0), axis=-1)
-    return ordered[..., -2] - ordered[..., -1]
-
-
-def least_confidence(p):
-    return 1 - p.mean(axis=0).max(axis=-1)
-
-
-def variation_ratio(p):
-    num_draws, num_classes = p.shape[0], p.shape[-1]
-    votes = p.argmax(axis=-1).reshape(num_draws, -1)
-    modal = [np.bincount(column, minlength=num_classes).max() for column in votes.T]
-    return (1 - np.array(modal) / num_draws).reshape(p.shape[1:-1])
-
-
-def mean_std(p):
-    return np.sqrt(np.mean((p - p.mean(axis=0)) ** 2, axis=0)).mean(axis=-1)
-
-
-def variance(outputs):
-    """Of regression outputs, which are no probabilities."""
-    outputs = np.asarray(outputs).astype(np.float64)
-    return np.mean((outputs - outputs.mean(axis=0)) ** 2, axis=0).mean(axis=-1)
-
-
-def mutual_information(p, q):
-    """Between the labels of two inputs whose draws are ``p [S, C]`` and ``q [S, K]``."""
-    joint = p.T @ q / len(p)
-    apart = np.outer(p.mean(axis=0), q.mean(axis=0))
-    return np.sum(joint * np.log(np.divide(joint, apart, out=np.ones_like(joint), where=joint > 0)))
+def of_logits(name, logits):
+    """The score of that name; regression outputs are read as they are."""
+    return SCORES[name](np.asarray(logits).astype(np.float64) if name == "variance" else softmax(logits))
 
 
 def epig(p, targets):
-    """``p [S, N, C]`` and ``targets [S, M, K]``."""
-    pairs = [[mutual_information(p[:, n], targets[:, m]) for m in range(targets.shape[1])] for n in range(p.shape[1])]
-    return np.mean(pairs, axis=1)
+    """``p [S, N, C]`` and ``targets [S, M, K]``: the information that the labels of two inputs share, pair for pair."""
+    joint = np.einsum("snc,smk->nmck", p, targets) / len(p)
+    apart = np.einsum("nc,mk->nmck", p.mean(axis=0), targets.mean(axis=0))
+    return rel_entr(joint, apart).sum(axis=(2, 3)).mean(axis=1)
 
 
 def central_difference(function, x, step=1e-6):

@@ -1,10 +1,11 @@
 """Metrics in float64: what is unknown goes first, the rest is summed as the definition stands; NaN is passed on."""
 
+import functools
 import itertools
 
 import numpy as np
-from scipy import integrate, special, stats
-from sklearn.metrics import average_precision_score, roc_auc_score
+import sklearn.metrics
+from scipy import stats
 
 
 def model_average(logits):
@@ -45,29 +46,16 @@ def brier(log_probs, targets):
 
 def confusion_matrix(log_probs, targets):
     probs, targets, predicted = _known(log_probs, targets)
-    classes = range(probs.shape[1])
-    return np.array([[np.sum((targets == c) & (predicted == d)) for d in classes] for c in classes])
+    return sklearn.metrics.confusion_matrix(targets, predicted, labels=range(probs.shape[1]))
 
 
-def _counts(log_probs, targets):
+def _score(place, log_probs, targets):
     probs, targets, predicted = _known(log_probs, targets)
-    pairs = [(targets == c, predicted == c) for c in range(probs.shape[1])]
-    return np.array([[np.sum(a & b), np.sum(b), np.sum(a)] for a, b in pairs]).T
+    options = {"labels": range(probs.shape[1]), "zero_division": 0}
+    return sklearn.metrics.precision_recall_fscore_support(targets, predicted, **options)[place]
 
 
-def precision(log_probs, targets):
-    hits, predicted, _ = _counts(log_probs, targets)
-    return hits / np.maximum(predicted, 1)
-
-
-def recall(log_probs, targets):
-    hits, _, there = _counts(log_probs, targets)
-    return hits / np.maximum(there, 1)
-
-
-def f1(log_probs, targets):
-    hits, predicted, there = _counts(log_probs, targets)
-    return 2 * hits / np.maximum(predicted + there, 1)
+precision, recall, f1 = (functools.partial(_score, place) for place in range(3))
 
 
 def _binned(confidence, num_bins):
@@ -87,13 +75,10 @@ def ece(log_probs, targets, num_bins=15):
 
 def reliability(log_probs, targets, num_bins=15):
     probs, targets, predicted = _known(log_probs, targets)
-    bins = _binned(probs.max(1), num_bins)
-    inside = [bins == b for b in range(num_bins)]
-
-    def means(values):
-        return np.array([values[rows].mean() if rows.any() else np.nan for rows in inside])
-
-    return np.array([rows.sum() for rows in inside]), means(probs.max(1)), means(predicted == targets)
+    inside = [_binned(probs.max(1), num_bins) == b for b in range(num_bins)]
+    values = probs.max(1), predicted == targets
+    means = [[value[rows].mean() if rows.any() else np.nan for rows in inside] for value in values]
+    return np.sum(inside, axis=1), *np.array(means)
 
 
 def ece_per_class(log_probs, targets, num_bins=15):
@@ -118,19 +103,15 @@ def adaptive_ece(log_probs, targets, num_bins=15):
     return sum(abs(sum(gaps[start:end])) for start, end in itertools.pairwise(ends)) / len(cases)
 
 
-def _by_class(metric, log_probs, targets, alone):
+def _by_class(metric, alone, log_probs, targets):
     probs, targets, _ = _known(log_probs, targets)
     cases = [(targets == c, probs[:, c]) for c in range(probs.shape[1])]
     defined = [hits.any() and (alone or not hits.all()) and not np.isnan(scores).any() for hits, scores in cases]
     return np.array([metric(*case) if there else np.nan for case, there in zip(cases, defined, strict=True)])
 
 
-def auroc(log_probs, targets):
-    return _by_class(roc_auc_score, log_probs, targets, alone=False)
-
-
-def average_precision(log_probs, targets):
-    return _by_class(average_precision_score, log_probs, targets, alone=True)
+auroc = functools.partial(_by_class, sklearn.metrics.roc_auc_score, False)
+average_precision = functools.partial(_by_class, sklearn.metrics.average_precision_score, True)
 
 
 def entropy_histogram(log_probs, targets):
@@ -156,10 +137,8 @@ def mae(predicted, targets):
 
 
 def pinball(predicted, targets, levels):
-    errors = [_errors(quantile, targets) for quantile in predicted]
-    return np.array(
-        [np.mean(np.where(e > 0, level * e, (level - 1) * e)) for e, level in zip(errors, levels, strict=True)]
-    )
+    pairs = [(_errors(quantile, targets), level) for quantile, level in zip(predicted, levels, strict=True)]
+    return np.array([np.mean(np.where(e > 0, level * e, (level - 1) * e)) for e, level in pairs])
 
 
 def coverage(lower, upper, targets):
@@ -169,30 +148,27 @@ def coverage(lower, upper, targets):
 
 def crps(draws, targets, fair=False):
     """Over all pairs of ``[S, N, …]`` draws."""
-    draws = np.float64(draws).reshape(len(draws), -1)[:, ~np.isnan(np.ravel(targets))]
-    targets = np.ravel(targets)[~np.isnan(np.ravel(targets))]
-    pairs = np.abs(draws[:, None] - draws[None]).sum((0, 1)) / len(draws)
+    errors = np.array([_errors(draw, targets) for draw in draws])
+    pairs = np.abs(errors[:, None] - errors[None]).sum((0, 1)) / len(draws)
     weight = 2 * (len(draws) - 1 if fair else len(draws))
-    return np.mean(np.abs(draws - targets).mean(0) - pairs / weight) if weight else np.nan
+    return np.mean(np.abs(errors).mean(0) - pairs / weight) if weight else np.nan
+
+
+def _with_deviation(mean, variance, targets):
+    return _errors(mean, targets), np.sqrt(np.ravel(np.float64(variance))[~np.isnan(np.ravel(targets))])
 
 
 def gaussian_nll(mean, variance, targets):
-    errors, variance = _errors(mean, targets), np.ravel(np.float64(variance))[~np.isnan(np.ravel(targets))]
-    return np.mean(0.5 * np.log(2 * np.pi * variance) + errors**2 / (2 * variance))
+    errors, sigma = _with_deviation(mean, variance, targets)
+    return -np.mean(stats.norm.logpdf(errors, scale=sigma))
 
 
 def gaussian_crps(mean, variance, targets):
-    """By adaptive quadrature of ``∫ (F(x) − [x ≥ y])² dx``, with the mean at 0."""
-    errors, variance = _errors(mean, targets), np.ravel(np.float64(variance))[~np.isnan(np.ravel(targets))]
-
-    def one(error, sigma):
-        if sigma == 0 or np.isnan(error * sigma):
-            return abs(error) + sigma
-        low, high = min(error, 0) - 12 * sigma, max(error, 0) + 12 * sigma
-        below = integrate.quad(lambda x: special.ndtr(x / sigma) ** 2, low, error)[0]
-        return below + integrate.quad(lambda x: special.ndtr(-x / sigma) ** 2, error, high)[0]
-
-    return np.mean([one(*case) for case in zip(errors, np.sqrt(variance), strict=True)])
+    """``E |x − y| − ½ E |x − x'|``: the means of a folded and of a half normal distribution."""
+    errors, sigma = _with_deviation(mean, variance, targets)
+    safe = np.where(sigma == 0, 1, sigma)
+    distance = np.where(sigma == 0, np.abs(errors), stats.foldnorm.mean(np.abs(errors) / safe, scale=safe))
+    return np.mean(distance - stats.halfnorm.mean(scale=np.sqrt(2)) * sigma / 2)
 
 
 # Sets: of outputs ``[S, N, …]`` and targets
@@ -200,38 +176,23 @@ def gaussian_crps(mean, variance, targets):
 
 def classification(logits, targets, num_bins):
     """Of a set with everything."""
-    log_p = model_average(logits)
-    _, predicted, there = _counts(log_p, targets)
-    occurring = predicted + there > 0
-    with np.errstate(invalid="ignore"):
-        accuracy_per_class = recall(log_p, targets) / (there > 0)
+    arrays = model_average(logits), targets
+    probs, known, predicted = _known(*arrays)
+    there, occurring = (np.isin(range(probs.shape[1]), part) for part in (known, [*known, *predicted]))
 
-    def macro(values):
-        return np.nan if np.isnan(values).all() else np.nanmean(values)
-
-    count, confidence, share = reliability(log_p, targets, num_bins)
-    return {
-        "accuracy": accuracy(log_p, targets),
-        "top_2_accuracy": accuracy(log_p, targets, 2),
-        "top_3_accuracy": accuracy(log_p, targets, 3),
-        "nll": nll(log_p, targets),
-        "brier": brier(log_p, targets),
-        "ece": ece(log_p, targets, num_bins),
-        "reliability_num_examples": count,
-        "reliability_confidence": confidence,
-        "reliability_accuracy": share,
-        "entropy_histogram": entropy_histogram(log_p, targets),
-        "accuracy_per_class": accuracy_per_class,
-        "precision": precision(log_p, targets)[occurring].mean(),
-        "recall": recall(log_p, targets)[occurring].mean(),
-        "f1": f1(log_p, targets)[occurring].mean(),
-        "confusion_matrix": confusion_matrix(log_p, targets),
-        "auroc": macro(auroc(log_p, targets)),
-        "average_precision": macro(average_precision(log_p, targets)),
-        "adaptive_ece": adaptive_ece(log_p, targets, num_bins),
-        "classwise_ece": macro(classwise_ece(log_p, targets, num_bins)),
-        "ece_per_class": ece_per_class(log_p, targets, num_bins),
-    }
+    found = {metric.__name__: metric(*arrays) for metric in (nll, brier, entropy_histogram, confusion_matrix)}
+    found |= {metric.__name__: metric(*arrays, num_bins) for metric in (ece, ece_per_class, adaptive_ece)}
+    scores = {"precision": precision, "recall": recall, "f1": f1}
+    found |= {name: metric(*arrays)[occurring].mean() for name, metric in scores.items()}
+    rankings = {"auroc": auroc(*arrays), "average_precision": average_precision(*arrays)}
+    rankings["classwise_ece"] = classwise_ece(*arrays, num_bins)
+    found |= {name: np.nan if np.isnan(values).all() else np.nanmean(values) for name, values in rankings.items()}
+    found["accuracy_per_class"] = np.where(there, recall(*arrays), np.nan)
+    for name, k in (("accuracy", 1), ("top_2_accuracy", 2), ("top_3_accuracy", 3)):
+        found[name] = accuracy(*arrays, k)
+    for part, value in zip(("num_examples", "confidence", "accuracy"), reliability(*arrays, num_bins), strict=True):
+        found[f"reliability_{part}"] = value
+    return found
 
 
 def regression(outputs, targets, levels):

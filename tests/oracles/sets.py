@@ -1,150 +1,139 @@
-"""Set selection from the definitions, in float64: kernels written out, every step computed anew."""
+"""Set selection from the definitions, in float64: kernels written out, every step computed anew.
+
+A selection is its picks and their values, what the picks were the best by.
+"""
 
 import numpy as np
+from scipy.special import entr
 
 
 def kernel(*factors):
     """``Π_f Φ_f Φ_fᵀ``."""
-    result = 1.0
-    for factor in factors:
-        factor = np.asarray(factor, np.float64)
-        result = result * (factor @ factor.T)
-    return result
+    return np.prod([np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T for factor in factors], axis=0)
 
 
-def distances(k):
-    """``k_ii + k_jj − 2 k_ij``."""
-    return np.maximum(np.diag(k)[:, None] + np.diag(k)[None] - 2 * k, 0.0)
-
-
-def greedy(score, available, query_size):
-    """Picks by ``score(picks) -> [N]``, the largest of what is left, the lowest id of equal ones."""
-    picks, left = [], np.array(available)
-    for _ in range(min(query_size, int(left.sum()))):
-        values = np.where(left, score(picks), -np.inf)
-        picks.append(int(np.argmax(values)))
+def greedy(score, available, query_size, labelled):
+    """Picks by ``score(labelled ids and picks) -> [N]``, the largest of what is left, the lowest id of equal ones."""
+    known, picks, values, left = np.flatnonzero(labelled).tolist(), [], [], np.array(available)
+    for _ in range(query_size):
+        found = np.where(left, score(known + picks), -np.inf)
+        picks.append(int(np.argmax(found)))
+        values.append(found[picks[-1]])
         left[picks[-1]] = False
-    return picks
+    return picks, values
 
 
-def conditional_variances(k, given, noise):
-    """Variance of a new label at every point, given noisy labels at some (repeats of a point count again)."""
-    given = list(given)
-    if not given:
-        return np.diag(k) + noise**2
+def posterior_kernel(k, given, noise):
+    """``k − k_L (K_LL + σ² I)⁻¹ k_Lᵀ``, given noisy labels at some ids."""
+    given = np.asarray(given, int)
     inner = k[np.ix_(given, given)] + noise**2 * np.eye(len(given))
-    return np.diag(k) + noise**2 - np.einsum("ni,ij,nj->n", k[:, given], np.linalg.inv(inner), k[:, given])
+    return k - k[:, given] @ np.linalg.inv(inner) @ k[given]
+
+
+def max_diag(k, available, query_size, labelled):
+    return greedy(lambda _: np.diag(k), available, query_size, labelled)
 
 
 def max_det(k, available, query_size, labelled, noise):
-    known = np.flatnonzero(labelled).tolist()
-    return greedy(lambda picks: conditional_variances(k, known + picks, noise), available, query_size)
+    """Variances of new labels, given those before."""
+
+    def score(given):
+        return np.diag(posterior_kernel(k, given, noise)) + noise**2
+
+    return greedy(score, available, query_size, labelled)
 
 
-def log_determinant(k, picks, noise):
-    return np.linalg.slogdet(k[np.ix_(picks, picks)] + noise**2 * np.eye(len(picks)))[1]
+def distances(k, centres):
+    """``√(k_ii + k_jj − 2 k_ij)`` to the centres, ``[N, C]``; without any to the origin."""
+    if not centres:
+        return np.sqrt(np.diag(k))[:, None]
+    return np.sqrt(np.maximum(np.diag(k)[:, None] + np.diag(k)[centres] - 2 * k[:, centres], 0.0))
 
 
 def k_center(k, available, query_size, labelled):
-    d, known = distances(k), np.flatnonzero(labelled).tolist()
-
-    def score(picks):
-        centres = known + picks
-        return d[:, centres].min(axis=1) if centres else np.diag(k)
-
-    return greedy(score, available, query_size)
+    return greedy(lambda centres: distances(k, centres).min(axis=1), available, query_size, labelled)
 
 
 def lcmd(k, available, query_size, labelled):
-    d, known = distances(k), np.flatnonzero(labelled).tolist()
+    def score(centres):
+        mine, far = distances(k, centres).argmin(axis=1), distances(k, centres).min(axis=1)
+        return np.where(mine == np.bincount(mine, far**2 * available).argmax(), far, -1.0)
 
-    def score(picks):
-        centres = known + picks
-        if not centres:
-            return np.diag(k)
-        mine = np.array(centres)[np.argmin(d[:, centres], axis=1)]
-        nearest = d[:, centres].min(axis=1)
-        sizes = {c: nearest[np.asarray(available) & (mine == c)].sum() for c in centres}
-        largest = max(sizes, key=sizes.get)
-        return np.where(mine == largest, nearest, -1.0)
-
-    return greedy(score, available, query_size)
+    return greedy(score, available, query_size, labelled)
 
 
 def k_means_pp(k, available, query_size, labelled, uniforms, largest_first=False):
-    d, picks, left = distances(k), [], np.array(available)
-    known = np.flatnonzero(labelled).tolist()
-    for turn in range(min(query_size, int(left.sum()))):
-        centres = known + picks
+    """Each pick in proportion to its squared distance; without a centre at random, or the farthest from the origin."""
+    uniforms = iter(uniforms)
+
+    def score(centres):
+        uniform, far = next(uniforms), distances(k, centres).min(axis=1)
         if not centres and largest_first:
-            pick = int(np.argmax(np.where(left, np.diag(k), -np.inf)))
-        else:
-            weights = np.where(left, d[:, centres].min(axis=1) if centres else 1.0, 0.0)
-            weights = weights if weights.sum() > 0 else left.astype(float)
-            cumulative = np.cumsum(weights)
-            pick = int(np.searchsorted(cumulative, uniforms[turn] * cumulative[-1], side="right"))
-        picks.append(pick)
-        left[pick] = False
-    return picks
+            return far
+        weights = np.where(available & ~np.isin(np.arange(len(k)), centres), far**2 if centres else 1.0, 0.0)
+        cumulative = np.cumsum(weights)
+        drawn = np.arange(len(k)) == np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+        return np.where(drawn, far if centres else np.inf, -1.0)
+
+    return greedy(score, available, query_size, labelled)
 
 
 def frank_wolfe(phi, available, query_size, labelled):
-    phi, known = np.asarray(phi, np.float64), np.flatnonzero(labelled).tolist()
-    counted = np.asarray(available) | np.asarray(labelled)
+    phi = np.asarray(phi, np.float64)
     lengths = np.linalg.norm(phi, axis=1)
-    target, radius = phi[counted].sum(axis=0), lengths[counted].sum()
+    target, radius = phi[available | labelled].sum(axis=0), lengths[available | labelled].sum()
 
-    def score(picks):
+    def score(chosen):
         approximation = np.zeros(phi.shape[1])
-        for index in known + picks:
+        for index in chosen:
             towards = radius * phi[index] / lengths[index] - approximation
             approximation = approximation + towards @ (target - approximation) / (towards @ towards) * towards
         return phi / lengths[:, None] @ (target - approximation)
 
-    return greedy(score, available, query_size)
+    return greedy(score, available, query_size, labelled)
 
 
-def bait_trace(rows, counted, picks, noise):
-    """``tr(F (I + σ⁻² Σ Vᵀ V)⁻¹)`` for rows ``[N, r, D]``."""
-    rows = np.asarray(rows, np.float64)
-    flat = rows[np.asarray(counted)].reshape(-1, rows.shape[-1])
-    chosen = rows[list(picks)].reshape(-1, rows.shape[-1])
-    precision = np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2
-    return np.trace(flat.T @ flat @ np.linalg.inv(precision))
+def bait(rows, available, query_size, labelled, noise, oversampling=1.0, use_labelled=True):
+    """By how much ``tr(F (I + σ⁻² Σ Vᵀ V)⁻¹)`` shrinks, for rows ``V [N, r, D]``."""
+    rows, known = np.asarray(rows, np.float64), labelled & use_labelled
+    counted = rows[available | labelled].reshape(-1, rows.shape[-1])
 
+    def trace(picks):
+        chosen = rows[picks].reshape(-1, rows.shape[-1])
+        return np.trace(counted.T @ counted @ np.linalg.inv(np.eye(rows.shape[-1]) + chosen.T @ chosen / noise**2))
 
-def bait(rows, available, query_size, labelled, noise, oversampling=1.0):
-    known, counted = np.flatnonzero(labelled).tolist(), np.asarray(available) | np.asarray(labelled)
+    def score(chosen):
+        return trace(chosen) - np.array([trace([*chosen, i]) for i in range(len(rows))])
 
-    def score(picks):
-        return np.array([-bait_trace(rows, counted, [*known, *picks, i], noise) for i in range(len(rows))])
-
-    picks = greedy(score, available, min(round(oversampling * query_size), len(rows)))
+    picks, values = greedy(score, available, round(oversampling * query_size), known)
     while len(picks) > query_size:
-        traces = [bait_trace(rows, counted, [*known, *picks[:j], *picks[j + 1 :]], noise) for j in range(len(picks))]
-        picks.pop(int(np.argmin(traces)))
-    return picks
-
-
-def posterior_kernel(k, labelled, noise):
-    """``k − k_L (K_LL + σ² I)⁻¹ k_Lᵀ``."""
-    known = np.flatnonzero(labelled)
-    inner = k[np.ix_(known, known)] + noise**2 * np.eye(len(known))
-    return k - k[:, known] @ np.linalg.inv(inner) @ k[known]
-
-
-def gradient_embeddings(p, hidden):
-    """BADGE's gradients written out, ``[N, C·D]``, for mean probabilities ``[N, C]``."""
-    p, hidden = np.asarray(p, np.float64), np.asarray(hidden, np.float64)
-    residual = p - np.eye(p.shape[1])[p.argmax(axis=1)]
-    return (residual[:, :, None] * hidden[:, None]).reshape(len(p), -1)
+        without = [np.flatnonzero(known).tolist() + picks[:j] + picks[j + 1 :] for j in range(len(picks))]
+        worst = int(np.argmin([trace(rest) for rest in without]))
+        del picks[worst], values[worst]
+    return picks, values
 
 
 def fisher_rows(p, hidden):
     """``[N, C, C·D]`` whose sum of outer products is ``Σ_c p_c g_c g_cᵀ``."""
-    p, hidden = np.asarray(p, np.float64), np.asarray(hidden, np.float64)
-    result = np.zeros((*p.shape, p.shape[1] * hidden.shape[1]))
-    for n in range(len(p)):
-        for c in range(p.shape[1]):
-            result[n, c] = np.sqrt(p[n, c]) * np.outer(np.eye(p.shape[1])[c] - p[n], hidden[n]).ravel()
-    return result
+    residual = np.eye(p.shape[1]) - p[:, None]
+    return np.einsum("nc,nck,nd->nckd", np.sqrt(p), residual, hidden).reshape(*p.shape, -1)
+
+
+def joint_entropy(p):
+    """``H[y_1, …, y_b]`` of probabilities ``[S, b, C]``: every label configuration is enumerated."""
+    joint = np.ones((p.shape[0], 1))
+    for t in range(p.shape[1]):
+        joint = (joint[:, :, None] * p[:, None, t]).reshape(p.shape[0], -1)
+    return entr(joint.mean(axis=0)).sum()
+
+
+def batch_bald(p, available, query_size):
+    """By the joint information ``I(y_picks; θ)``, the draws standing for the posterior of ``θ``."""
+
+    def information(picks):
+        return joint_entropy(p[:, picks]) - entr(p[:, picks]).sum(axis=(1, 2)).mean()
+
+    def score(picks):
+        return np.array([information([*picks, i]) if free else -np.inf for i, free in enumerate(available)])
+
+    return greedy(score, available, query_size, np.zeros(len(available), bool))

@@ -1,75 +1,19 @@
-"""Gaussian weights for whole networks: exact where the posterior is known, and every random number as written down."""
+"""Gaussian weights for whole networks and in layers: every random number as written down, and exact without them."""
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import baal_jax as baal
-from baal_jax import losses
-from baal_jax.posteriors import layers
-from baal_jax.posteriors._bayes_by_backprop import (
-    VariationalState,
-    bayes_by_backprop,
-    bayesian_layers,
-    constant_raw_std,
-    kl_divergence,
-)
-from baal_jax.typing import Model, TrainState, Variables
-from tests.fixtures import classes_data, close, first, same, same_key, split, trainer
+from baal_jax.posteriors._bayes_by_backprop import bayes_by_backprop, bayesian_layers, constant_raw_std
+from baal_jax.posteriors.layers import BayesianConv, BayesianDense, kl_divergence
+from baal_jax.typing import Model, Variables
+from tests.fixtures import close, first, same, same_key, split, untrained
 from tests.oracles import variational as oracle
-
-NOISE_STD = 0.5
-
-
-def correlated_data():
-    """Two inputs that vary together, so that no factorised Gaussian is the exact posterior."""
-    rng = np.random.default_rng(0)
-    inputs = (rng.normal(size=(12, 2)) @ np.array([[1.0, 0.6], [0.0, 0.5]])).astype(np.float32)
-    targets = (inputs @ np.array([0.8, -0.5]) + 0.3 + NOISE_STD * rng.normal(size=12)).astype(np.float32)
-    return baal.Dataset(jnp.asarray(inputs), jnp.asarray(targets))
-
-
-class BayesianLinear(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool):
-        return layers.BayesianDense(1, initial_std=0.3)(x, deterministic=not train)
-
-
-@pytest.mark.parametrize(("name", "kl_weight"), [("unedited", 0.2), ("layers", 1.0)])
-def test_linear_regression_has_the_best_factorised_posterior(name, kl_weight):
-    """With nothing labelled that is the prior, whatever the weight of the divergence."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 3000), b2=0.99)
-    train = baal.trainer(
-        optimizer, lambda outputs, targets: losses.squared_error(outputs, targets) / NOISE_STD**2, num_steps=3000,
-        batch_size=8,
-    )  # fmt: skip
-    if name == "layers":
-        posterior = bayesian_layers(baal.from_linen(BayesianLinear()), train, prior_std=0.8, kl_weight=kl_weight)
-    else:
-        model, options = baal.from_linen(nn.Dense(1)), {"prior_std": 0.8, "initial_std": 0.3}
-        posterior = bayes_by_backprop(model, train, kl_weight=kl_weight, **options)
-
-    def mean_and_std(labelled):
-        """Kernel and bias in one vector."""
-        state = posterior.fit(jax.random.key(0), data, labelled)
-        tree = state.variables.params
-        mean, raw_std = tree["BayesianDense_0"].values() if name == "layers" else (tree, state.raw_std)
-        mean, raw_std = (np.append(np.ravel(part["kernel"]), part["bias"]) for part in (mean, raw_std))
-        return mean, np.logaddexp(0, raw_std)
-
-    data = correlated_data()
-    seen = np.concatenate([data.inputs[:9], np.ones((9, 1))], axis=1)
-    mean, std = oracle.linear_posterior(seen, data.targets[:9], NOISE_STD, 0.8, kl_weight)
-    found = mean_and_std(first(9))
-    np.testing.assert_allclose(found[0], mean, atol=0.25 * std.min())
-    np.testing.assert_allclose(found[1], std, rtol=0.12)
-    found = mean_and_std(first(0))
-    np.testing.assert_allclose(found[0], 0, atol=1e-3)
-    np.testing.assert_allclose(found[1], 0.8, rtol=1e-3)
-
 
 # A network that computes nothing: its outputs are what it was called with.
 MEAN = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"kernel": jnp.array([-1.0, 5.0])}, "count": jnp.array([3])}
@@ -83,91 +27,47 @@ INPUTS = jnp.arange(3.0)[:, None]
 
 
 def spy(seen):
-    """A trainer that writes down what it is given and continues from the previous state without a step."""
-
-    def bind(model, *, penalty=None, transform=None):
-        def fit(key, dataset, labelled, previous=None):
-            if previous is not None:
-                return previous._replace(steps=previous.steps + 5)
-            variables = model.init(key, dataset.inputs[:1])
-            return TrainState(variables, {"moments": jnp.zeros(3)}, jnp.int32(5), jnp.float32(0.5))
-
-        seen.update(model=model, penalty=penalty, transform=transform)
-        return fit
-
-    return bind
-
-
-def spreads(params, seed=1):
-    """A spread of its own for every weight."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-2, 1, leaf.shape), leaf.dtype), params)
+    return lambda model, **given: seen.update(model=model, **given) or untrained()(model)
 
 
 def drawn(key, means, raw_stds):
     """Of one generator, in the order of the leaves: ``mean + softplus(raw_std) · noise``."""
-    noise = np.asarray(jax.random.normal(key, (sum(mean.size for mean in means),)))
-    pieces = np.split(noise, np.cumsum([mean.size for mean in means])[:-1])
-    return [
-        np.asarray(mean, float) + np.logaddexp(0, np.asarray(raw, float)) * piece.reshape(mean.shape)
-        for mean, raw, piece in zip(means, raw_stds, pieces, strict=True)
-    ]
+    noise = np.split(
+        jax.random.normal(key, (sum(mean.size for mean in means),)), np.cumsum([m.size for m in means])[:-1]
+    )
+    pieces = zip(means, raw_stds, noise, strict=True)
+    return [np.float64(mean) + np.logaddexp(0, np.float64(raw)) * np.reshape(z, mean.shape) for mean, raw, z in pieces]
 
 
-def test_every_step_has_weights_of_one_key_and_dropout_of_another():
+def test_every_step_has_weights_of_one_key_and_dropout_of_another(rng):
     seen = {}
     bayes_by_backprop(ECHO, spy(seen), initial_std=0.3)
-    model, key, raw = seen["model"], jax.random.key(7), spreads({"a": MEAN["a"], "b": MEAN["b"]})
-    variables = Variables({"mean": MEAN, "raw_std": raw | {"count": None}}, {"statistics": jnp.ones(2)})
+    model, key = seen["model"], jax.random.key(7)
+    raws = [rng.uniform(-2, 1, (2, 3)).astype(np.float32), rng.uniform(-2, 1, 2).astype(np.float32)]
+    raw_std = {"a": raws[0], "b": {"kernel": raws[1]}, "count": None}
+    variables = Variables({"mean": MEAN, "raw_std": raw_std}, {"statistics": jnp.ones(2)})
     key_weights, key_model = jax.random.split(key)
-    means, raws = [MEAN["a"], MEAN["b"]["kernel"]], jax.tree.leaves(raw)
-    expected = drawn(key_weights, means, raws)
-    for method in ("apply", "train"):
-        called = getattr(model, method)(variables, INPUTS, key)
-        called = called[0] if method == "train" else called
-        assert called[3] == method
-        same(called[1], INPUTS)
-        same_key(called[2], key_model)
-        same(called[0].collections, variables.collections)
-        found = called[0].params
+    expected = drawn(key_weights, [MEAN["a"], MEAN["b"]["kernel"]], raws)
+    trained, collections = model.train(variables, INPUTS, key)
+    for name, called in (("apply", model.apply(variables, INPUTS, key)), ("train", trained)):
+        (found, kept), inputs, used, method = called
+        assert method == name
+        same((inputs, kept), (INPUTS, variables.collections))
+        same_key(used, key_model)
         close([found["a"], found["b"]["kernel"]], expected, 1e-6)
         same(found["count"], MEAN["count"])  # whole numbers are no weights
-    assert model.train(variables, INPUTS, key)[1] is variables.collections
+    assert collections is variables.collections
     found, _, method = model.deterministic(variables, INPUTS)
     assert method == "deterministic"
     same(found, Variables(MEAN, variables.collections))
 
+    def total(raw):
+        spread = raw_std | {"a": raw}
+        changed = variables._replace(params={"mean": MEAN, "raw_std": spread})
+        return model.train(changed, INPUTS, key)[0][0].params["a"].sum()
 
-def test_draws_take_a_key_each_and_share_what_is_not_random():
-    state = TrainState(
-        Variables(
-            {
-                "deep": {"layer": {"mean": {"bias": jnp.ones(2), "kernel": 2.0 * jnp.ones((1, 2), jnp.bfloat16)}}},
-                "plain": {"kernel": jnp.array([9.0]), "mean": jnp.zeros(1)},
-                "some": {"mean": {"x": jnp.zeros(3), "y": jnp.ones(2)}, "raw_std": {"x": None, "y": jnp.zeros(2)}},
-            },
-            {"statistics": jnp.ones(2)},
-        ),
-        (), jnp.int32(1), jnp.float32(0.0),
-    )  # fmt: skip
-    layer = state.variables.params["deep"]["layer"]
-    layer["raw_std"] = spreads(layer["mean"])
-    posterior, key = bayesian_layers(ECHO, spy({})), jax.random.key(3)
-    draws = jax.jit(posterior.sample, static_argnums=2)(key, state, 4)
-    assert jax.tree.map(jnp.shape, draws)["deep"] == {"layer": {"mean": {"bias": (4, 2), "kernel": (4, 1, 2)}}}
-    means = [layer["mean"]["bias"], layer["mean"]["kernel"], jnp.ones(2)]
-    for number, one in enumerate(split(key, state, 4)):
-        expected = drawn(one, means, [layer["raw_std"]["bias"], layer["raw_std"]["kernel"], jnp.zeros(2)])
-        draw = jax.tree.map(lambda leaf, number=number: leaf[number], draws)
-        (params, collections), inputs, _ = posterior.apply(state, draw, INPUTS)
-        assert {*params["deep"]["layer"]} == {*params["some"]} == {"mean"}  # no spread is left to sample from again
-        found = params["deep"]["layer"]["mean"]
-        close([found["bias"], params["some"]["mean"]["y"]], expected[::2], 1e-6)
-        assert found["kernel"].dtype == jnp.bfloat16
-        close(found["kernel"].astype(jnp.float32), expected[1], 0.03)
-        same(params["some"]["mean"]["x"], jnp.zeros(3))
-        same(params["plain"], state.variables.params["plain"])
-        same((collections, inputs), (state.variables.collections, INPUTS))
+    noise = (expected[0] - MEAN["a"]) / np.logaddexp(0, raws[0])
+    close(jax.grad(total)(raws[0]), noise / (1 + np.exp(-raws[0])), 1e-4)
 
 
 def test_the_state_is_that_of_training_and_warm_starts_get_it_back():
@@ -178,25 +78,21 @@ def test_the_state_is_that_of_training_and_warm_starts_get_it_back():
     data = baal.Dataset(INPUTS, jnp.zeros(3))
     state = posterior.fit(jax.random.key(0), data, first(2, 3))
     assert {*asked} == {("a", (2, 3)), ("b/kernel", (2,))}
-    assert isinstance(state, VariationalState)
     same(state.variables, ECHO.init(None, None))
-    assert jax.tree.leaves(state.raw_std, is_leaf=lambda leaf: leaf is None)[::2] == [None, None]
-    np.testing.assert_allclose(jax.nn.softplus(state.raw_std["b"]["kernel"]), 0.3, rtol=1e-6)
+    assert (state.raw_std["a"], state.raw_std["count"]) == (None, None)
+    for std in (1e-9, 0.01, 0.3, 5.0, 200.0):
+        raw = state.raw_std["b"]["kernel"] if std == 0.3 else constant_raw_std(jnp.zeros(2), std)
+        np.testing.assert_allclose(jax.nn.softplus(raw), std, rtol=2e-5)
     again = posterior.fit(jax.random.key(1), data, first(2, 3), state)
-    same(again, state._replace(steps=jnp.int32(10)))
+    close((again.variables.params, again.raw_std), jax.tree.map(lambda leaf: leaf + 1, (MEAN, state.raw_std)))
     draws = posterior.sample(jax.random.key(2), state, 2)
-    close(draws["mean"]["b"]["kernel"][1], drawn(split(jax.random.key(2), None, 2)[1],
-          [MEAN["b"]["kernel"]], [state.raw_std["b"]["kernel"]])[0])  # fmt: skip
+    kernel, key = draws["mean"]["b"]["kernel"][1], split(jax.random.key(2), None, 2)[1]
+    close(kernel, drawn(key, [MEAN["b"]["kernel"]], [state.raw_std["b"]["kernel"]])[0])
     variables, _, method = posterior.apply(state, jax.tree.map(lambda leaf: leaf[1], draws), INPUTS)
     assert method == "deterministic"
+    assert {*variables.params} == {*MEAN}
     same((variables.params["a"], variables.collections), (MEAN["a"], state.variables.collections))
-    same(variables.params["b"]["kernel"], draws["mean"]["b"]["kernel"][1])
-
-
-def test_the_start_has_the_spread_that_was_asked_for():
-    for std in (1e-9, 0.01, 0.3, 5.0, 200.0):
-        raw = constant_raw_std(jnp.zeros(2), std)
-        np.testing.assert_allclose(jax.nn.softplus(raw), std, rtol=2e-5)
+    same(variables.params["b"]["kernel"], kernel)
 
 
 @pytest.mark.parametrize("build", [bayes_by_backprop, bayesian_layers])
@@ -209,22 +105,108 @@ def test_the_divergence_is_that_of_gaussian_weights_and_shared_among_the_labelle
     expected = 2 * oracle.kl_divergence([0.3, -1.2, 0.0], np.logaddexp(0, [-1.0, 0.5, 2.0]), 0.6)
     expected += oracle.kl_divergence([1.5], np.logaddexp(0, [0.5]), 0.6)
     found = kl_divergence(params, 0.6)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    close(found, expected, 1e-5)
     assert found.dtype == jnp.float32
     for num_labelled, share in ((0, 1), (1, 1), (7, 7)):
-        np.testing.assert_allclose(seen["penalty"](params, jnp.int32(num_labelled)), 0.3 * expected / share, rtol=1e-5)
-    assert seen["transform"] is None
+        close(seen["penalty"](params, jnp.int32(num_labelled)), 0.3 * expected / share, 1e-5)
+    assert "transform" not in seen
 
 
-def test_what_cannot_be_is_refused():
-    for options in ({"prior_std": 0.0}, {"prior_std": -1.0}, {"initial_std": 0.0}, {"kl_weight": -0.1}):
-        ((name, value),) = options.items()
-        for build in (bayes_by_backprop, bayesian_layers)[: 1 if name == "initial_std" else 2]:
-            with pytest.raises(ValueError, match=f"{name}={value}"):
-                build(ECHO, spy({}), **options)
-    bayes_by_backprop(ECHO, spy({}), kl_weight=0.0)
-    data, plain = classes_data(), baal.from_linen(nn.Dense(3))
-    nothing = bayes_by_backprop(plain, trainer(), select=lambda path, leaf: False)
-    for posterior in (nothing, bayesian_layers(plain, trainer())):
-        with pytest.raises(ValueError, match="no Gaussian weights"):
-            posterior.fit(jax.random.key(0), data, first(12, 20))
+CONV = {"kernel_size": (3, 2), "strides": (2, 1), "padding": ((1, 0), (0, 1))}
+KINDS = {  # two examples: of three tokens, and of pixels
+    "dense": (BayesianDense, nn.Dense, {}, np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)),
+    "conv": (BayesianConv, nn.Conv, CONV, np.random.default_rng(1).normal(size=(2, 4, 3, 2)).astype(np.float32)),
+}
+
+
+def variables_of(module, inputs):
+    shapes = jax.eval_shape(lambda: module.init({"params": jax.random.key(0)}, inputs, deterministic=True))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-2, 1, leaf.shape), leaf.dtype), shapes)
+
+
+class Stream(nn.Module):
+    """The key that a layer takes."""
+
+    @nn.compact
+    def __call__(self):
+        return self.make_rng("noise")
+
+
+@pytest.mark.parametrize("estimator", ["local_reparameterization", "flipout"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_noise_is_that_of_the_papers_for_every_example(kind, estimator):
+    """One normal number for each output of the variance that random weights give it, or a perturbation behind signs."""
+    build, _, options, inputs = KINDS[kind]
+    module = build(3, estimator=estimator, rng_collection="noise", deterministic=False, **options)
+    variables, rngs = variables_of(build(3, **options), inputs), {"noise": jax.random.key(2)}
+    mean, raw = variables["params"]["mean"], variables["params"]["raw_std"]
+    std, key = jax.tree.map(lambda leaf: np.logaddexp(0, np.float64(leaf)), raw), Stream().apply({}, rngs=rngs)
+    found = np.asarray(module.apply(variables, inputs, rngs=rngs))
+
+    def linear(weights, inputs):
+        seen = oracle.patches(inputs, *CONV.values()) if kind == "conv" else np.float64(inputs)
+        kernel, bias = (np.asarray(weights[name], np.float64) for name in ("kernel", "bias"))
+        return (seen @ kernel.reshape(-1, 3) + bias).reshape(found.shape)
+
+    if estimator == "flipout":
+        key_weights, key_signs = jax.random.split(key)
+        bias, kernel = drawn(key_weights, jax.tree.leaves(jax.tree.map(jnp.zeros_like, mean)), jax.tree.leaves(raw))
+        places = (1,) * (inputs.ndim - 2)  # the signs are the same at all of them
+        signs = np.float64(jax.random.rademacher(key_signs, (2, *places, inputs.shape[-1] + 3)))
+        before, after = signs[..., :-3], signs[..., -3:]
+        noise = linear({"kernel": kernel, "bias": bias}, inputs * before) * after
+    else:
+        variance = linear(jax.tree.map(np.square, std), inputs**2)
+        noise = np.sqrt(variance) * np.asarray(jax.random.normal(key, found.shape))
+    close(found, linear(mean, inputs) + noise, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_randomness_a_layer_is_the_stock_one_at_its_means(kind):
+    """With all fields of the stock layer, and also where there is no spread, as in a draw."""
+
+    def doubled(*args, **kwargs):
+        return 2 * jax.lax.conv_general_dilated(*args, **kwargs)
+
+    build, stock, options, inputs = KINDS[kind]
+    fields = options | ({"conv_general_dilated": doubled} if kind == "conv" else {})
+    for use_bias in (True, False):
+        own = fields | {"features": 3, "use_bias": use_bias, "bias_init": nn.initializers.ones}
+        module = build(**own, initial_std=0.3)
+        params = jax.jit(lambda module=module: module.init(jax.random.key(5), inputs, deterministic=True))()["params"]
+        mean = params["mean"]
+        assert {*mean} == ({"bias", "kernel"} if use_bias else {"kernel"})
+        same(mean.get("bias", np.ones(3)), np.ones(3))
+        close(params["raw_std"], jax.tree.map(lambda leaf: np.full(leaf.shape, np.log(np.expm1(0.3))), mean))
+        expected = stock(**own).apply({"params": mean}, inputs)
+        close(module.apply({"params": {"mean": mean}}, inputs, deterministic=True), expected, 1e-5)
+    if kind == "conv":  # noise goes through the same convolution
+        given, rngs = ({"params": params}, inputs, False), {"dropout": jax.random.key(3)}
+        one, two = (each.apply(*given, rngs=rngs) for each in (BayesianConv(3, **CONV, use_bias=False), module))
+        close(two - expected, 2**0.5 * (one - expected / 2), 1e-4, 1e-5)
+
+
+def noisy(module, variables, inputs):
+    return module.apply(variables, inputs, deterministic=False, rngs={"dropout": jax.random.key(0)})
+
+
+def test_gradients_at_zero_inputs_are_those_of_the_mean():
+    """Without a bias there is no noise at zero, whose root has no slope."""
+    module, zeros = BayesianDense(3, use_bias=False), jnp.zeros((2, 3, 4))
+    variables = variables_of(module, zeros)
+    found = jax.jit(jax.grad(lambda *given: jnp.sum(noisy(module, *given)), (0, 1)))(variables, zeros)
+    close(found[0], jax.tree.map(jnp.zeros_like, variables))
+    close(found[1], np.broadcast_to(np.sum(variables["params"]["mean"]["kernel"], axis=1), (2, 3, 4)), 1e-5)
+
+
+def test_half_precision_stays_and_bytes_are_numbers(rng):
+    for estimator in ("local_reparameterization", "flipout"):
+        for name, dtype in (("param_dtype", jnp.bfloat16), ("dtype", np.uint8)):
+            module, inputs = BayesianDense(3, estimator=estimator, **{name: jnp.bfloat16}), np.zeros((2, 3, 4), dtype)
+            variables = variables_of(module, inputs)
+            assert {leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(variables)} == {name == "param_dtype"}
+            assert jax.eval_shape(functools.partial(noisy, module), variables, inputs).dtype == jnp.bfloat16
+    module, pixels = BayesianConv(3, (2, 2)), rng.integers(0, 256, (2, 4, 3, 2))
+    variables = variables_of(module, np.float32(pixels))
+    close(noisy(module, variables, np.uint8(pixels)), noisy(module, variables, np.float32(pixels)), 1e-6)

@@ -15,14 +15,14 @@ from baal_jax.posteriors import _swag
 from baal_jax.posteriors._swag import swag
 from tests.fixtures import NormedNet, close, first, regression_data, same, same_key, untrained
 from tests.oracles import swag as oracle
+from tests.training.test_trainer import trajectory, zeros_of
 
 STEPS, RATE, START = 12, 0.2, 1.5
 DATA = regression_data()
-ITERATES = oracle.iterates(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)
+ITERATES = trajectory(DATA.inputs, DATA.targets, 2 * STEPS, RATE, START)[1:]
 
 
 def two_leaves():
-    """A linear function whose weights stand in two arrays."""
 
     def init(key, inputs):
         return {"a": jnp.full((1, 1), START), "b": jnp.full((2, 1), START)}
@@ -34,123 +34,78 @@ def flat(params):
     return jnp.concatenate([params["a"], params["b"]], axis=-2)[..., 0]
 
 
-def trainer(**options):
-    options = {"num_steps": STEPS, "batch_size": 12, "warm_start": True} | options
+def trainer(num_steps=STEPS):
+    options = {"num_steps": num_steps, "batch_size": 12, "warm_start": True}
     return baal.trainer(optax.sgd(RATE), losses.squared_error, **options)
 
 
 @functools.cache
-def gathering(rank, start, every):
-    """``(iterates [T, 3], total) -> moments`` of training that begins far away and visits the iterates."""
-    transform = _swag._gather(rank, start, every, least=2)
-
-    def tree(row):
-        return {"a": row[:1, None], "b": row[1:, None]}
-
-    def moments(iterates, total):
-        def step(index, state):
-            old = tree(jnp.where(index == 0, 1e3, iterates[index - 1]))
-            updates = jax.tree.map(jnp.subtract, tree(iterates[index]), old)
-            return transform.update(updates, state, old, total_steps=total)[1]
-
-        return jax.lax.fori_loop(0, total, step, transform.init(tree(iterates[0])))
-
-    return jax.jit(moments)
-
-
-def gathered(rank, start, every, iterates=ITERATES[:STEPS]):
-    return gathering(rank, start, every)(np.float32(iterates), np.int32(len(iterates)))
+def fitted(rank, start, every):
+    """From the zeros of a loop, and twice as long."""
+    posterior = swag(two_leaves(), trainer(), rank, start=start, every=every)
+    given = jax.random.key(0), DATA, first(12)
+    once = posterior.fit(*given, zeros_of(posterior.fit, *given))
+    return posterior, once, posterior.fit(*given, once)
 
 
 @pytest.mark.parametrize(
     ("rank", "start", "every", "count"),
     [(4, 0.5, 1, 6), (3, 0.0, 1, 12), (2, 0.0, 5, 3), (0, 0.25, 4, 3), (8, 0.75, None, 3)],
 )
-def test_moments_of_the_iterates(rank, start, every, count):
-    state = gathered(rank, start, every)
-    seen = oracle.snapshots(ITERATES[:STEPS], start, every or 1)
-    mean, variance, deviations = oracle.moments(seen, rank)
-    assert (int(state.step), int(state.num_snapshots)) == (STEPS, count) == (STEPS, len(seen))
-    close(flat(state.mean), mean, rtol=1e-4)
-    close(flat(state.squares) / count, variance, rtol=1e-3)
-    if rank == 0:
-        assert state.deviations is None
-        return
-    ring = np.zeros((rank, 3))
-    for i, deviation in enumerate(deviations, start=count - len(deviations)):
-        ring[i % rank] = deviation
-    close(flat(state.deviations), ring, rtol=1e-3, atol=1e-4 * np.abs(ring).max())
+def test_moments_are_those_of_the_iterates_and_a_warm_start_gathers_anew(rank, start, every, count):
+    for number, state in enumerate(fitted(rank, start, every)[1:]):
+        iterates, moments = ITERATES[number * STEPS :][:STEPS], state.moments
+        mean, variance, deviations = oracle.moments(oracle.snapshots(iterates, start, every or 1), rank)
+        assert (int(moments.step), int(moments.num_snapshots)) == (STEPS, count)
+        assert (int(state.steps), state.inputs) == ((number + 1) * STEPS, None)  # which batch statistics alone need
+        close(flat(state.variables.params), mean, rtol=1e-4)
+        close(flat(state.train.variables.params), iterates[-1], rtol=1e-5)
+        close(flat(moments.mean), mean, rtol=1e-4)
+        close(flat(moments.squares) / count, variance, rtol=2e-3, atol=1e-9)
+        if rank == 0:
+            assert moments.deviations is None
+            continue
+        ring = np.zeros((rank, 3))
+        for i, deviation in enumerate(deviations, start=count - len(deviations)):
+            ring[i % rank] = deviation
+        close(flat(moments.deviations), ring, rtol=2e-3, atol=1e-4 * np.abs(ring).max())
 
 
-def test_the_mean_does_not_hold_the_initial_weights_and_one_that_never_moved_has_a_gradient():
-    moments = gathered(3, 0.0, 1, np.zeros((STEPS, 3)))
-    assert int(moments.num_snapshots) == STEPS
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(moments[2:]))
-
-    def total(squares):
-        return jnp.sum(flat(_swag._noise(jax.random.key(0), moments._replace(squares=squares), 1.0)))
-
-    value, slope = jax.jit(jax.value_and_grad(total))(moments.squares)
-    assert np.isfinite(flat(slope)).all()
-    assert abs(value) < 1e-12
+@pytest.mark.parametrize(("rank", "total", "count"), [(8, 400, 20), (8, 236, 30), (30, 400, 34)])
+def test_at_least_twenty_snapshots_and_the_rank_by_default(rank, total, count):
+    state = swag(two_leaves(), trainer(total), rank).fit(jax.random.key(0), DATA, first(12))
+    assert int(state.moments.num_snapshots) == count
 
 
-def test_snapshots_by_default():
-    """At least as many as the rank, and 20."""
-    for rank, totals in ((8, {400: 20, 236: 30, 12: 3}), (30, {400: 34})):
-        for total, count in totals.items():
-            moments = gathering(rank, 0.75, None)(np.zeros((400, 3), np.float32), np.int32(total))
-            assert int(moments.num_snapshots) == count
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    """Six snapshots, four deviations."""
-    posterior = swag(two_leaves(), trainer(), rank=4, start=0.5, every=1)
-    shapes = jax.eval_shape(posterior.fit, jax.random.key(0), DATA, first(12))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return posterior, posterior.fit(jax.random.key(0), DATA, first(12), zeros)
-
-
-def test_a_fit_is_the_mean_and_a_warm_start_gathers_anew(fitted):
-    posterior, once = fitted
-    twice = posterior.fit(jax.random.key(0), DATA, first(12), once)
-    for state, start in ((once, 6), (twice, 18)):
-        seen = ITERATES[start : start + 6]
-        close(flat(state.variables.params), seen.mean(axis=0), rtol=1e-5)
-        close(flat(state.moments.squares), 6 * seen.var(axis=0), rtol=1e-3)
-        close(flat(state.train.variables.params), seen[-1], rtol=1e-5)
-        assert (int(state.steps), int(state.moments.num_snapshots)) == (start + 6, 6)
-    assert once.inputs is None  # which are kept for batch statistics alone
-
-
-def test_draws_have_mean_and_covariance_of_the_gaussian(fitted):
-    posterior, state = fitted
+def test_draws_have_mean_and_covariance_of_the_gaussian():
+    posterior, state, _ = fitted(4, 0.5, 1)
     sample = jax.jit(posterior.sample, static_argnums=2)
     drawn = {(4, 1.0): flat(sample(jax.random.key(1), state, 40_000).params) - flat(state.moments.mean)[None]}
     of_one = jax.random.split(jax.random.split(jax.random.key(1), 40_000)[3])[0]  # the other one is for statistics
     alone = jax.jit(lambda key, moments: _swag._noise(key, moments, 1.0))(of_one, state.moments)
     close(drawn[4, 1.0][3], flat(alone), rtol=1e-3)
     keys = jax.random.split(jax.random.key(2), 40_000)
-    for rank, scale in ((8, 0.5), (0, 0.5)):
+    for rank, scale in ((8, 0.5), (0, 0.5)):  # a ring that is not full, and none
         noise = jax.jit(jax.vmap(lambda key, moments, scale=scale: _swag._noise(key, moments, scale), (0, None)))
-        drawn[rank, scale] = flat(noise(keys, gathered(rank, 0.5, 1)))
+        drawn[rank, scale] = flat(noise(keys, fitted(rank, 0.5, 1)[1].moments))
     for (rank, scale), noise in drawn.items():
         expected = oracle.covariance(oracle.snapshots(ITERATES[:STEPS], 0.5, 1), rank, scale)
         unit = np.sqrt(np.diag(expected))
-        expected = expected / np.outer(unit, unit)
-        noise = np.float64(noise) / unit
+        expected, noise = expected / np.outer(unit, unit), np.float64(noise) / unit
         np.testing.assert_allclose(np.cov(noise.T), expected, atol=0.03)  # four standard errors
         np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.02)
         assert not rank or np.abs(expected[0, 1:]).max() > 0.2  # the two arrays go together
-
-
-def test_without_scale_every_draw_is_the_mean_in_evaluation_mode(fitted):
-    model = baal.Model(None, None, None, lambda *arguments: arguments)
-    posterior = swag(model, untrained(), rank=4, scale=0)
-    drawn = flat(jax.jit(posterior.sample, static_argnums=2)(jax.random.key(0), fitted[1], 3).params)
-    same(drawn, np.broadcast_to(flat(fitted[1].moments.mean), drawn.shape))
+    # Without scale every draw is the mean, and all are in evaluation mode.
+    posterior = swag(baal.Model(None, None, None, lambda *arguments: arguments), untrained(), rank=4, scale=0)
+    drawn = flat(jax.jit(posterior.sample, static_argnums=2)(jax.random.key(0), state, 3).params)
+    same(drawn, np.tile(flat(state.moments.mean), (3, 1)))
     assert posterior.apply(None, "draw", "inputs") == ("draw", "inputs")
+
+    # A weight that never moved has a gradient.
+    def total(squares):
+        return jnp.sum(flat(_swag._noise(jax.random.key(0), state.moments._replace(squares=squares), 1.0)))
+
+    assert np.isfinite(flat(jax.jit(jax.grad(total))(jax.tree.map(jnp.zeros_like, state.moments.squares)))).all()
 
 
 def test_moments_are_float32_and_draws_as_the_parameters(key):
@@ -162,29 +117,20 @@ def test_moments_are_float32_and_draws_as_the_parameters(key):
     assert {leaf.dtype for leaf in jax.tree.leaves((drawn, state.variables))} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_the_ring_is_written_in_place():
-    model = baal.from_linen(nn.Dense(64))
-    data = baal.Dataset(np.zeros((4, 64), np.float32), np.zeros((4, 64), np.float32))
-
-    def temporary(rank):
-        posterior = swag(model, trainer(batch_size=2), rank, start=0.0, every=1)
-        lowered = posterior.fit.lower(jax.random.key(0), data, first(4, 4))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert temporary(64) - temporary(2) < 10 * 64 * 64 * 4  # a copy would be 62
-
-
-@pytest.fixture(scope="module")
-def normed():
-    """Random weights with batch statistics, as a fit leaves them that saw no example, so that gathered none."""
+def test_every_draw_has_its_own_batch_statistics():
+    """Those of the labelled inputs under its weights, not under the last ones of training."""
     data = baal.Dataset(np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32), np.arange(24) % 3)
     posterior = swag(baal.from_linen(NormedNet()), untrained(), rank=2, scale=4.0)
-    return posterior, data, posterior.fit(jax.random.key(0), data, first(16, 24))
+    state = posterior.fit(jax.random.key(0), data, first(16, 24))  # as after a fit that saw no example
+    key_train, key_inputs, _ = jax.random.split(jax.random.key(0), 3)
+    same_key(state.train.opt_state[0], key_train)
+    assert int(state.moments.num_snapshots) == 0
+    same(state.variables.params, state.train.variables.params)  # which is the mean of nothing
+    same(state.inputs, jax.jit(_swag._some_inputs)(key_inputs, data.inputs, first(16, 24)))
+    assert state.inputs.shape == (8, 64, 4)
+    rows, times = np.unique(np.asarray(state.inputs).reshape(-1, 4), axis=0, return_counts=True)
+    same((rows, times), (np.unique(data.inputs[:16], axis=0), np.full(16, 32)))
 
-
-def test_every_draw_has_its_own_batch_statistics(normed):
-    """Those of the labelled inputs under its weights, not under the last ones of training."""
-    posterior, data, state = normed
     last = state.variables.params
     mean = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, last)
     sample = jax.jit(posterior.sample, static_argnums=2)
@@ -200,38 +146,7 @@ def test_every_draw_has_its_own_batch_statistics(normed):
     drawn = draws(2, 1.0)
     for variables in (state.variables, *(jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(3))):
         kernel, bias = (np.asarray(variables.params["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
-        hidden = data.inputs[:16] @ kernel + bias
-        statistics = variables.collections["batch_stats"]["BatchNorm_0"]
-        close(statistics["mean"], hidden.mean(axis=0), rtol=1e-3, atol=1e-4)
-        close(statistics["var"], hidden.var(axis=0), rtol=1e-3, atol=1e-4)
+        hidden, found = data.inputs[:16] @ kernel + bias, variables.collections["batch_stats"]["BatchNorm_0"]
+        close(found, {"mean": hidden.mean(axis=0), "var": hidden.var(axis=0)}, rtol=1e-3, atol=1e-4)
     means = drawn.collections["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(means[0] - means[1]).max() > 1e-2
-
-
-def test_training_and_the_inputs_of_statistics_have_keys_of_their_own(normed):
-    _, data, state = normed
-    key_train, key_inputs, _ = jax.random.split(jax.random.key(0), 3)
-    same_key(state.train.opt_state[0], key_train)
-    assert int(state.moments.num_snapshots) == 0
-    same(state.variables.params, state.train.variables.params)  # which is the mean of nothing
-    same(state.inputs, jax.jit(_swag._some_inputs)(key_inputs, data.inputs, first(16, 24)))
-    assert state.inputs.shape == (8, 64, 4)
-    rows, times = np.unique(np.asarray(state.inputs).reshape(-1, 4), axis=0, return_counts=True)
-    same((rows, times), (np.unique(data.inputs[:16], axis=0), np.full(16, 32)))
-
-
-def test_what_leaves_no_spread_is_refused(key):
-    for options, message in (
-        ({"rank": -1}, "rank=-1"),
-        ({"rank": 1}, "rank=1 is no covariance"),
-        ({"start": 1.0}, "start=1.0"),
-        ({"start": -0.1}, "start=-0.1"),
-        ({"every": 0}, "every=0"),
-        ({"scale": -1.0}, "scale=-1.0"),
-        ({"every": 3}, "every=3 leave 1 snapshot in 12 steps"),
-        ({"start": 0.95}, "leave 1 snapshot in 12 steps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))
-    for options in ({"every": 3, "scale": 0}, {"every": 2}):
-        jax.eval_shape(swag(two_leaves(), trainer(), **options).fit, key, DATA, first(12))

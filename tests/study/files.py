@@ -2,14 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 
 from baal_jax.study import results as study_results
 from baal_jax.study.results import FORMAT, Cell, Pictures, Results, Runs
 
-NUM_INITIAL = 10
-QUERY_SIZE = 5
-NUM_BINS = 10
+NUM_INITIAL, QUERY_SIZE, NUM_BINS = 10, 5, 10
 
 
 def make_results(
@@ -21,22 +20,14 @@ def make_results(
     classes=3,
     pictures=0,
     noise=0.02,
-    seed=0,
 ):
     """A study of learning curves that rise to 0.95.
 
-    Args:
-        strategies: names; the first is the baseline.
-        seeds: how many.
-        rounds: ``R``.
-        effect: name → what is added to the accuracy of every round (in regression, taken from the RMSE).
-        stopped: name → the first round that did not happen, for all seeds or ``int[seeds]``; ``rounds`` is none.
-        classes: ``C``; None for regression.
-        pictures: how many images of 8 × 8 grey pixels there are; of the ids asked for first.
-        noise: standard deviation of a seed's accuracy; half of its variance is shared by all strategies.
-        seed: of the numbers.
+    ``effect`` is what is added to the accuracies of a strategy, ``stopped`` its first round that did not happen (of all
+    seeds or ``int[seeds]``), ``noise`` a seed's standard deviation, half of whose variance all strategies share. Of
+    ``pictures`` ids there are grey pixels. The first strategy is the baseline; without ``classes`` it is regression.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     effect, stopped = effect or {}, stopped or {}
     num_labelled = NUM_INITIAL + QUERY_SIZE * np.arange(rounds)
     num_pool = NUM_INITIAL + QUERY_SIZE * (rounds + 4)
@@ -75,13 +66,8 @@ def write_study(folder, results):
     (folder / "study.json").write_text(json.dumps(results.description))
     for name, runs in results.runs.items():
         for i in range(len(runs.seeds)):
-            cell = {
-                field: {key: part[i : i + 1] for key, part in value.items()}
-                if isinstance(value, dict)
-                else value[i : i + 1]
-                for field, value in runs._asdict().items()
-            }
-            study_results.write_cell(folder, name, Cell(Runs(**cell), program="none", chunk=1))
+            cell = Cell(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], runs), program="none", chunk=1)
+            study_results.write_cell(folder, name, cell)
     (folder / "results.csv").write_text(study_results.table(results))
     if results.pictures is not None:
         np.savez_compressed(folder / "pictures.npz", **results.pictures._asdict())

@@ -1,7 +1,5 @@
 """Cells, table and pictures of a study, without running one."""
 
-import csv
-import io
 import json
 
 import jax
@@ -23,7 +21,6 @@ def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
     assert list(found.runs) == list(names)
     same(found._replace(description=None), study._replace(description=None))
     assert found.description == json.loads(json.dumps(study.description))
-    del found.description["strategies"][1:]
     (tmp_path / "study.json").write_text(json.dumps({**found.description, "format": 2}))
     with pytest.raises(ValueError, match="has format 2, but this version reads 1: update baal_jax"):
         results.read(tmp_path)
@@ -32,48 +29,25 @@ def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
 
 
 def test_cells_are_put_together_by_seed_and_a_seed_that_is_there_twice_is_taken_once():
-    runs = make_results(("random",), seeds=5, rounds=2).runs["random"]
+    runs = make_results(("random",), rounds=2).runs["random"]
     parts = [jax.tree.map(lambda leaf, at=at: leaf[at], runs) for at in ([3, 4], [0, 3], [1, 2])]
     merged = results.merge(results.Cell(part, "none", 1) for part in parts)
     same(merged, runs)
     assert list(merged.metrics) == sorted(runs.metrics)
 
 
-def test_the_table_has_a_line_for_every_round_and_nothing_where_there_is_no_number():
-    study = make_results(("random", "bald"), seeds=2, rounds=3, stopped={"bald": [3, 1]})
-    study.runs["bald"].seeds[:] = [4, 7]
-    study.runs["random"].metrics["accuracy"][0, 0] = 1 / 3
-    del study.runs["random"].metrics["nll"]
-    rows = list(csv.DictReader(io.StringIO(results.table(study))))
-    assert len(rows) == 2 * 2 * 3
-    assert rows[0]["accuracy"] == "0.333333343"  # all of a float32
-    for (name, i, r), row in zip(np.ndindex(2, 2, 3), rows, strict=True):
-        runs = study.runs[row["strategy"]]
-        assert row["strategy"] == ("random", "bald")[name]
-        numbers = [runs.seeds[i], r, runs.num_labelled[i, r], runs.num_picked[i, r], runs.stopped[i, r]]
-        columns = ("seed", "round", "num_labelled", "num_picked", "stopped")
-        assert [int(row[column]) for column in columns] == [int(number) for number in numbers]
-        values = {"mean_score": runs.mean_score, **runs.metrics}
-        for column in ("mean_score", "accuracy", "nll", "brier", "ece"):
-            value = values[column][i, r] if column in values else np.nan
-            assert row[column] == "" if np.isnan(value) else np.float32(row[column]) == value
-
-
 def test_a_cell_has_the_targets_of_what_was_queried():
-    study = make_results(("random",), seeds=2, rounds=2, classes=None).runs["random"]
-    infos = study._replace(metrics={"nll": np.ones((3, 2)), "bins": np.ones((3, 2, 4))}, seeds=None)
-    padded = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), infos._replace(metrics={}))
-    padded = padded._replace(metrics=infos.metrics)
-    padded.indices[1, 1, 2:] = -1
+    runs = make_results(("random",), seeds=3, rounds=2, classes=None).runs["random"]
+    infos = runs._replace(metrics={"nll": np.ones((3, 2)), "bins": np.ones((3, 2, 4))}, seeds=None)
+    infos.indices[1, 1, 2:] = -1
     for targets, unknown in ((np.arange(100) * 3, -1), (np.arange(100) / 2, np.nan)):
-        cell = _folder.cell(np.array([5, 6]), padded.initial, padded, targets, "program", 3)
+        cell = _folder.cell(np.array([5, 6]), infos.initial, infos, targets, "program", 3)
         assert [cell.program, cell.chunk, cell.runs.seeds.dtype] == ["program", 3, np.int32]
-        indices = padded.indices[:2]
-        expected = np.where(indices >= 0, targets[indices], unknown)
+        expected = np.where(infos.indices >= 0, targets[infos.indices], unknown)[:2]
         np.testing.assert_array_equal(cell.runs.diagnostics["query_targets"], expected)
         assert [list(cell.runs.metrics), sorted(cell.runs.diagnostics)] == [["nll"], ["bins", "query_targets"]]
-        assert {len(leaf) for leaf in jax.tree.leaves(cell.runs)} == {2}
-    several = _folder.cell(np.array([5, 6]), padded.initial, padded, np.ones((100, 2)), "program", 3)
+        assert {len(leaf) for leaf in jax.tree.leaves(cell.runs)} == {2}  # the third is padding
+    several = _folder.cell(np.array([5, 6]), infos.initial, infos, np.ones((100, 2)), "program", 3)
     assert list(several.runs.diagnostics) == ["bins"]
 
 
@@ -90,31 +64,23 @@ def test_a_description_grows_and_keeps_its_baseline_and_environment(tmp_path):
     assert folder(tmp_path, names=("badge",), seeds=[0]).description["seeds"] == [0, 1]
     assert (tmp_path / "study.json").stat().st_mtime_ns == written  # it is written where it has changed
     found = folder(tmp_path, names=("random", "badge"), seeds=[0, 1, 2], metric="nll").description
-    assert [found[name] for name in ("strategies", "baseline", "seeds", "metric")] == [
-        ["bald", "badge", "random"],
-        "bald",
-        [0, 1, 2],
-        "nll",
-    ]
+    expected = {"strategies": ["bald", "badge", "random"], "baseline": "bald", "seeds": [0, 1, 2], "metric": "nll"}
+    assert found.items() >= expected.items()
     assert found["environment"]["python"].startswith("1.")
     assert found == results.read_description(tmp_path)
     assert folder(tmp_path, baseline="badge").description["baseline"] == "badge"
-    with pytest.raises(ValueError, match=r"num_rounds=2, but now it is 3: use another folder"):
-        folder(tmp_path, num_rounds=3)
     assert folder(tmp_path / "new").description["baseline"] == "random"
 
 
 def test_the_table_is_written_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     runs = make_results(("random",), seeds=3, rounds=2, classes=2).runs["random"]
-    cells = [results.Cell(jax.tree.map(lambda leaf, i=i: leaf[[i]], runs), "none", 1) for i in range(3)]
-    clock = iter([100.0, 100.0, 109.0, 111.0, 111.0, 120.0])
+    clock, lines = iter([100.0, 100.0, 109.0, 111.0, 111.0, 120.0]), []
     monkeypatch.setattr(_folder.time, "monotonic", lambda: next(clock))
-    lines = []
     with _folder.opened(tmp_path, {"strategies": ["random"], "baseline": None, "seeds": [0, 1, 2]}) as place:
         assert [place.chunk("random"), place.missing("random", range(3)).tolist()] == [None, [0, 1, 2]]
-        for cell in cells:
-            place.add("random", cell)
-            lines.append(len((tmp_path / "results.csv").read_text().splitlines()))
+        for i in range(3):
+            place.add("random", results.Cell(jax.tree.map(lambda leaf, i=i: leaf[[i]], runs), "none", 1))
+            lines.append((tmp_path / "results.csv").read_text().count("\n"))
         assert [place.chunk("random"), place.missing("random", range(4)).tolist()] == [1, [3]]
     assert lines == [3, 3, 7]
 
@@ -122,38 +88,27 @@ def test_the_table_is_written_now_and_then_and_at_the_end(tmp_path, monkeypatch)
 def test_pictures_are_those_of_the_first_seeds_in_the_order_of_rounds(tmp_path):
     study = make_results(("random", "bald"), seeds=2, rounds=2, classes=2)
     study.runs["bald"].indices[0, 1] = -1
-    cells = {name: [results.Cell(runs, "none", 1)] for name, runs in study.runs.items()}
-    place = folder(tmp_path)
-    place.cells.update(cells)
+    place, path = folder(tmp_path), tmp_path / "pictures.npz"
+    place.cells.update({name: [results.Cell(runs, "none", 1)] for name, runs in study.runs.items()})
     order = [*study.runs["random"].initial[0]]
     order += [index for r in range(2) for runs in study.runs.values() for index in runs.indices[0, r] if index >= 0]
     rows = np.arange(100 * 4, dtype=np.int64).reshape(100, 2, 2, 1)
     for most in (12, 1000):
         _folder.save_pictures(place, rows, np.arange(100) * 2, most=most)
-        found = results.read_pictures(tmp_path / "pictures.npz")
-        expected = sorted(dict.fromkeys(order).keys() if most == 1000 else [*dict.fromkeys(order)][:12])
-        assert found.ids.tolist() == expected
-        assert found.targets.tolist() == [2 * index for index in expected]
-        np.testing.assert_array_equal(found.images, np.round(rows[expected] / 399 * 255))
-    before = (tmp_path / "pictures.npz").stat().st_mtime_ns
+        ids = np.sort([*dict.fromkeys(order)][:most])
+        same(results.read_pictures(path), results.Pictures(ids, np.round(rows[ids] / 399 * 255), 2 * ids))
+    before = path.stat().st_mtime_ns
     _folder.save_pictures(place, rows, np.arange(100) * 2)
-    assert (tmp_path / "pictures.npz").stat().st_mtime_ns == before
+    assert path.stat().st_mtime_ns == before
     _folder.save_pictures(place, rows.astype(np.uint8), np.arange(100))
-    np.testing.assert_array_equal(
-        results.read_pictures(tmp_path / "pictures.npz").images, rows.astype(np.uint8)[expected]
-    )
+    np.testing.assert_array_equal(results.read_pictures(path).images, rows.astype(np.uint8)[ids])
 
 
 def test_every_bit_of_the_data_is_in_its_digest():
-    data = {"a": np.arange(4.0), "b": jnp.ones(2, jnp.bfloat16)}
-    others = [
-        {"a": np.arange(4.0), "b": jnp.full(2, 1.0078125, jnp.bfloat16)},
-        {"a": np.arange(4.0).astype(np.float32), "b": data["b"]},
-        {"a": np.arange(4.0).reshape(2, 2), "b": data["b"]},
-        {"a": np.arange(4.0), "c": data["b"]},
-        {"a": np.arange(4.0)[::-1], "b": data["b"]},
-    ]
-    assert _folder.digest(data) == _folder.digest({**data, "a": np.stack([np.arange(4.0)] * 2, axis=1)[:, 0]})
-    assert len({_folder.digest(tree) for tree in (data, *others)}) == 6
+    a, b = np.arange(4.0), jnp.ones(2, jnp.bfloat16)
+    trees = [{"a": other, "b": b} for other in (a, a.astype(np.float32), a.reshape(2, 2), a[::-1])]
+    trees += [{"a": a, "c": b}, {"a": a, "b": jnp.full(2, 1.0078125, jnp.bfloat16)}]
+    assert len({_folder.digest(tree) for tree in trees}) == 6
+    assert _folder.digest(trees[0]) == _folder.digest({"a": np.stack([a] * 2, axis=1)[:, 0], "b": b})
     assert _folder.describe_pool([0, 2, -1, 2]) == {"num_pool": 4, "class_counts": [1, 0, 2]}
     assert _folder.describe_pool([0.5]) == {"num_pool": 1}

@@ -2,10 +2,15 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import baal_jax as baal
+from baal_jax import metrics
 from baal_jax.study import statistics
+from tests.study.files import make_results
 
 
 def claims(k, n, studies, better=0.0):
@@ -62,6 +67,67 @@ def test_strategies_without_values_are_named_and_the_others_ranked():
     assert alone == ({"b": 1.0}, 1.0, 0.0, (("b",),), 10, ("a", "c"))
     nothing = statistics.rank({"a": none, "b": none})
     assert (nothing.mean_ranks, nothing.groups, nothing.num_seeds, nothing.unranked) == ({}, ((),), 0, ("a", "b"))
+
+
+def test_few_seeds_bound_no_share_of_labels_and_no_labels_are_a_number_of_labels():
+    # Five seeds are all on one side too often, where nothing differs: 2 of 32.
+    for n, confidence, bounds in (
+        (6, 0.95, (0.5, 0.5)),
+        (5, 0.95, (0, np.inf)),
+        (5, 0.9, (0.5, 0.5)),
+        (1, 0.5, (0, np.inf)),
+    ):
+        found = statistics.labels_saved(np.ones(n), np.full(n, 2.0), confidence=confidence)
+        assert found[:5] == (1, 2, 0.5, *bounds)
+    none, some = np.zeros(6), np.full(6, 20)
+    for pair, ratio in (((none, some), [0] * 3), ((some, none), [np.inf] * 3), ((none, none), [np.nan, 0, np.inf])):
+        np.testing.assert_array_equal(statistics.labels_saved(*pair)[2:5], ratio)
+
+
+def test_curves_may_begin_without_labels():
+    results = make_results(seeds=8, effect={"bald": 0.1})
+    for runs in results.runs.values():
+        runs.num_labelled[:] -= 10
+    found = statistics.summary(results, target=0.0)
+    assert (found.low, [row.labels for row in found.rows], found.rows[1].verdict.verdict) == (0, [0] * 3, "better")
+    assert "– [0.00, ∞]" in statistics.markdown(found)
+
+
+def test_directions_are_known_of_our_metrics_and_asked_for_of_others():
+    classes = metrics.classification(top_k=(2,), extra=("precision", "recall", "f1", "auroc", "average_precision"))
+    more, real = (
+        metrics.classification(extra=("adaptive_ece", "classwise_ece")),
+        metrics.regression(extra=("crps_draws", "crps_fair")),
+    )
+    for ours, logits, targets in (
+        (classes, (1, 3, 3), [0, 1, 2]),
+        (more, (1, 3, 3), [0, 1, 2]),
+        (real, (2, 3, 1), [0.0]),
+    ):
+        summary = jax.eval_shape(lambda x, ours=ours: ours.summarise(baal.Predictions(x)), jnp.zeros(logits))
+        for name in jax.eval_shape(ours.compute, summary, jnp.array(targets * (3 // len(targets)))):
+            statistics.is_higher_better(name)
+    for name in ("coverage", "neg_log_loss", "false_negative_error", "top_k_accuracy", "val/accuracy", "x" * 999):
+        with pytest.raises(ValueError, match=f"metric='{name[:60]}' does not tell .* pass higher_is_better=") as told:
+            statistics.is_higher_better(name)
+        assert len(str(told.value)) < 300
+        assert [statistics.is_higher_better(name, answer) for answer in (True, False)] == [True, False]
+
+
+def test_a_study_keeps_directions_and_a_target_of_its_own_metric():
+    results = make_results(seeds=8, effect={"bald": 0.1})
+    for runs in results.runs.values():
+        runs.metrics["score"] = runs.metrics["accuracy"]
+    with pytest.raises(ValueError, match=r"metric='score' does not tell .* About"):
+        statistics.summary(results, "score")
+    results.description.update(higher_is_better={"score": True, "accuracy": False}, target=0.25)
+    for metric, override, verdict in (
+        ("score", None, "better"),
+        ("score", False, "worse"),
+        ("accuracy", None, "worse"),
+    ):
+        found = statistics.summary(results, metric, higher_is_better=override)
+        assert (found.rows[1].verdict.verdict, found.target == 0.25) == (verdict, metric == "accuracy")
 
 
 if __name__ == "__main__":
