@@ -132,7 +132,8 @@ def main(config: Config) -> Results:
     options = {"batch_size": 100, "metrics": per_class_overlap()}
     loops = {name: harness.active_loop(config, posterior, how, **options) for name, how in acquisitions().items()}
     described = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("seeds", "out")}
-    about = {"name": "Segmentation of shapes", "class_names": CLASSES, "metric": "miou", "config": described}
+    about = {"name": "Segmentation of shapes", "class_names": CLASSES, "config": described}
+    about |= {"metric": "miou", "higher_is_better": True}
     results = harness.run_study(config, config.out, loops, train, test, **about)
     print(statistics.markdown(statistics.summary(results)))
     page = report.write(results, config.out / "report.html")

@@ -22,6 +22,7 @@ SECONDS_BETWEEN_TABLES = 10.0
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
 # What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
 MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
+MAY_CHANGE += ("higher_is_better",)
 
 
 class Folder:
@@ -209,7 +210,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
-            "baseline": asked["baseline"] or old["baseline"],
+            **{name: asked.get(name) or old[name] for name in ("baseline", "higher_is_better") if name in old},
             "seeds": max(old["seeds"], asked["seeds"], key=len),
             "environment": old["environment"],
         }

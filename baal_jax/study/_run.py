@@ -33,6 +33,7 @@ class About(NamedTuple):
         baseline: the strategy that others are compared with; by default what it was, ``"random"``, or the first.
         metric: the one that matters most; by default accuracy, F1 or RMSE, by what is learnt.
         target: value of that metric for "labels to reach it".
+        higher_is_better: whether more of that metric is better, or name → bool; needed where the metric is your own.
         class_names: of the ``C`` classes.
         config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
         images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
@@ -42,6 +43,7 @@ class About(NamedTuple):
     baseline: str | None = None
     metric: str | None = None
     target: float | None = None
+    higher_is_better: bool | Mapping[str, bool] | None = None
     class_names: Sequence[str] | None = None
     config: Mapping[str, Any] | None = None
     images: Any = None
@@ -176,10 +178,12 @@ def run(
     data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
     hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
     loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
+    metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better
     description = {
         **about._asdict(),
         "strategies": list(loops),
-        "metric": _metric_of_all(loops, key, data, rounds, about.metric),
+        "metric": metric,
+        "higher_is_better": better if isinstance(better, Mapping | None) else {metric: better},
         "class_names": None if about.class_names is None else list(about.class_names),
         "seeds": list(seeds),
         "num_rounds": rounds.num_rounds,

@@ -123,7 +123,8 @@ def test_what_nobody_answered_is_not_labelled(options):
     fit = trainer(optax.sgd(0.1), batch_size=4, **{"num_steps": None, **options})
     unanswered = np.where((np.arange(12) >= 4) & (np.arange(12) < 8), -1, Y)
     bound = fit(
-        baal.from_linen(nn.Dense(3)), penalty=lambda params, count: count.astype(jnp.float32) * jnp.sum(params["kernel"] ** 2)
+        baal.from_linen(nn.Dense(3)),
+        penalty=lambda params, count: count.astype(jnp.float32) * jnp.sum(params["kernel"] ** 2),
     )
     few, many = bound(KEY, GOOD, first(4)), bound(KEY, baal.Dataset(X, unanswered), first(8))
     jax.tree.map(np.testing.assert_array_equal, few, many)

@@ -48,8 +48,8 @@ LABELS, CURVE = np.array([[10, 20, 30], [12, 22, 32]]), [[0.5, 0.7, 0.9]]
 LONG, SHORT = [[0.1, 0.2, 0.9], [0.4, 0.6, 0.8]], [[0.3, 0.4, NAN], [NAN, NAN, NAN]]
 ENDS = ((10, 40), (15, 30), (25, 40), (10, 15), (30, 30), (9, 30), (15, 41), (30, 15))  # the last three are nowhere
 REACHED = [[0.1, 0.9, 0.8], [0.2, 0.3, 0.4], [0.95, 0.1, 0.1], [NAN, 0.9, NAN]]
-HIGHER = ("accuracy", "top_5_accuracy", "f1", "average_precision", "log_likelihood", "negative_nll")
-LOWER = ("nll", "adaptive_ece", "crps_fair", "val/RMSE", "negative_log_likelihood")
+HIGHER = ("accuracy", "top_5_accuracy", "f1", "average_precision", "joint_log_likelihood", "exact_match")
+LOWER = ("nll", "adaptive_ece", "crps_fair", "RMSE", "gaussian_nll")
 A, B = np.random.default_rng(0).normal(size=(2, 9))
 DRAWN = ((99, 0.95), (99, 0.9), (100, 0.9), (199, 0.95), (99, 0.99))  # of the last, no draw leaves 0.5 %
 AREAS = {"high": A + 0.1, "base": A, "low": A - 0.1 * np.arange(1, 10)}
@@ -100,7 +100,7 @@ STATISTICS = {
     "verdicts of missing seeds": lambda: verdicts(
         random=RANDOM, a=[*CLEAR[:5], NAN, NAN, NAN], b=CLEAR, c=RANDOM * NAN
     ),
-    "labels saved": lambda: statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, np.inf, 70, 60]),
+    "labels saved": lambda: statistics.labels_saved([30, 40, 30, 35, 30, 30], [60, 50, np.inf, 70, 60, 60]),
     "labels saved by all": lambda: statistics.labels_saved([1.0, 1.0], [2.0, 2.0]),
     "labels saved, half reached": lambda: statistics.labels_saved([20, 20], [40, np.inf]),
     "labels saved, not reached": lambda: statistics.labels_saved([np.inf] * 3, [np.inf, np.inf, 20]),
@@ -114,7 +114,7 @@ STATISTICS = {
     "ranks with care": lambda: statistics.rank(dict(zip("abcdef", TABLE, strict=True)), confidence=0.5),
     "ranks of equals": lambda: statistics.rank({name: np.ones(6) for name in "abc"}),
     "ranks with gaps": lambda: statistics.rank({"a": [1.0, 2.0, NAN], "b": [2.0, 3.0, 9.0]}),
-    "ranks of nothing": lambda: statistics.rank({"a": [NAN], "b": [1.0]}),
+    "ranks of nothing": lambda: statistics.rank({"a": [NAN, 1.0], "b": [1.0, NAN]}),
 }
 
 # Summaries

@@ -85,12 +85,12 @@ def test_what_is_missing_is_added_and_nothing_is_taken_away(home, tmp_path, monk
     assert [len(compiled), compiled[0], compiled[2]] == [4, compiled[1], compiled[3]]  # a seed more is the same program
     assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
     assert contents(tmp_path / "cells").items() >= first.items()
-    about = study.About(metric="nll", name="a title")
+    about = study.About(metric="nll", name="a title", higher_is_better=False)
     fewer = run(tmp_path, loops(["bald"]), num_seeds=1, about=about, chunk=8)  # it keeps the chunk it was begun with
     assert len(compiled) == 4  # nothing was missing
     assert [len(fewer.runs["random"].seeds), [*fewer.runs]] == [5, ["random", "bald"]]
     expected = {"strategies": ["random", "bald"], "metric": "nll", "name": "a title", "baseline": "random"}
-    expected |= {"seeds": [0, 1, 2, 3, 4]}
+    expected |= {"seeds": [0, 1, 2, 3, 4], "higher_is_better": {"nll": False}}
     for description in (fewer.description, study.results.read(tmp_path).description):
         assert description.items() >= expected.items()
 

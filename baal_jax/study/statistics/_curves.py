@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_HIGHER = {"accuracy", "precision", "recall", "f1", "auroc", "auc", "ap", "map", "iou", "miou", "dice", "r2"}
-_HIGHER = _HIGHER | {"likelihood"}
-_LOWER = {"nll", "brier", "ece", "rmse", "mse", "mae", "crps", "pinball", "loss", "error", "regret", "perplexity"}
+_HIGHER = {"accuracy", "precision", "recall", "f1", "f1_micro", "f1_macro", "exact_match", "auroc", "average_precision"}
+_HIGHER |= {"joint_log_likelihood"}
+_LOWER = {"nll", "gaussian_nll", "cross_entropy", "brier", "ece", "adaptive_ece", "classwise_ece", "squared_error"}
+_LOWER |= {"hamming_loss", "rmse", "mae", "crps", "crps_draws", "crps_fair", "gaussian_crps", "pinball"}
 
 
 class Curve(NamedTuple):
@@ -29,28 +30,36 @@ class Curve(NamedTuple):
     high: np.ndarray
 
 
-def is_higher_better(metric: str) -> bool:
-    """Whether more of a metric is better, by the words in its name.
+def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -> bool:
+    """Whether more of a metric is better: known for the metrics of this library, and asked for otherwise.
 
     Args:
         metric: a name such as ``"top_5_accuracy"`` (more is better) or ``"nll"`` (less is).
+        higher_is_better: the answer itself, whatever the name.
 
     Returns:
         True or False.
 
     Raises:
-        ValueError: no word of the name is known, or they disagree.
+        ValueError: the name is another, or of no direction, as ``"coverage"`` is; the answer is not True or False.
 
     Example:
         >>> from baal_jax.study import statistics
         >>> statistics.is_higher_better("accuracy"), statistics.is_higher_better("adaptive_ece")
         (True, False)
     """
-    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
-    higher, lower = bool(words & _HIGHER), bool(words & _LOWER)
-    if higher == lower:
-        raise ValueError(f"metric={metric!r} does not tell whether more is better: pass higher_is_better")
-    return higher != ("negative" in words)
+    if isinstance(higher_is_better, bool | np.bool_):
+        return bool(higher_is_better)
+    if higher_is_better is not None:
+        raise ValueError(f"higher_is_better={str(higher_is_better)[:60]!r} is no answer: pass True or False")
+    # Words in a name say little: of "neg_log_loss" more is better, of "log_loss" it is worse.
+    name = re.sub(r"^top_\d+_accuracy$", "accuracy", str(metric).lower())
+    if name not in _HIGHER | _LOWER:
+        raise ValueError(
+            f"metric={str(metric)[:60]!r} does not tell whether more is better: pass higher_is_better=True or False; "
+            "a study keeps the answer, About(higher_is_better={name: True or False})"
+        )
+    return name in _HIGHER
 
 
 def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curve:
@@ -192,8 +201,6 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
         >>> from baal_jax.study import statistics
         >>> statistics.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
         [30.0, inf]
-        >>> statistics.labels_to_target([20, 30], [[0.9, 0.4]], 0.5, higher_is_better=False).tolist()
-        [30.0]
     """
     labels, values = _checked(num_labelled, values)
     if np.isnan(target):

@@ -103,9 +103,9 @@ def summary(
         results: from :func:`baal_jax.study.results.read`.
         metric: by default the one that the study says matters most.
         baseline: by default the study's.
-        higher_is_better: by default told by the metric's name.
-        target: the value that labels are counted to; by default the study's, or else the best value that at least three
-            quarters of the baseline's runs reach.
+        higher_is_better: by default what the study says, or else :func:`is_higher_better`.
+        target: the value that labels are counted to; by default the study's for its own metric, or else the best value
+            that at least three quarters of the baseline's runs reach.
         confidence: of intervals and verdicts.
 
     Returns:
@@ -129,13 +129,14 @@ def summary(
     for name, runs in results.runs.items():
         if metric not in runs.metrics:
             raise ValueError(f"metric={metric!r} is not among the results of {name!r}: {', '.join(runs.metrics)}")
-    higher = is_higher_better(metric) if higher_is_better is None else higher_is_better
+    told = (description.get("higher_is_better") or {}).get(metric)
+    higher = is_higher_better(metric, told if higher_is_better is None else higher_is_better)
     seeds = np.unique(np.concatenate([runs.seeds for runs in results.runs.values()]))
     curves = {name: _aligned(runs, metric, seeds) for name, runs in results.runs.items()}
     lows, highs = shared_range(curves.values())
     areas = {name: area(*curve, low=lows, high=highs) for name, curve in curves.items()}
     finals = {name: _last(values) for name, (_, values) in curves.items()}
-    target = description.get("target") if target is None else target
+    target = description.get("target") if target is None and metric == description.get("metric") else target
     target = _reached_by_most(curves[baseline][1], higher) if target is None else float(target)
     labels = {}
     for name, curve in curves.items():
@@ -154,7 +155,7 @@ def summary(
         saved = None if name == baseline else labels_saved(*pair, confidence=confidence)
         needed = pair[0][~np.isnan(pair[0])]
         median = float(np.median(needed)) if needed.size else math.nan
-        place = math.nan if ranking is None else ranking.mean_ranks[name]
+        place = math.nan if ranking is None else ranking.mean_ranks.get(name, math.nan)
         means = (final, final_error, height, height_error)
         rows.append(Row(name, int(count), stopped, *means, verdicts.get(name), median, saved, place))
     usable = lows <= highs
@@ -249,8 +250,8 @@ def _notes(summary: Summary) -> list[str]:
     if others:
         notes.append(
             f"Verdicts are by paired sign-flip tests with Holm's correction for {len(others)} comparisons: the chance "
-            f"that any difference is claimed falsely is at most {1 - summary.confidence:.2g}. Each interval is for its "
-            "difference alone."
+            f"that any difference of {summary.metric} is claimed falsely is at most {1 - summary.confidence:.2g}. Each "
+            "interval is for its difference alone."
         )
     if any(math.isinf(saved.baseline_median) for _, _, saved in others):
         notes.append(
@@ -279,8 +280,10 @@ def _notes(summary: Summary) -> list[str]:
         groups = "; ".join(", ".join(group) for group in ranking.groups if len(group) > 1)
         notes.append(
             f"Ranks are by area, seeds: {ranking.num_seeds}; Friedman p = {number(ranking.p_value)}, critical "
-            f"difference {ranking.critical_difference:.2f} (Nemenyi). Not shown to differ: {groups or 'none'}."
+            f"difference {ranking.critical_difference:.2f} (by permutation). Not shown to differ: {groups or 'none'}."
         )
+    if ranking and ranking.unranked:
+        notes.append(f"Without an area, and not ranked: {', '.join(ranking.unranked)}.")
     return notes
 
 
