@@ -155,5 +155,12 @@ def test_registries_hold_public_names():
         assert all(getattr(module, name) is value for name, value in module.REGISTRY.items())
 
 
+def test_no_pickle_and_no_global_numpy_random_state():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "np.random.seed" not in text
+        assert path.name == "_archive.py" or not re.search(r"^\s*(import|from) pickle", text, re.M), path
+
+
 if __name__ == "__main__":
     SIGNATURES.write_text("\n".join(_signatures()) + "\n", encoding="utf-8")
