@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,9 @@ _OF_LOSS = {
     losses.squared_error: regression,
     losses.gaussian_nll: gaussian_regression,
 }
+
+
+_TRACED: WeakKeyDictionary[Callable, dict] = WeakKeyDictionary()  # shapes of outputs, which take a trace to know
 
 
 def of_loss(loss: Callable) -> Task | None:
@@ -117,7 +121,7 @@ def admit(
     if not isinstance(dataset, Dataset):
         raise TypeError(f"{name} is a {type(dataset).__name__}: pass baal_jax.Dataset(inputs, targets)")
     inputs, targets = dataset
-    if hasattr(inputs, "to_numpy") or not sources.is_source(inputs):
+    if hasattr(inputs, "to_numpy") or hasattr(inputs, "toarray") or not sources.is_source(inputs):
         _require_arrays(f"{name}.inputs", inputs)
         if not (count := checks.leading_axis(f"{name}.inputs", inputs)):
             raise ValueError(f"{name} is empty: give examples")
@@ -171,8 +175,12 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
         draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
         return posterior.apply(state, draw, inputs)
 
-    made = jax.eval_shape(one, jax.random.key(0), jax.tree.map(_shape, state), rows)
-    return made.shape if hasattr(made, "shape") and made.shape else None
+    shapes = jax.tree.map(_shape, state), rows
+    leaves, structure = jax.tree.flatten(shapes)
+    seen, key = _TRACED.setdefault(posterior.apply, {}), (structure, tuple(leaves))
+    if key not in seen:
+        seen[key] = getattr(jax.eval_shape(one, jax.random.key(0), *shapes), "shape", None) or None
+    return seen[key]
 
 
 def guarded(fit: Callable, sample: Callable, apply: Callable, task: Task | None) -> Posterior:
@@ -224,12 +232,11 @@ def _rows(wrong: np.ndarray) -> str:
 
 def _require_arrays(name: str, tree: Any) -> None:
     for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, list)):
-        if hasattr(leaf, "to_numpy"):
-            raise TypeError(f"{name} is a {type(leaf).__name__}: pass an array, {name}.to_numpy()")
-        if isinstance(leaf, list) or not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(f"{name} holds a {type(leaf).__name__}: pass NumPy or JAX arrays, numpy.asarray({name})")
-        kind = np.dtype(leaf.dtype).kind if isinstance(leaf, np.ndarray) else "f"
-        if kind not in "biufV":  # V: bfloat16 and its like
+        if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+            own = next((f"{name}.{how}()" for how in ("to_numpy", "toarray") if hasattr(leaf, how)), None)
+            cure = own or f"numpy.asarray({name})"
+            raise TypeError(f"{name} holds a {type(leaf).__name__}: pass NumPy or JAX arrays, {cure}")
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufV":  # V: bfloat16 and its like
             raise TypeError(f"{name} hold {leaf.dtype}, not numbers: encode them first, classes as 0, 1, 2, …")
 
 
