@@ -54,6 +54,9 @@ def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     .. math:: p_i \propto \exp(\beta s_i)
 
+    It depends on the scale of the scores: BALD is often below 0.1 nats, where a coldness of 1 picks nearly at random.
+    Take one over the spread of the scores, or :func:`power`.
+
     Args:
         score_fn: ``logits -> scores [N]``.
         coldness: ``β``, as in :func:`power`.
