@@ -314,7 +314,7 @@ def _init(
     key_rounds, key_first = jax.random.split(key)
     if num_initial:
         state = pools.label(state, pools.first_query(key_first, state, num_initial, acquisition, embeddings).indices)
-    shapes = _with_stored_targets(shapes, state)
+    whole = shapes = _with_stored_targets(shapes, state)
     if sources.is_source(dataset.inputs):
         room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
@@ -323,9 +323,9 @@ def _init(
     if dataset.targets is not None:
         # The second look is at targets, for which the shape of the outputs is needed; their signs are those of a
         # simulation where labels are looked up.
-        outputs = partial(tasks.output_shape, posterior, fitted, shapes)
+        outputs = partial(tasks.output_shape, posterior, fitted, whole)
         looked_up = np.zeros(num_examples, bool) if num_initial else None
-        tasks.admit("dataset", Dataset(shapes.inputs, dataset.targets), posterior.task, outputs, complete=looked_up)
+        tasks.admit("dataset", Dataset(whole.inputs, dataset.targets), posterior.task, outputs, complete=looked_up)
     before = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fitted)  # there is no fit yet
     return LoopState(key_rounds, state, before, jnp.zeros((), jnp.int32))
 

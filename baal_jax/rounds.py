@@ -100,9 +100,21 @@ def ready(
     num_initial: int = 0,
     state: LoopState | None = None,
 ) -> tuple[ActiveLoop, LoopState]:
-    """Looks at the data of a run: a state to begin with, and the loop with the metrics that ``test`` is to have.
+    """Looks at the data of a run, which labels by looking up, so that all that it may pick must have a target.
 
-    A run labels by looking up, so that all that it may pick must have a target.
+    Args:
+        loop: from :func:`~baal_jax.active_loop`.
+        key: a typed key; None when ``state`` is given.
+        dataset: the pool.
+        test: where rounds are evaluated, or None.
+        num_initial: examples to label at random first.
+        state: to continue from.
+
+    Returns:
+        The loop, with the metrics that ``test`` is to have, and a state to begin with.
+
+    Raises:
+        ValueError: the data are not right, or ``test`` does not tell which metrics it is to have.
     """
     seen = dataset
     if state is None:

@@ -8,7 +8,7 @@ concrete.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -33,6 +33,9 @@ class Task(NamedTuple):
     name: str
     metrics: Callable[..., metrics.MetricSet]
     heuristic: str
+
+    def __repr__(self) -> str:
+        return f"tasks.{self.name}"
 
 
 classification = Task("classification", metrics.classification, "heuristics.bald")
@@ -168,8 +171,9 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     """Shape ``(N, …, C)`` of what a draw predicts on a data set, without computing it; None for several outputs."""
     if posterior.apply is None or posterior.sample is None:
         return None
-    rows = dataset.inputs
-    rows = sources.shapes_of(rows) if sources.is_source(rows) else jax.tree.map(_shape, rows)
+    inputs = dataset.inputs
+    inputs = sources.shapes_of(inputs) if sources.is_source(inputs) else inputs
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
     def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
         draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
@@ -179,22 +183,25 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     leaves, structure = jax.tree.flatten(shapes)
     seen, key = _TRACED.setdefault(posterior.apply, {}), (structure, tuple(leaves))
     if key not in seen:
-        seen[key] = getattr(jax.eval_shape(one, jax.random.key(0), *shapes), "shape", None) or None
-    return seen[key]
+        seen[key] = getattr(jax.eval_shape(one, jax.random.key(0), *shapes), "shape", None)
+    return (checks.leading_axis("inputs", inputs), *seen[key][1:]) if seen[key] else None
 
 
 def guarded(fit: Callable, sample: Callable, apply: Callable, task: Task | None) -> Posterior:
     """A posterior whose ``fit`` looks at its data first, where they are concrete."""
     inner = Posterior(fit, sample, apply, task)
 
+    @wraps(fit)
     def checked(key: Array, dataset: Dataset, labelled: Array, previous: Any = None) -> Any:
-        def outputs() -> tuple[int, ...] | None:
-            return output_shape(inner, jax.eval_shape(fit, key, dataset, labelled, previous), dataset)
-
+        vector = dataset
+        if task is classification and getattr(getattr(dataset, "targets", None), "shape", ())[1:] == (1,):
+            vector = dataset._replace(targets=dataset.targets[:, 0])
         if checks.is_concrete(dataset):
-            admit("dataset", dataset, task, outputs)
-        return fit(key, dataset, labelled, previous)
+            fitted = partial(jax.eval_shape, fit, key, vector, labelled, previous)
+            admit("dataset", dataset, task, lambda: output_shape(inner, fitted(), dataset))
+        return fit(key, vector, labelled, previous)
 
+    vars(checked).update({name: getattr(fit, name) for name in ("lower", "eval_shape") if hasattr(fit, name)})
     return inner._replace(fit=checked)
 
 
@@ -273,7 +280,7 @@ def _require_targets(name: str, values: np.ndarray, task: Task | None, outputs: 
     elif whole and outputs is not None:
         most = outputs[-1] - 1
         refuse(
-            values > most, f"the network has outputs for the classes 0 to {most}; number classes from 0, or add outputs"
+            values > most, f"outside of the classes 0 to {most} of the outputs; number classes from 0, or add outputs"
         )
     elif not whole and (values.shape != outputs if outputs else values.ndim < 2):
         raise ValueError(f"{name} are {values.dtype}, but classes are whole numbers: cast with .astype(numpy.int32)")

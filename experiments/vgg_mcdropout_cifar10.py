@@ -183,10 +183,6 @@ def check(config: Config) -> None:
         raise SystemExit(f"--strategies {' '.join(config.strategies)}: name at least one, and each of them once")
     if config.schedule != "constant" and config.num_steps is None:
         raise SystemExit(f"--schedule {config.schedule} spans a fit of known length: give --num-steps, or constant")
-    if config.schedule != "constant" and config.warm_start:
-        raise SystemExit(
-            f"--warm-start goes on where --schedule {config.schedule} has ended, at hardly any rate: take constant"
-        )
 
 
 def prepare(config: Config) -> Run:

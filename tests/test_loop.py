@@ -170,7 +170,7 @@ def test_the_best_available_examples_are_labelled_until_none_is_left():
     # Case 46: ten of a hundred, then ten by ten; Baal returns True nine times and then False.
     loop = spy_loop()
     start = loop.init(KEY, DATA, num_initial=10)
-    state, infos = run(loop, None, DATA, num_rounds=11, state=start)
+    state, infos = run(loop, None, DATA, None, num_rounds=11, state=start)
     assert infos.num_picked.tolist() == [10] * 9 + [0, 0]
     assert infos.num_labelled.tolist() == [*range(10, 100, 10), 100, 100]
     left = np.where(pool.available(start.pool), SCORES, -np.inf)
@@ -189,21 +189,21 @@ def test_the_best_available_examples_are_labelled_until_none_is_left():
 def test_a_schedule_of_query_sizes_holds_on_to_its_last_and_ends_with_the_pool():
     loop = spy_loop(query_size=[10, 60], batch_size=None)
     assert (loop.sizes, loop.batch_size) == ((10, 60), None)
-    state, infos = run(loop, KEY, DATA, num_initial=4, num_rounds=4)
+    state, infos = run(loop, KEY, DATA, None, num_initial=4, num_rounds=4)
     assert infos.num_picked.tolist() == [10, 60, 26, 0]
     assert infos.num_labelled.tolist() == [4, 14, 74, 100]
     same(infos.indices >= 0, np.arange(60) < np.asarray(infos.num_picked)[:, None])
     same(np.isnan(infos.scores), infos.indices < 0)
     # Where the schedule stands travels in the state, which counts the rounds of this loop alone.
-    half, _ = run(loop, KEY, DATA, num_initial=4, num_rounds=2)
-    rest, later = run(loop, None, DATA, state=half, num_rounds=2)
+    half, _ = run(loop, KEY, DATA, None, num_initial=4, num_rounds=2)
+    rest, later = run(loop, None, DATA, None, state=half, num_rounds=2)
     assert later.num_picked.tolist() == [26, 0]
     same(rest.pool, state.pool)
     old = loop.init(KEY, DATA, pool=pool_of()._replace(round=jnp.asarray(np.int32(5))))
     assert int(loop.step(old, DATA)[1].num_picked) == 10
 
 
-@pytest.mark.parametrize("max_sample", [5, 95])
+@pytest.mark.parametrize("max_sample", [10, 95])
 def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample):
     # Cases 46 and 47, where Baal's experiment labels other examples than it scored. With a sample as large as what is
     # available (90 of 100) the picks are known although the sample stands in another order.
@@ -217,7 +217,7 @@ def test_a_sampled_pool_is_labelled_by_its_ids_in_the_whole_data_set(max_sample)
     same(info.scores[:num], -np.sort(-SCORES[picked]))
     assert ids(pool.labelled(state.pool)) == ids(~free) | set(picked.tolist())
     assert free[picked].all()
-    assert max_sample == 5 or picked.tolist() == np.argsort(-np.where(free, SCORES, -np.inf))[:10].tolist()
+    assert max_sample == 10 or picked.tolist() == np.argsort(-np.where(free, SCORES, -np.inf))[:10].tolist()
     close(info.mean_score, SCORES[free if max_sample == 95 else picked].mean())
     for size, shape in ((SIZE - 1, (SIZE - 1,)), (SIZE, None)):  # as large as the pool, it is the pool
         assert getattr(spy_loop(max_sample=size).round.candidates(KEY, start)[0], "shape", None) == shape
@@ -269,7 +269,7 @@ def test_what_an_acquisition_is_given():
     free = np.asarray(pool.available(state.pool))
     expected = np.argsort(-np.where(free, -np.abs(SCORES - 40.25) + 1000 * (SCORES > 90), -np.inf))[:3]
     for dataset in (DATA, SOURCE):
-        _, infos = run(loop, None, dataset, num_rounds=1, state=state, target_inputs=target)
+        _, infos = run(loop, None, dataset, None, num_rounds=1, state=state, target_inputs=target)
         for picked in (loop.step(state, dataset, target)[1], jax.tree.map(lambda leaf: leaf[0], infos)):
             same(picked.indices, expected)
             assert picked.scores.tolist() == [2, 98, 100]  # two are labelled, although one is trained on
@@ -329,12 +329,14 @@ def test_beginnings_and_runs_that_make_no_sense_are_refused():
         "num_initial=3 exceeds the 2 unlabelled": lambda: loop.init(KEY, DATA, num_initial=3, pool=full),
         "whose targets are still to come": lambda: loop.init(KEY, DATA, num_initial=3, pool=asked),
         "typed key": lambda: loop.init(jax.random.PRNGKey(0), DATA),
-        "common leading axis": lambda: loop.init(KEY, DATA._replace(targets=np.zeros(3))),
-        "dataset has 100 inputs, but 99 targets": lambda: loop.init(KEY, SOURCE._replace(targets=DATA.targets[1:])),
-        "num_rounds=0": lambda: baal.run(loop, KEY, DATA, num_rounds=0),
-        "not both": lambda: baal.run(loop, KEY, DATA, num_rounds=1, state=state),
-        "a state to continue one": lambda: baal.run(loop, None, DATA, num_rounds=1),
-        "num_initial=4": lambda: baal.run(loop, None, DATA, num_rounds=1, state=state, num_initial=4),
+        "100 inputs, but targets of shape .3": lambda: loop.init(KEY, DATA._replace(targets=np.zeros(3))),
+        "dataset has 100 inputs, but targets of shape .99": lambda: loop.init(
+            KEY, SOURCE._replace(targets=DATA.targets[1:])
+        ),
+        "num_rounds=0": lambda: baal.run(loop, KEY, DATA, None, num_rounds=0),
+        "not both": lambda: baal.run(loop, KEY, DATA, None, num_rounds=1, state=state),
+        "a state to continue one": lambda: baal.run(loop, None, DATA, None, num_rounds=1),
+        "num_initial=4": lambda: baal.run(loop, None, DATA, None, num_rounds=1, state=state, num_initial=4),
         "test.inputs is a source": lambda: baal.run(loop, KEY, DATA, SOURCE, num_rounds=1),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -100,7 +100,7 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
     ):
         shapes.clear()
         call()
-        assert set(shapes) == {"20 draws", batch}
+        assert set(shapes) - {1, "1 draws"} == {"20 draws", batch}  # and one for the shape of an output
     shapes.clear()
     list(baal.predict_stream(KEY, posterior, None, rows[:17]))  # as the last batch of all
     assert not shapes
@@ -118,5 +118,5 @@ def test_arguments_that_make_no_sense_are_refused():
         for function in (baal.predict, partial(baal.score, score_fn=heuristics.bald)):
             with pytest.raises(ValueError, match=message):
                 function(**call | arguments)
-    with pytest.raises(ValueError, match="one common leading axis"):
+    with pytest.raises(ValueError, match=r"72 inputs, but targets of shape \(3"):
         baal.evaluate(KEY, LINEAR, STATE, baal.Dataset(INPUTS, np.zeros(3, int)))

@@ -28,7 +28,10 @@ def test_all_pick_the_same_examples_from_the_same_state():
         for _ in range(ROUNDS):
             state, info = made.step(state, dataset)
             infos.append(info.indices)
-        picks += [np.stack(infos), baal.run(made, KEY, dataset, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices]
+        picks += [
+            np.stack(infos),
+            baal.run(made, KEY, dataset, None, num_initial=INITIAL, num_rounds=ROUNDS)[1].indices,
+        ]
     same(picks[1:], picks[:1] * 3)
     assert (picks[0] >= 0).sum(axis=1).tolist() == [1, 2, 4]
     assert len(set(picks[0][picks[0] >= 0].tolist())) == 7
@@ -83,9 +86,11 @@ def test_the_labelled_part_of_a_source_has_a_room_that_rarely_changes():
         assert fitted["targets"][:num].tolist() == sorted(labelled)
         assert not set(picked.indices.tolist()) & set(labelled)
     # The labels of the last round are not trained on: 2 and 2 · 4 are.
-    final, _ = baal.run(made, None, dataset, num_rounds=3, state=state_of([7, 3])._replace(posterior=None))
+    final, _ = baal.run(made, None, dataset, None, num_rounds=3, state=state_of([7, 3])._replace(posterior=None))
     assert final.posterior["labelled"].tolist() == [True] * 10
-    assert baal.run(made, None, dataset, num_rounds=1, state=state_of([]))[0].posterior["labelled"].tolist() == [False]
+    assert baal.run(made, None, dataset, None, num_rounds=1, state=state_of([]))[0].posterior["labelled"].tolist() == [
+        False
+    ]
     # Labels that people gave are stored in the pool.
     stored = state_of([7, 3], targets=jnp.asarray(500 - targets))
     fitted, _, _ = loop.query(made, stored, dataset._replace(targets=None))

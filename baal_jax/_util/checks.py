@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import operator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -59,6 +61,18 @@ def _shown(value: Any) -> str:
     """At most a line, and never the numbers of an array."""
     text = repr(value) if isinstance(value, str | int | float | type) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def looked_at(compiled: Any, look: Callable[..., Any]) -> Any:
+    """A compiled function whose arguments are looked at before each call, by a function of the same arguments."""
+
+    @functools.wraps(compiled)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        look(*arguments, **options)
+        return compiled(*arguments, **options)
+
+    vars(checked).update(lower=compiled.lower, eval_shape=compiled.eval_shape)
+    return checked
 
 
 def is_concrete(*trees: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,14 +24,7 @@ def as_float(x: Array) -> Array:
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of logits ``[S, N, …, C]``, which looks for probabilities first where they are concrete."""
-    jitted = jax.jit(score)
-
-    @functools.wraps(score)
-    def checked(logits: Array, *others: Array) -> Any:
-        checks.no_probabilities("logits", logits)
-        return jitted(logits, *others)
-
-    return checked
+    return checks.looked_at(jax.jit(score), lambda logits, *others: checks.no_probabilities("logits", logits))
 
 
 def log_probs(logits: Array) -> Array:

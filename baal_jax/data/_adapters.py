@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from baal_jax import tasks
-from baal_jax._util import checks
 from baal_jax.typing import Dataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time
@@ -40,8 +39,6 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
     shape = None if num_classes is None or targets is None else (*_positions(dataset.targets), num_classes)
     whole = targets is not None and not np.issubdtype(dataset.targets.dtype, np.floating)
     tasks.admit("data", dataset, tasks.classification if whole else None, lambda: shape)
-    if checks.leading_axis("inputs", dataset.inputs) == 0:
-        raise ValueError("inputs hold no example")
     if not whole:
         return dataset
     classes = dataset.targets.astype(np.int32).reshape(_positions(dataset.targets))

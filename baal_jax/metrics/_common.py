@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,24 +15,18 @@ from baal_jax._util import checks, numerics
 
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles a metric of ``(log_probs, targets)``, which looks at log-probabilities first where they are concrete."""
+    return lambda metric: checks.looked_at(jax.jit(metric, static_argnames=static), _require_log_probs)
 
-    def decorate(metric: Callable[..., Any]) -> Callable[..., Any]:
-        jitted = jax.jit(metric, static_argnames=static)
 
-        @functools.wraps(metric)
-        def checked(log_probs: Array, targets: Array, **options: Any) -> Any:
-            if checks.is_concrete(log_probs) and np.size(log_probs):
-                total = np.asarray(jax.nn.logsumexp(numerics.as_float(log_probs), axis=-1))
-                if (np.abs(total[~np.isnan(total)]) > 0.05).any():
-                    raise ValueError(
-                        f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: pass "
-                        "metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
-                    )
-            return jitted(log_probs, targets, **options)
-
-        return checked
-
-    return decorate
+def _require_log_probs(log_probs: Array, *others: Any, **options: Any) -> None:
+    if not checks.is_concrete(log_probs) or not np.size(log_probs):
+        return
+    total = np.asarray(jax.nn.logsumexp(numerics.as_float(log_probs), axis=-1))
+    if (np.abs(total[~np.isnan(total)]) > 0.05).any():
+        raise ValueError(
+            f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: pass "
+            "metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
+        )
 
 
 def fit_classes(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:

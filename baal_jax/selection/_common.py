@@ -73,15 +73,7 @@ def over_features(
 def compiled(select: SelectFn) -> SelectFn:
     """Compiles a selection, which looks at its key first."""
     jitted = jax.jit(select, static_argnames="query_size")
-
-    @functools.wraps(select)
-    def checked(
-        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
-        checks.typed_key("key", key)
-        return jitted(key, summary, available, query_size, labelled)
-
-    return checked
+    return checks.looked_at(jitted, lambda key, *others, **options: checks.typed_key("key", key))
 
 
 def read_features(predictions: Predictions) -> PyTree:
@@ -252,14 +244,14 @@ def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -
 
 
 def _in_range(leaf: Array) -> Array:
-    """Features in float32, in units of which the largest is 2 to 4 where their squares would be lost or infinite."""
+    """Features in float32, in units of which most reach 2 to 4 where their squares would be lost or infinite."""
     if 0 in leaf.shape[1:]:
         raise ValueError(f"features have shape {leaf.shape}, which is none an example: pass at least one")
     leaf = numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32)
-    finite = jnp.where(jnp.isfinite(leaf), leaf, 0.0)
-    largest = jnp.max(jnp.abs(finite), initial=0.0)
-    outside = (largest > 0) & ((largest < 1e-12) | (largest > 1e12))
-    exponent = jnp.where(outside, jnp.frexp(jnp.where(outside, largest, 1.0))[1] - 2, 0)
+    largest = jnp.max(jnp.abs(jnp.where(jnp.isfinite(leaf), leaf, 0.0)), axis=tuple(range(1, leaf.ndim)))
+    typical = jnp.median(largest)
+    outside = (typical > 0) & ((typical < 1e-12) | (typical > 1e12))
+    exponent = jnp.where(outside, jnp.frexp(jnp.where(outside, typical, 1.0))[1] - 2, 0)
     half = exponent // 2  # in two steps, for 2**-exponent may itself be out of range
     return jnp.ldexp(jnp.ldexp(leaf, -half), half - exponent)
 

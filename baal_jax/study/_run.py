@@ -168,6 +168,8 @@ def run(
         tasks.admit(option, dataset)
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
+    if is_source(test.inputs):
+        raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     train = train._replace(targets=np.asarray(train.targets)) if is_source(train.inputs) else train
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")

@@ -112,6 +112,8 @@ def trainer(
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         checks.function("optimizer", optimizer, "optax.adam(1e-3)")
     task = tasks.of_loss(loss) if task is None else task
+    if validation is not None:
+        tasks.admit("validation", validation, task)
     if validation is not None and average_from is not None:
         raise ValueError(f"average_from={average_from} beside validation: give one, both choose the weights")
     validate_every = checks.positive_int("validate_every", validate_every)
@@ -374,9 +376,9 @@ def _objective(
     if jnp.issubdtype(targets.dtype, jnp.floating):  # a row without weight may be of an unknown target
         counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
         targets = jnp.where(counts, targets, 0.0)
+    losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     if tasks.of_loss(recipe.loss) is None:
         _require_own_rows(recipe.loss, known, targets)
-    losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     losses = jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
     losses = jnp.where(batch.weights > 0, losses, 0.0)
     mean = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0)

@@ -133,7 +133,7 @@ def _moved(batch: Dataset, move: Callable[[Array, Array, float], Array], drawn: 
     """``move(image, drawn, what fills)`` of every image, and of its map of targets where there is one."""
     images, targets = _images(batch), batch.targets
     inputs = jax.vmap(lambda image, one: move(image, one, 0.0))(images, drawn)
-    if jnp.ndim(targets) < 3 or jnp.shape(targets)[1:3] != images.shape[1:3]:
+    if getattr(targets, "ndim", 0) < 3 or jnp.shape(targets)[1:3] != images.shape[1:3]:
         return batch._replace(inputs=inputs)
     unknown = jnp.nan if jnp.issubdtype(targets.dtype, jnp.floating) else -1
     return Dataset(inputs, jax.vmap(lambda image, one: move(image, one, unknown))(targets, drawn))

@@ -83,7 +83,7 @@ def test_every_door_refuses_what_is_wrong_in_one_line(door):
         with pytest.raises((ValueError, TypeError), match=words) as error:
             DOORS[door](data)
         message = str(error.value)
-        assert len(message) <= 300 and "\n" not in message, (name, message)
+        assert len(message.splitlines()[0]) == len(message) <= 300, (name, message)
 
 
 def test_a_simulation_asks_for_no_label_that_nobody_knows():
@@ -145,7 +145,7 @@ def test_nothing_labelled_is_no_nan_whatever_the_loss():
 LOSSES = {
     "broadcasts": lambda outputs, targets: (outputs - targets) ** 2,
     "broadcasts and averages": lambda outputs, targets: jnp.mean((outputs - targets) ** 2, -1),
-    "averages over examples": lambda outputs, targets: jnp.mean((outputs[..., 0] - targets) ** 2),
+    "averages over examples": lambda outputs, targets: jnp.mean((outputs[..., 0] - targets) ** 2)[None].repeat(4),
 }
 
 

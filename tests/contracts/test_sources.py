@@ -100,17 +100,17 @@ def test_predictions_come_in_order_and_batches_and_scores_and_metrics_are_those_
     for batch_size in (BATCH, None):
         options = OPTIONS | {"batch_size": batch_size}
         close(baal.evaluate(KEY, POSTERIOR, STATE, dataset, **options), of_arrays[2])
-    with pytest.raises(ValueError, match=f"{SIZE} inputs, but {SIZE - 1} targets"):
+    with pytest.raises(ValueError, match=f"{SIZE} inputs, but targets of shape .{SIZE - 1}"):
         baal.evaluate(KEY, POSTERIOR, STATE, dataset._replace(targets=TRAIN.targets[1:]))
 
 
 def test_rounds_pick_the_same_examples(source, of_arrays):
-    dataset = baal.Dataset(source, TRAIN.targets.tolist())
-    state, infos = baal.run(LOOP, KEY, dataset, num_initial=5, num_rounds=2)
+    dataset = baal.Dataset(source, np.asarray(TRAIN.targets))
+    state, infos = baal.run(LOOP, KEY, dataset, None, num_initial=5, num_rounds=2)
     same(infos.indices, of_arrays[3])
     with pytest.raises(ValueError, match="cannot be read inside jit"):
         jax.vmap(lambda state: LOOP.step(state, dataset))(jax.tree.map(lambda leaf: leaf[None], state))
-    with pytest.raises(ValueError, match=f"dataset has {SIZE} inputs, but {SIZE - 1} targets"):
+    with pytest.raises(ValueError, match=f"dataset has {SIZE} inputs, but targets of shape .{SIZE - 1}"):
         LOOP.init(KEY, dataset._replace(targets=TRAIN.targets[1:]))
 
 

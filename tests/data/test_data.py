@@ -48,7 +48,7 @@ def read(name, root, splits=("train",), **options):
     return data.from_tfds(name, data_dir=root, splits=splits, **options)[0]
 
 
-def refused(message, call, *arguments, error=ValueError, **options):
+def refused(message, call, *arguments, error=(ValueError, TypeError), **options):
     with pytest.raises(error, match=message):
         call(*arguments, **options)
 
@@ -406,17 +406,17 @@ def test_arrays_are_checked_and_cast():
     assert data.from_arrays(np.array([[1.0], [2.0]])).targets is None
     assert data.from_arrays(np.zeros(1), np.array([2**31 - 1])).targets.tolist() == [2**31 - 1]
     for arguments, message in (
-        ((np.zeros((3, 2)), np.zeros(4)), r"targets have shape \(4,\), but inputs 3 examples"),
+        ((np.zeros((3, 2)), np.zeros(4)), r"3 inputs, but targets of shape .4"),
         (({"a": np.zeros(3), "b": np.zeros(4)},), "inputs needs one common leading axis"),
-        ((np.zeros((0, 2)),), "no example"),
+        ((np.zeros((0, 2)),), "empty"),
         ((np.array(["a", "b"]),), "inputs hold <U1, not numbers"),
         ((np.zeros(2), np.array(["a", "b"])), "targets hold <U1, not numbers"),
         ((np.array([1.0, np.inf]),), "inputs hold non-finite values"),
         (({"a": np.zeros(2), "b": np.array([1, np.nan])},), "inputs hold non-finite values"),
         ((jnp.array([1, jnp.nan], jnp.bfloat16),), "inputs hold non-finite values"),
         ((np.zeros(2), np.array([0, -2])), r"targets\[1\] is -2"),
-        ((np.zeros(2), np.array([0, 2**31])), r"targets\[1\] is 2147483648, outside of the classes 0 to 2147483647"),
-        ((np.zeros(2), np.array([[0, 1], [0, 3]])), r"targets\[1\] is \[0 3\], outside of the classes 0 to 2"),
+        ((np.zeros(2), np.array([0, 2**31])), "hold 2147483648 in 1 of 2 rows"),
+        ((np.zeros(2), np.array([[0, 1], [0, 3]])), "hold 3 in 1 of 2 rows .1.: outside of the classes 0 to 2"),
     ):
         refused(message, data.from_arrays, *arguments, num_classes=3 if message.endswith("0 to 2") else None)
 

@@ -108,7 +108,6 @@ def test_the_original_preset_holds_the_original_numbers():
 def test_settings_that_do_not_go_together_are_refused(tmp_path):
     for changes, message in [
         ({"num_steps": None, "num_epochs": 2}, "--schedule onecycle"),
-        ({"warm_start": True}, "--warm-start goes on where --schedule onecycle has ended"),
         ({"strategies": ("bald", "random", "bald")}, "each of them once"),
         ({"rounds": 0}, "--rounds 0"),
         ({"seeds": 0}, "--seeds 0"),

@@ -31,16 +31,23 @@ NAMES = "ece ece_per_class classwise_ece adaptive_ece nll brier accuracy auroc a
 EDGES = [[0.5, 0.5], [1.0, 0.0], [0.25, 0.75], [0.3, 0.7]]
 TIES = [[0.25] * 4, [0.1, 0.4, 0.1, 0.4]]
 THIRTY = 0.01 + 0.7 * np.eye(30)[[0, 9, 20, 29]]  # 29 · 30 + 29 is no number of eight bits
+
+
+def log_softmax(logits):
+    return np.float32(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+
+
 SURE = [[1.0, 0.0], [0.5, 0.5]]
 ENTROPY = metrics.classification(diagnostics=True).compute
-LOGITS, UNKNOWN = make_logits((24, 4)).round(0) - 2, RNG.integers(-1, 4, 24).astype(np.int32)
+LOGITS, UNKNOWN = log_softmax(make_logits((24, 4)).round(0)), RNG.integers(-1, 4, 24).astype(np.int32)
 TWO = np.where(UNKNOWN > 1, 1, UNKNOWN)
 MANY = (np.arange(200_000) % 10 >= 7).astype(np.int32)
 # An unknown score equals the last known one, whose run it must not join.
-SCORES = np.float32([[0, -1], [-np.inf, -1], [-np.inf, -1], [-0.5, -1]] * 3), np.int32([1, 0, -1, 0] * 3)
+SCORES = log_softmax(np.float32([[1, 0], [-np.inf, 0], [-np.inf, 0], [0.5, 0]] * 3)), np.int32([1, 0, -1, 0] * 3)
 # Class 0 is never predicted, class 1 never a target, class 2 neither.
 ABSENT = make_logits((40, 4)), np.random.default_rng(0).choice([-1, 0, 3], 40).astype(np.int32)
 ABSENT[0][:, [0, 2]] = -20
+ABSENT[0][:] = log_softmax(ABSENT[0])
 CLASSES = {
     "averages": lambda: [
         getattr(metrics, name)(*ABSENT, average=average, zero_division=zero)

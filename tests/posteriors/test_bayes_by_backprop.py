@@ -75,7 +75,7 @@ def test_the_state_is_that_of_training_and_warm_starts_get_it_back():
     posterior = bayes_by_backprop(
         ECHO, spy({}), initial_std=0.3, select=lambda path, leaf: asked.append((path, leaf.shape)) or path == "b/kernel"
     )
-    data = baal.Dataset(INPUTS, jnp.zeros(3))
+    data = baal.Dataset(INPUTS)
     state = posterior.fit(jax.random.key(0), data, first(2, 3))
     assert {*asked} == {("a", (2, 3)), ("b/kernel", (2,))}
     same(state.variables, ECHO.init(None, None))

@@ -146,11 +146,9 @@ def test_too_many_labels_and_too_large_classes_are_refused_or_nan():
     posterior = gaussian_process(KERNEL, num_features=8, num_classes=2, scale=1.0)
     classes = np.where(np.arange(14) == 4, 2, TARGETS["classification"] > 0).astype(np.int32)
     classes = baal.Dataset(jnp.asarray(INPUTS), jnp.asarray(classes))
-    with pytest.raises(ValueError, match="targets hold 2, but num_classes=2"):
+    with pytest.raises(ValueError, match=r"hold 2 in 1 of 14 rows \(4"):
         posterior.fit(KEY, classes, LABELLED)
     assert np.isnan(moments_of(jax.jit(posterior.fit)(KEY, classes, LABELLED), INPUTS)[0]).any()
-    others = LABELLED & (np.arange(14) != 4)  # a class is only in the way where it is labelled
-    assert np.isfinite(moments_of(posterior.fit(KEY, classes, others), INPUTS)[0]).all()
 
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)

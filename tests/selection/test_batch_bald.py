@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_pool():
 
 def test_what_it_keeps_and_what_it_refuses():
     logits = np.random.default_rng(0).normal(size=(DRAWS, NUM, CLASSES)).astype(np.float32)
-    (summarise, select, _), zeros = selection.batch_bald(), np.zeros
+    (summarise, select, *_), zeros = selection.batch_bald(), np.zeros
     expected = log_probs(heuristics.softmax(logits))
     np.testing.assert_allclose(summarise(Predictions(logits)), expected, rtol=1e-5, atol=1e-6)
     for call, message in (

@@ -163,7 +163,7 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(stopped, tmp_path):
     assert contents(tmp_path) == before
     with pytest.raises(ValueError, match="another program"):
         run_images(tmp_path, grown(batch_size=7), train, num_seeds=2)
-    with pytest.raises(ValueError, match="train has 39 inputs, but 40 targets"):
+    with pytest.raises(ValueError, match=r"train has 39 inputs, but targets of shape \(40"):
         run_images(tmp_path, train=IMAGES._replace(inputs=list(IMAGES.inputs[1:])))
 
 
@@ -185,7 +185,7 @@ DIFFERENT = [
     ({"about": study.About(metric="auroc")}, "metric='auroc' is not what 'random' reports: choose one of "),
     ({"train": TRAIN._replace(targets=None)}, "train has no targets"),
     ({"test": TEST._replace(targets=None)}, "test has no targets"),
-    ({"train": TRAIN._replace(targets=TRAIN.targets[1:])}, "train needs one common leading axis"),
+    ({"train": TRAIN._replace(targets=TRAIN.targets[1:])}, "train has 40 inputs, but targets of shape .39"),
     ({"key": 0}, "key=0 must be a typed key"),
     ({"test": TEST._replace(inputs=View(TEST.inputs))}, "test.inputs is a source"),
     ({"num_initial": 39}, "query_size=3 exceeds the 1 unlabelled"),

@@ -95,7 +95,7 @@ def test_what_every_step_reads_and_under_which_key(key_reuse):
         return change
 
     def half_and_half(outputs, targets):  # of two positions, of which the mean counts
-        return outputs * targets[:, None] * jnp.array([[0.5, 1.5]])
+        return jnp.mean(outputs * targets[:, None] * jnp.array([[0.5, 1.5]]), axis=1)
 
     fit = baal.trainer(
         diary(2 * num_steps), half_and_half, num_epochs=3, batch_size=num_known,
@@ -135,14 +135,14 @@ def test_what_every_step_reads_and_under_which_key(key_reuse):
         return start, *jax.vmap(step)(jnp.arange(num_steps, dtype=jnp.int32))
 
     for number, state in enumerate(states):
-        start, rows, second, seen = expected(jax.random.key(7 + number), np.float32(5 * number))
-        pages = jax.tree.map(lambda page, number=number: page[5 * number :][:5], state.opt_state[1])
+        start, rows, second, seen = expected(jax.random.key(7 + number), np.float32(0))
+        pages = jax.tree.map(lambda page: page[:5], state.opt_state[1])
         close(
             (pages["rows"], pages["second"], state.variables.collections["seen"]), (rows, second, seen[-1]), rtol=1e-5
         )
-        assert number or float(state.variables.params["start"]) == pytest.approx(float(start))
+        assert float(state.variables.params["start"]) == pytest.approx(float(start))
         assert len(np.unique(rows[:, 0, 2:])) == 2 * num_steps
-        assert int(state.steps) == num_steps * (number + 1)
+        assert int(state.steps) == 0  # nothing has moved, so that the second fit begins anew
 
 
 @partial(jax.jit, static_argnames="num_epochs")
@@ -184,7 +184,7 @@ def test_only_labelled_examples_are_seen_and_a_growing_set_compiles_once(length,
     assert not np.array_equal(one_more.variables.params, state.variables.params)
     start = jax.random.normal(jax.random.split(key, 3)[0], (3, 1))
     close((nothing.variables.params, nothing.loss), (start, 0.0))
-    assert int(nothing.steps) == (6 if "num_steps" in length else 0)
+    assert int(nothing.steps) == 0  # it ended where it began
     # Case 50, where Baal keeps the optimizer's moments: every fit starts afresh, unless it is told otherwise.
     same(fit(key, data, labelled, one_more), state)
 
@@ -203,7 +203,7 @@ def test_regularizer_weight_decay_and_penalty_act_beside_the_loss_whose_running_
     weights = 2.0 * (1 - 0.1 * (0.05 + 2 * 0.05 + 2 * 0.07)) ** np.arange(121)
     close(weights_of(state), np.full(3, weights[-1]))
     loss = 0.0
-    for step, value in enumerate(3 + 3 * 0.12 * weights[:-1] ** 2, start=1):
+    for step, value in enumerate(3 + 3 * 0.12 * weights[60:-1] ** 2, start=1):
         loss += max(1 / step, 0.02) * (value - loss)
     close(state.loss, loss, rtol=1e-5)
 
@@ -234,7 +234,7 @@ NO_AXIS = baal.Dataset(np.ones(3), np.ones(2))
         ({"num_steps": 1, "average_from": 1.0}, r"average_from=1\.0"),
         ({"num_steps": 1, "average_from": 0.5, "validation": DATA}, "average_from=0.5 beside validation"),
         ({"num_steps": 1, "validate_every": 0}, "validate_every=0"),
-        ({"num_steps": 1, "validation": NO_AXIS}, "validation.*one common leading axis"),
+        ({"num_steps": 1, "validation": NO_AXIS}, "validation has 3 inputs"),
         ({"num_steps": 1, "unlabelled": True}, "unlabelled=True must be made by"),
         ({"num_steps": 1, "unlabelled_batch_size": 4}, "unlabelled_batch_size=4 without unlabelled"),
         ({"num_steps": 1, "unlabelled": PLAIN, "unlabelled_batch_size": 0}, "unlabelled_batch_size=0"),
