@@ -1,7 +1,5 @@
 """Image classification sets in the directories of TensorFlow Datasets, decoded once into arrays."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json
@@ -162,10 +160,8 @@ def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterabl
         if inputs is None:
             inputs = np.empty((total, *pixels.shape), np.uint8)
         if pixels.shape != inputs.shape[1:]:
-            raise ValueError(
-                f"{place}, record {number}: the image has shape {pixels.shape}, but those before it "
-                f"{inputs.shape[1:]}: pass size=(height, width)"
-            )
+            found = f"the image has shape {pixels.shape}, but those before it {inputs.shape[1:]}"
+            raise ValueError(f"{place}, record {number}: {found}: pass size=(height, width)")
         inputs[i], targets[i] = pixels, target
     if inputs is None:
         raise ValueError(f"{where}: there are no examples: {_records.CURE}")
@@ -177,10 +173,8 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
     """Refuses labels that are no classes. −1 is what TFDS writes for unknown ones."""
     wrong = np.flatnonzero((targets < least) | (targets >= (num_classes or np.iinfo(np.int32).max)))
     if wrong.size:
-        raise ValueError(
-            f"{where}, record {wrong[0]}: label {targets[wrong[0]]} is none of the {num_classes} classes: "
-            f"{_records.CURE}"
-        )
+        found = f"label {targets[wrong[0]]} is none of the {num_classes} classes"
+        raise ValueError(f"{where}, record {wrong[0]}: {found}: {_records.CURE}")
 
 
 def _decoded(
@@ -205,10 +199,8 @@ def _decode(path: Path, number: int, record: bytes, source: Source, channels: in
         raise ValueError(f"{path}, record {number}: not a tf.train.Example ({error}): {_records.CURE}") from error
     encoded, target = features.get(source.image), features.get(source.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
-        raise ValueError(
-            f"{path}, record {number}: needs an encoded {source.image} and an integer {source.label}, but holds "
-            f"{sorted(features)}: name the features with image=… and label=…"
-        )
+        needed = f"needs an encoded {source.image} and an integer {source.label}, but holds {sorted(features)}"
+        raise ValueError(f"{path}, record {number}: {needed}: name the features with image=… and label=…")
     try:
         return images.decode(encoded, source.size, channels), target
     except ImportError:
@@ -256,9 +248,8 @@ def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]
     paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
     for path in paths:
         if not path.exists():
-            raise ValueError(
-                f"{path}: is missing, but dataset_info.json declares {len(lengths)} files: {_records.CURE}"
-            )
+            told = f"dataset_info.json declares {len(lengths)} files"
+            raise ValueError(f"{path}: is missing, but {told}: {_records.CURE}")
     return list(zip(paths, lengths, strict=True))
 
 
@@ -282,8 +273,7 @@ def _channels(folder: Path, image: str) -> int | None:
 
 def _feature(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "features.json"
-    features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
-    return features.get(name, {})
+    return _json(path).get("featuresDict", {}).get("features", {}).get(name, {}) if path.exists() else {}
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

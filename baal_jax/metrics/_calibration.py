@@ -5,8 +5,6 @@ All of them sum the same thing. The calibration error of a bin with ``n_b`` of `
 (:func:`_gaps`). A cell is a bin, or a bin of a class; what differs is only which examples share a cell.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Joint log-likelihood of groups of labels."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

@@ -1,7 +1,5 @@
 """Sets of metrics that a loop reports: a map over batches (``summarise``) and a reduce over examples (``compute``)."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +10,6 @@ import jax.numpy as jnp
 from baal_jax._util import checks, numerics
 from baal_jax.metrics import _calibration as calibration
 from baal_jax.metrics import _classification as classes
-from baal_jax.metrics import _ranking as ranking
 from baal_jax.metrics import _regression as real
 from baal_jax.typing import Array, Predictions, PyTree
 
@@ -100,6 +97,7 @@ def classification(
     return _classification(ks, checks.positive_int("num_bins", num_bins), bool(diagnostics), _names(extra))
 
 
+@functools.cache  # one object, so that evaluate compiles once
 def multi_label() -> MetricSet:
     """Metrics of labels that are each there or not, from the mean over draws of their probabilities.
 
@@ -124,9 +122,50 @@ def multi_label() -> MetricSet:
         >>> print(values["exact_match"], values["hamming_loss"], values["f1_micro"])
         0.5 0.25 0.8
     """
-    return _multi_label()
+
+    def summarise(predictions: Predictions) -> Array:
+        checks.draws("logits", predictions.logits)
+        logits = numerics.as_float(predictions.logits)
+        return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
+
+    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
+        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
+
+        def value(summary: Array, targets: Array) -> Array:
+            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
+                targets = targets[..., None]
+            if targets.shape != summary.shape[:-1]:
+                shape = summary.shape[:-1]
+                raise ValueError(f"targets have shape {targets.shape}, but the labels {shape}: make them equal")
+            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
+            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
+
+        return value
+
+    def exact_match(log_probs: Array, labels: Array) -> Array:
+        right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
+        return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
+
+    def f1_macro(log_probs: Array, labels: Array) -> Array:
+        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
+
+    def average_precision(log_probs: Array, labels: Array) -> Array:
+        values = jax.vmap(lambda *label: classes.average_precision(*label)[1], in_axes=1)(log_probs, labels)
+        return classes.averaged(values, "macro")
+
+    named = {
+        "exact_match": exact_match,
+        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
+        "f1_micro": classes.f1_of_second,
+        "f1_macro": f1_macro,
+        "average_precision": average_precision,
+        "nll": classes.nll,
+        "ece": calibration.ece,
+    }
+    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
 
 
+@functools.cache  # one object, so that evaluate compiles once
 def gaussian_regression() -> MetricSet:
     r"""RMSE, mean absolute error, NLL, CRPS and coverage of networks that predict a mean and a log-variance.
 
@@ -148,7 +187,23 @@ def gaussian_regression() -> MetricSet:
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.ones(3)).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 1.0}
     """
-    return _gaussian_regression()
+
+    def summarise(predictions: Predictions) -> tuple[Array, Array]:
+        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
+        return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
+
+    def coverage(summary: PyTree, targets: Array) -> Array:
+        half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
+        return real.coverage(summary[0] - half, summary[0] + half, targets)
+
+    named: dict[str, Metric] = {
+        "rmse": _of_mean(real.rmse),
+        "mae": _of_mean(real.mae),
+        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
+        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
+        "coverage": coverage,
+    }
+    return _metric_set(summarise, named)
 
 
 def regression(
@@ -215,8 +270,8 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
         "recall": classes.recall,
         "f1": classes.f1,
         "confusion_matrix": classes.confusion_matrix,
-        "auroc": functools.partial(ranking.auroc, average="macro"),
-        "average_precision": functools.partial(ranking.average_precision, average="macro"),
+        "auroc": functools.partial(classes.auroc, average="macro"),
+        "average_precision": functools.partial(classes.average_precision, average="macro"),
         "adaptive_ece": binned(calibration.adaptive_ece),
         "classwise_ece": binned(calibration.classwise_ece),
         "ece_per_class": binned(calibration.ece_per_class),
@@ -224,73 +279,8 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 
-@functools.cache
-def _multi_label() -> MetricSet:
-    def summarise(predictions: Predictions) -> Array:
-        checks.draws("logits", predictions.logits)
-        logits = numerics.as_float(predictions.logits)
-        return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
-
-    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
-        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
-
-        def value(summary: Array, targets: Array) -> Array:
-            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
-                targets = targets[..., None]
-            if targets.shape != summary.shape[:-1]:
-                raise ValueError(
-                    f"targets have shape {targets.shape}, but the labels {summary.shape[:-1]}: make them equal"
-                )
-            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
-            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
-
-        return value
-
-    def exact_match(log_probs: Array, labels: Array) -> Array:
-        right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
-        return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
-
-    def f1_macro(log_probs: Array, labels: Array) -> Array:
-        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
-
-    def average_precision(log_probs: Array, labels: Array) -> Array:
-        values = jax.vmap(lambda *label: ranking.average_precision(*label)[1], in_axes=1)(log_probs, labels)
-        return classes.averaged(values, "macro")
-
-    named = {
-        "exact_match": exact_match,
-        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
-        "f1_micro": classes.f1_of_second,
-        "f1_macro": f1_macro,
-        "average_precision": average_precision,
-        "nll": classes.nll,
-        "ece": calibration.ece,
-    }
-    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
-
-
 def _of_mean(metric: Callable[..., Array]) -> Metric:
     return lambda summary, targets: metric(summary[0], targets)
-
-
-@functools.cache
-def _gaussian_regression() -> MetricSet:
-    def summarise(predictions: Predictions) -> tuple[Array, Array]:
-        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
-        return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
-
-    def coverage(summary: PyTree, targets: Array) -> Array:
-        half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
-        return real.coverage(summary[0] - half, summary[0] + half, targets)
-
-    named: dict[str, Metric] = {
-        "rmse": _of_mean(real.rmse),
-        "mae": _of_mean(real.mae),
-        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
-        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
-        "coverage": coverage,
-    }
-    return _metric_set(summarise, named)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ Killed anywhere, the same call finishes what is missing. What is in the folder: 
 """
 
 from baal_jax.study import plots, report, results, statistics
-from baal_jax.study._environment import environment
+from baal_jax.study._folder import environment
 from baal_jax.study._program import use_all_cores
 from baal_jax.study._run import About, run, strategies
 

@@ -1,7 +1,5 @@
 """The program of a strategy: one seed as a pure function, many of them in one call, as many as memory holds."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os
@@ -37,22 +35,15 @@ class Data(NamedTuple):
     key: Key
     train: Dataset
     test: Dataset
-    target_inputs: PyTree
-    stop_inputs: PyTree
+    inputs: dict[str, PyTree]  # for targets and for stopping
 
 
 class Program(NamedTuple):
-    """A strategy, compiled when it is called first.
+    """A strategy, compiled when it is called first."""
 
-    Attributes:
-        call: ``int32[chunk] seeds -> (initial int32[chunk, I], infos [chunk, R, …])``.
-        chunk: seeds in a call.
-        fingerprint: of what is computed, and by what.
-    """
-
-    call: Callable[[np.ndarray], tuple[Array, StepInfo]]
-    chunk: int
-    fingerprint: str
+    call: Callable[[np.ndarray], tuple[Array, StepInfo]]  # int32[chunk] -> int32[chunk, I] initial, [chunk, R, …] infos
+    chunk: int  # seeds in a call
+    fingerprint: str  # of what is computed, and by what
 
 
 def use_all_cores(num_cores: int | None = None) -> int:
@@ -78,24 +69,15 @@ def use_all_cores(num_cores: int | None = None) -> int:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError as error:
         if len(jax.devices("cpu")) != cores:
-            raise ValueError(
-                f"num_cores={cores} comes too late, JAX has computed already: call use_all_cores at the top of the "
-                "script"
-            ) from error
+            cure = "call use_all_cores at the top of the script"
+            raise ValueError(f"num_cores={cores} comes too late, JAX has computed already: {cure}") from error
     return cores
 
 
 def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program:
-    """The program of a strategy, one call of which runs ``chunk`` seeds; not compiled yet.
+    """The program of a strategy, not compiled yet.
 
-    Args:
-        loop: of the strategy.
-        rounds: what a seed does.
-        data: what all seeds share.
-        chunk: seeds in a call, rounded up to a multiple of the devices; 1 where the pool is a source on the host.
-
-    Returns:
-        A :class:`Program`.
+    A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
     if is_source(data.train.inputs):
         return _on_host(loop, rounds, data)
@@ -153,15 +135,6 @@ def _one_seed(loop: ActiveLoop, rounds: Rounds, seed: Array, data: Data) -> tupl
     """The whole run of a seed, and which examples were labelled at first."""
     state = loop.init(jax.random.fold_in(data.key, seed), data.train, rounds.num_initial)
     initial = jnp.flatnonzero(pool.labelled(state.pool), size=rounds.num_initial, fill_value=-1)
-    _, infos = run(
-        loop,
-        None,
-        data.train,
-        data.test,
-        num_rounds=rounds.num_rounds,
-        state=state,
-        target_inputs=data.target_inputs,
-        stop=rounds.stop,
-        stop_inputs=data.stop_inputs,
-    )
+    options = {"num_rounds": rounds.num_rounds, "stop": rounds.stop, **data.inputs}
+    _, infos = run(loop, None, data.train, data.test, state=state, **options)
     return initial.astype(jnp.int32), infos

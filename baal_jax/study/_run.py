@@ -1,7 +1,5 @@
 """Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,24 +156,22 @@ def run(
     """
     about = About() if about is None else about
     seeds = range(checks.positive_int("num_seeds", num_seeds))
-    rounds = Rounds(
-        checks.positive_int("num_rounds", num_rounds), checks.positive_int("num_initial", num_initial, least=0), stop
-    )
-    if chunk is not None:
-        checks.positive_int("chunk", chunk)
+    num_initial = checks.positive_int("num_initial", num_initial, least=0)
+    rounds = Rounds(checks.positive_int("num_rounds", num_rounds), num_initial, stop)
+    checks.optional_int("chunk", chunk)
     checks.typed_key("key", key)
     for option, dataset in (("train", train), ("test", test)):
         tasks.admit(option, dataset)
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    train = train._replace(targets=np.asarray(train.targets)) if is_source(train.inputs) else train
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
-    test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
+    inputs = {"target_inputs": target_inputs, "stop_inputs": stop_inputs}
     on_host = is_source(train.inputs)
-    data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
+    test, inputs, pool = jax.tree.map(jnp.asarray, (test, inputs, None if on_host else train))
+    data = Data(key, train if pool is None else pool, test, inputs)
     hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
     loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
     metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better

@@ -9,8 +9,6 @@ Besides the fields that :mod:`baal_jax.study.results` names, two are shown where
 ``description["class_counts"]``, how many examples of each class the pool has.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from baal_jax._util import files

@@ -1,7 +1,5 @@
 """Content of the page and the figures: results as plain lists that JSON can hold, and thumbnails."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The page's figures for papers, drawn by matplotlib."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

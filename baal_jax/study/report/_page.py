@@ -1,7 +1,5 @@
 """The HTML page: values for the placeholders of ``page.html``, and the data of its script."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -40,7 +38,7 @@ def page(results: Results) -> str:
         "js": js,
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace(
             "<", "\\u003c"
-        ),  # no name ends the script
+        ),  # none ends the script
         "title": str(description.get("name") or "Active learning study"),
         **_lead(results, data),
         "strategies": [{"number": i, "name": name, "swatch": swatches[name]} for i, name in enumerate(swatches)],

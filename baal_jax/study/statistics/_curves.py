@@ -1,7 +1,5 @@
 """Learning curves: means with bands, areas, labels to a target."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
