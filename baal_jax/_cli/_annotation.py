@@ -18,8 +18,7 @@ class Propose:
     """Writes what people should label next: as JSON, and as tasks for Label Studio.
 
     The first call begins the project and needs --data and, for classes, --classes. Later calls need the folder alone:
-    they fit the network to the answers that `ingest` has kept, score what is left, and ask for the best. While answers
-    are missing the same query is written again.
+    they fit to the answers that `ingest` has kept and ask for the best that is left, or again for what is missing.
 
         python -m baal_jax propose cats --data photos/ --classes cat dog --model cnn
         # import query-0000.label_studio.json into Label Studio, with label_config.xml as its interface; label; export
@@ -131,16 +130,9 @@ def propose(wanted: Propose) -> None:
     )
     config = settings._asdict()
     annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)
-    query = annotation.propose(
-        wanted.folder,
-        loop,
-        pool.inputs,
-        key=jax.random.key(settings.seed),
-        num_initial=settings.num_initial,
-        cold_start=selection.by_name(settings.cold_start),
-        embeddings=pool.embeddings,
-        give_up=wanted.give_up,
-    )
+    first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
+    first |= {"num_initial": settings.num_initial, "key": jax.random.key(settings.seed)}
+    query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, **first)
     _write_pictures(wanted.folder, pool, query)
     answered = len(query.indices) - len(query.waiting)
     print(f"round {query.round}: {len(query.indices)} examples, {answered} answered\n{query.tasks}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -95,33 +95,23 @@ def run(wanted: Study) -> None:
         features=getattr(features, wanted.features)(model),
         metrics=metrics.regression() if is_regression else metrics.classification(diagnostics=True),
     )
-    results = study.run(
-        wanted.folder,
-        loops,
-        problem.train,
-        problem.test,
-        key=jax.random.key(wanted.seed),
-        num_seeds=wanted.seeds,
-        num_rounds=wanted.rounds,
-        num_initial=wanted.num_initial,
-        stop=None if wanted.budget is None else stopping.labelling_budget(wanted.budget),
-        about=study.About(
-            name=f"Active learning on {Path(wanted.data).stem}",
-            metric=wanted.metric,
-            target=wanted.target,
-            class_names=problem.class_names,
-            config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
-            images=problem.images,
-        ),
-        chunk=wanted.chunk,
-        progress=True,
+    about = study.About(
+        name=f"Active learning on {Path(wanted.data).stem}",
+        metric=wanted.metric,
+        target=wanted.target,
+        class_names=problem.class_names,
+        config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
+        images=problem.images,
     )
+    options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
+    options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk")}
+    options["stop"] = None if wanted.budget is None else stopping.labelling_budget(wanted.budget)
+    key, data = jax.random.key(wanted.seed), (problem.train, problem.test)
+    results = study.run(wanted.folder, loops, *data, key=key, about=about, progress=True, **options)
     print(statistics.markdown(statistics.summary(results)))
     print(f"\n{wanted.folder / 'results.csv'}\n{report.write(results, wanted.folder / 'report.html')}")
 
 
 # What study.json has under other names, what may grow, and what changes no number.
-_ELSEWHERE = {
-    *("folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"),
-    *("num_initial", "metric", "target", "chunk", "seed"),
-}
+_ELSEWHERE = {"folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"}
+_ELSEWHERE |= {"num_initial", "metric", "target", "chunk", "seed"}

@@ -19,7 +19,6 @@ from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling
 from baal_jax.loop import ActiveLoop
 from baal_jax.loop import query as query_pool
 from baal_jax.metrics import model_average
-from baal_jax.pool import PoolState
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
 FORMAT = 1
@@ -212,8 +211,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     """Reads an export, checks all of it, and then keeps its answers: all of them or, where something is wrong, none.
 
     The same export twice changes nothing; a later one may correct answers, take them back by skipping, and hold any
-    part of what was asked for. An earlier one that comes late undoes nothing: of two answers with times the newer is
-    kept.
+    part of what was asked for. An earlier one that is late undoes nothing: of two answers with times the newer is kept.
 
     Args:
         folder: of the project.
@@ -224,8 +222,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         :class:`Ingested`. ``labels.json`` has all answers.
 
     Raises:
-        ValueError: there is no project, nothing has been asked for, or the export is not as it should be; the message
-            names the file and the task.
+        ValueError: no project, nothing asked for, or a wrong export; the message names the file and the task.
     """
     folder, export = Path(folder), Path(export)
     project, queries = _project(folder), _queries(folder)
@@ -235,15 +232,9 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
     content = _read_json(export, "export again, as JSON", shown=export.name)
     rounds = {index: query["round"] for query in queries for index in query["indices"]}
+    of_project = {"kind": project["kind"], "project": _name(project), "num_examples": len(project["references"])}
     annotations = from_label_studio(
-        content,
-        project["class_names"],
-        num_examples=len(project["references"]),
-        kind=project["kind"],
-        proposed=rounds,
-        several=several,
-        project=_name(project),
-        source=export.name,
+        content, project["class_names"], proposed=rounds, several=several, source=export.name, **of_project
     )
     labels, skipped = _labels(folder)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
@@ -282,7 +273,7 @@ def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
     return datetime.fromisoformat(known["time"]) > datetime.fromisoformat(time)
 
 
-def answers(folder: str | Path) -> PoolState:
+def answers(folder: str | Path) -> pool.PoolState:
     """All answers so far, as a pool that stores them.
 
     Args:
@@ -305,7 +296,7 @@ def answers(folder: str | Path) -> PoolState:
     for index, label in labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
     number = jnp.asarray(len(_queries(folder)), jnp.int32)
-    state = PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
+    state = pool.PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
     return pool.exclude(state, np.array(sorted(skipped), np.int32))
 
 

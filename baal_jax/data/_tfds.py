@@ -119,10 +119,10 @@ def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
 
 
 def _load_with_tensorflow(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
-    for module in ("tensorflow", "tensorflow_datasets"):
-        if importlib.util.find_spec(module) is None:
-            tried.append(f"tfds.load: {module} is not installed")
-            return None
+    missing = [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]
+    if missing:
+        tried.append(f"tfds.load: {missing[0]} is not installed")
+        return None
     tfds = checks.optional_import("tensorflow_datasets", "data")
     where = {"data_dir": str(root_of(source.data_dir)), "download": False}
     try:
@@ -149,10 +149,10 @@ def _read_split(folder: Path, split: str, file_format: str, source: Source) -> D
     return _assembled(f"{folder}, split {split}", total, _num_classes(folder, source.label), decoded)
 
 
-_Decoded = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
+_Row = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
 
 
-def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterable[_Decoded]) -> Dataset:
+def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterable[_Row]) -> Dataset:
     """One array of equal images, and labels in their range."""
     targets = np.empty(total, np.int64)
     inputs: np.ndarray | None = None
@@ -177,9 +177,7 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
         raise ValueError(f"{where}, record {wrong[0]}: {found}: {_records.CURE}")
 
 
-def _decoded(
-    shards: Sequence[tuple[Path, int]], file_format: str, source: Source, channels: int | None
-) -> Iterator[_Decoded]:
+def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, channels: int | None) -> Iterator[_Row]:
     # One thread: decoding small images holds the interpreter's lock too long for a second one to help.
     for path, length in shards:
         number = 0

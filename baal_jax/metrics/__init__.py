@@ -23,14 +23,7 @@ from baal_jax.metrics._classification import (
 )
 from baal_jax.metrics._joint import joint_log_likelihood
 from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
-from baal_jax.metrics._sets import (
-    MetricSet,
-    classification,
-    gaussian_regression,
-    model_average,
-    multi_label,
-    regression,
-)
+from baal_jax.metrics._set import MetricSet, classification, gaussian_regression, model_average, multi_label, regression
 
 __all__ = [
     "MetricSet",

@@ -244,8 +244,7 @@ def average_precision(log_probs: Array, targets: Array, *, average: str | None =
         average: ``"macro"`` for the mean over the classes that have examples, None for a value a class.
 
     Returns:
-        ``float32[C]``, 1 for a perfect ranking; NaN for a class without examples, or with a score that is NaN.
-        ``float32[]`` with an average.
+        ``float32[C]``, or ``float32[]`` with an average; 1 for a perfect ranking; NaN without examples or with a NaN.
 
     Raises:
         ValueError: the shapes differ, or there is no such average.
@@ -330,12 +329,9 @@ class _ClassCounts(NamedTuple):
 def _class_counts(log_probs: Array, targets: Array) -> _ClassCounts:
     log_probs, targets, known = fit_classes(log_probs, targets)
     classes, predicted = log_probs.shape[-1], predicted_class(log_probs)
-    return _ClassCounts(
-        count_into(targets, known & (predicted == targets), classes),
-        count_into(predicted, known, classes),
-        count_into(targets, known, classes),
-        jnp.sum(known, dtype=jnp.int32),
-    )
+    hits = count_into(targets, known & (predicted == targets), classes)
+    guessed, there = (count_into(part, known, classes) for part in (predicted, targets))
+    return _ClassCounts(hits, guessed, there, jnp.sum(known, dtype=jnp.int32))
 
 
 def _ratio(part: Array, whole: Array, counts: _ClassCounts, average: str | None, zero_division: float | Array) -> Array:
@@ -369,8 +365,8 @@ def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
     # Unknown examples sort behind all others, −inf included: they must not cut a run of equal scores in two.
     unknown, falling, positive = jax.lax.sort((~known, -score, positive), num_keys=2)
     known = ~unknown
-    hits = jnp.cumsum(positive, dtype=jnp.int32)
-    misses = jnp.cumsum(known & ~positive, dtype=jnp.int32)
+    negative = known & ~positive
+    hits, misses = (jnp.cumsum(part, dtype=jnp.int32) for part in (positive, negative))
     changes = (falling[1:] != falling[:-1]) | (known[1:] != known[:-1])
     last = known & jnp.concatenate([changes, jnp.ones(1, bool)])[: score.shape[0]]
 
@@ -380,12 +376,6 @@ def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
         before = jnp.concatenate([jnp.zeros(1, ends.dtype), ends])[: score.shape[0]]
         return jnp.where(last, so_far - before, 0)
 
-    return _Ranking(
-        hits,
-        misses,
-        gained(hits),
-        gained(misses),
-        jnp.sum(positive, dtype=jnp.int32),
-        jnp.sum(known & ~positive, dtype=jnp.int32),
-        ~jnp.any(jnp.isnan(falling) & known),
-    )
+    positives, negatives = (jnp.sum(part, dtype=jnp.int32) for part in (positive, negative))
+    valid = ~jnp.any(jnp.isnan(falling) & known)
+    return _Ranking(hits, misses, gained(hits), gained(misses), positives, negatives, valid)

@@ -23,10 +23,9 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             if checks.is_concrete(log_probs) and np.size(log_probs):
                 total = np.asarray(jax.nn.logsumexp(numerics.as_float(log_probs), axis=-1))
                 if (np.abs(total[~np.isnan(total)]) > 0.05).any():
-                    raise ValueError(
-                        f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: pass "
-                        "metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
-                    )
+                    cure = "pass metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
+                    shape = np.shape(log_probs)
+                    raise ValueError(f"log_probs of shape {shape} do not add up to 1 as probabilities: {cure}")
             return jitted(log_probs, targets, **options)
 
         return checked

@@ -1,7 +1,6 @@
 """A whole study: strategies × seeds, every strategy one compiled program, all of it on disk and resumed by cell.
 
-"Does this acquisition help?" takes many seeds of several strategies that share their first labels and their random
-numbers. Here that is a call:
+"Does this acquisition help?" takes many seeds of strategies that share first labels and random numbers. It is a call:
 
 ```python
 picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}

@@ -150,11 +150,8 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     shown = as_bytes(np.asarray(images)[ids], of=images)
     content = results.Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
     path = folder.path / "pictures.npz"
-    if path.exists():
-        old = results.read_pictures(path)
-        if all(np.array_equal(a, b) for a, b in zip(old, content, strict=True)):
-            return
-    results.write_pictures(path, content)
+    if not path.exists() or not all(map(np.array_equal, results.read_pictures(path), content)):
+        results.write_pictures(path, content)
 
 
 def describe_pool(targets: Any) -> dict[str, Any]:
@@ -179,10 +176,9 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         old = results.read_description(path)
         for name in dict.fromkeys([*old, *asked]):
             if name not in MAY_CHANGE and old.get(name) != asked.get(name):
-                raise ValueError(
-                    f"folder={str(path)!r} holds a study with {name}={old.get(name)!r}, but now it is "
-                    f"{asked.get(name)!r}: use another folder, or ask for the same"
-                )
+                changed = f"{name}={old.get(name)!r}, but now it is {asked.get(name)!r}"
+                cure = "use another folder, or ask for the same"
+                raise ValueError(f"folder={str(path)!r} holds a study with {changed}: {cure}")
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),

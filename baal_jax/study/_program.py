@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._util import checks
-from baal_jax._util.sources import is_source, shapes_of
+from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop
 from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
@@ -50,8 +49,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
     Without it XLA shares its cores among the operations of one run, and small ones leave most of them idle. It has no
-    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says already how many devices a CPU is. Call it before JAX
-    computes anything: at the top of a script.
+    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is. Call it at the top of a script.
 
     Args:
         num_cores: how many; all by default.
@@ -60,7 +58,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
         How many.
 
     Raises:
-        ValueError: JAX has been used already, or the number is not positive.
+        ValueError: JAX has computed something already, or the number is not positive.
     """
     cores = os.cpu_count() or 1 if num_cores is None else checks.positive_int("num_cores", num_cores)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -79,7 +77,7 @@ def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program
 
     A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
-    if is_source(data.train.inputs):
+    if sources.is_source(data.train.inputs):
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)
@@ -119,7 +117,7 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
         return jax.tree.map(lambda leaf: leaf[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
 
-    pool_shapes = data.train._replace(inputs=shapes_of(data.train.inputs))
+    pool_shapes = data.train._replace(inputs=sources.shapes_of(data.train.inputs))
     whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=pool_shapes))
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 

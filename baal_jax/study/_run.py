@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import tasks
-from baal_jax._util import checks
-from baal_jax._util.sources import is_source, load
+from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop, active_loop
 from baal_jax.rounds import ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
-from baal_jax.study._folder import Folder
 from baal_jax.study._program import Data, Rounds, default_chunk, program
 from baal_jax.study.results import Results, read_pictures
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
@@ -107,8 +105,7 @@ def run(
     fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
     a call. What a call computes is a file of its own, so whatever ends the process, the same call goes on from there.
     More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
-    else that differs is refused, be it the data (of a source its first example and all targets), the number of rounds
-    or the program of a strategy.
+    else that differs is refused: the data (of a source its first example and all targets), the rounds or a program.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
@@ -127,8 +124,7 @@ def run(
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         about: title, baseline, metric and what else is written down, an :class:`About`.
         chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
-            :func:`use_all_cores`), where more would take turns, and all of them on an accelerator: ask for fewer where
-            they do not fit in its memory.
+            :func:`use_all_cores`), where more would take turns, and all on an accelerator: fewer where memory is short.
         progress: shows a bar with the time that is left.
 
     Returns:
@@ -169,14 +165,14 @@ def run(
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
     inputs = {"target_inputs": target_inputs, "stop_inputs": stop_inputs}
-    on_host = is_source(train.inputs)
+    on_host = sources.is_source(train.inputs)
     test, inputs, pool = jax.tree.map(jnp.asarray, (test, inputs, None if on_host else train))
     data = Data(key, train if pool is None else pool, test, inputs)
-    hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
+    hashed = train._replace(inputs=sources.load(train.inputs, [0])) if on_host else train
     loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
     metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better
     description = {
-        **about._asdict(),
+        **{name: value for name, value in about._asdict().items() if name != "images"},
         "strategies": list(loops),
         "metric": metric,
         "higher_is_better": better if isinstance(better, Mapping | None) else {metric: better},
@@ -188,7 +184,6 @@ def run(
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
     }
-    del description["images"]
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
@@ -235,7 +230,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
 
 @contextmanager
 def _bar(
-    place: Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
+    place: _folder.Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
 ) -> Iterator[Callable[[str, int], None]]:
     """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
     if not progress:
@@ -252,7 +247,7 @@ def _bar(
         yield advance
 
 
-def _finish(place: Folder, train: Dataset, images: Any) -> Results:
+def _finish(place: _folder.Folder, train: Dataset, images: Any) -> Results:
     """Table and pictures; all that is in the folder."""
     if images is None:
         shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()

@@ -106,8 +106,7 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
     normal differences, 92 to 95 % for exponential ones and heavy tails (Student's t with 3 degrees of freedom) and 89
     to 92 % for log-normal ones. With fewer than four seeds the interval is infinite.
 
-    The p-value is that of the sign-flip test: if the two do not differ, each difference could as well have had the
-    other sign,
+    The p-value is that of the sign-flip test: if the two do not differ, each difference could have had the other sign,
 
     .. math:: p = 2^{-n} \sum_{\sigma \in \{-1, 1\}^n} \mathbf 1\Bigl[\bigl|\sum_i \sigma_i d_i\bigr| \ge
               \bigl|\sum_i d_i\bigr|\Bigr].

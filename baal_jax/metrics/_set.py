@@ -14,6 +14,10 @@ from baal_jax.metrics import _regression as real
 from baal_jax.typing import Array, Predictions, PyTree
 
 Metric = Callable[[PyTree, Array], Array]  # (summary, targets) -> value
+_OF_MEAN: dict[str, Metric] = {
+    "rmse": lambda summary, targets: real.rmse(summary[0], targets),
+    "mae": lambda summary, targets: real.mae(summary[0], targets),
+}
 
 
 class MetricSet(NamedTuple):
@@ -87,8 +91,7 @@ def classification(
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import metrics
-        >>> metric_set = metrics.classification(extra=("f1", "auroc"))
+        >>> metric_set = baal.metrics.classification(extra=("f1", "auroc"))
         >>> summary = metric_set.summarise(baal.Predictions(jnp.log(jnp.array([[[0.9, 0.1], [0.2, 0.8]]]))))
         >>> sorted(metric_set.compute(summary, jnp.array([0, 1])))
         ['accuracy', 'auroc', 'brier', 'ece', 'f1', 'nll']
@@ -101,10 +104,9 @@ def classification(
 def multi_label() -> MetricSet:
     """Metrics of labels that are each there or not, from the mean over draws of their probabilities.
 
-    ``"exact_match"``, the share of examples with all labels right, and ``"hamming_loss"``, the share of labels that are
-    wrong, at a threshold of ½; ``"f1_micro"`` over all labels together and ``"f1_macro"``, the mean over labels, 0 for
-    one without a hit; ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; and
-    ``"ece"`` of whether a label is there.
+    ``"exact_match"``, the share of examples with all labels right, and ``"hamming_loss"``, that of wrong labels, at a
+    threshold of ½; ``"f1_micro"`` over all labels and ``"f1_macro"``, the mean over labels, 0 without a hit;
+    ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; its ``"ece"``.
 
     Returns:
         A :class:`MetricSet` for outputs ``[S, N, …, C]``, a logit for each label, and targets of 0 and 1 ``[N, …, C]``;
@@ -196,9 +198,7 @@ def gaussian_regression() -> MetricSet:
         half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
         return real.coverage(summary[0] - half, summary[0] + half, targets)
 
-    named: dict[str, Metric] = {
-        "rmse": _of_mean(real.rmse),
-        "mae": _of_mean(real.mae),
+    named = _OF_MEAN | {
         "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
         "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
         "coverage": coverage,
@@ -230,13 +230,11 @@ def regression(
         A :class:`MetricSet`, whose summary is the mean and the variance ``[N, …]``, and what ``extra`` keeps.
 
     Raises:
-        ValueError: a number is out of range, a name is unknown, or draws, which lack the noise, are asked for beside a
-            ``noise_variance``.
+        ValueError: a number is out of range, a name unknown, or draws, without the noise, go with ``noise_variance``.
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import metrics
-        >>> metric_set = metrics.regression(extra=("coverage",))
+        >>> metric_set = baal.metrics.regression(extra=("coverage",))
         >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[0.0]], [[2.0]]])))
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.array([2.0])).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
@@ -279,10 +277,6 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 
-def _of_mean(metric: Callable[..., Array]) -> Metric:
-    return lambda summary, targets: metric(summary[0], targets)
-
-
 @functools.cache
 def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tuple[float, ...]) -> MetricSet:
     lowest, highest = levels.index(min(levels)), levels.index(max(levels))
@@ -315,12 +309,7 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
         quantiles = summary[2]["quantiles"]
         return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
-    named = {
-        "rmse": _of_mean(real.rmse),
-        "mae": _of_mean(real.mae),
-        "nll": of_gaussian(real.gaussian_nll),
-        "crps": of_gaussian(real.gaussian_crps),
-    }
+    named = _OF_MEAN | {"nll": of_gaussian(real.gaussian_nll), "crps": of_gaussian(real.gaussian_crps)}
     available = {
         "crps_draws": of_draws(fair=False),
         "crps_fair": of_draws(fair=True),
@@ -329,10 +318,9 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
     }
     chosen = _chosen(extra, available)
     if extra and noise_variance:
-        raise ValueError(
-            f"extra={extra!r} reads the draws, which lack the noise of noise_variance={noise_variance}: "
-            "let the model add the noise to its draws and leave noise_variance at 0"
-        )
+        lack = f"which lack the noise of noise_variance={noise_variance}"
+        cure = "let the model add the noise to its draws and leave noise_variance at 0"
+        raise ValueError(f"extra={extra!r} reads the draws, {lack}: {cure}")
     if "coverage" in extra and len(set(levels)) < 2:
         raise ValueError(f"levels={levels!r} bound no interval to cover: pass at least two")
     return _metric_set(summarise, named | chosen)
