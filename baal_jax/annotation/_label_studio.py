@@ -160,8 +160,8 @@ def from_label_studio(
 
     Raises:
         ValueError: the export is not a list of tasks with annotations, a task has no ``baal_index`` or another's, is of
-            another project, an id is out of range, not asked for or there twice, or an answer does not fit the labelling
-            interface. The message names the task.
+            another project, an id is out of range, was never asked for or is there twice, or an answer does not fit the
+            labelling interface. The message names the task.
 
     Example:
         >>> from baal_jax import annotation
