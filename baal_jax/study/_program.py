@@ -34,7 +34,8 @@ class Data(NamedTuple):
     key: Key
     train: Dataset
     test: Dataset
-    inputs: dict[str, PyTree]  # for targets and for stopping
+    target_inputs: PyTree
+    stop_inputs: PyTree
 
 
 class Program(NamedTuple):
@@ -133,6 +134,6 @@ def _one_seed(loop: ActiveLoop, rounds: Rounds, seed: Array, data: Data) -> tupl
     """The whole run of a seed, and which examples were labelled at first."""
     state = loop.init(jax.random.fold_in(data.key, seed), data.train, rounds.num_initial)
     initial = jnp.flatnonzero(pool.labelled(state.pool), size=rounds.num_initial, fill_value=-1)
-    options = {"num_rounds": rounds.num_rounds, "stop": rounds.stop, **data.inputs}
-    _, infos = run(loop, None, data.train, data.test, state=state, **options)
+    options = {"num_rounds": rounds.num_rounds, "stop": rounds.stop, "stop_inputs": data.stop_inputs}
+    _, infos = run(loop, None, data.train, data.test, state=state, target_inputs=data.target_inputs, **options)
     return initial.astype(jnp.int32), infos

@@ -160,14 +160,14 @@ def run(
         tasks.admit(option, dataset)
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
+    if on_host := sources.is_source(train.inputs):
+        train = train._replace(targets=np.asarray(train.targets))
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
-    inputs = {"target_inputs": target_inputs, "stop_inputs": stop_inputs}
-    on_host = sources.is_source(train.inputs)
-    test, inputs, pool = jax.tree.map(jnp.asarray, (test, inputs, None if on_host else train))
-    data = Data(key, train if pool is None else pool, test, inputs)
+    test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
+    data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
     hashed = train._replace(inputs=sources.load(train.inputs, [0])) if on_host else train
     loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
     metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better
