@@ -1,14 +1,11 @@
 """``python -m baal_jax propose`` and ``ingest``: a labelling project from files alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 
 from baal_jax import annotation, features, selection
 from baal_jax._cli import _assemble
@@ -21,95 +18,77 @@ class Propose:
     """Writes what people should label next: as JSON, and as tasks for Label Studio.
 
     The first call begins the project and needs --data and, for classes, --classes. Later calls need the folder alone:
-    they fit the network to the answers that `ingest` has kept, score what is left, and ask for the best. While answers
-    are missing the same query is written again.
+    they fit to the answers that `ingest` has kept and ask for the best that is left, or again for what is missing.
 
         python -m baal_jax propose cats --data photos/ --classes cat dog --model cnn
         # import query-0000.label_studio.json into Label Studio, with label_config.xml as its interface; label; export
         python -m baal_jax ingest cats export.json
         python -m baal_jax propose cats
+
+    Attributes:
+        folder: Of the project.
+        data: The pool: a folder of PNG and JPEG images, or an .npz file with `inputs` and perhaps `references` (what
+            people are shown: URLs, or texts) and `embeddings` (a row of numbers for each, for --cold-start). Inputs
+            that are images are written as PNG files where there are no references.
+        classes: Names of the classes; without them people give numbers.
+        kind: Of what people are shown; image by default.
+        url_prefix: Put before names of image files, for Label Studio's local storage: /data/local-files/?d=photos/.
+        image_size: Images of a folder are resized to this many pixels on each side; 32 by default.
+        model: mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function
+            from rngs to an nnx module; mlp by default.
+        rate: Dropout of mlp and cnn; 0.5 by default.
+        posterior: mc_dropout by default; or deep_ensemble, swag, laplace, …
+        strategy: power_bald by default, for numbers variance; or bald, margin, badge, batch_bald, …
+        num_initial: Examples of the first query; 20 by default.
+        cold_start: What picks them: random by default; or typiclust, k_means, prob_cover, … from `embeddings` in the
+            .npz file, or else from the inputs as they are.
+        query_size: Examples of every other query; 20 by default.
+        num_samples: Draws of the posterior; 20 by default.
+        num_steps: Adam steps of a fit; 500 by default.
+        batch_size: Labelled examples in a step; 32 by default.
+        learning_rate: Of Adam; 0.001 by default.
+        seed: Of everything; 0 by default.
+        give_up: Does not wait for what is unanswered in the last query.
     """
 
     folder: Path
-    """Of the project."""
-
     data: Path | None = None
-    """The pool: a folder of PNG and JPEG images, or an .npz file with `inputs` and perhaps `references` (what people
-    are shown: URLs, or texts) and `embeddings` (a row of numbers for each, for --cold-start). Inputs that are images
-    are written as PNG files where there are no references."""
-
     classes: tuple[str, ...] | None = None
-    """Names of the classes; without them people give numbers."""
-
     kind: Literal["image", "text", "audio"] | None = None
-    """Of what people are shown; image by default."""
-
     url_prefix: str | None = None
-    """What stands before the names of image files, for Label Studio's local storage: /data/local-files/?d=photos/."""
-
     image_size: int | None = None
-    """Images of a folder are resized to this many pixels on each side; 32 by default."""
-
     model: str | None = None
-    """mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function from rngs
-    to an nnx module; mlp by default."""
-
     rate: float | None = None
-    """Dropout of mlp and cnn; 0.5 by default."""
-
     posterior: str | None = None
-    """mc_dropout by default; or deep_ensemble, swag, laplace, …"""
-
     strategy: str | None = None
-    """power_bald by default, for numbers variance; or bald, margin, badge, batch_bald, …"""
-
     num_initial: int | None = None
-    """Examples of the first query; 20 by default."""
-
     cold_start: str | None = None
-    """What picks them: random by default; or typiclust, k_means, prob_cover, … from `embeddings` in the .npz file, or
-    else from the inputs as they are."""
-
     query_size: int | None = None
-    """Examples of every other query; 20 by default."""
-
     num_samples: int | None = None
-    """Draws of the posterior; 20 by default."""
-
     num_steps: int | None = None
-    """Adam steps of a fit; 500 by default."""
-
     batch_size: int | None = None
-    """Labelled examples in a step; 32 by default."""
-
     learning_rate: float | None = None
-    """Of Adam; 0.001 by default."""
-
     seed: int | None = None
-    """Of everything; 0 by default."""
-
     give_up: bool = False
-    """Does not wait for what is unanswered in the last query."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ingest:
     """Keeps the answers of an export of Label Studio: all of them or, where something is wrong, none.
 
-    Skipped tasks are not asked for again. An export may hold any part of what has been asked for; a later one corrects
-    earlier answers.
+    Skipped tasks are not asked for again. An export may hold any part of what was asked for; a later one corrects it.
 
         python -m baal_jax ingest cats export.json
+
+    Attributes:
+        folder: Of the project.
+        export: The file that Label Studio exported as JSON (not JSON-MIN).
+        several: What counts where several people answered.
     """
 
     folder: Path
-    """Of the project."""
-
     export: Path
-    """The file that Label Studio exported as JSON (not JSON-MIN)."""
-
     several: Literal["newest", "majority"] = "newest"
-    """What counts where several people answered."""
 
 
 class Settings(NamedTuple):
@@ -133,12 +112,9 @@ class Settings(NamedTuple):
 
 
 def propose(wanted: Propose) -> None:
-    """Writes the next query of the project that a command line names, and prints where its tasks are.
-
-    Raises:
-        ValueError: something is missing, or differs from how the project was begun.
-    """
-    known = _known(wanted.folder)
+    """Writes the next query of the project that a command line names, and prints where its tasks are."""
+    path = wanted.folder / "project.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if known is None and wanted.data is None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
@@ -154,34 +130,18 @@ def propose(wanted: Propose) -> None:
     )
     config = settings._asdict()
     annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)
-    query = annotation.propose(
-        wanted.folder,
-        loop,
-        pool.inputs,
-        key=jax.random.key(settings.seed),
-        num_initial=settings.num_initial,
-        cold_start=selection.by_name(settings.cold_start),
-        embeddings=pool.embeddings,
-        give_up=wanted.give_up,
-    )
+    first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
+    first |= {"num_initial": settings.num_initial, "key": jax.random.key(settings.seed)}
+    query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, **first)
     _write_pictures(wanted.folder, pool, query)
     answered = len(query.indices) - len(query.waiting)
     print(f"round {query.round}: {len(query.indices)} examples, {answered} answered\n{query.tasks}")
 
 
 def ingest(wanted: Ingest) -> None:
-    """Keeps the answers of the export that a command line names, and prints how many of them are new.
-
-    Raises:
-        ValueError: the export is not as it should be.
-    """
+    """Keeps the answers of the export that a command line names, and prints how many of them are new."""
     ingested = annotation.ingest(wanted.folder, wanted.export, several=wanted.several)
     print(", ".join(f"{len(ids)} {name}" for name, ids in ingested._asdict().items()))
-
-
-def _known(folder: Path) -> dict[str, Any] | None:
-    path = folder / "project.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[str] | None, Settings]:
@@ -199,10 +159,8 @@ def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[
     was = {**known["config"], "kind": known["kind"], "classes": known["class_names"]}
     for name, value in said.items():
         if was.get(name) != value:
-            raise ValueError(
-                f"{name}={value!r}, but the project was begun with {was.get(name)!r}: leave it out, or use another "
-                "folder"
-            )
+            begun = f"the project was begun with {was.get(name)!r}"
+            raise ValueError(f"{name}={value!r}, but {begun}: leave it out, or use another folder")
     return known["kind"], known["class_names"], Settings(**known["config"])
 
 
@@ -211,8 +169,4 @@ def _write_pictures(folder: Path, pool: _assemble.Pool, query: annotation.Query)
     for index in query.indices.tolist():
         path = folder / "images" / f"{index}.png"
         if pool.references[index].endswith(f"images/{index}.png") and not path.exists():
-            image = pool.inputs[index]
-            if image.dtype != np.uint8:
-                low, high = float(pool.inputs.min()), float(pool.inputs.max())
-                image = np.round((image - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-            files.write_bytes(path, images.png(image))
+            files.write_bytes(path, images.png(images.as_bytes(pool.inputs[index], of=pool.inputs)))

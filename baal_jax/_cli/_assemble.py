@@ -1,7 +1,5 @@
 """What commands work with, put together from their options: data, network, trainer and posteriors."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,49 +21,25 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 
 class Problem(NamedTuple):
-    """A data set as a study works on it.
-
-    Attributes:
-        train: the pool.
-        test: where to evaluate.
-        num_classes: ``C``, or None where targets are numbers.
-        class_names: of the classes, or None.
-        images: ``[N, H, W, 1 or 3]``, what can be shown of the pool, or None.
-    """
+    """A data set as a study works on it."""
 
     train: Dataset
     test: Dataset
-    num_classes: int | None = None
+    num_classes: int | None = None  # None where targets are numbers
     class_names: list[str] | None = None
-    images: Any = None
+    images: Any = None  # [N, H, W, 1 or 3], what can be shown of the pool
 
 
 class Pool(NamedTuple):
-    """What people may be asked to label.
+    """What people may be asked to label."""
 
-    Attributes:
-        inputs: ``[N, …]``.
-        references: what is shown of them.
-        embeddings: ``float32[N, D]``, numbers that a cold start can compare.
-    """
-
-    inputs: np.ndarray
-    references: list[str]
-    embeddings: np.ndarray
+    inputs: np.ndarray  # [N, …]
+    references: list[str]  # what is shown of them
+    embeddings: np.ndarray  # float32[N, D], numbers that a cold start can compare
 
 
 def problem(options: Any) -> Problem:
-    """The data set of a study; digits are images for the network that needs them.
-
-    Args:
-        options: ``data``, ``data_dir``, ``num_test``, ``model`` and ``seed``, as the command documents them.
-
-    Returns:
-        A :class:`Problem`.
-
-    Raises:
-        ValueError: there is no such data set, or arrays are missing in the file.
-    """
+    """The data set that the options of a study name; digits are images for the network that needs them."""
     name = options.data
     if name == "digits":
         train, test = data.digits(image=options.model == "cnn")
@@ -76,9 +50,7 @@ def problem(options: Any) -> Problem:
         return Problem(train, test, 10, list(data.CIFAR10_CLASSES), train.inputs)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(
-            f"data={name!r} is neither digits, cifar10 nor a file: give the path of an .npz or a UCI table"
-        )
+        raise ValueError(f"data={name!r} is neither digits, cifar10 nor a file: give the path of an .npz or UCI table")
     if path.suffix == ".npz":
         return _problem_from_arrays(path)
     return Problem(*data.uci(path, num_test=options.num_test, seed=options.seed)[:2])
@@ -97,18 +69,7 @@ def _problem_from_arrays(path: Path) -> Problem:
 
 
 def pool(options: Any, kind: str) -> Pool:
-    """The examples of a labelling project.
-
-    Args:
-        options: ``data``, ``url_prefix`` and ``image_size``, as the command documents them.
-        kind: of what people are shown.
-
-    Returns:
-        A :class:`Pool`.
-
-    Raises:
-        ValueError: there are no such files, one of them is damaged, or arrays are missing or differ in length.
-    """
+    """The examples that the options of a labelling project name; ``kind`` is that of what people are shown."""
     name, path = options.data, Path(options.data)
     if path.is_dir():
         return _pool_from_pictures(path, options.url_prefix, (options.image_size, options.image_size))
@@ -166,20 +127,7 @@ def _flat(rows: np.ndarray) -> np.ndarray:
 def learners(
     options: Any, names: Sequence[str], num_classes: int | None, input_shape: Sequence[int]
 ) -> tuple[Model, dict[str, Posterior]]:
-    """A network, its trainer, and posteriors of both.
-
-    Args:
-        options: of a command: ``model``, ``rate``, ``learning_rate``, ``num_steps`` and ``batch_size``.
-        names: of posteriors.
-        num_classes: ``C``, or None where targets are numbers.
-        input_shape: of an example.
-
-    Returns:
-        The network, and the posteriors by name.
-
-    Raises:
-        ValueError: a name is unknown, or the network does not fit the inputs.
-    """
+    """The network that options name, and posteriors of it and its trainer by name; without classes for numbers."""
     model = network(options.model, num_classes or 1, input_shape, options.rate)
     fit = trainer(
         optax.adam(options.learning_rate),
@@ -194,27 +142,13 @@ def learners(
 
 
 def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float) -> Model:
-    """A network by its name.
-
-    Args:
-        name: as commands document it.
-        num_outputs: ``C``, or 1 for numbers.
-        input_shape: of an example.
-        rate: dropout of the networks that are built in.
-
-    Returns:
-        A :class:`~baal_jax.Model`.
-
-    Raises:
-        ValueError: there is no such network, or it does not fit the inputs.
-    """
+    """A network by its name, as commands document it; ``rate`` is the dropout of those that are built in."""
     if name == "mlp":
         return models.from_linen(MLP(num_outputs, rate))
     if name == "cnn":
         if len(input_shape) != 3:
-            raise ValueError(
-                f"model='cnn' needs images [H, W, C], but an example has shape {tuple(input_shape)}: use mlp"
-            )
+            shape = tuple(input_shape)
+            raise ValueError(f"model='cnn' needs images [H, W, C], but an example has shape {shape}: use mlp")
         return models.from_linen(SmallCNN(num_outputs, rate))
     module, _, attribute = name.partition(":")
     if not attribute:
@@ -228,9 +162,8 @@ def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float
         return models.from_linen(made)
     if callable(made):
         return models.from_nnx(made)
-    raise ValueError(
-        f"model={name!r} made {type(made).__name__}: return a linen module, or a function from rngs to an nnx module"
-    )
+    kind = type(made).__name__
+    raise ValueError(f"model={name!r} made {kind}: return a linen module, or a function from rngs to an nnx module")
 
 
 class MLP(nn.Module):

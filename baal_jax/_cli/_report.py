@@ -1,7 +1,5 @@
 """``python -m baal_jax report RESULTS``: a study as one HTML page, and as figures for papers."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -18,30 +16,23 @@ class Report:
 
         python -m baal_jax report runs/digits
         python -m baal_jax report runs/digits --out digits.html --figures paper/figures
+
+    Attributes:
+        results: Folder of the study: the one that holds study.json.
+        out: The page to write. By default report.html in the folder of the study.
+        figures: Folder for the same figures as files, for papers. Needs matplotlib: pip install 'baal_jax[plot]'.
+        formats: Formats of those files: png, pdf, svg and others that matplotlib writes.
     """
 
     results: Path
-    """Folder of the study: the one that holds study.json."""
-
     out: Path | None = None
-    """The page to write. By default report.html in the folder of the study."""
-
     figures: Path | None = None
-    """Folder for the same figures as files, for papers. Needs matplotlib: pip install 'baal_jax[plot]'."""
-
     formats: tuple[str, ...] = ("png", "pdf")
-    """Formats of those files: png, pdf, svg and others that matplotlib writes."""
 
 
 def write(wanted: Report) -> None:
-    """Writes the page and the figures that a command line asks for, and prints their paths.
-
-    Raises:
-        ValueError: there is no study to show.
-        ImportError: figures are wanted, and matplotlib is not installed.
-    """
+    """Writes the page and the figures that a command line asks for, and prints their paths."""
     study = results.read(wanted.results)
     print(report.write(study, wanted.out or wanted.results / "report.html"))
     if wanted.figures is not None:
-        for path in report.figures(study, wanted.figures, formats=wanted.formats):
-            print(path)
+        print(*report.figures(study, wanted.figures, formats=wanted.formats), sep="\n")

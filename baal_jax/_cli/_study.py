@@ -1,10 +1,8 @@
 """``python -m baal_jax study FOLDER``: strategies × seeds, resumed by cell, with the statistics at the end."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -24,93 +22,67 @@ class Study:
         python -m baal_jax study runs/digits
         python -m baal_jax study runs/digits --strategies random bald margin badge --seeds 40 --target 0.9
         python -m baal_jax study runs/mine --data mine.npz --model package.module:network --query-size 5 10 20 40
+
+    Attributes:
+        folder: Where the study is or will be.
+        data: digits (comes with scikit-learn), cifar10, an .npz file with train_inputs, train_targets, test_inputs and
+            test_targets, or a UCI table as text for regression.
+        data_dir: Where cifar10 is; by default the folder that TFDS_DATA_DIR names.
+        num_test: Examples of a UCI table that are held out.
+        strategies: What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores
+            is labelled; or a ranking and a heuristic, such as power_bald. Random, or else the first, is the baseline.
+        posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; all strategies run with each.
+        model: mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function
+            from rngs to an nnx module.
+        rate: Dropout of mlp and cnn.
+        features: What badge and other selections of sets read.
+        seeds: Runs of every strategy.
+        rounds: Fits of every run.
+        num_initial: Labels drawn at random before the first round.
+        query_size: Labels added in a round; several numbers are a schedule, whose last one holds for all later rounds.
+        num_samples: Draws of the posterior, for scores and for evaluation.
+        max_sample: Score only this many examples of the pool, others in every round.
+        num_steps: Adam steps of every fit; the network starts afresh each time.
+        batch_size: Labelled examples in a step.
+        learning_rate: Of Adam.
+        budget: A run stops at this many labels.
+        metric: What matters most: accuracy, nll, brier, ece; rmse, mae, crps; by default accuracy or rmse.
+        target: Its value for "labels to reach it"; by default one that most runs of the baseline reach.
+        chunk: Seeds in a call of the compiled program; by default one a core, or all of them on an accelerator.
+        seed: Of everything.
     """
 
     folder: Path
-    """Where the study is or will be."""
-
     data: str = "digits"
-    """digits (comes with scikit-learn), cifar10, an .npz file with train_inputs, train_targets, test_inputs and
-    test_targets, or a UCI table as text for regression."""
-
     data_dir: Path | None = None
-    """Where cifar10 is; by default the folder that TFDS_DATA_DIR names."""
-
     num_test: int = 1000
-    """Examples of a UCI table that are held out."""
-
     strategies: tuple[str, ...] = ("random", "bald")
-    """What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores is labelled;
-    or a ranking and a heuristic, such as power_bald. Others are compared with random, or else with the first."""
-
     posteriors: tuple[str, ...] = ("mc_dropout",)
-    """How predictions vary: mc_dropout, deep_ensemble, swag, laplace, bayes_by_backprop, …; all strategies run with
-    each."""
-
     model: str = "mlp"
-    """mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function from rngs
-    to an nnx module."""
-
     rate: float = 0.5
-    """Dropout of mlp and cnn."""
-
     features: Literal["last_hidden", "gradient"] = "last_hidden"
-    """What badge and other selections of sets read."""
-
     seeds: int = 20
-    """Runs of every strategy."""
-
     rounds: int = 15
-    """Fits of every run."""
-
     num_initial: int = 20
-    """Labels drawn at random before the first round."""
-
     query_size: tuple[int, ...] = (10,)
-    """Labels added in a round; several numbers are a schedule, the last of which holds for all later rounds."""
-
     num_samples: int = 20
-    """Draws of the posterior, for scores and for evaluation."""
-
     max_sample: int | None = None
-    """Score only this many examples of the pool, others in every round."""
-
     num_steps: int = 300
-    """Adam steps of every fit; the network starts afresh each time."""
-
     batch_size: int = 32
-    """Labelled examples in a step."""
-
     learning_rate: float = 1e-3
-    """Of Adam."""
-
     budget: int | None = None
-    """A run stops at this many labels."""
-
     metric: str | None = None
-    """What matters most: accuracy, nll, brier, ece; rmse, mae, crps; by default accuracy or rmse."""
-
     target: float | None = None
-    """Its value for "labels to reach it"; by default one that most runs of the baseline reach."""
-
     chunk: int | None = None
-    """Seeds in a call of the compiled program; by default one a core, or on an accelerator as many as memory holds."""
-
     seed: int = 0
-    """Of everything."""
 
 
 def run(wanted: Study) -> None:
-    """Runs what is missing of the study that a command line asks for, and prints its statistics.
-
-    Raises:
-        ValueError: a name is unknown, or the folder holds another study.
-    """
+    """Runs what is missing of the study that a command line asks for, and prints its statistics."""
     study.use_all_cores()
     if not wanted.posteriors or not {*wanted.posteriors} <= {*posteriors.REGISTRY}:
-        raise ValueError(
-            f"posteriors={' '.join(wanted.posteriors)} must be names of {', '.join(posteriors.REGISTRY)}, at least one"
-        )
+        known = ", ".join(posteriors.REGISTRY)
+        raise ValueError(f"posteriors={' '.join(wanted.posteriors)} must be names of {known}, at least one")
     problem = _assemble.problem(wanted)
     is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
     model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
@@ -123,33 +95,23 @@ def run(wanted: Study) -> None:
         features=getattr(features, wanted.features)(model),
         metrics=metrics.regression() if is_regression else metrics.classification(diagnostics=True),
     )
-    results = study.run(
-        wanted.folder,
-        loops,
-        problem.train,
-        problem.test,
-        key=jax.random.key(wanted.seed),
-        num_seeds=wanted.seeds,
-        num_rounds=wanted.rounds,
-        num_initial=wanted.num_initial,
-        stop=None if wanted.budget is None else stopping.labelling_budget(wanted.budget),
-        about=study.About(
-            name=f"Active learning on {Path(wanted.data).stem}",
-            metric=wanted.metric,
-            target=wanted.target,
-            class_names=problem.class_names,
-            config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
-            images=problem.images,
-        ),
-        chunk=wanted.chunk,
-        progress=True,
+    about = study.About(
+        name=f"Active learning on {Path(wanted.data).stem}",
+        metric=wanted.metric,
+        target=wanted.target,
+        class_names=problem.class_names,
+        config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
+        images=problem.images,
     )
+    options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
+    options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk")}
+    options["stop"] = None if wanted.budget is None else stopping.labelling_budget(wanted.budget)
+    key, data = jax.random.key(wanted.seed), (problem.train, problem.test)
+    results = study.run(wanted.folder, loops, *data, key=key, about=about, progress=True, **options)
     print(statistics.markdown(statistics.summary(results)))
     print(f"\n{wanted.folder / 'results.csv'}\n{report.write(results, wanted.folder / 'report.html')}")
 
 
 # What study.json has under other names, what may grow, and what changes no number.
-_ELSEWHERE = {
-    *("folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"),
-    *("num_initial", "metric", "target", "chunk", "seed"),
-}
+_ELSEWHERE = {"folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"}
+_ELSEWHERE |= {"num_initial", "metric", "target", "chunk", "seed"}

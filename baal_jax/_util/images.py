@@ -32,6 +32,14 @@ def png(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
+def as_bytes(shown: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Bytes as they are; other numbers stretched to what a byte holds, from the least to the largest of ``of``."""
+    if shown.dtype == np.uint8:
+        return shown
+    low, high = float(np.min(of)), float(np.max(of))
+    return np.round((shown - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+
+
 def decode(encoded: bytes, size: tuple[int, int] | None, channels: int | None = None) -> np.ndarray:
     """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others."""
     image_module = checks.optional_import("PIL.Image", "data")

@@ -1,7 +1,6 @@
 """People label, from files: the next query as tasks of a labelling tool, and what the tool exports read back.
 
-A project is a folder. Every command reads it, does one thing and writes one file at the end, so whatever is killed can
-be called again:
+A project is a folder. Every command reads it, does one thing and writes one file last; what is killed is called again:
 
 ```text
 project.json                    what is labelled: references to show, names of the classes, settings

@@ -1,7 +1,5 @@
 """Tasks for Label Studio, and its exports read back: plain JSON, none of its packages."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -90,8 +88,7 @@ def to_label_studio(
         references: ``Q`` of them: what is shown. URLs or paths of images, or texts.
         class_names: names of the classes; None for a number.
         kind: of what is shown.
-        predictions: ``[Q, C]`` probabilities of the classes, or ``[Q]`` numbers; None for none. A row that is not
-            finite makes none.
+        predictions: ``[Q, C]`` probabilities of classes, or ``[Q]`` numbers, where they are finite; None for none.
         scores: ``[Q]`` of the acquisition; None for none. NaN is left out.
         project: a name that goes into every task, so that :func:`from_label_studio` can refuse those of others.
 
@@ -190,10 +187,8 @@ def from_label_studio(
         where = f"{source}, task {number}"
         index = _index_of(task, where, num_examples, proposed, project)
         if index in answered or index in skipped or index in unanswered:
-            raise ValueError(
-                f"{where}: {_INDEX} {index} is there a second time: a query was imported twice, or two exports were "
-                "joined; remove one of the two tasks and export again"
-            )
+            why = "a query was imported twice, or two exports were joined; remove one of the two tasks and export again"
+            raise ValueError(f"{where}: {_INDEX} {index} is there a second time: {why}")
         answers, cancelled = _answers_of(task, where, class_names, kind)
         if answers:
             answered[index] = _agreed(answers, several, class_names is None)
@@ -245,17 +240,16 @@ def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) ->
     if class_names is None:
         if values.size != 1:
             raise ValueError(f"predictions of shape {values.shape} do not fit a number for each: pass [Q]")
-        value, control, score = {"number": _rounded(values.item())}, "number", None
+        control, value, score = "number", _rounded(values.item()), {}
     else:
         if values.shape != (len(class_names),):
             raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
-        value, control = {"choices": [class_names[int(np.argmax(values))]]}, "choices"
-        score = _rounded(np.max(values))
+        control, value = "choices", [class_names[int(np.argmax(values))]]
+        score = {"score": _rounded(np.max(values))}
     if not np.isfinite(values).all():
         return None
-    result = [{"from_name": "label", "to_name": kind, "type": control, "value": value}]
-    prediction: dict[str, Any] = {"model_version": "baal_jax", "result": result}
-    return prediction if score is None else {**prediction, "score": score}
+    result = [{"from_name": "label", "to_name": kind, "type": control, "value": {control: value}}]
+    return {"model_version": "baal_jax", "result": result, **score}
 
 
 def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int] | None, project: str | None) -> int:
@@ -264,11 +258,9 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
     index = task["data"].get(_INDEX)
     if not isinstance(index, int) or isinstance(index, bool):
         raise ValueError(f"{where} has {_INDEX}={index!r}, not an integer: it comes from other tasks than ours")
-    if project is not None and task["data"].get(_PROJECT) != project:
-        raise ValueError(
-            f"{where} has {_PROJECT}={task['data'].get(_PROJECT)!r}, but the tasks of this folder have {project!r}: "
-            "ingest it where its query was proposed"
-        )
+    if project is not None and (other := task["data"].get(_PROJECT)) != project:
+        why = f"the tasks of this folder have {project!r}: ingest it where its query was proposed"
+        raise ValueError(f"{where} has {_PROJECT}={other!r}, but {why}")
     if not 0 <= index < num_examples:
         raise ValueError(f"{where} has {_INDEX} {index}, outside of the {num_examples} examples: is it this project's?")
     if proposed is not None and index not in proposed:
@@ -283,7 +275,7 @@ def _answers_of(
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
-    said_when: list[tuple[datetime, int, _Answer]] = []
+    said: list[_Answer] = []
     cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
         if not isinstance(annotation, Mapping):
@@ -297,10 +289,9 @@ def _answers_of(
             raise ValueError(f"{where}, annotation {position} has no result: the file is damaged")
         answer = _answer_of(result, f"{where}, annotation {position}", class_names, kind)
         if answer is not None:
-            oldest = datetime.min.replace(tzinfo=UTC)
-            said = _Answer(answer, _annotator_of(annotation), time)
-            said_when.append((oldest if time is None else time, position, said))
-    return [answer for *_, answer in sorted(said_when, key=lambda item: item[:2])], cancelled
+            said.append(_Answer(answer, _annotator_of(annotation), time))
+    oldest = datetime.min.replace(tzinfo=UTC)
+    return sorted(said, key=lambda answer: answer.time or oldest), cancelled
 
 
 def _annotator_of(annotation: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,5 @@
 """A labelling project as a folder: ask, wait for people, read their answers, ask again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -21,7 +19,6 @@ from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling
 from baal_jax.loop import ActiveLoop
 from baal_jax.loop import query as query_pool
 from baal_jax.metrics import model_average
-from baal_jax.pool import PoolState
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
 FORMAT = 1
@@ -77,8 +74,7 @@ def start(
 
     Args:
         folder: made if it is not there.
-        references: ``N`` of them, one for each example of the pool: what people are shown. URLs or paths of images as
-            Label Studio reads them, or texts.
+        references: ``N``, what people are shown of the pool: URLs or paths of images for Label Studio, or texts.
         class_names: names of the ``C`` classes; None for numbers.
         kind: of what is shown.
         config: whatever else is worth keeping in ``project.json``.
@@ -127,15 +123,13 @@ def propose(
     """The next query: fits to the answers so far, scores what is left, and writes what to ask for.
 
     While the last query waits for answers it is returned again, and nothing is computed: labels of a round come
-    together. The first query is random, or a cold start. The same folder and key give the same query, whenever and
-    however often it is asked for.
+    together. The first query is random, or a cold start. The same folder and key give the same query, however often.
 
     Args:
         folder: of a project that :func:`start` began.
         loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
-            same labels it picks the same examples. Nothing
-            is carried from query to query but the answers, so a posterior that reads its last state (``warm_start``,
-            ``retrain_every``) starts anew each time.
+            same labels it picks the same examples. Nothing is carried from query to query but the answers, so a
+            posterior that reads its last state (``warm_start``, ``retrain_every``) starts anew each time.
         inputs: ``[N, …]`` of the pool, or a source on the host.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.
@@ -156,9 +150,8 @@ def propose(
     on_host = sources.is_source(inputs)
     given = len(inputs) if on_host else checks.leading_axis("inputs", inputs)
     if given != num_examples:
-        raise ValueError(
-            f"inputs holds {given} examples, but the project {num_examples}: pass the pool that it was started with"
-        )
+        held = f"inputs holds {given} examples, but the project {num_examples}"
+        raise ValueError(f"{held}: pass the pool that it was started with")
     checks.typed_key("key", key)
     tasks.admit("inputs", Dataset(inputs))
     queries = _queries(folder)
@@ -194,19 +187,17 @@ def propose(
         if names is None:  # of a mean and a log-variance the mean
             shown = jnp.mean(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0)
         elif outputs.shape[-1] != len(names):
-            raise ValueError(
-                f"loop has {outputs.shape[-1]} outputs for the {len(names)} classes of the project: make them equal"
-            )
+            sizes = f"{outputs.shape[-1]} outputs for the {len(names)} classes"
+            raise ValueError(f"loop has {sizes} of the project: make them equal")
         else:
             shown = jnp.exp(model_average(outputs))
-    ids, scores = np.asarray(selection.indices), np.asarray(selection.scores, np.float64)
-    kept = ids >= 0
-    ids, scores = ids[kept], scores[kept]
+    kept = np.asarray(selection.indices) >= 0
+    ids = np.asarray(selection.indices)[kept]
     query = {
         "format": FORMAT,
         "round": number,
         "indices": ids,
-        "scores": scores,
+        "scores": np.asarray(selection.scores, np.float64)[kept],
         "predictions": None if shown is None else np.asarray(shown, np.float64)[kept],
         "references": [project["references"][index] for index in ids],
     }
@@ -220,8 +211,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     """Reads an export, checks all of it, and then keeps its answers: all of them or, where something is wrong, none.
 
     The same export twice changes nothing; a later one may correct answers, take them back by skipping, and hold any
-    part of what was asked for so far. An earlier one that comes late undoes nothing: of two answers with times the
-    newer one is kept.
+    part of what was asked for. An earlier one that is late undoes nothing: of two answers with times the newer is kept.
 
     Args:
         folder: of the project.
@@ -232,8 +222,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         :class:`Ingested`. ``labels.json`` has all answers.
 
     Raises:
-        ValueError: there is no project, nothing has been asked for, or the export is not as it should be; the message
-            names the file and the task.
+        ValueError: no project, nothing asked for, or a wrong export; the message names the file and the task.
     """
     folder, export = Path(folder), Path(export)
     project, queries = _project(folder), _queries(folder)
@@ -243,15 +232,9 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
     content = _read_json(export, "export again, as JSON", shown=export.name)
     rounds = {index: query["round"] for query in queries for index in query["indices"]}
+    of_project = {"kind": project["kind"], "project": _name(project), "num_examples": len(project["references"])}
     annotations = from_label_studio(
-        content,
-        project["class_names"],
-        num_examples=len(project["references"]),
-        kind=project["kind"],
-        proposed=rounds,
-        several=several,
-        project=_name(project),
-        source=export.name,
+        content, project["class_names"], proposed=rounds, several=several, source=export.name, **of_project
     )
     labels, skipped = _labels(folder)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
@@ -290,7 +273,7 @@ def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
     return datetime.fromisoformat(known["time"]) > datetime.fromisoformat(time)
 
 
-def answers(folder: str | Path) -> PoolState:
+def answers(folder: str | Path) -> pool.PoolState:
     """All answers so far, as a pool that stores them.
 
     Args:
@@ -313,7 +296,7 @@ def answers(folder: str | Path) -> PoolState:
     for index, label in labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
     number = jnp.asarray(len(_queries(folder)), jnp.int32)
-    state = PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
+    state = pool.PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
     return pool.exclude(state, np.array(sorted(skipped), np.int32))
 
 
@@ -351,19 +334,13 @@ def _record(path: Path, *names: str) -> dict[str, Any]:
 
 
 def _queries(folder: Path) -> list[dict[str, Any]]:
-    numbered = {
-        int(matched[1]): path
-        for path in folder.glob("query-*.json")
-        if (matched := re.fullmatch(r"query-(\d{4,})\.json", path.name))
-    }
-    for number in range(len(numbered)):
-        if number not in numbered:
+    names = {path.name for path in folder.glob("query-*.json") if re.fullmatch(r"query-\d{4,}\.json", path.name)}
+    paths = [folder / f"query-{number:04d}.json" for number in range(len(names))]
+    for path in paths:
+        if path.name not in names:
             # An id of a query that is not known would be asked for again, and its answers refused.
-            raise ValueError(f"{folder} lacks query-{number:04d}.json, but has later ones: restore it from a backup")
-    return [
-        _record(numbered[number], "round", "indices", "scores", "predictions", "references")
-        for number in range(len(numbered))
-    ]
+            raise ValueError(f"{folder} lacks {path.name}, but has later ones: restore it from a backup")
+    return [_record(path, "round", "indices", "scores", "predictions", "references") for path in paths]
 
 
 def _as_query(folder: Path, query: Mapping[str, Any]) -> Query:

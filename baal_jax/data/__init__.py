@@ -1,9 +1,8 @@
 """Data sets as arrays. Nothing above imports this; whatever a loader needs is imported where it is used."""
 
 from baal_jax._util.sources import View
-from baal_jax.data._adapters import from_arrays, from_huggingface
+from baal_jax.data._adapters import Regression, digits, from_arrays, from_huggingface, uci
 from baal_jax.data._cifar10 import CIFAR10_CLASSES, cifar10
-from baal_jax.data._tables import Regression, digits, uci
 from baal_jax.data._tfds import class_names, from_tfds
 
 __all__ = [

@@ -1,7 +1,5 @@
 """The python archive of CIFAR-10: pickles, in which a file may name NumPy's arrays and nothing else."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
@@ -11,11 +9,7 @@ import numpy as np
 
 
 def read_python_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels ``uint8[N, 3072]`` and labels ``[N]`` of one batch file.
-
-    Raises:
-        ValueError: the file is damaged, or holds more than arrays.
-    """
+    """Pixels ``uint8[N, 3072]`` and labels ``[N]`` of one batch file; refuses what is damaged or more than arrays."""
     try:
         _scan(content)
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()  # strings of Python 2 are bytes
@@ -45,7 +39,7 @@ class _Unpickler(pickle.Unpickler):
         known = {
             "numpy.core.multiarray._reconstruct": _Array,
             "numpy.core.multiarray.scalar": lambda kind, content: _from_buffer(content, kind, (1,), "C")[0],
-            "numpy.core.numeric._frombuffer": lambda *arguments: _from_buffer(*arguments),
+            "numpy.core.numeric._frombuffer": _from_buffer,
             "numpy.ndarray": None,
             "numpy.dtype": _DType,
             "_codecs.encode": lambda text, encoding: text.encode("latin1"),

@@ -1,7 +1,5 @@
 """CIFAR-10 from a TFDS directory or from the original archives."""
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 import zlib
@@ -71,9 +69,8 @@ def _read_split(place: Path, names: list[str], binary: bool) -> Dataset:
         where = f"{place}, {name}"
         pixels, classes = _binary_batch(where, content) if binary else read_python_batch(where, content)
         if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _RECORD - 1):
-            raise ValueError(
-                f"{where}: images {pixels.dtype}{pixels.shape} and {len(classes)} labels do not fit CIFAR-10"
-            )
+            found = f"images {pixels.dtype}{pixels.shape} and {len(classes)} labels"
+            raise ValueError(f"{where}: {found} do not fit CIFAR-10")
         _tfds.check_labels(where, classes, len(CIFAR10_CLASSES))
         images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(classes)
@@ -104,7 +101,6 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 def _binary_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not content or len(content) % _RECORD:
-        number = len(content) // _RECORD
-        raise ValueError(f"{where}: the file ends inside of record {number}: download it again")
+        raise ValueError(f"{where}: the file ends inside of record {len(content) // _RECORD}: download it again")
     rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
     return rows[:, 1:], rows[:, 0].astype(np.int64)

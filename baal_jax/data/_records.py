@@ -1,7 +1,5 @@
 """Records of TFDS directories without TensorFlow: the two file formats, ``tf.train.Example`` and encoded images."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from functools import cache
@@ -17,11 +15,7 @@ _CHUNK_BYTES = 2**26  # of that many rows as long as the longest
 
 
 def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
-    """The records of one file, some thousand at a time.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """The records of one file, some thousand at a time; refuses one that is damaged."""
     return _array_records(path) if file_format == "array_record" else _tf_records(path)
 
 
@@ -81,7 +75,7 @@ def _masked_crc(records: list[bytes]) -> np.ndarray:
     for column, i in enumerate(order):
         rows[: lengths[i], column] = np.frombuffer(records[i], np.uint8)
     active = np.searchsorted(-lengths[order], -np.arange(width), side="left")  # records longer than j come first
-    crc, table = np.full(len(records), 0xFFFFFFFF, np.uint32), _crc_table()
+    crc, table = np.full(len(records), 0xFFFFFFFF, np.uint32), _crc_tables()[0]
     for j in range(width):
         part = crc[: active[j]]
         crc[: active[j]] = table[(part ^ rows[j, : active[j]]) & 0xFF] ^ (part >> 8)
@@ -92,7 +86,7 @@ def _masked_crc(records: list[bytes]) -> np.ndarray:
 
 def _masked_crc_of_length(header: bytes) -> int:
     """The same of one short string, for which arrays are not worth their start."""
-    crc, table = 0xFFFFFFFF, _crc_list()
+    crc, table = 0xFFFFFFFF, _crc_tables()[1]
     for byte in header:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
@@ -100,24 +94,16 @@ def _masked_crc_of_length(header: bytes) -> int:
 
 
 @cache
-def _crc_list() -> list[int]:
-    return _crc_table().tolist()
-
-
-@cache
-def _crc_table() -> np.ndarray:
+def _crc_tables() -> tuple[np.ndarray, list[int]]:
+    """What each byte does to a sum, for arrays and for single bytes."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table.astype(np.uint32)
+    return table, table.tolist()
 
 
 def parse_example(record: bytes) -> dict[str, bytes | int | float | None]:
-    """The first value of every feature of a ``tf.train.Example``.
-
-    Raises:
-        ValueError: the bytes are no such message.
-    """
+    """The first value of every feature of a ``tf.train.Example``; refuses bytes that are no such message."""
     entries = [entry for features in _fields(record, 1) for entry in _fields(features, 1)]
     names = [next(_fields(entry, 1), b"").decode() for entry in entries]
     return {name: _first_value(next(_fields(entry, 2), b"")) for name, entry in zip(names, entries, strict=True)}

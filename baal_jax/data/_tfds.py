@@ -1,7 +1,5 @@
 """Image classification sets in the directories of TensorFlow Datasets, decoded once into arrays."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json
@@ -121,10 +119,10 @@ def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
 
 
 def _load_with_tensorflow(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
-    for module in ("tensorflow", "tensorflow_datasets"):
-        if importlib.util.find_spec(module) is None:
-            tried.append(f"tfds.load: {module} is not installed")
-            return None
+    missing = [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]
+    if missing:
+        tried.append(f"tfds.load: {missing[0]} is not installed")
+        return None
     tfds = checks.optional_import("tensorflow_datasets", "data")
     where = {"data_dir": str(root_of(source.data_dir)), "download": False}
     try:
@@ -151,10 +149,10 @@ def _read_split(folder: Path, split: str, file_format: str, source: Source) -> D
     return _assembled(f"{folder}, split {split}", total, _num_classes(folder, source.label), decoded)
 
 
-_Decoded = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
+_Row = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
 
 
-def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterable[_Decoded]) -> Dataset:
+def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterable[_Row]) -> Dataset:
     """One array of equal images, and labels in their range."""
     targets = np.empty(total, np.int64)
     inputs: np.ndarray | None = None
@@ -162,10 +160,8 @@ def _assembled(where: str, total: int, num_classes: int | None, decoded: Iterabl
         if inputs is None:
             inputs = np.empty((total, *pixels.shape), np.uint8)
         if pixels.shape != inputs.shape[1:]:
-            raise ValueError(
-                f"{place}, record {number}: the image has shape {pixels.shape}, but those before it "
-                f"{inputs.shape[1:]}: pass size=(height, width)"
-            )
+            found = f"the image has shape {pixels.shape}, but those before it {inputs.shape[1:]}"
+            raise ValueError(f"{place}, record {number}: {found}: pass size=(height, width)")
         inputs[i], targets[i] = pixels, target
     if inputs is None:
         raise ValueError(f"{where}: there are no examples: {_records.CURE}")
@@ -177,15 +173,11 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
     """Refuses labels that are no classes. −1 is what TFDS writes for unknown ones."""
     wrong = np.flatnonzero((targets < least) | (targets >= (num_classes or np.iinfo(np.int32).max)))
     if wrong.size:
-        raise ValueError(
-            f"{where}, record {wrong[0]}: label {targets[wrong[0]]} is none of the {num_classes} classes: "
-            f"{_records.CURE}"
-        )
+        found = f"label {targets[wrong[0]]} is none of the {num_classes} classes"
+        raise ValueError(f"{where}, record {wrong[0]}: {found}: {_records.CURE}")
 
 
-def _decoded(
-    shards: Sequence[tuple[Path, int]], file_format: str, source: Source, channels: int | None
-) -> Iterator[_Decoded]:
+def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, channels: int | None) -> Iterator[_Row]:
     # One thread: decoding small images holds the interpreter's lock too long for a second one to help.
     for path, length in shards:
         number = 0
@@ -205,10 +197,8 @@ def _decode(path: Path, number: int, record: bytes, source: Source, channels: in
         raise ValueError(f"{path}, record {number}: not a tf.train.Example ({error}): {_records.CURE}") from error
     encoded, target = features.get(source.image), features.get(source.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
-        raise ValueError(
-            f"{path}, record {number}: needs an encoded {source.image} and an integer {source.label}, but holds "
-            f"{sorted(features)}: name the features with image=… and label=…"
-        )
+        needed = f"needs an encoded {source.image} and an integer {source.label}, but holds {sorted(features)}"
+        raise ValueError(f"{path}, record {number}: {needed}: name the features with image=… and label=…")
     try:
         return images.decode(encoded, source.size, channels), target
     except ImportError:
@@ -256,9 +246,8 @@ def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]
     paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
     for path in paths:
         if not path.exists():
-            raise ValueError(
-                f"{path}: is missing, but dataset_info.json declares {len(lengths)} files: {_records.CURE}"
-            )
+            told = f"dataset_info.json declares {len(lengths)} files"
+            raise ValueError(f"{path}: is missing, but {told}: {_records.CURE}")
     return list(zip(paths, lengths, strict=True))
 
 
@@ -282,8 +271,7 @@ def _channels(folder: Path, image: str) -> int | None:
 
 def _feature(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "features.json"
-    features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
-    return features.get(name, {})
+    return _json(path).get("featuresDict", {}).get("features", {}).get(name, {}) if path.exists() else {}
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -10,18 +10,20 @@ other metrics NaN. A class of ``C`` or more is an example of no class, wrong for
 """
 
 from baal_jax.metrics._calibration import Reliability, adaptive_ece, classwise_ece, ece, ece_per_class, reliability
-from baal_jax.metrics._classification import accuracy, brier, confusion_matrix, f1, nll, precision, recall
-from baal_jax.metrics._joint import joint_log_likelihood
-from baal_jax.metrics._ranking import auroc, average_precision
-from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
-from baal_jax.metrics._sets import (
-    MetricSet,
-    classification,
-    gaussian_regression,
-    model_average,
-    multi_label,
-    regression,
+from baal_jax.metrics._classification import (
+    accuracy,
+    auroc,
+    average_precision,
+    brier,
+    confusion_matrix,
+    f1,
+    nll,
+    precision,
+    recall,
 )
+from baal_jax.metrics._joint import joint_log_likelihood
+from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
+from baal_jax.metrics._set import MetricSet, classification, gaussian_regression, model_average, multi_label, regression
 
 __all__ = [
     "MetricSet",

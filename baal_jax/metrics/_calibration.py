@@ -5,8 +5,6 @@ All of them sum the same thing. The calibration error of a bin with ``n_b`` of `
 (:func:`_gaps`). A cell is a bin, or a bin of a class; what differs is only which examples share a cell.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -98,8 +96,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     """:func:`ece` among the examples of each true class, as Baal has it.
 
-    It asks whether the confidence is right where the truth is ``c``; :func:`classwise_ece` asks whether the probability
-    of ``c`` is right.
+    It asks whether the confidence is right where the truth is ``c``; :func:`classwise_ece`, whether that of ``c`` is.
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -198,7 +195,9 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
     known = ~unknown
     ranks, total = jnp.arange(confidence.shape[0], dtype=jnp.int32), jnp.sum(known, dtype=jnp.int32)
     runs = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), confidence[1:] != confidence[:-1]])[: ranks.shape[0]])
-    shared = _run_means(correct, known, runs)
+    zeros = jnp.zeros(ranks.shape, correct.dtype)
+    hits, sizes = (zeros.at[runs].add(jnp.where(known, part, 0.0)) for part in (correct, jnp.ones_like(correct)))
+    shared = (hits / jnp.maximum(sizes, 1.0))[runs]  # the mean over the run that each is in
     # ⌊b N / B⌋ for each end b: b · N alone may overflow, the quotient and the remainder of N by B do not.
     b = jnp.arange(1, num_bins, dtype=jnp.int32)
     ends = b * (total // num_bins) + (b * (total % num_bins)) // num_bins
@@ -211,13 +210,6 @@ def entropy_histogram(log_probs: Array, targets: Array) -> Array:
     log_probs, _, known = fit_classes(log_probs, targets)
     share = numerics.entropy(log_probs) / jnp.log(jnp.asarray(log_probs.shape[-1], log_probs.dtype))
     return count_into(_equal_width_bins(share, ENTROPY_BINS), known & ~jnp.isnan(share), ENTROPY_BINS)
-
-
-def _run_means(values: Array, known: Array, runs: Array) -> Array:
-    """The mean over the run that each value is in."""
-    zeros = jnp.zeros(values.shape[0], values.dtype)
-    totals = zeros.at[runs].add(jnp.where(known, values, 0.0))
-    return (totals / jnp.maximum(zeros.at[runs].add(known.astype(values.dtype)), 1.0))[runs]
 
 
 def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array, Array]:

@@ -1,7 +1,5 @@
 """Pieces that metrics share: targets that fit, which of them are known, means and counts over those."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

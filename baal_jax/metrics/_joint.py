@@ -1,7 +1,5 @@
 """Joint log-likelihood of groups of labels."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax
@@ -22,8 +20,7 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
 
     Args:
         outputs: ``[S, N, …, C]`` logits; for regression means, or with ``noise=None`` means and log-variances.
-        targets: ``int[N, …]`` classes, or ``float[N, …, C]`` values (``[N, …]`` for a single one); −1 and NaN are
-            unknown and count as certain.
+        targets: ``int[N, …]`` classes, or ``float[N, …, C]`` values (``[N, …]`` of one); −1 and NaN count as certain.
         groups: ``int[G, τ]`` ids of examples; −1 is padding.
         noise: ``σ``, standard deviation of the labels in regression, where the network does not predict it.
 

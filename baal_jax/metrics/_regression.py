@@ -3,8 +3,6 @@
 Targets ``[N, …]`` have the shape of a prediction; where that has a single output dimension, they may lack it.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -88,7 +86,8 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
          [2.]]
     """
     _some_draws(draws)
-    return _quantiles(draws, static_levels("levels", levels))
+    draws, levels = numerics.as_float(draws), static_levels("levels", levels)
+    return jnp.quantile(draws, jnp.asarray(np.array(levels), draws.dtype), axis=0)
 
 
 def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Array:
@@ -271,12 +270,6 @@ def static_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
     if not numbers or not all(0 <= level <= 1 for level in numbers):
         raise ValueError(f"{name}={levels!r} must be one or more numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
     return numbers
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _quantiles(draws: Array, levels: tuple[float, ...]) -> Array:
-    draws = numerics.as_float(draws)
-    return jnp.quantile(draws, jnp.asarray(np.array(levels), draws.dtype), axis=0)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,7 +1,6 @@
 """A whole study: strategies × seeds, every strategy one compiled program, all of it on disk and resumed by cell.
 
-"Does this acquisition help?" takes many seeds of several strategies that share their first labels and their random
-numbers. Here that is a call:
+"Does this acquisition help?" takes many seeds of strategies that share first labels and random numbers. It is a call:
 
 ```python
 picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
@@ -15,7 +14,7 @@ Killed anywhere, the same call finishes what is missing. What is in the folder: 
 """
 
 from baal_jax.study import plots, report, results, statistics
-from baal_jax.study._environment import environment
+from baal_jax.study._folder import environment
 from baal_jax.study._program import use_all_cores
 from baal_jax.study._run import About, run, strategies
 

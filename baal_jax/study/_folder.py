@@ -1,9 +1,10 @@
 """The folder of a study while it is being made: one process, which adds cells (written by ``results.write_cell``)."""
 
-from __future__ import annotations
-
 import hashlib
+import importlib.metadata
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax._util import files
+from baal_jax._util import __version__, files
+from baal_jax._util.images import as_bytes
 from baal_jax.study import results
-from baal_jax.study._environment import environment
 from baal_jax.study.results import Cell, Results, Runs
 
 SECONDS_BETWEEN_TABLES = 10.0
@@ -23,6 +24,23 @@ TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.n
 # What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
 MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
 MAY_CHANGE += ("higher_is_better",)
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that numbers were made with.
+
+    Returns:
+        Name → version, with ``python``, ``platform`` and ``device`` among them.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    device = jax.devices()[0]
+    return {
+        "baal_jax": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
+    }
 
 
 class Folder:
@@ -40,8 +58,7 @@ class Folder:
 
     def missing(self, strategy: str, seeds: Sequence[int]) -> np.ndarray:
         """Seeds that no cell has yet."""
-        cells = self.cells.get(strategy, [])
-        there = np.concatenate([cell.runs.seeds for cell in cells]) if cells else np.zeros(0, int)
+        there = [seed for cell in self.cells.get(strategy, []) for seed in cell.runs.seeds.tolist()]
         return np.setdiff1d(np.asarray(seeds, int), there)
 
     def chunk(self, strategy: str) -> int | None:
@@ -78,18 +95,7 @@ class Folder:
 
 @contextmanager
 def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
-    """The folder for one writer at a time; the table is written at the end, whatever ends it.
-
-    Args:
-        path: folder, made if it is not there.
-        description: what is asked for.
-
-    Yields:
-        A :class:`Folder`.
-
-    Raises:
-        ValueError: another process writes to it, or it holds a study of something else.
-    """
+    """The folder for one writer at a time, made if needed; the table is written at the end, whatever ends it."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     with files.lock(path) as holder:
@@ -103,19 +109,7 @@ def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
 
 
 def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str, chunk: int) -> Cell:
-    """What a call computed, as arrays of the host.
-
-    Args:
-        seeds: ``int[n]``.
-        initial: ``int[n or more, I]``; what is more is padding.
-        infos: :class:`~baal_jax.StepInfo` with leaves ``[n or more, R, …]``.
-        targets: ``[N, …]`` of the pool.
-        program: fingerprint.
-        chunk: seeds in a call.
-
-    Returns:
-        A :class:`~baal_jax.study.results.Cell`.
-    """
+    """What a call computed of ``int[n]`` seeds, on the host; in ``initial`` and ``infos`` more rows are padding."""
     on_host: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
     infos, initial = on_host
     numbers, arrays = {}, {}
@@ -126,19 +120,9 @@ def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str
         unknown = np.asarray(np.nan if np.issubdtype(targets.dtype, np.floating) else -1, targets.dtype)
         there = infos.indices >= 0
         arrays["query_targets"] = np.where(there, targets[np.where(there, infos.indices, 0)], unknown)
-    runs = Runs(
-        seeds=np.asarray(seeds, np.int32),
-        num_labelled=infos.num_labelled,
-        num_picked=infos.num_picked,
-        mean_score=infos.mean_score,
-        stopped=infos.stopped,
-        metrics=numbers,
-        initial=initial,
-        indices=infos.indices,
-        scores=infos.scores,
-        diagnostics=arrays,
-    )
-    return Cell(runs, program, chunk)
+    content = {name: value for name, value in infos._asdict().items() if name in Runs._fields}
+    content |= {"seeds": np.asarray(seeds, np.int32), "initial": initial, "metrics": numbers, "diagnostics": arrays}
+    return Cell(Runs(**content), program, chunk)
 
 
 def digest(tree: Any) -> str:
@@ -152,13 +136,9 @@ def digest(tree: Any) -> str:
 
 
 def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> None:
-    """What the first seed of every strategy asked for, as bytes that a page can show.
+    """What the first seed of every strategy asked for, as bytes that a page can show; ``most``, earlier rounds first.
 
-    Args:
-        folder: of the study.
-        images: ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
-        targets: ``[N, …]``.
-        most: pictures at most; later rounds are left out.
+    ``images`` are ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
     """
     firsts = [results.merge(cells) for cells in folder.cells.values()]
     rounds = max((runs.indices.shape[1] for runs in firsts), default=0)
@@ -167,17 +147,11 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     ids = np.concatenate([np.ravel(part) for part in order]) if order else np.zeros(0, int)
     unique, first = np.unique(ids[ids >= 0], return_index=True)
     ids = np.sort(unique[np.argsort(first)][:most])
-    shown = np.asarray(images)[ids]
-    if shown.dtype != np.uint8:
-        low, high = np.min(images), np.max(images)
-        shown = np.round((shown - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    shown = as_bytes(np.asarray(images)[ids], of=images)
     content = results.Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
     path = folder.path / "pictures.npz"
-    if path.exists():
-        old = results.read_pictures(path)
-        if all(np.array_equal(a, b) for a, b in zip(old, content, strict=True)):
-            return
-    results.write_pictures(path, content)
+    if not path.exists() or not all(map(np.array_equal, results.read_pictures(path), content)):
+        results.write_pictures(path, content)
 
 
 def describe_pool(targets: Any) -> dict[str, Any]:
@@ -195,18 +169,16 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if not (path / "study.json").exists():
         left = sorted(path.glob("cells/*.npz"))
         if left:
-            raise ValueError(
-                f"folder={str(path)!r} has cells, such as {left[0].name}, but no study.json: empty it first"
-            )
+            found = f"cells, such as {left[0].name}"
+            raise ValueError(f"folder={str(path)!r} has {found}, but no study.json: empty it first")
         description = asked
     else:
         old = results.read_description(path)
         for name in dict.fromkeys([*old, *asked]):
             if name not in MAY_CHANGE and old.get(name) != asked.get(name):
-                raise ValueError(
-                    f"folder={str(path)!r} holds a study with {name}={old.get(name)!r}, but now it is "
-                    f"{asked.get(name)!r}: use another folder, or ask for the same"
-                )
+                changed = f"{name}={old.get(name)!r}, but now it is {asked.get(name)!r}"
+                cure = "use another folder, or ask for the same"
+                raise ValueError(f"folder={str(path)!r} holds a study with {changed}: {cure}")
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),

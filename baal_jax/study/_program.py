@@ -1,7 +1,5 @@
 """The program of a strategy: one seed as a pure function, many of them in one call, as many as memory holds."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os
@@ -15,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._util import checks
-from baal_jax._util.sources import is_source, shapes_of
+from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop
 from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
@@ -42,25 +39,18 @@ class Data(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A strategy, compiled when it is called first.
+    """A strategy, compiled when it is called first."""
 
-    Attributes:
-        call: ``int32[chunk] seeds -> (initial int32[chunk, I], infos [chunk, R, …])``.
-        chunk: seeds in a call.
-        fingerprint: of what is computed, and by what.
-    """
-
-    call: Callable[[np.ndarray], tuple[Array, StepInfo]]
-    chunk: int
-    fingerprint: str
+    call: Callable[[np.ndarray], tuple[Array, StepInfo]]  # int32[chunk] -> int32[chunk, I] initial, [chunk, R, …] infos
+    chunk: int  # seeds in a call
+    fingerprint: str  # of what is computed, and by what
 
 
 def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
     Without it XLA shares its cores among the operations of one run, and small ones leave most of them idle. It has no
-    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says already how many devices a CPU is. Call it before JAX
-    computes anything: at the top of a script.
+    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is. Call it at the top of a script.
 
     Args:
         num_cores: how many; all by default.
@@ -69,7 +59,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
         How many.
 
     Raises:
-        ValueError: JAX has been used already, or the number is not positive.
+        ValueError: JAX has computed something already, or the number is not positive.
     """
     cores = os.cpu_count() or 1 if num_cores is None else checks.positive_int("num_cores", num_cores)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -78,26 +68,17 @@ def use_all_cores(num_cores: int | None = None) -> int:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError as error:
         if len(jax.devices("cpu")) != cores:
-            raise ValueError(
-                f"num_cores={cores} comes too late, JAX has computed already: call use_all_cores at the top of the "
-                "script"
-            ) from error
+            cure = "call use_all_cores at the top of the script"
+            raise ValueError(f"num_cores={cores} comes too late, JAX has computed already: {cure}") from error
     return cores
 
 
 def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program:
-    """The program of a strategy, one call of which runs ``chunk`` seeds; not compiled yet.
+    """The program of a strategy, not compiled yet.
 
-    Args:
-        loop: of the strategy.
-        rounds: what a seed does.
-        data: what all seeds share.
-        chunk: seeds in a call, rounded up to a multiple of the devices; 1 where the pool is a source on the host.
-
-    Returns:
-        A :class:`Program`.
+    A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
-    if is_source(data.train.inputs):
+    if sources.is_source(data.train.inputs):
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)
@@ -137,7 +118,7 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
         return jax.tree.map(lambda leaf: leaf[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
 
-    pool_shapes = data.train._replace(inputs=shapes_of(data.train.inputs))
+    pool_shapes = data.train._replace(inputs=sources.shapes_of(data.train.inputs))
     whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=pool_shapes))
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
@@ -153,15 +134,6 @@ def _one_seed(loop: ActiveLoop, rounds: Rounds, seed: Array, data: Data) -> tupl
     """The whole run of a seed, and which examples were labelled at first."""
     state = loop.init(jax.random.fold_in(data.key, seed), data.train, rounds.num_initial)
     initial = jnp.flatnonzero(pool.labelled(state.pool), size=rounds.num_initial, fill_value=-1)
-    _, infos = run(
-        loop,
-        None,
-        data.train,
-        data.test,
-        num_rounds=rounds.num_rounds,
-        state=state,
-        target_inputs=data.target_inputs,
-        stop=rounds.stop,
-        stop_inputs=data.stop_inputs,
-    )
+    options = {"num_rounds": rounds.num_rounds, "stop": rounds.stop, "stop_inputs": data.stop_inputs}
+    _, infos = run(loop, None, data.train, data.test, state=state, target_inputs=data.target_inputs, **options)
     return initial.astype(jnp.int32), infos

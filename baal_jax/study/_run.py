@@ -1,7 +1,5 @@
 """Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import tasks
-from baal_jax._util import checks
-from baal_jax._util.sources import is_source, load
+from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop, active_loop
 from baal_jax.rounds import ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
-from baal_jax.study._folder import Folder
 from baal_jax.study._program import Data, Rounds, default_chunk, program
 from baal_jax.study.results import Results, read_pictures
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
@@ -109,8 +105,7 @@ def run(
     fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
     a call. What a call computes is a file of its own, so whatever ends the process, the same call goes on from there.
     More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
-    else that differs is refused, be it the data (of a source its first example and all targets), the number of rounds
-    or the program of a strategy.
+    else that differs is refused: the data (of a source its first example and all targets), the rounds or a program.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
@@ -129,8 +124,7 @@ def run(
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         about: title, baseline, metric and what else is written down, an :class:`About`.
         chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
-            :func:`use_all_cores`), where more would take turns, and all of them on an accelerator: ask for fewer where
-            they do not fit in its memory.
+            :func:`use_all_cores`), where more would take turns, and all on an accelerator: fewer where memory is short.
         progress: shows a bar with the time that is left.
 
     Returns:
@@ -158,31 +152,29 @@ def run(
     """
     about = About() if about is None else about
     seeds = range(checks.positive_int("num_seeds", num_seeds))
-    rounds = Rounds(
-        checks.positive_int("num_rounds", num_rounds), checks.positive_int("num_initial", num_initial, least=0), stop
-    )
-    if chunk is not None:
-        checks.positive_int("chunk", chunk)
+    num_initial = checks.positive_int("num_initial", num_initial, least=0)
+    rounds = Rounds(checks.positive_int("num_rounds", num_rounds), num_initial, stop)
+    checks.optional_int("chunk", chunk)
     checks.typed_key("key", key)
     for option, dataset in (("train", train), ("test", test)):
         tasks.admit(option, dataset)
         if dataset.targets is None:
             raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    if is_source(test.inputs):
+    if sources.is_source(test.inputs):
         raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
-    train = train._replace(targets=np.asarray(train.targets)) if is_source(train.inputs) else train
+    if on_host := sources.is_source(train.inputs):
+        train = train._replace(targets=np.asarray(train.targets))
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
     test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
-    on_host = is_source(train.inputs)
     data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
-    hashed = train._replace(inputs=load(train.inputs, [0])) if on_host else train
+    hashed = train._replace(inputs=sources.load(train.inputs, [0])) if on_host else train
     loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
     metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better
     description = {
-        **about._asdict(),
+        **{name: value for name, value in about._asdict().items() if name != "images"},
         "strategies": list(loops),
         "metric": metric,
         "higher_is_better": better if isinstance(better, Mapping | None) else {metric: better},
@@ -194,7 +186,6 @@ def run(
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
     }
-    del description["images"]
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
         for strategy, loop in loops.items():
             advance(strategy, 0)
@@ -241,7 +232,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
 
 @contextmanager
 def _bar(
-    place: Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
+    place: _folder.Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
 ) -> Iterator[Callable[[str, int], None]]:
     """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
     if not progress:
@@ -258,7 +249,7 @@ def _bar(
         yield advance
 
 
-def _finish(place: Folder, train: Dataset, images: Any) -> Results:
+def _finish(place: _folder.Folder, train: Dataset, images: Any) -> Results:
     """Table and pictures; all that is in the folder."""
     if images is None:
         shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()

@@ -1,7 +1,5 @@
 """Figures and tables: learning curves, calibration, classes, pictures."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

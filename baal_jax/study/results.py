@@ -10,8 +10,6 @@ pictures.npz             inputs of what was queried, where the data are images
 The cells hold everything; the table is made of them and is the same, byte for byte, however often a study was stopped.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -133,9 +131,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
     description = json.loads(path.read_text(encoding="utf-8"))
     if description.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {description.get('format')}, but this version reads {FORMAT}: update baal_jax"
-        )
+        found = description.get("format")
+        raise ValueError(f"{path} has format {found}, but this version reads {FORMAT}: update baal_jax")
     return description
 
 

@@ -9,15 +9,12 @@ Besides the fields that :mod:`baal_jax.study.results` names, two are shown where
 ``description["class_counts"]``, how many examples of each class the pool has.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from baal_jax._util import files
-from baal_jax.study import results
 from baal_jax.study.report._figures import figures
 from baal_jax.study.report._page import page
-from baal_jax.study.results import Results
+from baal_jax.study.results import Results, read
 
 __all__ = ["figures", "write"]
 
@@ -50,4 +47,4 @@ def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
     if isinstance(study, Results) and path is None:
         raise ValueError("path=None, but results have no folder to write to: pass path")
     where = Path(str(study)) / "report.html" if path is None else Path(path)
-    return files.write_text(where, page(study if isinstance(study, Results) else results.read(study)))
+    return files.write_text(where, page(study if isinstance(study, Results) else read(study)))

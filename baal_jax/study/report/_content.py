@@ -1,7 +1,5 @@
 """Content of the page and the figures: results as plain lists that JSON can hold, and thumbnails."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import math
@@ -156,7 +154,7 @@ def page_data(results: Results) -> dict[str, Any]:
     styles = plots.styles_of(results.runs, results.description.get("baseline"))
     all_runs, names = results.runs.values(), metrics(results)
     count = sum(runs.num_labelled.size * len(runs.metrics) for runs in all_runs)
-    with_seeds = names if count <= _MOST_SEED_VALUES else names[:1]
+    seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
     pool = results.description.get("class_counts")
     return {
@@ -166,9 +164,7 @@ def page_data(results: Results) -> dict[str, Any]:
             for name, style in styles.items()
         ],
         "metrics": [{"name": name, "label": plots.axis_label(name)} for name in names],
-        "curves": {
-            name: [_curve(runs, runs.metrics.get(name), name in with_seeds) for runs in all_runs] for name in names
-        },
+        "curves": {name: [_curve(runs, runs.metrics.get(name), name in seeded) for runs in all_runs] for name in names},
         "scores": [_curve(runs, runs.mean_score, False) for runs in all_runs],
         "rounds": _shape(results)[0],
         "classes": class_names(results),

@@ -1,7 +1,5 @@
 """The page's figures for papers, drawn by matplotlib."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ import numpy as np
 
 from baal_jax._util import checks, files
 from baal_jax.study import plots, results
-from baal_jax.study.plots import Curves, Styles
 from baal_jax.study.report import _content
 from baal_jax.study.results import Results
 
@@ -23,8 +20,7 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
     """Draw the figures of :func:`write` for papers.
 
     ``curves_METRIC`` for every metric, ``mean_score``, ``entropy``, ``reliability``, ``classes`` and
-    ``queries_STRATEGY`` (pictures of the first seed), as far as the study has what they show. Strategies have the
-    colours, dashes and markers of the page.
+    ``queries_STRATEGY`` (pictures of the first seed), as far as the study has them. Strategies look as in the page.
 
     Args:
         study: the folder of a study, finished or not, or :class:`~baal_jax.study.results.Results`.
@@ -90,13 +86,13 @@ def _legend_above(figure: Any) -> Any:
 
 
 def _curves(
-    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: Styles
+    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: plots.Styles
 ) -> Iterator[tuple[str, Any]]:
     curves = {}
     for name, part in values.items():
         happened = np.where(study.runs[name].stopped, np.nan, part)
         if not np.isnan(happened).all():
-            curves[name] = Curves(study.runs[name].num_labelled, {label: happened})
+            curves[name] = plots.Curves(study.runs[name].num_labelled, {label: happened})
     if curves:
         figure = _figure()
         ax = plots.plot_learning_curves(curves, label, figure.subplots(), styles=styles)
@@ -104,7 +100,7 @@ def _curves(
         yield file, figure if len(curves) <= 4 else _legend_above(figure)
 
 
-def _entropy(histograms: Mapping[str, np.ndarray], styles: Styles, classes: list[str] | None) -> Any:
+def _entropy(histograms: Mapping[str, np.ndarray], styles: plots.Styles, classes: list[str] | None) -> Any:
     end, label = (np.log(len(classes)), "nats") if classes else (1.0, "as a share of its maximum")
     figure, axes = _grid(list(histograms), f"entropy ({label})", "share of the pool")
     for ax, (name, shares) in zip(axes, histograms.items(), strict=True):
@@ -115,7 +111,7 @@ def _entropy(histograms: Mapping[str, np.ndarray], styles: Styles, classes: list
     return figure
 
 
-def _reliability(bins: Mapping[str, _content.Bins], styles: Styles) -> Any:
+def _reliability(bins: Mapping[str, _content.Bins], styles: plots.Styles) -> Any:
     titles = [f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()]
     figure, axes = _grid(titles, "confidence", "accuracy")
     for ax, (name, parts) in zip(axes, bins.items(), strict=True):

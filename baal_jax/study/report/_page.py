@@ -1,7 +1,5 @@
 """The HTML page: values for the placeholders of ``page.html``, and the data of its script."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -18,7 +16,6 @@ from baal_jax._util import __version__
 from baal_jax.study import plots, statistics
 from baal_jax.study.report import _content
 from baal_jax.study.results import Results
-from baal_jax.study.statistics import Row, Summary
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 400, 62, 12, 30, 42  # of the chart in page.html
 _VERDICT = 5  # its column
@@ -38,9 +35,7 @@ def page(results: Results) -> str:
         "version": __version__,
         "css": css,
         "js": js,
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        ),  # no name ends the script
+        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),  # ends no script
         "title": str(description.get("name") or "Active learning study"),
         **_lead(results, data),
         "strategies": [{"number": i, "name": name, "swatch": swatches[name]} for i, name in enumerate(swatches)],
@@ -136,7 +131,7 @@ def _cell(column: int, text: str) -> dict[str, Any]:
     return {"cell": value, "kind": None, "spread": "".join(spread)}
 
 
-def _finding(summary: Summary, row: Row) -> dict[str, str]:
+def _finding(summary: statistics.Summary, row: statistics.Row) -> dict[str, str]:
     """A strategy against the baseline, in a sentence."""
     metric = plots.axis_label(summary.metric)
     if row.verdict is None:

@@ -5,7 +5,17 @@ paired: seed 3 of one strategy starts from the labels of seed 3 of another. Ever
 resamples is the same in every call with the same ``seed``.
 """
 
-from baal_jax.study.statistics._comparisons import Comparison, Saved, Verdict, compare, compare_all, holm, labels_saved
+from baal_jax.study.statistics._comparisons import (
+    Comparison,
+    Ranking,
+    Saved,
+    Verdict,
+    compare,
+    compare_all,
+    holm,
+    labels_saved,
+    rank,
+)
 from baal_jax.study.statistics._curves import (
     Curve,
     area,
@@ -15,7 +25,6 @@ from baal_jax.study.statistics._curves import (
     shared_range,
     standard_error,
 )
-from baal_jax.study.statistics._ranking import Ranking, rank
 from baal_jax.study.statistics._summary import Row, Summary, Table, markdown, number, summary, table
 
 __all__ = [

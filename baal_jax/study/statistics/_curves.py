@@ -1,7 +1,5 @@
 """Learning curves: means with bands, areas, labels to a target."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -55,10 +53,8 @@ def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -
     # Words in a name say little: of "neg_log_loss" more is better, of "log_loss" it is worse.
     name = re.sub(r"^top_\d+_accuracy$", "accuracy", str(metric).lower())
     if name not in _HIGHER | _LOWER:
-        raise ValueError(
-            f"metric={str(metric)[:60]!r} does not tell whether more is better: pass higher_is_better=True or False; "
-            "a study keeps the answer, About(higher_is_better={name: True or False})"
-        )
+        cure = "pass higher_is_better=True or False; a study keeps it, About(higher_is_better={name: True or False})"
+        raise ValueError(f"metric={str(metric)[:60]!r} does not tell whether more is better: {cure}")
     return name in _HIGHER
 
 
@@ -67,8 +63,7 @@ def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curv
 
     .. math:: \bar x \pm t_{n-1,\,(1 + c)/2}\; s / \sqrt{n}
 
-    Seeds that are NaN in a round, because their run has stopped or failed, are left out of that round: late rounds
-    speak of the runs that are still going.
+    Seeds that are NaN in a round, as their run has stopped or failed, are left out of it: late rounds are of the rest.
 
     Args:
         num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
@@ -191,8 +186,7 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
         higher_is_better: False if the metric has to fall to the target, as an NLL has.
 
     Returns:
-        ``float[seeds]``; inf for a seed that never reached it: it is censored, and what it would have needed is more
-        than any number of labels in its run.
+        ``float[seeds]``; inf for a seed that never reached it: it is censored, and would have needed more than it had.
 
     Raises:
         ValueError: the shapes do not fit, numbers of labels decrease, or the target is NaN.

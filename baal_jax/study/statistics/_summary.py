@@ -1,16 +1,13 @@
 """Summary of a study in one metric, and its table."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 from baal_jax.study.results import Results, Runs
-from baal_jax.study.statistics._comparisons import Saved, Verdict, compare_all, labels_saved
+from baal_jax.study.statistics._comparisons import Ranking, Saved, Verdict, compare_all, labels_saved, rank
 from baal_jax.study.statistics._curves import area, is_higher_better, labels_to_target, mean_and_error, shared_range
-from baal_jax.study.statistics._ranking import Ranking, rank
 
 
 class Row(NamedTuple):
@@ -147,9 +144,8 @@ def summary(
     ranking = rank(areas, higher_is_better=higher, confidence=confidence) if len(areas) > 1 else None
     rows = []
     for name, runs in results.runs.items():
-        (final, final_error, count), (height, height_error, _) = (
-            map(float, mean_and_error(values[name])) for values in (finals, areas)
-        )
+        final, final_error, count = map(float, mean_and_error(finals[name]))
+        height, height_error, _ = map(float, mean_and_error(areas[name]))
         stopped = int(np.asarray(runs.stopped).any(axis=1).sum())
         pair = labels[name], labels[baseline]
         saved = None if name == baseline else labels_saved(*pair, confidence=confidence)
@@ -159,11 +155,9 @@ def summary(
         means = (final, final_error, height, height_error)
         rows.append(Row(name, int(count), stopped, *means, verdicts.get(name), median, saved, place))
     usable = lows <= highs
-    low, high = (lows[usable].min(), highs[usable].max()) if usable.any() else (math.nan, math.nan)
+    low, high = (float(lows[usable].min()), float(highs[usable].max())) if usable.any() else (math.nan, math.nan)
     shortened = int((~(highs >= high)).sum())
-    return Summary(
-        metric, higher, baseline, target, confidence, float(low), float(high), shortened, tuple(rows), ranking
-    )
+    return Summary(metric, higher, baseline, target, confidence, low, high, shortened, tuple(rows), ranking)
 
 
 def table(summary: Summary) -> Table:
@@ -254,10 +248,8 @@ def _notes(summary: Summary) -> list[str]:
             "interval is for its difference alone."
         )
     if any(math.isinf(saved.baseline_median) for _, _, saved in others):
-        notes.append(
-            f"Half of the runs of {baseline} or more did not reach {number(summary.target)}: what share of its labels "
-            "others need is not known."
-        )
+        missed = f"Half of the runs of {baseline} or more did not reach {number(summary.target)}"
+        notes.append(f"{missed}: what share of its labels others need is not known.")
     few = [one.comparison.least_p_value for _, one, _ in others if one.verdict.startswith("too few")]
     if few:
         least = np.fmax.reduce(few)
@@ -266,10 +258,8 @@ def _notes(summary: Summary) -> list[str]:
     runs = {row.strategy: row.num_seeds for row in rows}
     pairs = {row.strategy: verdict.comparison.num_seeds for row, verdict, _ in others}
     if min([*pairs.values(), *runs.values()]) < max(runs.values()):
-        notes.append(
-            f"Runs with values: {_counts(runs)}. Pairs of runs with a finite difference, which alone count: "
-            f"{_counts(pairs)}."
-        )
+        notes.append(f"Runs with values: {_counts(runs)}.")
+        notes[-1] += f" Pairs of runs with a finite difference, which alone count: {_counts(pairs)}."
     stopped = {row.strategy: row.num_stopped for row in rows if row.num_stopped}
     if stopped:
         notes.append(f"Runs that stopped early: {_counts(stopped)}. Their final values are at fewer labels.")

@@ -1,7 +1,5 @@
 """Sets of metrics that a loop reports: a map over batches (``summarise``) and a reduce over examples (``compute``)."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,11 +10,14 @@ import jax.numpy as jnp
 from baal_jax._util import checks, numerics
 from baal_jax.metrics import _calibration as calibration
 from baal_jax.metrics import _classification as classes
-from baal_jax.metrics import _ranking as ranking
 from baal_jax.metrics import _regression as real
 from baal_jax.typing import Array, Predictions, PyTree
 
 Metric = Callable[[PyTree, Array], Array]  # (summary, targets) -> value
+_OF_MEAN: dict[str, Metric] = {
+    "rmse": lambda summary, targets: real.rmse(summary[0], targets),
+    "mae": lambda summary, targets: real.mae(summary[0], targets),
+}
 
 
 class MetricSet(NamedTuple):
@@ -90,8 +91,7 @@ def classification(
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import metrics
-        >>> metric_set = metrics.classification(extra=("f1", "auroc"))
+        >>> metric_set = baal.metrics.classification(extra=("f1", "auroc"))
         >>> summary = metric_set.summarise(baal.Predictions(jnp.log(jnp.array([[[0.9, 0.1], [0.2, 0.8]]]))))
         >>> sorted(metric_set.compute(summary, jnp.array([0, 1])))
         ['accuracy', 'auroc', 'brier', 'ece', 'f1', 'nll']
@@ -100,13 +100,13 @@ def classification(
     return _classification(ks, checks.positive_int("num_bins", num_bins), bool(diagnostics), _names(extra))
 
 
+@functools.cache  # one object, so that evaluate compiles once
 def multi_label() -> MetricSet:
     """Metrics of labels that are each there or not, from the mean over draws of their probabilities.
 
-    ``"exact_match"``, the share of examples with all labels right, and ``"hamming_loss"``, the share of labels that are
-    wrong, at a threshold of ½; ``"f1_micro"`` over all labels together and ``"f1_macro"``, the mean over labels, 0 for
-    one without a hit; ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; and
-    ``"ece"`` of whether a label is there.
+    ``"exact_match"``, the share of examples with all labels right, and ``"hamming_loss"``, that of wrong labels, at a
+    threshold of ½; ``"f1_micro"`` over all labels and ``"f1_macro"``, the mean over labels, 0 without a hit;
+    ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; its ``"ece"``.
 
     Returns:
         A :class:`MetricSet` for outputs ``[S, N, …, C]``, a logit for each label, and targets of 0 and 1 ``[N, …, C]``;
@@ -124,9 +124,50 @@ def multi_label() -> MetricSet:
         >>> print(values["exact_match"], values["hamming_loss"], values["f1_micro"])
         0.5 0.25 0.8
     """
-    return _multi_label()
+
+    def summarise(predictions: Predictions) -> Array:
+        checks.draws("logits", predictions.logits)
+        logits = numerics.as_float(predictions.logits)
+        return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
+
+    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
+        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
+
+        def value(summary: Array, targets: Array) -> Array:
+            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
+                targets = targets[..., None]
+            if targets.shape != summary.shape[:-1]:
+                shape = summary.shape[:-1]
+                raise ValueError(f"targets have shape {targets.shape}, but the labels {shape}: make them equal")
+            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
+            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
+
+        return value
+
+    def exact_match(log_probs: Array, labels: Array) -> Array:
+        right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
+        return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
+
+    def f1_macro(log_probs: Array, labels: Array) -> Array:
+        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
+
+    def average_precision(log_probs: Array, labels: Array) -> Array:
+        values = jax.vmap(lambda *label: classes.average_precision(*label)[1], in_axes=1)(log_probs, labels)
+        return classes.averaged(values, "macro")
+
+    named = {
+        "exact_match": exact_match,
+        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
+        "f1_micro": classes.f1_of_second,
+        "f1_macro": f1_macro,
+        "average_precision": average_precision,
+        "nll": classes.nll,
+        "ece": calibration.ece,
+    }
+    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
 
 
+@functools.cache  # one object, so that evaluate compiles once
 def gaussian_regression() -> MetricSet:
     r"""RMSE, mean absolute error, NLL, CRPS and coverage of networks that predict a mean and a log-variance.
 
@@ -148,7 +189,21 @@ def gaussian_regression() -> MetricSet:
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.ones(3)).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 1.0}
     """
-    return _gaussian_regression()
+
+    def summarise(predictions: Predictions) -> tuple[Array, Array]:
+        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
+        return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
+
+    def coverage(summary: PyTree, targets: Array) -> Array:
+        half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
+        return real.coverage(summary[0] - half, summary[0] + half, targets)
+
+    named = _OF_MEAN | {
+        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
+        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
+        "coverage": coverage,
+    }
+    return _metric_set(summarise, named)
 
 
 def regression(
@@ -175,13 +230,11 @@ def regression(
         A :class:`MetricSet`, whose summary is the mean and the variance ``[N, …]``, and what ``extra`` keeps.
 
     Raises:
-        ValueError: a number is out of range, a name is unknown, or draws, which lack the noise, are asked for beside a
-            ``noise_variance``.
+        ValueError: a number is out of range, a name unknown, or draws, without the noise, go with ``noise_variance``.
 
     Example:
         >>> import baal_jax as baal
-        >>> from baal_jax import metrics
-        >>> metric_set = metrics.regression(extra=("coverage",))
+        >>> metric_set = baal.metrics.regression(extra=("coverage",))
         >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[0.0]], [[2.0]]])))
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.array([2.0])).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
@@ -215,82 +268,13 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
         "recall": classes.recall,
         "f1": classes.f1,
         "confusion_matrix": classes.confusion_matrix,
-        "auroc": functools.partial(ranking.auroc, average="macro"),
-        "average_precision": functools.partial(ranking.average_precision, average="macro"),
+        "auroc": functools.partial(classes.auroc, average="macro"),
+        "average_precision": functools.partial(classes.average_precision, average="macro"),
         "adaptive_ece": binned(calibration.adaptive_ece),
         "classwise_ece": binned(calibration.classwise_ece),
         "ece_per_class": binned(calibration.ece_per_class),
     }
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
-
-
-@functools.cache
-def _multi_label() -> MetricSet:
-    def summarise(predictions: Predictions) -> Array:
-        checks.draws("logits", predictions.logits)
-        logits = numerics.as_float(predictions.logits)
-        return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
-
-    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
-        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
-
-        def value(summary: Array, targets: Array) -> Array:
-            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
-                targets = targets[..., None]
-            if targets.shape != summary.shape[:-1]:
-                raise ValueError(
-                    f"targets have shape {targets.shape}, but the labels {summary.shape[:-1]}: make them equal"
-                )
-            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
-            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
-
-        return value
-
-    def exact_match(log_probs: Array, labels: Array) -> Array:
-        right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
-        return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
-
-    def f1_macro(log_probs: Array, labels: Array) -> Array:
-        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
-
-    def average_precision(log_probs: Array, labels: Array) -> Array:
-        values = jax.vmap(lambda *label: ranking.average_precision(*label)[1], in_axes=1)(log_probs, labels)
-        return classes.averaged(values, "macro")
-
-    named = {
-        "exact_match": exact_match,
-        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
-        "f1_micro": classes.f1_of_second,
-        "f1_macro": f1_macro,
-        "average_precision": average_precision,
-        "nll": classes.nll,
-        "ece": calibration.ece,
-    }
-    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
-
-
-def _of_mean(metric: Callable[..., Array]) -> Metric:
-    return lambda summary, targets: metric(summary[0], targets)
-
-
-@functools.cache
-def _gaussian_regression() -> MetricSet:
-    def summarise(predictions: Predictions) -> tuple[Array, Array]:
-        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
-        return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
-
-    def coverage(summary: PyTree, targets: Array) -> Array:
-        half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
-        return real.coverage(summary[0] - half, summary[0] + half, targets)
-
-    named: dict[str, Metric] = {
-        "rmse": _of_mean(real.rmse),
-        "mae": _of_mean(real.mae),
-        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
-        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
-        "coverage": coverage,
-    }
-    return _metric_set(summarise, named)
 
 
 @functools.cache
@@ -325,12 +309,7 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
         quantiles = summary[2]["quantiles"]
         return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
-    named = {
-        "rmse": _of_mean(real.rmse),
-        "mae": _of_mean(real.mae),
-        "nll": of_gaussian(real.gaussian_nll),
-        "crps": of_gaussian(real.gaussian_crps),
-    }
+    named = _OF_MEAN | {"nll": of_gaussian(real.gaussian_nll), "crps": of_gaussian(real.gaussian_crps)}
     available = {
         "crps_draws": of_draws(fair=False),
         "crps_fair": of_draws(fair=True),
@@ -339,10 +318,9 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
     }
     chosen = _chosen(extra, available)
     if extra and noise_variance:
-        raise ValueError(
-            f"extra={extra!r} reads the draws, which lack the noise of noise_variance={noise_variance}: "
-            "let the model add the noise to its draws and leave noise_variance at 0"
-        )
+        lack = f"which lack the noise of noise_variance={noise_variance}"
+        cure = "let the model add the noise to its draws and leave noise_variance at 0"
+        raise ValueError(f"extra={extra!r} reads the draws, {lack}: {cure}")
     if "coverage" in extra and len(set(levels)) < 2:
         raise ValueError(f"levels={levels!r} bound no interval to cover: pass at least two")
     return _metric_set(summarise, named | chosen)
