@@ -9,14 +9,8 @@ from collections.abc import Callable
 
 from jax import Array
 
-from baal_jax.heuristics._compose import (
-    _MultiLabel,
-    binary_logits,
-    combine,
-    from_baal_layout,
-    multi_label,
-    reduce_spatial,
-)
+from baal_jax.heuristics import _compose
+from baal_jax.heuristics._compose import binary_logits, combine, from_baal_layout, multi_label, reduce_spatial
 from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian_uncertainty
 from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
@@ -50,7 +44,7 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
         >>> heuristics.tasks_of(heuristics.bald), heuristics.tasks_of(heuristics.multi_label(heuristics.bald))
         (('classification',), ('multi_label',))
     """
-    if isinstance(score_fn, _MultiLabel):
+    if isinstance(score_fn, _compose.MultiLabel):
         return ("multi_label",)
     if score_fn is gaussian_bald or score_fn is gaussian_epig:
         return ("gaussian_regression",)

@@ -43,7 +43,7 @@ def binary_logits(logit: Array) -> Array:
     return jnp.concatenate([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)], axis=-1)
 
 
-class _MultiLabel(NamedTuple):
+class MultiLabel(NamedTuple):
     """A heuristic of classes, summed over labels that are each there or not."""
 
     score_fn: ScoreFn
@@ -73,7 +73,7 @@ def multi_label(score_fn: ScoreFn) -> ScoreFn:
         >>> print(heuristics.multi_label(heuristics.entropy)(jnp.zeros((8, 1, 3))).round(4))   # 3 log 2
         [2.0794]
     """
-    return _MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
+    return MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
 
 
 @jax.jit

@@ -7,23 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
 from baal_jax.training import batches
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class ChainState(NamedTuple):
@@ -139,7 +128,6 @@ def from_blackjax(
         return ChainState(network, jax.lax.scan(keep, start, firsts)[1])
 
     def sample(key: Key, state: ChainState, num_samples: int) -> Array:
-        del state
         return jax.random.permutation(key, num_kept)[jnp.arange(num_samples) % num_kept]
 
     def apply(state: ChainState, draw: Array, inputs: PyTree) -> PyTree:

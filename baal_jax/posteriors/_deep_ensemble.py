@@ -6,22 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class EnsembleState(NamedTuple):
@@ -104,7 +93,6 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
 
     def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
-        del state
         return model.deterministic(draw, inputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_members)

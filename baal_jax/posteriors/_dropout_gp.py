@@ -7,24 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
 from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class DropoutGPState(NamedTuple):

@@ -9,23 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax import features
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class EpinetState(NamedTuple):
@@ -113,7 +102,6 @@ def epinet(
         return EpinetState(base, train(key_epinet, dataset, labelled, old_epinet))
 
     def sample(key: Key, state: EpinetState, num_samples: int) -> Array:
-        del state
         return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:

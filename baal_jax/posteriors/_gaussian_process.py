@@ -171,7 +171,6 @@ def gaussian_process(
         return GaussianProcessState(inputs, known, targets, variances, cholesky, mean, best[0], log_evidence, params)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
-        del previous
         _check_labels(dataset, labelled, capacity(labelled))
         return compiled_fit(key, dataset, labelled)
 

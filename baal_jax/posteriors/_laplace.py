@@ -8,25 +8,14 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
 from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class Moments(NamedTuple):

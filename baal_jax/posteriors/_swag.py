@@ -6,23 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
 from baal_jax.training import averaging, batches
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 if TYPE_CHECKING:
     import optax
@@ -176,7 +165,6 @@ def swag(
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 
     def apply(state: SwagState, draw: Variables, inputs: PyTree) -> PyTree:
-        del state
         return model.deterministic(draw, inputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))
@@ -194,7 +182,6 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
     ) -> tuple[PyTree, SwagMoments]:
-        del extra
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
         first = averaging.share(start, total_steps)

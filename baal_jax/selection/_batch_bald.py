@@ -71,7 +71,6 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         return jnp.moveaxis(numerics.log_probs(predictions.logits), 0, 1)
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del labelled
         return greedy(key, summary, available, query_size, num_configurations)[0]
 
     return Acquisition(summarise, compiled(select), tasks=("classification",))

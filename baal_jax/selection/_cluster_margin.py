@@ -62,7 +62,6 @@ def cluster_margin(
         return scores if given is not None else (scores, read_features(predictions))
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del labelled
         scores = one_each(features if given is not None else features[0])
         count = min(candidates_per_pick * query_size, scores.shape[0])
         candidates = best_few(scores, available, count)

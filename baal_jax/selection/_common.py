@@ -111,7 +111,6 @@ def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] 
     checks.function("score_fn", score_fn, "heuristics.bald")
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del labelled
         scores = one_each(numerics.as_float(summary), available)
         return top(scores, available, query_size, None if values is None else values(key, scores, available))
 

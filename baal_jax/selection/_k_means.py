@@ -55,7 +55,6 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
     num_iterations = checks.positive_int("num_iterations", num_iterations)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del labelled
         points = points_of(features, available, "k_means")
         count = min(query_size if num_clusters is None else num_clusters, points.shape[0])
         centres, assignment = clusters_of(key, points, available, count, num_iterations)

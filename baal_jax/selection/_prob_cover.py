@@ -109,7 +109,6 @@ def cover(points: Array, squared: Array, available: Array, query_size: int, labe
     counts = over_rows(uncovered, count, jnp.zeros(available.shape, jnp.int32))
 
     def pick(state: tuple[Array, Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
-        del turn
         nearest, uncovered, counts = state
         counts = jnp.where(left & jnp.any(uncovered), counts, 0)
         most = jnp.max(counts)
@@ -118,7 +117,6 @@ def cover(points: Array, squared: Array, available: Array, query_size: int, labe
         return index, most.astype(jnp.float32)
 
     def update(state: tuple[Array, Array, Array], index: Array, turn: Array) -> tuple[Array, Array, Array]:
-        del turn
         nearest, uncovered, counts = state
         # A block of one row goes through the same loop as any other, so that its distances are rounded alike.
         alone = jnp.zeros_like(uncovered).at[index].set(True)

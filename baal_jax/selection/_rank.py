@@ -69,7 +69,6 @@ def random() -> Acquisition:
     """
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del summary, labelled
         return top(jax.random.uniform(key, available.shape), available, query_size)
 
     return Acquisition(None, compiled(select))
@@ -96,7 +95,6 @@ def precomputed(scores: Array) -> Acquisition:
     given = one_each(jnp.asarray(scores))
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del key, summary, labelled
         return top(one_each(given, available), available, query_size)
 
     return Acquisition(None, compiled(select))

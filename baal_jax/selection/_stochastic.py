@@ -108,7 +108,6 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
 
 def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``β s``."""
-    del available
     return jnp.where(jnp.isneginf(scores), -jnp.inf, _cooled(scores, coldness))
 
 

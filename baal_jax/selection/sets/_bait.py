@@ -61,7 +61,6 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
     oversampling = checks.finite_float("oversampling", oversampling, 1.0)
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del key
         if len(features.factors) == 1 and features.factors[0].ndim == 3:
             rows = features.factors[0]
         else:
@@ -104,7 +103,6 @@ def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_siz
     picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
-        del turn
         losses = _traces(_plus_one(-state.variances), state.spreads)
         index = best_of(-losses, kept)
         return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)

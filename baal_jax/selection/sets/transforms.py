@@ -29,7 +29,6 @@ def scale() -> Transform:
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
-        del key
         rows = jnp.where(jnp.any(labelled), labelled, counted)
         mean = jnp.sum(jnp.where(rows, trace(features), 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
         factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
@@ -47,7 +46,6 @@ def centre() -> Transform:
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
-        del key, labelled
         dense(features, "transforms.centre")
         return centred(features, counted)
 
