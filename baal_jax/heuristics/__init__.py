@@ -15,19 +15,10 @@ from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian
 from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
 
-REGISTRY: dict[str, Callable[..., Array]] = {
-    "bald": bald,
-    "entropy": entropy,
-    "expected_entropy": expected_entropy,
-    "least_confidence": least_confidence,
-    "margin": margin,
-    "mean_std": mean_std,
-    "variance": variance,
-    "variation_ratio": variation_ratio,
-}
-"""Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
+_OF_ONE_ARRAY = (bald, entropy, expected_entropy, least_confidence, margin, mean_std, variance, variation_ratio)
 
-_OF_CLASSES = (bald, entropy, epig, expected_entropy, least_confidence, margin, mean_std, variation_ratio)
+REGISTRY: dict[str, Callable[..., Array]] = {score_fn.__name__: score_fn for score_fn in _OF_ONE_ARRAY}
+"""Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
 
 
 def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
@@ -48,7 +39,8 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
         return ("multi_label",)
     if score_fn is gaussian_bald or score_fn is gaussian_epig:
         return ("gaussian_regression",)
-    return ("classification",) if any(score_fn is known for known in _OF_CLASSES) else None
+    of_classes = any(score_fn is known for known in (*_OF_ONE_ARRAY, epig)) and score_fn is not variance
+    return ("classification",) if of_classes else None
 
 
 __all__ = [

@@ -22,9 +22,8 @@ def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     .. math:: p_i \propto s_i^\beta
 
-    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. A
-    heuristic without a positive score (:func:`~baal_jax.heuristics.margin`) is first shifted so that its smallest
-    available score is 0.
+    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. Where
+    none is positive (:func:`~baal_jax.heuristics.margin`), all are first shifted: the smallest available becomes 0.
 
     Args:
         score_fn: ``logits -> scores [N]``.
