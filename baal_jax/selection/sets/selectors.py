@@ -44,8 +44,7 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
     .. math:: \arg\max_x\; k(x, x) + \sigma^2 - k(x, P)\,(K_{PP} + \sigma^2 I)^{-1} k(P, x)
 
     The same as repeatedly taking the most uncertain point of a Gaussian process that is conditioned on every pick. Once
-    the picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
-    what remains is picked at random.
+    the picks span the features (variances left are below a millionth of the largest), what remains is picked at random.
 
     Args:
         noise: ``σ``, standard deviation of observation noise.
@@ -73,10 +72,9 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
             return index, jnp.maximum(variances[index], 0.0)
 
         def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
-            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. What L does not explain of the
-            # kernel is the covariance given the picks: its column, over the square root of the pivot, is the new column
-            # of L, and its diagonal shrinks by the squares. The pivots multiply to det(K_PP), so that the largest
-            # variance is the pick with the largest determinant.
+            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. The covariance given the picks
+            # is what L does not explain: its column, over the root of the pivot, is the new one. The pivots multiply to
+            # det(K_PP), so that the largest variance is the pick with the largest determinant.
             variances, roots = state
             pivot = variances[index]
             covariances = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
@@ -125,8 +123,7 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
         A selector; scores are distances, as in :func:`k_center`.
 
     References:
-        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-        <https://arxiv.org/abs/2203.09410>`_, 2022.
+        That of :func:`~baal_jax.selection.grid`.
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:

@@ -1,11 +1,7 @@
 """Transforms of features, the second part of :func:`~baal_jax.selection.grid`.
 
 A transform is ``(key, Features, labelled bool[N], counted bool[N]) -> Features``, where ``counted`` marks the rows that
-are labelled or available. The builders below follow Holzmüller et al. 2022.
-
-References:
-    Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-    <https://arxiv.org/abs/2203.09410>`_, 2022.
+are labelled or available. The builders below follow the paper of :func:`~baal_jax.selection.grid`.
 """
 
 from __future__ import annotations
