@@ -66,9 +66,8 @@ def dropout_gp(
     the residuals are :math:`r = y - \bar f(x)`. For classes the outputs are logits, of which no value was seen:
     :math:`r = 0`, the mean stays that of the passes and the covariance alone shrinks around what is labelled.
 
-    Conditioning is cheap beside training, so a network can serve several rounds: with ``retrain_every=5`` four rounds
-    out of five keep it, and only what was labelled since sharpens the process. The passes of inputs are computed once
-    for all draws.
+    Conditioning is cheap beside training: with ``retrain_every=5`` four rounds out of five keep the network, and only
+    what was labelled since sharpens the process. The passes of inputs are computed once for all draws.
 
     Args:
         model: a network with dropout (or other random layers) and one array as output.
@@ -80,12 +79,11 @@ def dropout_gp(
         batch_size: labelled examples in work at a time while conditioning.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`DropoutGPState`. Unknown targets (negative classes,
-        NaN) do not count.
+        A :class:`~baal_jax.Posterior` with a :class:`DropoutGPState`. Negative classes and NaN do not count.
 
     Raises:
-        ValueError: an argument is out of its range; or, when it is first used, the output of ``model`` does not depend
-            on the key, or real-valued targets do not fit the outputs.
+        ValueError: an argument is out of its range; when it is used, the output of ``model`` does not depend on the
+            key, or targets do not fit the outputs.
 
     References:
         Tsymbalov et al., `Deeper connections between neural networks and Gaussian processes speed-up active learning
@@ -96,10 +94,6 @@ def dropout_gp(
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
         >>> posterior = baal.posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0.0, 1.0, 0.0, 1.0]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 1)
     """
     num_passes = checks.positive_int("num_passes", num_passes, 2)
     retrain_every = checks.positive_int("retrain_every", retrain_every)
@@ -166,8 +160,8 @@ def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
             raise ValueError(
-                f"targets are {targets.dtype} of shape {targets.shape}, which are classes for outputs of shape "
-                f"{(*targets.shape, 'C')}, but the outputs have shape {outputs.shape}: make real values float32"
+                f"targets {targets.dtype}{targets.shape} are classes for outputs {(*targets.shape, 'C')}, but these "
+                f"are {outputs.shape}: make real values float32"
             )
         return jnp.zeros_like(outputs), (targets >= 0)[..., None]
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:

@@ -22,8 +22,7 @@ class EpinetState(NamedTuple):
 
     Attributes:
         base: what ``trainer`` returned, a :class:`~baal_jax.TrainState`.
-        epinet: what ``epinet_trainer`` returned; its ``variables`` hold the learned part in ``params`` and the prior
-            in ``collections``.
+        epinet: what ``epinet_trainer`` returned, with the learned part in ``params`` and the prior in ``collections``.
     """
 
     base: TrainState
@@ -69,12 +68,11 @@ def epinet(
         prior_scale: ``α``. With 0 only the learned part is left.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`EpinetState` and whose draws are indices
-        ``float32[index_dim]``.
+        A :class:`~baal_jax.Posterior` with an :class:`EpinetState`, whose draws are indices ``float32[index_dim]``.
 
     Raises:
-        ValueError: ``index_dim`` or a width is not a positive integer, or ``prior_scale`` is negative; and, when it is
-            traced, a last layer that is not seen or outputs of another shape.
+        ValueError: ``index_dim`` or a width is no positive integer, or ``prior_scale`` is negative; when it is traced,
+            a last layer that is not seen or outputs of another shape.
 
     References:
         Osband et al., `Epistemic neural networks <https://arxiv.org/abs/2107.08924>`_, 2023.

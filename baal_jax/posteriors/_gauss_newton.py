@@ -29,8 +29,7 @@ class Curvature(NamedTuple):
 
     Attributes:
         eigenvalues: ``[D, K]``, at least 0, one for each weight (``D`` counts the bias).
-        basis: orthogonal matrices: ``([D K, D K],)`` of the full matrix, ``([D, D], [K, K])`` of the Kronecker factors,
-            ``()`` of a diagonal.
+        basis: orthogonal: ``([D K, D K],)`` of the full matrix, ``([D, D], [K, K])`` of factors, ``()`` of a diagonal.
     """
 
     eigenvalues: Array
@@ -86,8 +85,7 @@ def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array
             f'structure="full" would keep a matrix of {rows * width} rows for {rows} × {width} weights, more than '
             f'{_MOST_PARAMETERS}: use structure="kronecker"'
         )
-    # One matrix product either way, over h ⊗ Λ or over h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be
-    # larger than both.
+    # One matrix product over h ⊗ Λ or h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be larger than both.
     if rows > width**2:
         weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
         blocks = product(hidden.T, weighted)
@@ -156,8 +154,7 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
     .. math:: \tau \|\theta\|^2 = \gamma(\alpha), \qquad \beta E = n - \gamma(\alpha),
 
     and with both unknown :math:`\beta = n / (E + \alpha \|\theta\|^2)`, their sum. Each time one monotone equation in
-    ``α`` is left, whose only root is the maximum: bisection finds it whatever the start, where fixed-point iterations
-    may creep or jump out of range.
+    ``α`` is left, whose only root is the maximum: bisection finds it where fixed-point iterations may creep or jump.
     """
     eigenvalues, square_norm, error, num_labels = evidence
 

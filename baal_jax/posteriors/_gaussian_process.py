@@ -94,13 +94,11 @@ def gaussian_process(
     Args:
         kernel: from :mod:`baal_jax.posteriors.kernels`, or your own :class:`~baal_jax.posteriors.kernels.Kernel`.
         num_classes: ``C`` for targets that are classes, None for real values ``[N]`` or ``[N, C]``.
-        scale: :math:`s`, factor of the kernel; None chooses among the powers of 4 from 1/16 to 1,024, at the price of a
-            Cholesky factorisation each.
+        scale: :math:`s`, factor of the kernel; None tries the powers of 4 from 1/16 to 1,024, a Cholesky factor each.
         noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
             powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
         alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the more confident of its labels.
-        max_labelled: ``L``, capacity for labelled examples, by default all of the data set up to 2,048. Memory grows
-            with its square, times the classes.
+        max_labelled: ``L``, capacity, by default all of the data set up to 2,048. Memory grows with ``L²`` and classes.
         num_features: size of the random features.
 
     Returns:
@@ -171,7 +169,12 @@ def gaussian_process(
         return GaussianProcessState(inputs, known, targets, variances, cholesky, mean, best[0], log_evidence, params)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
-        _check_labels(dataset, labelled, capacity(labelled))
+        num_examples = checks.leading_axis("dataset", dataset)
+        if labelled.shape != (num_examples,):
+            raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
+        most = capacity(labelled)
+        if checks.is_concrete(labelled) and (count := int(np.sum(np.asarray(labelled)))) > most:
+            raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)
 
     def features(state: GaussianProcessState, inputs: Array) -> Array:
@@ -218,17 +221,6 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
 
 
-def _check_labels(dataset: Dataset, labelled: Array, capacity: int) -> None:
-    """What can be told before anything is compiled."""
-    num_examples = checks.leading_axis("dataset", dataset)
-    if labelled.shape != (num_examples,):
-        raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-    if not checks.is_concrete(labelled):
-        return
-    if (count := int(np.sum(np.asarray(labelled)))) > capacity:
-        raise ValueError(f"max_labelled={capacity}, but {count} examples are labelled: raise it")
-
-
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
@@ -241,8 +233,7 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
     """Targets ``[L, C]``, variance of the noise in them ``[E, L]``, where they are known ``[L]``, prior mean ``[]``."""
     if not jnp.issubdtype(targets.dtype, jnp.floating) or targets.ndim > 2:
         raise ValueError(
-            f"targets are {targets.dtype} of shape {targets.shape}, but without num_classes real values [N] or [N, C] "
-            "are needed: give num_classes"
+            f"targets are {targets.dtype}{targets.shape}, but without num_classes real values are: give num_classes"
         )
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
@@ -252,10 +243,8 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
 def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, Array, Array, Array]:
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
         raise ValueError(
-            f"targets are {targets.dtype} of shape {targets.shape}, but num_classes={num_classes} needs integers [N]: "
-            "leave it out for real values"
+            f"targets are {targets.dtype}{targets.shape}, but num_classes={num_classes} needs integers: leave it out"
         )
-
     # One row more, of class 0, for the prior mean: that of a labelled row, the same whatever its class.
     concentration = alpha + jax.nn.one_hot(jnp.append(targets, 0), num_classes, dtype=jnp.float32)
     variance = jnp.log1p(1.0 / concentration)

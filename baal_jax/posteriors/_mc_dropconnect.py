@@ -51,10 +51,6 @@ def mc_dropconnect(
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
         >>> posterior = baal.posteriors.mc_dropconnect(baal.from_linen(net), trainer, rate=0.3)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     if isinstance(rate, bool) or not 0.0 < rate < 1.0:
         raise ValueError(f"rate={rate!r} must lie between 0 and 1: it is the share of the weights that is dropped")

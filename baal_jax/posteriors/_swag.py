@@ -47,8 +47,7 @@ class SwagState(NamedTuple):
 
     Attributes:
         variables: the network of the mean weights, with batch statistics of its own.
-        train: what training returned, from which a warm start goes on: the last iterate, or what the trainer's
-            ``average_from`` or ``validation`` made of the iterates.
+        train: what training returned, for a warm start: the last iterate, or that of ``average_from``, ``validation``.
         inputs: labelled inputs ``[8, 64, …]`` from which a draw gets its batch statistics; None without any.
     """
 
@@ -112,8 +111,7 @@ def swag(
 
     References:
         Maddox et al., `A simple baseline for Bayesian uncertainty in deep learning
-        <https://arxiv.org/abs/1902.02476>`_, 2019. Izmailov et al., `Averaging weights leads to wider optima and better
-        generalization <https://arxiv.org/abs/1803.05407>`_, 2018.
+        <https://arxiv.org/abs/1902.02476>`_, 2019; Izmailov et al. 2018, of :func:`~baal_jax.trainer`.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -123,8 +121,6 @@ def swag(
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> int(state.moments.num_snapshots)
         10
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     rank = checks.positive_int("rank", rank, least=0)
     if rank == 1:
@@ -179,9 +175,7 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         ring = jax.tree.map(lambda leaf: jnp.zeros((rank, *leaf.shape), jnp.float32), params) if rank else None
         return SwagMoments(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros, zeros, ring)
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
-    ) -> tuple[PyTree, SwagMoments]:
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Any = 0, **_: Any) -> tuple:
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
         first = averaging.share(start, total_steps)
@@ -212,9 +206,8 @@ def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
     number, ring = state.num_snapshots, state.deviations
     share = 1.0 / (number + 1).astype(jnp.float32)
     mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, params)
-    squares = jax.tree.map(
-        lambda total, new, old, mean: total + (new - old) * (new - mean), state.squares, params, state.mean, mean
-    )
+    gain = jax.tree.map(lambda new, old, mean: (new - old) * (new - mean), params, state.mean, mean)
+    squares = jax.tree.map(jnp.add, state.squares, gain)
     if ring is not None:
         ring = jax.tree.map(lambda rows, new, mean: rows.at[number % rows.shape[0]].set(new - mean), ring, params, mean)
     return state._replace(num_snapshots=number + 1, mean=mean, squares=squares, deviations=ring)

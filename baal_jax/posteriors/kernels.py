@@ -143,8 +143,7 @@ def convolutional(
         ``num_features`` channels, so they cost its square: a few hundred are plenty.
 
     Raises:
-        ValueError: an argument is out of its range; or, when it is used, the inputs have no spatial axis or another
-            number of them than ``filter_size``.
+        ValueError: an argument is out of its range; when it is used, inputs without the axes of ``filter_size``.
 
     References:
         Novak et al., `Bayesian deep convolutional networks with many channels are Gaussian processes
@@ -165,8 +164,7 @@ def convolutional(
         spatial = x.ndim - 2
         if spatial < 1 or len(sides) not in (1, spatial):
             raise ValueError(
-                f"inputs have shape {x.shape}, but [N, spatial…, channels] with as many spatial axes as "
-                f"filter_size={filter_size} has numbers is needed"
+                f"inputs have shape {x.shape}, but [N, spatial…, channels] must fit filter_size={filter_size}"
             )
         return tuple(sides * spatial if len(sides) == 1 else sides)
 

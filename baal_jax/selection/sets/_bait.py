@@ -48,7 +48,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         oversampling: how many times the query is picked before the backward steps; 1 is forward alone.
 
     Returns:
-        A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores: decreases of the trace.
+        A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores: how the trace falls.
 
     Raises:
         ValueError: ``noise`` is not positive, or ``oversampling`` is below 1.
