@@ -24,12 +24,13 @@ def as_float(x: Array) -> Array:
 
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function of logits ``[S, N, …, C]``, which looks for probabilities first where they are concrete."""
+    """Compiles a function of logits ``[S, N, …, C]``, which looks at their shape, and for probabilities if concrete."""
     jitted = jax.jit(score)
 
     @functools.wraps(score)
     def checked(logits: Array, *others: Array) -> Any:
         checks.no_probabilities("logits", logits)
+        checks.classes("logits", logits)
         return jitted(logits, *others)
 
     return checked
@@ -113,8 +114,7 @@ def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tup
         return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
     if outputs.shape[-1] % 2:
         raise ValueError(
-            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed in the last axis: "
-            "pass noise= for a network that predicts means alone"
+            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed: or pass noise="
         )
     mean, log_variance = jnp.split(outputs, 2, axis=-1)
     return mean, log_variance

@@ -108,9 +108,7 @@ def _gradient_parts(
 ) -> tuple[dict[int, tuple[Array, Array]], dict[int, Array]]:
     """The gradient of one example from one backward pass.
 
-    Returns:
-        Position of a leaf → ``(h [T, I], δ [T, O])`` where its gradient is ``Σ_t h_t ⊗ δ_t`` (nothing without
-        ``factorise``), and position of every other leaf → its gradient ``[P_l]``.
+    Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     """
     program = _program.trace(value, params, collections, example, keep_rules=True)
     layers = _program.dense_layers(program, program.arguments[0]) if factorise else {}

@@ -109,8 +109,7 @@ def combine(
 
     .. math:: s = \sum_j \frac{w_j}{\sum_i w_i} s_j
 
-    All heuristics here mean "higher is more informative", so any of them combine. Their units do not mix by
-    themselves: weights are how nats and variances are brought together.
+    All heuristics mean "higher is more informative", so any combine; weights bring nats and variances together.
 
     Args:
         score_fns: ``J`` heuristics.
@@ -133,9 +132,7 @@ def combine(
     score_fns = tuple(score_fns)
     values = [1.0] * len(score_fns) if weights is None else [checks.finite_float("weights", w, 0.0) for w in weights]
     if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
-        raise ValueError(
-            f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each"
-        )
+        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass a non-negative one for each")
     if outputs is not None and len(outputs) != len(score_fns):
         raise ValueError(f"outputs={outputs} do not fit {len(score_fns)} heuristics: pass one index or key for each")
     shares = [value / sum(values) for value in values]

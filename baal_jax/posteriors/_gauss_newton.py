@@ -25,15 +25,10 @@ product = partial(jnp.matmul, precision="highest")
 
 
 class Curvature(NamedTuple):
-    """A Gauss–Newton matrix by its eigenvalues and eigenvectors.
+    """A Gauss–Newton matrix by its eigenvalues and eigenvectors."""
 
-    Attributes:
-        eigenvalues: ``[D, K]``, at least 0, one for each weight (``D`` counts the bias).
-        basis: orthogonal: ``([D K, D K],)`` of the full matrix, ``([D, D], [K, K])`` of factors, ``()`` of a diagonal.
-    """
-
-    eigenvalues: Array
-    basis: tuple[Array, ...]
+    eigenvalues: Array  # [D, K], at least 0, one for each weight (D counts the bias)
+    basis: tuple[Array, ...]  # orthogonal: ([D K, D K],) if full, ([D, D], [K, K]) of two factors, () of a diagonal
 
 
 class Evidence(NamedTuple):
