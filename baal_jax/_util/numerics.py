@@ -99,10 +99,8 @@ def classes_for(name: str, logits: Array, targets: Array) -> Array:
     if targets.shape == (*logits.shape[:-1], 1):
         targets = targets[..., 0]
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets {targets.dtype}{targets.shape} do not fit {name} of shape {logits.shape}: "
-            f"pass integer classes with the shape of {name} without the last axis"
-        )
+        need = f"{name} of shape {logits.shape}: pass integer classes with the shape of {name} without the last axis"
+        raise ValueError(f"targets {targets.dtype}{targets.shape} do not fit {need}")
     return targets
 
 

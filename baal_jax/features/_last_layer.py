@@ -50,10 +50,7 @@ class Head(NamedTuple):
 def variables_of(state: Any) -> Variables:
     """Where features find the network in the state of a posterior."""
     if not hasattr(state, "variables"):
-        raise ValueError(
-            f"the state is a {type(state).__name__} without variables: pass variables=(state) -> Variables, for "
-            "example lambda state: baal_jax.Variables(state.params, {})"
-        )
+        raise ValueError(f"state is a {type(state).__name__} without variables: pass variables=(state) -> Variables")
     return state.variables
 
 
@@ -176,8 +173,7 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
     """Outputs of one example as a function of the weights of the last layer, linear in a deviation of these.
 
     The last layer is found in the traced program, as by :func:`last_hidden`, and what comes after it, and that alone,
-    is differentiated. Positions that meet the same weights (tokens, the pixels of a 1×1 convolution) are averaged: the
-    same, where what follows takes their mean or sum.
+    is differentiated. Positions that meet the same weights (tokens, pixels) are averaged: right for means and sums.
 
     Args:
         model: a network with one array of outputs, ``[B, C]`` or ``[B]``.

@@ -100,10 +100,7 @@ def from_baal_layout(predictions: Array) -> Array:
 
 
 def combine(
-    score_fns: Sequence[ScoreFn],
-    weights: Sequence[float] | None = None,
-    *,
-    outputs: Sequence[Any] | None = None,
+    score_fns: Sequence[ScoreFn], weights: Sequence[float] | None = None, *, outputs: Sequence[Any] | None = None
 ) -> ScoreFn:
     r"""A weighted mean of several scores, of one output or of several.
 

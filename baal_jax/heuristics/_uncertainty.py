@@ -73,8 +73,7 @@ def variation_ratio(logits: Array) -> Array:
         ``[N, …]`` scores between 0 and ``1 − 1/C``; NaN where a draw holds NaN.
 
     References:
-        Freeman, *Elementary applied statistics*, 1965; Gal, Islam and Ghahramani, `Deep Bayesian active learning with
-        image data <https://arxiv.org/abs/1703.02910>`_, 2017.
+        Freeman, *Elementary applied statistics*, 1965; Gal, Islam and Ghahramani 2017, as :func:`bald`.
 
     Example:
         >>> from baal_jax import heuristics

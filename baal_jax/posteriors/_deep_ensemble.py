@@ -35,7 +35,7 @@ class EnsembleState(NamedTuple):
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
     r"""Deep ensemble: independently trained networks as draws.
 
-    Every member is trained on all labelled examples, from initial weights and in batches of its own. Their mixture is
+    Every member is trained on all labelled examples, from initial weights and in batches of its own, for the mixture
 
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
 
@@ -51,8 +51,7 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
             changes members by rounding alone, and as 1 may be faster on a CPU for a convolutional network.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`EnsembleState` and whose draws are the
-        :class:`~baal_jax.Variables` of members.
+        A :class:`~baal_jax.Posterior` with an :class:`EnsembleState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
         ValueError: a number is not positive; when it is used, if ``model`` stays random with every random layer off.

@@ -82,8 +82,7 @@ def dropout_gp(
         A :class:`~baal_jax.Posterior` with a :class:`DropoutGPState`. Negative classes and NaN do not count.
 
     Raises:
-        ValueError: an argument is out of its range; when it is used, the output of ``model`` does not depend on the
-            key, or targets do not fit the outputs.
+        ValueError: an argument is out of its range; when used, a model without randomness, targets that do not fit.
 
     References:
         Tsymbalov et al., `Deeper connections between neural networks and Gaussian processes speed-up active learning
@@ -119,8 +118,8 @@ def dropout_gp(
             return (product(seen, seen.T), product(seen, residual.reshape(-1))), None
 
         (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
-        # The covariance is (I + products / σ²)⁻¹. Its symmetric root, unlike a Cholesky factor, does not depend on the
-        # order of the passes or the signs of the eigenvectors, which differ between machines.
+        # Of the covariance (I + products / σ²)⁻¹ the symmetric root: a Cholesky factor would depend on the order of the
+        # passes, and eigenvectors on the machine.
         values, (vectors,) = decompose("full", (products[:, None, :, None],))
         shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2

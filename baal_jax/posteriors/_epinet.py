@@ -71,8 +71,7 @@ def epinet(
         A :class:`~baal_jax.Posterior` with an :class:`EpinetState`, whose draws are indices ``float32[index_dim]``.
 
     Raises:
-        ValueError: ``index_dim`` or a width is no positive integer, or ``prior_scale`` is negative; when it is traced,
-            a last layer that is not seen or outputs of another shape.
+        ValueError: an argument is out of its range; when it is traced, a last layer that is not seen or other outputs.
 
     References:
         Osband et al., `Epistemic neural networks <https://arxiv.org/abs/2107.08924>`_, 2023.

@@ -63,8 +63,7 @@ def sum_over_labelled(
 
     shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # A number of turns that depends on the labels, so that what is not labelled costs nothing. One turn at least, for
-    # what is wanted of the last batch, which no other gives where nothing is labelled.
+    # As many turns as the labels need; one at least, for what is wanted of the last batch.
     return jax.lax.fori_loop(jnp.int32(0), jnp.maximum((number + size - 1) // size, 1), add, start)
 
 

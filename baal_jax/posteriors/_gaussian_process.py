@@ -11,6 +11,7 @@ import numpy as np
 
 from baal_jax import tasks
 from baal_jax._util import checks, linalg
+from baal_jax.posteriors._gauss_newton import product
 from baal_jax.posteriors.kernels import Kernel
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
@@ -18,7 +19,6 @@ _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
 _NOISES = 2.0 ** np.arange(-6, 1)
-_product = partial(jnp.matmul, precision="highest")
 
 
 class GaussianProcessState(NamedTuple):
@@ -187,16 +187,15 @@ def gaussian_process(
             key_prior, key_noise = jax.random.split(key)
             prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]))
             noise = jax.random.normal(key_noise, state.targets.shape) * jnp.sqrt(state.noise).T
-            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen. Only
-            # the prior is approximate; the move is the same solve as that of the mean.
-            missing = state.targets - noise - _product(phi, prior)
+            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
+            missing = state.targets - noise - product(phi, prior)
             return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
 
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
-        prior = _product(features(state, inputs), draw.prior)
-        return state.mean + prior + _product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
+        prior = product(features(state, inputs), draw.prior)
+        return state.mean + prior + product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
     return tasks.guarded(fit, sample, apply, tasks.regression if num_classes is None else tasks.classification)
 
@@ -215,7 +214,7 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
-    mean = state.mean + _product(covariance, _solve(state, state.targets))
+    mean = state.mean + product(covariance, _solve(state, state.targets))
     whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)

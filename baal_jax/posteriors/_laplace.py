@@ -79,8 +79,7 @@ def laplace(
     where the trained weights count as the mode: a weight decay of ``τ / n`` on the mean loss would make them so. Where
     a classifier is confident of all its labels, :math:`\Lambda` is nearly zero and draws are nearly those of the prior,
     and that of the largest evidence can be far less confident than the network. A regression network that passes
-    through all its labels leaves no error to estimate ``noise`` from: give it then. With nothing labelled, draws come
-    from the prior.
+    through all its labels leaves no error to estimate ``noise`` from: give it. Without labels, draws are the prior's.
 
     With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2`
     (eigenbases of the two factors; exact in regression), ``"diagonal"`` :math:`DK`.
@@ -112,8 +111,7 @@ def laplace(
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-        >>> posterior = baal.posteriors.laplace(net, trainer, structure="kronecker")
+        >>> posterior = baal.posteriors.laplace(baal.from_linen(nn.Dense(2)), trainer, structure="kronecker")
     """
     if structure not in get_args(Structure):
         raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, get_args(Structure)))}")

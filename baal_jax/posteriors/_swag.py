@@ -29,8 +29,7 @@ class SwagMoments(NamedTuple):
         num_snapshots: ``int32[]``.
         mean: of the snapshots, like the parameters.
         squares: sum of their squared deviations from the mean, like the parameters.
-        deviations: the last ``rank`` snapshots minus the mean at that time, with a leading axis of length ``rank``, a
-            ring; zeros where there were fewer. None with rank 0.
+        deviations: a ring of the last ``rank`` snapshots minus the mean at that time, zeros before; None with rank 0.
     """
 
     step: Array
@@ -66,13 +65,7 @@ class SwagState(NamedTuple):
 
 
 def swag(
-    model: Model,
-    trainer: Trainer,
-    rank: int = 20,
-    *,
-    start: float = 0.75,
-    every: int | None = None,
-    scale: float = 1.0,
+    model: Model, trainer: Trainer, rank: int = 20, *, start: float = 0.75, every: int | None = None, scale: float = 1.0
 ) -> Posterior:
     r"""SWAG: a Gaussian around the mean of the last iterates of training.
 
@@ -85,9 +78,8 @@ def swag(
               \qquad K = \min(T, \text{rank})
 
     and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network in evaluation mode with weights from that Gaussian. Where it keeps batch statistics, each draw gets
-    its own, estimated in ``sample`` on 512 inputs (shuffled passes over the labelled examples, kept in the state): 512
-    forward passes in training mode a draw.
+    is the network in evaluation mode with weights from that Gaussian. Batch statistics, if any, are each draw's own,
+    estimated in ``sample`` by forward passes in training mode on 512 labelled inputs that the state keeps.
 
     The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
 
@@ -101,8 +93,7 @@ def swag(
         scale: of the covariance. 0 makes every draw the mean: stochastic weight averaging.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`SwagState` and whose draws are the
-        :class:`~baal_jax.Variables` of networks.
+        A :class:`~baal_jax.Posterior` with a :class:`SwagState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
         ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
@@ -195,8 +186,8 @@ def _require_snapshots(total: int, start: float, every: int | None, least: int) 
     number = -(-window // (every or 1))
     if number < least:
         raise ValueError(
-            f"start={start} and every={every} leave {number} snapshot in {total} steps, so all draws would be the same "
-            "network: lower start or every, train longer, or ask for it with scale=0"
+            f"start={start} and every={every} leave {number} snapshot in {total} steps: lower them, train longer, or "
+            "ask for draws that are all the same network with scale=0"
         )
 
 

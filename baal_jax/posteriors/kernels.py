@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
+from baal_jax.posteriors._gauss_newton import product
 
 _MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
 
@@ -93,7 +93,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
-        covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
+        covariance = layer.affine(product(flat(x1), flat(x2).T) / flat(x1).shape[1])
         for v1, v2 in zip(variances(x1)[:-1], variances(x2)[:-1], strict=True):
             covariance = layer.affine(layer.covariance(covariance, v1[:, None], v2[None]))
         return covariance
@@ -106,7 +106,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
         for weights, bias in params:
-            hidden = layer.function(_product(hidden, weights) + bias[None])
+            hidden = layer.function(product(hidden, weights) + bias[None])
         return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
     return Kernel(gram, lambda x: variances(x)[-1], init, features)
@@ -272,7 +272,6 @@ def _erf_covariance(covariance: Array, variance1: Array, variance2: Array) -> Ar
 
 
 _ACTIVATIONS = {"relu": (jax.nn.relu, _relu_covariance), "erf": (jax.scipy.special.erf, _erf_covariance)}
-_product = partial(jnp.matmul, precision="highest")
 
 
 def _float(x: Array) -> Array:

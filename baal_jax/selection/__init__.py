@@ -1,8 +1,7 @@
 """Which examples to label next? Builders of :class:`~baal_jax.Acquisition`: a map and a reduce.
 
 Every selection gives distinct, available ids in order of picking, and −1 where fewer than ``query_size`` are left.
-Scores that are NaN come last. A file holds one acquisition, or a few of one kind; ``sets`` holds the three parts that
-acquisitions over features are put together of.
+Scores that are NaN come last. ``sets`` holds the three parts that acquisitions over features are put together of.
 """
 
 from collections.abc import Callable

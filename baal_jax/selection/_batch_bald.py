@@ -33,8 +33,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
     whose bound reaches the best gain are evaluated, in either regime and with the same picks. The pool is worked
     through in blocks: besides the probabilities ``[N, S, C]``, memory does not grow with ``N``.
 
-    ``S`` draws hold at most ``log S`` nats, which some ``log S / BALD`` picks use up; what is picked after that is
-    estimation noise. Take many draws for large batches.
+    ``S`` draws hold at most ``log S`` nats, which ``log S / BALD`` picks use up, then noise: take many for many picks.
 
     Args:
         num_configurations: ``M``, how many label configurations are kept at most.
@@ -93,8 +92,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
     available = numerics.replicate(available)
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
-    # H[y | θ], in the mean over draws, is the same whatever was picked before: given θ, labels are independent. So of
-    # the gain of an example only the conditional entropy H[y | y_1, …] is computed anew at every pick.
+    # Given θ labels are independent, so that H[y | θ], in the mean over draws, is the same whatever was picked before.
     noise = jnp.mean(numerics.entropy(log_probs), axis=1)
 
     def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:

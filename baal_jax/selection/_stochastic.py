@@ -1,7 +1,6 @@
 """Stochastic batch acquisition: ranks of perturbed scores, as diverse as expensive batch methods, as cheap as top-k.
 
-All three are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranking ``log w + Gumbel`` draws without replacement with
-probabilities proportional to the weights ``w``.
+All are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranks of ``log w + Gumbel`` are draws in proportion to ``w``.
 """
 
 from __future__ import annotations

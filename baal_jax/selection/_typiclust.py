@@ -26,8 +26,7 @@ def typiclust(
 
     What is labelled or available is clustered by k-means into as many clusters as there will be labels, and each pick
     is the most typical available example of the cluster with the fewest labels and picks; of these clusters the
-    largest. Neighbours are members of the same cluster, ``K`` of them or all others where there are fewer. Clusters of
-    fewer than 5 members wait until all others are used up.
+    largest. Neighbours are ``K`` members of the same cluster, or all. Clusters of fewer than 5 wait for all others.
 
     Features are used as they are; the paper's are self-supervised and have length 1.
 

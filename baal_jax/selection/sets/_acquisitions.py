@@ -25,8 +25,7 @@ def grid(
 ) -> Acquisition:
     r"""A set acquisition from its three parts.
 
-    A feature map makes features of predictions, transforms make other features of them (a posterior given what is
-    labelled, a sketch), and a selector picks a set.
+    A map makes features of predictions, transforms make others of them (a sketch), and a selector picks a set.
 
     Args:
         features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
@@ -45,11 +44,8 @@ def grid(
     Example:
         >>> from baal_jax import selection
         >>> from baal_jax.selection.sets import feature_maps, selectors, transforms
-        >>> acquisition = selection.grid(
-        ...     feature_maps.embedding,
-        ...     [transforms.scale(), transforms.posterior(noise=0.1)],
-        ...     selectors.max_det(noise=0.1),
-        ... )
+        >>> steps = [transforms.scale(), transforms.posterior(noise=0.1)]
+        >>> acquisition = selection.grid(feature_maps.embedding, steps, selectors.max_det(noise=0.1))
         >>> features = jnp.array([[2.0, 0.0], [2.1, 0.0], [0.0, 1.0]])
         >>> acquisition.select(jax.random.key(0), features, jnp.ones(3, bool), 2).indices.tolist()
         [1, 2]
@@ -192,8 +188,7 @@ def bait(
 ) -> Acquisition:
     """BAIT (Ash et al. 2021): the labels that shrink the posterior where the pool needs it.
 
-    The loop needs ``features=baal_jax.features.last_hidden(model)``. A network with one output has a Gaussian
-    likelihood, with several a categorical one.
+    The loop needs ``features=baal_jax.features.last_hidden(model)``. The likelihood of one output is Gaussian.
 
     Args:
         features: a feature map.
@@ -248,8 +243,7 @@ def batch_bald_gaussian(
         use_labelled: condition on what is labelled; posterior draws know of it already.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, and do not increase until rounding errors are
-        all that is left (a millionth of the largest variance).
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
 
     References:
         Those of :func:`batch_bald` and :func:`grid`.

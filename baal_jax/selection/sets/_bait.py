@@ -20,8 +20,7 @@ class _Posterior(NamedTuple):
     """What the picks so far have left of the uncertainty.
 
     With the posterior covariance ``P`` of the weights, one label more with rows ``V`` changes the trace of ``F P`` by
-    ``tr((I + V P Vᵀ)⁻¹ V P F P Vᵀ)`` (Woodbury), and one label less by the same with ``I − V P Vᵀ``. So all that is
-    kept of an example are two blocks ``[r, r]``.
+    ``tr((I + V P Vᵀ)⁻¹ V P F P Vᵀ)`` (Woodbury), one label less with ``I − V P Vᵀ``: two blocks ``[r, r]`` an example.
     """
 
     covariance: Array  # P [D, D]
