@@ -111,10 +111,9 @@ def last_layer_gradient(
 
     .. math:: \nabla_W f = (h, 1), \qquad \nabla_W \ell = (p - e_{\hat y}) \otimes h
 
-    The second is returned as its two factors. Inner products of outer products are products of inner products,
-    :math:`\langle a \otimes h, a' \otimes h' \rangle = \langle a, a' \rangle \langle h, h' \rangle`, so an array
-    ``[B, C · D]`` is not needed. Exact where the outputs are what that layer gives, met once; after a temperature, a
-    sum over positions or another function it is a stand-in: use :func:`gradient`.
+    The second is returned as its two factors, whose inner products multiply, so an array ``[B, C · D]`` is not needed.
+    Exact where the outputs are what that layer gives, met once; after a temperature, a sum over positions or another
+    function it is a stand-in: use :func:`gradient`.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``), logits where ``C > 1``.

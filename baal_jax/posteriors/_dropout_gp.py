@@ -49,8 +49,7 @@ def dropout_gp(
 ) -> Posterior:
     r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
 
-    The network is finite and trained. For the process that an infinitely wide network is before training (NNGP), see
-    :func:`~baal_jax.posteriors.gaussian_process` with a kernel from :mod:`baal_jax.posteriors.kernels`.
+    For the process that an infinitely wide network is before training (NNGP) see :func:`gaussian_process`.
 
     .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
               = \Phi(x)^\top \Phi(x')

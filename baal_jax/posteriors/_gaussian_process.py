@@ -128,18 +128,15 @@ def gaussian_process(
         num_classes = checks.positive_int("num_classes", num_classes, 2)
     scale = None if scale is None else checks.positive_float("scale", scale)
     noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
-    max_labelled = checks.optional_int("max_labelled", max_labelled)
+    most = checks.optional_int("max_labelled", max_labelled) or _MOST_LABELLED
     num_features = checks.positive_int("num_features", num_features)
     scales = _SCALES if scale is None else np.array([scale])
     # In classification the variances of the pseudo-targets are given, and noise is one.
     noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
 
-    def capacity(labelled: Array) -> int:
-        return min(labelled.shape[0], _MOST_LABELLED if max_labelled is None else max_labelled)
-
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
-        size = capacity(labelled)
+        size = min(labelled.shape[0], most)
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
         inputs, targets = dataset.inputs[ids], dataset.targets[ids]
@@ -172,7 +169,6 @@ def gaussian_process(
         num_examples = checks.leading_axis("dataset", dataset)
         if labelled.shape != (num_examples,):
             raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-        most = capacity(labelled)
         if checks.is_concrete(labelled) and (count := int(np.sum(np.asarray(labelled)))) > most:
             raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)

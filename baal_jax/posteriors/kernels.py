@@ -1,7 +1,6 @@
 r"""Covariance functions of infinitely wide networks before training (NNGP kernels).
 
-In a network of weights drawn from a Gaussian, as its layers grow wide, outputs become a Gaussian process whose
-covariance follows layer by layer from that of the inputs:
+As layers of Gaussian weights grow wide, outputs become a Gaussian process, whose covariance follows layer by layer:
 
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)

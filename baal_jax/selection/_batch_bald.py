@@ -105,8 +105,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
     joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws))), jnp.ones(1))
     keys = jax.random.split(key, query_size)
 
-    # Enumerated: the number of configurations grows with every pick, and so do the shapes, which is why this loop runs
-    # while tracing. Gains of the pick before are upper bounds now, as information is submodular.
+    # Enumerated while tracing, as shapes grow with every pick. Gains before are bounds: information is submodular.
     while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_kept:
         joint = _extend(joint, log_probs[index])
         gains, evaluated = _evaluate(joint, log_probs, noise, gains, left & ~broken)
