@@ -15,9 +15,9 @@ from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian
 from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
 
-_OF_ONE_ARRAY = (bald, entropy, expected_entropy, least_confidence, margin, mean_std, variance, variation_ratio)
+_OF_CLASSES = (bald, entropy, expected_entropy, least_confidence, margin, mean_std, variation_ratio)
 
-REGISTRY: dict[str, Callable[..., Array]] = {score_fn.__name__: score_fn for score_fn in _OF_ONE_ARRAY}
+REGISTRY: dict[str, Callable[..., Array]] = {known.__name__: known for known in _OF_CLASSES} | {"variance": variance}
 """Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
 
 
@@ -39,8 +39,7 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
         return ("multi_label",)
     if score_fn is gaussian_bald or score_fn is gaussian_epig:
         return ("gaussian_regression",)
-    of_classes = any(score_fn is known for known in (*_OF_ONE_ARRAY, epig)) and score_fn is not variance
-    return ("classification",) if of_classes else None
+    return ("classification",) if any(score_fn is known for known in (*_OF_CLASSES, epig)) else None
 
 
 __all__ = [

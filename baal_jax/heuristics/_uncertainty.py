@@ -78,7 +78,7 @@ def variation_ratio(logits: Array) -> Array:
     Example:
         >>> from baal_jax import heuristics
         >>> votes = jnp.array([0, 0, 0, 1])
-        >>> print(heuristics.variation_ratio(jax.nn.one_hot(votes, 3)[:, None]))
+        >>> print(heuristics.variation_ratio(9 * jax.nn.one_hot(votes, 3)[:, None]))
         [0.25]
     """
     logits = numerics.as_float(logits)
