@@ -110,9 +110,7 @@ def draws(name: str, logits: Any) -> None:
             f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
         )
     if logits is None and not name.startswith("target_"):
-        raise ValueError(
-            f"{name} is None: there is no fit to predict with, use a selection that reads embeddings alone"
-        )
+        raise ValueError(f"{name} is None: there is no fit to predict with, select from embeddings alone")
     if logits is None:
         raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
     if logits.ndim < 3:
@@ -127,8 +125,7 @@ def classes(name: str, logits: Any) -> None:
     draws(name, logits)
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
-            "heuristics.binary_logits"
+            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two by binary_logits"
         )
 
 

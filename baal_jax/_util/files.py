@@ -50,12 +50,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Adds a line of JSON to a journal and makes it durable.
-
-    Args:
-        path: the journal; made if it does not exist.
-        record: mapping; arrays become lists, and non-finite numbers null.
-    """
+    """Adds a line of JSON, what :func:`plain` makes of ``record``, to a journal (or a new one) and makes it durable."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -65,29 +60,23 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """The complete lines of a journal.
+    """The complete lines of a journal, a dict each; none yet is an empty one. Lines that are no JSON are refused.
 
-    Args:
-        path: the journal; none yet is an empty one.
-
-    Returns:
-        One dict a line. A last line without its end was being written when its process died, and is left out.
-
-    Raises:
-        ValueError: a complete line is not JSON.
+    A last line without its end was being written when its process died, and is left out.
     """
-    return [_parsed(path, number, line) for number, line in enumerate(_lines(path), 1)]
+    records = []
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of {path} is not JSON: delete the file and its checkpoints") from error
+    return records
 
 
 def keep_lines(path: str | Path, count: int) -> None:
-    """Drops what was written to a journal after the checkpoint that a run continues from.
+    """Keeps ``count`` lines of a journal, and drops those after the checkpoint that a run continues from.
 
-    Args:
-        path: the journal.
-        count: how many lines to keep.
-
-    Raises:
-        ValueError: there are fewer lines than that, or one of them is not JSON.
+    Fewer lines than that, or one that is not JSON, are a ``ValueError``.
     """
     number = len(read_lines(path))
     if number < count:
@@ -99,13 +88,6 @@ def keep_lines(path: str | Path, count: int) -> None:
 def _lines(path: str | Path) -> list[str]:
     path = Path(path)
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
-
-
-def _parsed(path: str | Path, number: int, line: str) -> dict:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} of {path} is not JSON: delete the file and its checkpoints") from error
 
 
 @contextmanager
@@ -153,11 +135,7 @@ def packed(state: Any) -> dict[str, np.ndarray]:
 
 
 def unpacked(like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The pytree that :func:`packed` took apart, with the placement of ``like``.
-
-    Raises:
-        ValueError: a leaf has another place, type or shape.
-    """
+    """The pytree that :func:`packed` took apart, placed as ``like``; leaves of other places or shapes are refused."""
     expected = _named(like)
     different = [f"{name} is saved, but not expected" for name in arrays if name not in expected]
     different += [f"{name} is expected, but not saved" for name in expected if name not in arrays]

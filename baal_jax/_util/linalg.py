@@ -1,9 +1,8 @@
 """Factorisations that may be vectorised on any device.
 
 On a CPU, jaxlib shares the matrices of a batch among the threads of a pool, and waits for them in one of these threads:
-where as many factorisations as there are threads do so at once (seeds under ``vmap``, devices side by side, two in one
-program), they wait for ever. So no batch reaches LAPACK there: large matrices are factorised one after the other, and
-many small ones by array operations.
+where as many factorisations as there are threads do so at once (seeds under ``vmap``, devices side by side), they wait
+for ever. So large matrices are factorised one after the other there, and many small ones by array operations.
 """
 
 from __future__ import annotations
@@ -20,17 +19,11 @@ _SMALL = 16  # rows, up to which elimination is written out
 
 
 class Eliminated(NamedTuple):
-    """What elimination leaves.
+    """What :func:`eliminate` leaves."""
 
-    Attributes:
-        pivots: the diagonal of ``D``, ``[N, C]``.
-        half: ``L⁻¹ B``, where ``L`` has ones on its diagonal, ``[N, C, R]``.
-        solution: ``A⁻¹ B``, ``[N, C, R]``.
-    """
-
-    pivots: Array
-    half: Array
-    solution: Array
+    pivots: Array  # [N, C], the diagonal of D
+    half: Array  # [N, C, R], L⁻¹ B, where L has ones on its diagonal
+    solution: Array  # [N, C, R], A⁻¹ B
 
 
 def each(function: Callable[..., Any], *arguments: Array) -> Any:
@@ -67,9 +60,7 @@ def solve_triangular(matrix: Array, right: Array, **options: Any) -> Array:
 def eliminate(matrices: Array, right: Array) -> Eliminated:
     """Elimination without pivoting (Gauss, Jordan) in many small symmetric systems, ``A X = B`` with ``A = L D Lᵀ``.
 
-    Args:
-        matrices: ``A [N, C, C]``, positive definite.
-        right: ``B [N, C, R]``.
+    ``matrices``, ``A [N, C, C]``, are positive definite, and ``right`` is ``B [N, C, R]``.
     """
     size = matrices.shape[-1]
     if size > _SMALL:

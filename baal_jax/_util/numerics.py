@@ -23,8 +23,13 @@ def as_float(x: Array) -> Array:
 
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function of logits ``[S, N, …, C]``, which looks for probabilities first where they are concrete."""
-    return checks.looked_at(jax.jit(score), lambda logits, *others: checks.no_probabilities("logits", logits))
+    """Compiles a function of logits ``[S, N, …, C]``, which looks at their shape, and for probabilities if concrete."""
+
+    def look(logits: Array, *others: Array) -> None:
+        checks.no_probabilities("logits", logits)
+        checks.classes("logits", logits)
+
+    return checks.looked_at(jax.jit(score), look)
 
 
 def log_probs(logits: Array) -> Array:
@@ -90,10 +95,8 @@ def classes_for(name: str, logits: Array, targets: Array) -> Array:
     if targets.shape == (*logits.shape[:-1], 1):
         targets = targets[..., 0]
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets {targets.dtype}{targets.shape} do not fit {name} of shape {logits.shape}: "
-            f"pass integer classes with the shape of {name} without the last axis"
-        )
+        need = f"{name} of shape {logits.shape}: pass integer classes with the shape of {name} without the last axis"
+        raise ValueError(f"targets {targets.dtype}{targets.shape} do not fit {need}")
     return targets
 
 
@@ -105,8 +108,7 @@ def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tup
         return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
     if outputs.shape[-1] % 2:
         raise ValueError(
-            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed in the last axis: "
-            "pass noise= for a network that predicts means alone"
+            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed: or pass noise="
         )
     mean, log_variance = jnp.split(outputs, 2, axis=-1)
     return mean, log_variance

@@ -110,13 +110,10 @@ _VECTORISED, _HASHED = (
         key_shape=(2,),
         seed=lambda seed: jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
         split=lambda key, shape: jnp.stack(_threefry(key, _counter(shape)), axis=-1),
-        random_bits=random_bits,
+        random_bits=bits,
         fold_in=lambda key, number: jnp.stack(_threefry(key, jnp.asarray(number).astype(jnp.uint32))),
         name=name,
         tag=tag,
     )
-    for name, tag, random_bits in (
-        ("baal_jax_threefry2x32", "bry", _threefry_bits),
-        ("baal_jax_hashed", "bha", _hashed_bits),
-    )
+    for name, tag, bits in (("baal_jax_threefry2x32", "bry", _threefry_bits), ("baal_jax_hashed", "bha", _hashed_bits))
 )

@@ -33,10 +33,7 @@ def is_source(inputs: Any) -> bool:
 def refuse_traced(state: Any) -> None:
     """A source is read on the host, where a traced state has no values."""
     if not checks.is_concrete(state):
-        raise ValueError(
-            "dataset.inputs is a source on the host, which cannot be read inside jit, vmap or grad: load it whole, or "
-            "call outside of them"
-        )
+        raise ValueError("dataset.inputs is a source on the host and cannot be read inside jit, vmap or grad: load it")
 
 
 def load(source: Source, ids: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,8 +53,7 @@ def gradient(
         ``(state, inputs [B, …]) -> float32 [B, sketch_size]``.
 
     Raises:
-        ValueError: ``sketch_size`` is not positive; and, when it is traced, for outputs that need ``scalar``, complex
-            parameters, or a network that stays random.
+        ValueError: no positive ``sketch_size``; when traced, outputs that need ``scalar``, complex or random networks.
 
     References:
         Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
@@ -82,9 +82,8 @@ def gradient(
         params, collections = variables(state)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(params)):
             raise ValueError("params hold complex numbers, whose gradients are not sketched")
-        pairs, rest = jax.vmap(
-            lambda example: _gradient_parts(value, params, collections, example, factorise=size is not None)
-        )(inputs)
+        one = partial(_gradient_parts, value, params, collections, factorise=size is not None)
+        pairs, rest = jax.vmap(one)(inputs)
         if size is None:
             return jnp.concatenate([rest[position] for position in sorted(rest)], axis=1)
         return _sketch(jax.random.key(key) if isinstance(key, int) else key, pairs, rest, size)
@@ -108,9 +107,7 @@ def _gradient_parts(
 ) -> tuple[dict[int, tuple[Array, Array]], dict[int, Array]]:
     """The gradient of one example from one backward pass.
 
-    Returns:
-        Position of a leaf → ``(h [T, I], δ [T, O])`` where its gradient is ``Σ_t h_t ⊗ δ_t`` (nothing without
-        ``factorise``), and position of every other leaf → its gradient ``[P_l]``.
+    Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     """
     program = _program.trace(value, params, collections, example, keep_rules=True)
     layers = _program.dense_layers(program, program.arguments[0]) if factorise else {}
@@ -200,8 +197,7 @@ def _product_sketch(signs_left: Array, signs_right: Array, left: Array, right: A
 def _count_sketch(signs: Array, turns: Array, values: Array, size: int) -> Array:
     """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``.
 
-    Blocks of ``size`` entries turn by a random angle each, so that any two entries of different blocks meet with
-    probability ``1 / size``, and those of one block never.
+    Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with probability ``1 / size``.
     """
     batch, length = values.shape
     blocks = len(turns)

@@ -50,10 +50,7 @@ class Head(NamedTuple):
 def variables_of(state: Any) -> Variables:
     """Where features find the network in the state of a posterior."""
     if not hasattr(state, "variables"):
-        raise ValueError(
-            f"the state is a {type(state).__name__} without variables: pass variables=(state) -> Variables, for "
-            "example lambda state: baal_jax.Variables(state.params, {})"
-        )
+        raise ValueError(f"state is a {type(state).__name__} without variables: pass variables=(state) -> Variables")
     return state.variables
 
 
@@ -73,8 +70,7 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
     .. math:: h(x) \quad\text{of}\quad f(x) = g(W h(x))
 
     Positions that meet the same weights (the pixels of a final convolution, the tokens of a dense layer) are averaged,
-    so a convolutional head with a global mean after it gives the mean map. A network with several outputs gives what
-    its last layer in program order reads.
+    so a convolutional head with a global mean after it gives the mean map. Of several outputs the last layer counts.
 
     Args:
         model: the network.
@@ -85,8 +81,7 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
         ``(state, inputs [B, …]) -> float [B, D]``, or ``[B, D + 1]`` with ``bias``.
 
     Raises:
-        ValueError: when it is traced, where the network has no weight layer, has it within a loop or a branch, or
-            stays random.
+        ValueError: when it is traced, a network that stays random or has no weight layer outside of loops and branches.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn
@@ -111,20 +106,18 @@ def last_layer_gradient(
     r"""Gradients with respect to the weights of the last layer, never multiplied out.
 
     With one output (regression), that of the last layer's output with respect to its kernel and bias; with classes,
-    that of the cross-entropy with the predicted class :math:`\hat y` as label, as BADGE has it (``selection.badge``
-    makes its own, of the mean over draws and :func:`last_hidden`):
+    that of the cross-entropy with the predicted class :math:`\hat y` as label, as BADGE has it (Ash et al. 2020;
+    ``selection.badge`` makes its own, of the mean over draws and :func:`last_hidden`):
 
     .. math:: \nabla_W f = (h, 1), \qquad \nabla_W \ell = (p - e_{\hat y}) \otimes h
 
-    The second is returned as its two factors. Inner products of outer products are products of inner products,
-    :math:`\langle a \otimes h, a' \otimes h' \rangle = \langle a, a' \rangle \langle h, h' \rangle`, so an array
-    ``[B, C · D]`` is not needed. Exact where the outputs are what that layer gives, met once; after a temperature, a
-    sum over positions or another function it is a stand-in: use :func:`gradient`.
+    The second is returned as its two factors, whose inner products multiply, so an array ``[B, C · D]`` is not needed.
+    Exact where the outputs are what that layer gives, met once; after a temperature, a sum over positions or another
+    function it is a stand-in: use :func:`gradient`.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``), logits where ``C > 1``.
-        bias: whether the bias counts, as a constant 1 beside ``h``. By default it does for one output and, as in
-            BADGE, does not for classes.
+        bias: whether the bias counts, as a constant 1 beside ``h``; by default for one output and not for classes.
         variables: ``state -> Variables``, for a state that has no ``variables`` itself.
 
     Returns:
@@ -132,10 +125,6 @@ def last_layer_gradient(
 
     Raises:
         ValueError: when it is traced, as :func:`last_hidden`, and for outputs of another shape.
-
-    References:
-        Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
-        <https://arxiv.org/abs/1906.03671>`_, 2020.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn
@@ -183,8 +172,7 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
     """Outputs of one example as a function of the weights of the last layer, linear in a deviation of these.
 
     The last layer is found in the traced program, as by :func:`last_hidden`, and what comes after it, and that alone,
-    is differentiated. Positions that meet the same weights (tokens, the pixels of a 1×1 convolution) are averaged: the
-    same, where what follows takes their mean or sum.
+    is differentiated. Positions that meet the same weights (tokens, pixels) are averaged: right for means and sums.
 
     Args:
         model: a network with one array of outputs, ``[B, C]`` or ``[B]``.

@@ -86,11 +86,7 @@ def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list
 
 
 def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
-    """The last product of what depends on parameters alone and what depends on the inputs.
-
-    Raises:
-        ValueError: there is none, or it is out of sight within a loop, a branch or a kernel.
-    """
+    """The last product of what depends on parameters alone and what depends on the inputs; one that is in sight."""
     of_inputs = _depending(program, inputs)
     # Not the parameters themselves but all that is computed from them alone: kernels are cast, transposed, normalised.
     weights = _depending(program, params) - of_inputs
@@ -157,8 +153,7 @@ def dense_layers(program: Program, params: Sequence) -> dict[int, Layer]:
 def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     """The gradient of a layer's weight as ``Σ_t h_t ⊗ δ_t``, up to the order of its entries.
 
-    From what the weight met and the gradient with respect to what the layer returned: ``h [T, I]`` and ``δ [T, O]``,
-    in at least float32.
+    From what the weight met and the gradient of what the layer returned; ``h [T, I]``, ``δ [T, O]``, at least float32.
     """
     options = layer.equation.params
     read, cotangent = numerics.as_float(read), numerics.as_float(cotangent)

@@ -9,31 +9,16 @@ from collections.abc import Callable
 
 from jax import Array
 
-from baal_jax.heuristics._compose import (
-    _MultiLabel,
-    binary_logits,
-    combine,
-    from_baal_layout,
-    multi_label,
-    reduce_spatial,
-)
+from baal_jax.heuristics import _compose
+from baal_jax.heuristics._compose import binary_logits, combine, from_baal_layout, multi_label, reduce_spatial
 from baal_jax.heuristics._gaussian import gaussian_bald, gaussian_epig, gaussian_uncertainty
 from baal_jax.heuristics._information import Uncertainty, bald, entropy, epig, expected_entropy, uncertainty
 from baal_jax.heuristics._uncertainty import least_confidence, margin, mean_std, variance, variation_ratio
 
-REGISTRY: dict[str, Callable[..., Array]] = {
-    "bald": bald,
-    "entropy": entropy,
-    "expected_entropy": expected_entropy,
-    "least_confidence": least_confidence,
-    "margin": margin,
-    "mean_std": mean_std,
-    "variance": variance,
-    "variation_ratio": variation_ratio,
-}
-"""Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
+_OF_CLASSES = (bald, entropy, expected_entropy, least_confidence, margin, mean_std, variation_ratio)
 
-_OF_CLASSES = (bald, entropy, epig, expected_entropy, least_confidence, margin, mean_std, variation_ratio)
+REGISTRY: dict[str, Callable[..., Array]] = {known.__name__: known for known in _OF_CLASSES} | {"variance": variance}
+"""Name → heuristic ``logits -> scores``, for scripts and conformance suites."""
 
 
 def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
@@ -50,11 +35,11 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
         >>> heuristics.tasks_of(heuristics.bald), heuristics.tasks_of(heuristics.multi_label(heuristics.bald))
         (('classification',), ('multi_label',))
     """
-    if isinstance(score_fn, _MultiLabel):
+    if isinstance(score_fn, _compose.MultiLabel):
         return ("multi_label",)
     if score_fn is gaussian_bald or score_fn is gaussian_epig:
         return ("gaussian_regression",)
-    return ("classification",) if any(score_fn is known for known in _OF_CLASSES) else None
+    return ("classification",) if any(score_fn is known for known in (*_OF_CLASSES, epig)) else None
 
 
 __all__ = [

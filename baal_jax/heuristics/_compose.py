@@ -43,7 +43,7 @@ def binary_logits(logit: Array) -> Array:
     return jnp.concatenate([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)], axis=-1)
 
 
-class _MultiLabel(NamedTuple):
+class MultiLabel(NamedTuple):
     """A heuristic of classes, summed over labels that are each there or not."""
 
     score_fn: ScoreFn
@@ -73,7 +73,7 @@ def multi_label(score_fn: ScoreFn) -> ScoreFn:
         >>> print(heuristics.multi_label(heuristics.entropy)(jnp.zeros((8, 1, 3))).round(4))   # 3 log 2
         [2.0794]
     """
-    return _MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
+    return MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
 
 
 @jax.jit
@@ -100,17 +100,13 @@ def from_baal_layout(predictions: Array) -> Array:
 
 
 def combine(
-    score_fns: Sequence[ScoreFn],
-    weights: Sequence[float] | None = None,
-    *,
-    outputs: Sequence[Any] | None = None,
+    score_fns: Sequence[ScoreFn], weights: Sequence[float] | None = None, *, outputs: Sequence[Any] | None = None
 ) -> ScoreFn:
     r"""A weighted mean of several scores, of one output or of several.
 
     .. math:: s = \sum_j \frac{w_j}{\sum_i w_i} s_j
 
-    All heuristics here mean "higher is more informative", so any of them combine. Their units do not mix by
-    themselves: weights are how nats and variances are brought together.
+    All heuristics mean "higher is more informative", so any combine; weights bring nats and variances together.
 
     Args:
         score_fns: ``J`` heuristics.
@@ -133,9 +129,7 @@ def combine(
     score_fns = tuple(score_fns)
     values = [1.0] * len(score_fns) if weights is None else [checks.finite_float("weights", w, 0.0) for w in weights]
     if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
-        raise ValueError(
-            f"weights={weights} do not fit {len(score_fns)} heuristics: pass one non-negative weight for each"
-        )
+        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass a non-negative one for each")
     if outputs is not None and len(outputs) != len(score_fns):
         raise ValueError(f"outputs={outputs} do not fit {len(score_fns)} heuristics: pass one index or key for each")
     shares = [value / sum(values) for value in values]

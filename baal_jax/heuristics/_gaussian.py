@@ -18,8 +18,7 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
     .. math:: I(y; \theta) \approx \tfrac12 \sum_c \Bigl( \log\bigl(\operatorname{Var}_s \mu_{sc} +
               \tfrac1S \sum_s \sigma_{sc}^2\bigr) - \tfrac1S \sum_s \log \sigma_{sc}^2 \Bigr)
 
-    The entropy of the mixture of draws is bounded from above by that of the Gaussian with its mean and variance, and
-    so is the score.
+    The entropy of the mixture of draws, and so the score, is at most that of the Gaussian of its mean and variance.
 
     Args:
         outputs: ``[S, N, …, 2C]``, ``C`` means and then ``C`` log-variances, as in
@@ -33,9 +32,7 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
         ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
 
     References:
-        Houlsby et al., `Bayesian active learning for classification and preference learning
-        <https://arxiv.org/abs/1112.5745>`_, 2011; Depeweg et al., `Decomposition of uncertainty in Bayesian deep
-        learning <https://arxiv.org/abs/1710.07283>`_, 2018.
+        Houlsby et al. 2011, as :func:`bald`; Depeweg et al. 2018, as :func:`expected_entropy`.
 
     Example:
         >>> from baal_jax import heuristics

@@ -1,7 +1,8 @@
 """Builders of :class:`~baal_jax.Posterior`: what to do with labels, what a draw is, what a draw predicts.
 
-A new one is a file here, a line in ``REGISTRY`` where it is built from ``(model, trainer)``, by which commands know it,
-and, where it needs options, a line in ``SETTINGS`` of tests/contracts/test_posteriors.py: the suite runs over it.
+A new one is a file here, a name in ``REGISTRY`` where it is built from ``(model, trainer)``, by which commands know it,
+and, where it needs options, a line in ``SETTINGS`` of tests/contracts/test_posteriors.py: the suite runs over it. All
+are fitted, drawn from and asked alike, as the example of :func:`mc_dropout` shows.
 """
 
 from baal_jax.posteriors import kernels
@@ -16,16 +17,9 @@ from baal_jax.posteriors._mc_dropconnect import mc_dropconnect
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
 
-REGISTRY = {
-    "bayes_by_backprop": bayes_by_backprop,
-    "deep_ensemble": deep_ensemble,
-    "dropout_gp": dropout_gp,
-    "epinet": epinet,
-    "laplace": laplace,
-    "mc_dropconnect": mc_dropconnect,
-    "mc_dropout": mc_dropout,
-    "swag": swag,
-}
+_BUILDERS = (bayes_by_backprop, deep_ensemble, dropout_gp, epinet, laplace, mc_dropconnect, mc_dropout, swag)
+
+REGISTRY = {builder.__name__: builder for builder in _BUILDERS}
 """Name → builder ``(model, trainer) -> Posterior``."""
 
 __all__ = [

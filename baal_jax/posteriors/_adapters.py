@@ -7,23 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
 from baal_jax.training import batches
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class ChainState(NamedTuple):
@@ -63,8 +52,7 @@ def from_blackjax(
     .. math:: \log p(\theta \mid L) \approx -\frac{n}{|B|} \sum_{i \in B} \ell_i(\theta)
               - \frac{\lVert\theta\rVert^2}{2\sigma^2}
 
-    in evaluation mode: dropout off, batch statistics as training left them. A draw is one of the weights that the chain
-    visited.
+    in evaluation mode: dropout off, batch statistics as training left them. A draw is weights that the chain visited.
 
     Args:
         model: any network.
@@ -82,8 +70,7 @@ def from_blackjax(
         temperature: of the posterior; below 1 it is colder.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`ChainState`. The first ``K`` draws are all different;
-        asking for more repeats them.
+        A :class:`~baal_jax.Posterior` with a :class:`ChainState`. The first ``K`` draws differ; more repeat them.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -113,8 +100,7 @@ def from_blackjax(
             losses = loss(model.deterministic(Variables(params, collections), batch.inputs), batch.targets)
             if losses.shape != (batch_size,):
                 raise ValueError(
-                    f"loss gives {losses.shape} for a batch of {batch_size}, but must give one number for each "
-                    f"example, ({batch_size},): sum over the other axes, as log-likelihoods add up"
+                    f"loss gives {losses.shape}, but one number an example is {(batch_size,)}: sum over the other axes"
                 )
             mean = jnp.sum(losses.astype(jnp.float32) * weights) / batch_size
             squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
@@ -139,7 +125,6 @@ def from_blackjax(
         return ChainState(network, jax.lax.scan(keep, start, firsts)[1])
 
     def sample(key: Key, state: ChainState, num_samples: int) -> Array:
-        del state
         return jax.random.permutation(key, num_kept)[jnp.arange(num_samples) % num_kept]
 
     def apply(state: ChainState, draw: Array, inputs: PyTree) -> PyTree:

@@ -1,8 +1,7 @@
 """Variational inference with Gaussian weights: for any network, and for networks of Bayesian layers.
 
 Anywhere among parameters a dict ``{"mean": tree, "raw_std": tree}`` is one factorised Gaussian. Its standard deviation
-is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` is a weight that is not random. Both
-posteriors draw from such parameters and penalise them by their divergence from the prior.
+is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` is a weight that is not random.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ class VariationalState(NamedTuple):
 
     Attributes:
         variables: the mean weights, and batch statistics.
-        raw_std: as the parameters: ``softplus(raw_std)`` is the standard deviation of a weight. None where a weight is
-            not random.
+        raw_std: as the parameters: ``softplus(raw_std)`` is the standard deviation of a weight; None if not random.
         opt_state: state of the optimizer.
         steps: ``int32[]``, updates since the weights were initialised.
         loss: ``float32[]``, running mean of the training loss, divergence included.
@@ -74,8 +72,7 @@ def bayes_by_backprop(
             others have one value, without a prior. All by default.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`VariationalState` and whose draws are random weights in
-        evaluation mode.
+        A :class:`~baal_jax.Posterior` with a :class:`VariationalState`, whose draws are weights in evaluation mode.
 
     Raises:
         ValueError: a number is not positive (``kl_weight`` may be zero), or ``select`` picks nothing.
@@ -87,10 +84,6 @@ def bayes_by_backprop(
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     gaussian = _gaussian_model(model, checks.positive_float("initial_std", initial_std), select)
     inner = bayesian_layers(gaussian, trainer, prior_std=prior_std, kl_weight=kl_weight)
@@ -123,12 +116,10 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         kl_weight: ``λ``, the weight of the divergence.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState` and whose draws are random weights
-        in evaluation mode.
+        A :class:`~baal_jax.Posterior` with a :class:`~baal_jax.TrainState`, whose draws are weights in evaluation mode.
 
     Raises:
-        ValueError: a number is not positive (``kl_weight`` may be zero); when it is first used, if the network has no
-            Bayesian layers.
+        ValueError: a number is not positive (``kl_weight`` may be zero); when it is used, there is no Bayesian layer.
 
     References:
         Shridhar et al., `A comprehensive guide to Bayesian convolutional neural network with variational inference
@@ -144,10 +135,6 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         ...         return BayesianDense(2)(x, deterministic=not train)
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.bayesian_layers(baal.from_linen(Net()), trainer)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     prior_std = checks.positive_float("prior_std", prior_std)
     kl_weight = checks.finite_float("kl_weight", kl_weight, 0.0)
@@ -283,8 +270,5 @@ def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
         raw_stds, means = jax.tree.leaves(part["raw_std"], is_leaf=_is_none), jax.tree.leaves(part["mean"])
         weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
     if not weights:
-        raise ValueError(
-            "the parameters hold no Gaussian weights: build the network from baal_jax.posteriors.layers, or let "
-            "select pick some parameters"
-        )
+        raise ValueError("no Gaussian weights: build the network from posteriors.layers, or let select pick parameters")
     return weights

@@ -6,22 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class EnsembleState(NamedTuple):
@@ -46,31 +35,26 @@ class EnsembleState(NamedTuple):
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:
     r"""Deep ensemble: independently trained networks as draws.
 
-    Every member is trained on all labelled examples, from initial weights and in an order of batches of its own. The
-    members are an equally weighted mixture,
+    Every member is trained on all labelled examples, from initial weights and in batches of its own, for the mixture
 
     .. math:: p(y \mid x) = \frac{1}{M} \sum_{m=1}^{M} p(y \mid x, \theta_m)
 
-    A draw is a member in evaluation mode, dropout off. The members come in random order, none twice before all of them
-    came once. With ``num_samples`` beyond ``num_members`` they repeat, in the same order; scores and metrics, to which
-    this adds nothing, ask each member once.
+    A draw is a member in evaluation mode, dropout off. The members come in random order, and beyond ``num_members``
+    draws again in the same order; scores and metrics, to which this adds nothing, ask each member once.
 
     Args:
         model: the network. Members need initial weights of their own: give :func:`~baal_jax.from_nnx` a function of
             ``rngs``, not a module, whose weights would be those of all members.
         trainer: from :func:`~baal_jax.trainer`.
         num_members: ``M``.
-        batch_size: members that are trained at a time; None trains all of them in one ``vmap``. Bounds the memory of
-            training and changes the members by rounding alone. On a CPU, where convolutions with a kernel for every
-            member are slow, 1 may be faster for a convolutional network.
+        batch_size: members that are trained at a time, by default all, in one ``vmap``. Bounds the memory of training,
+            changes members by rounding alone, and as 1 may be faster on a CPU for a convolutional network.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`EnsembleState` and whose draws are the
-        :class:`~baal_jax.Variables` of members.
+        A :class:`~baal_jax.Posterior` with an :class:`EnsembleState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
-        ValueError: ``num_members`` or ``batch_size`` is not positive; and, when it is first used, if ``model`` stays
-            random with every known random layer off.
+        ValueError: a number is not positive; when it is used, if ``model`` stays random with every random layer off.
 
     References:
         Lakshminarayanan et al., `Simple and scalable predictive uncertainty estimation using deep ensembles
@@ -80,10 +64,6 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=3).shape
-        (3, 4, 2)
     """
     num_members = checks.positive_int("num_members", num_members)
     at_a_time = checks.optional_int("batch_size", batch_size) or num_members
@@ -104,7 +84,6 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
 
     def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
-        del state
         return model.deterministic(draw, inputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_members)

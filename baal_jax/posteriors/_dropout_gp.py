@@ -7,24 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
 from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class DropoutGPState(NamedTuple):
@@ -60,8 +49,7 @@ def dropout_gp(
 ) -> Posterior:
     r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
 
-    The network is finite and trained. For the process that an infinitely wide network is before training (NNGP), see
-    :func:`~baal_jax.posteriors.gaussian_process` with a kernel from :mod:`baal_jax.posteriors.kernels`.
+    For the process that an infinitely wide network is before training (NNGP) see :func:`gaussian_process`.
 
     .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
               = \Phi(x)^\top \Phi(x')
@@ -77,9 +65,8 @@ def dropout_gp(
     the residuals are :math:`r = y - \bar f(x)`. For classes the outputs are logits, of which no value was seen:
     :math:`r = 0`, the mean stays that of the passes and the covariance alone shrinks around what is labelled.
 
-    Conditioning is cheap beside training, so a network can serve several rounds: with ``retrain_every=5`` four rounds
-    out of five keep it, and only what was labelled since sharpens the process. The passes of inputs are computed once
-    for all draws.
+    Conditioning is cheap beside training: with ``retrain_every=5`` four rounds out of five keep the network, and only
+    what was labelled since sharpens the process. The passes of inputs are computed once for all draws.
 
     Args:
         model: a network with dropout (or other random layers) and one array as output.
@@ -91,12 +78,10 @@ def dropout_gp(
         batch_size: labelled examples in work at a time while conditioning.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`DropoutGPState`. Unknown targets (negative classes,
-        NaN) do not count.
+        A :class:`~baal_jax.Posterior` with a :class:`DropoutGPState`. Negative classes and NaN do not count.
 
     Raises:
-        ValueError: an argument is out of its range; or, when it is first used, the output of ``model`` does not depend
-            on the key, or real-valued targets do not fit the outputs.
+        ValueError: an argument is out of its range; when used, a model without randomness, targets that do not fit.
 
     References:
         Tsymbalov et al., `Deeper connections between neural networks and Gaussian processes speed-up active learning
@@ -107,10 +92,6 @@ def dropout_gp(
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
         >>> posterior = baal.posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0.0, 1.0, 0.0, 1.0]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 1)
     """
     num_passes = checks.positive_int("num_passes", num_passes, 2)
     retrain_every = checks.positive_int("retrain_every", retrain_every)
@@ -136,8 +117,8 @@ def dropout_gp(
             return (product(seen, seen.T), product(seen, residual.reshape(-1))), None
 
         (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
-        # The covariance is (I + products / σ²)⁻¹. Its symmetric root, unlike a Cholesky factor, does not depend on the
-        # order of the passes or the signs of the eigenvectors, which differ between machines.
+        # Of the covariance (I + products / σ²)⁻¹ the symmetric root: a Cholesky factor would depend on the order of the
+        # passes, and eigenvectors on the machine.
         values, (vectors,) = decompose("full", (products[:, None, :, None],))
         shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
@@ -177,8 +158,8 @@ def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
             raise ValueError(
-                f"targets are {targets.dtype} of shape {targets.shape}, which are classes for outputs of shape "
-                f"{(*targets.shape, 'C')}, but the outputs have shape {outputs.shape}: make real values float32"
+                f"targets {targets.dtype}{targets.shape} are classes for outputs {(*targets.shape, 'C')}, but these "
+                f"are {outputs.shape}: make real values float32"
             )
         return jnp.zeros_like(outputs), (targets >= 0)[..., None]
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:

@@ -9,23 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax import features
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
 class EpinetState(NamedTuple):
@@ -33,8 +22,7 @@ class EpinetState(NamedTuple):
 
     Attributes:
         base: what ``trainer`` returned, a :class:`~baal_jax.TrainState`.
-        epinet: what ``epinet_trainer`` returned; its ``variables`` hold the learned part in ``params`` and the prior
-            in ``collections``.
+        epinet: what ``epinet_trainer`` returned, with the learned part in ``params`` and the prior in ``collections``.
     """
 
     base: TrainState
@@ -80,12 +68,10 @@ def epinet(
         prior_scale: ``α``. With 0 only the learned part is left.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is an :class:`EpinetState` and whose draws are indices
-        ``float32[index_dim]``.
+        A :class:`~baal_jax.Posterior` with an :class:`EpinetState`, whose draws are indices ``float32[index_dim]``.
 
     Raises:
-        ValueError: ``index_dim`` or a width is not a positive integer, or ``prior_scale`` is negative; and, when it is
-            traced, a last layer that is not seen or outputs of another shape.
+        ValueError: an argument is out of its range; when it is traced, a last layer that is not seen or other outputs.
 
     References:
         Osband et al., `Epistemic neural networks <https://arxiv.org/abs/2107.08924>`_, 2023.
@@ -113,7 +99,6 @@ def epinet(
         return EpinetState(base, train(key_epinet, dataset, labelled, old_epinet))
 
     def sample(key: Key, state: EpinetState, num_samples: int) -> Array:
-        del state
         return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:

@@ -25,16 +25,10 @@ product = partial(jnp.matmul, precision="highest")
 
 
 class Curvature(NamedTuple):
-    """A Gauss–Newton matrix by its eigenvalues and eigenvectors.
+    """A Gauss–Newton matrix by its eigenvalues and eigenvectors."""
 
-    Attributes:
-        eigenvalues: ``[D, K]``, at least 0, one for each weight (``D`` counts the bias).
-        basis: orthogonal matrices: ``([D K, D K],)`` of the full matrix, ``([D, D], [K, K])`` of the Kronecker factors,
-            ``()`` of a diagonal.
-    """
-
-    eigenvalues: Array
-    basis: tuple[Array, ...]
+    eigenvalues: Array  # [D, K], at least 0, one for each weight (D counts the bias)
+    basis: tuple[Array, ...]  # orthogonal: ([D K, D K],) if full, ([D, D], [K, K]) of two factors, () of a diagonal
 
 
 class Evidence(NamedTuple):
@@ -69,8 +63,7 @@ def sum_over_labelled(
 
     shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # A number of turns that depends on the labels, so that what is not labelled costs nothing. One turn at least, for
-    # what is wanted of the last batch, which no other gives where nothing is labelled.
+    # As many turns as the labels need; one at least, for what is wanted of the last batch.
     return jax.lax.fori_loop(jnp.int32(0), jnp.maximum((number + size - 1) // size, 1), add, start)
 
 
@@ -86,8 +79,7 @@ def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array
             f'structure="full" would keep a matrix of {rows * width} rows for {rows} × {width} weights, more than '
             f'{_MOST_PARAMETERS}: use structure="kronecker"'
         )
-    # One matrix product either way, over h ⊗ Λ or over h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be
-    # larger than both.
+    # One matrix product over h ⊗ Λ or h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be larger than both.
     if rows > width**2:
         weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
         blocks = product(hidden.T, weighted)
@@ -156,8 +148,7 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
     .. math:: \tau \|\theta\|^2 = \gamma(\alpha), \qquad \beta E = n - \gamma(\alpha),
 
     and with both unknown :math:`\beta = n / (E + \alpha \|\theta\|^2)`, their sum. Each time one monotone equation in
-    ``α`` is left, whose only root is the maximum: bisection finds it whatever the start, where fixed-point iterations
-    may creep or jump out of range.
+    ``α`` is left, whose only root is the maximum: bisection finds it where fixed-point iterations may creep or jump.
     """
     eigenvalues, square_norm, error, num_labels = evidence
 

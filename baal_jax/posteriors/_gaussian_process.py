@@ -11,6 +11,7 @@ import numpy as np
 
 from baal_jax import tasks
 from baal_jax._util import checks, linalg
+from baal_jax.posteriors._gauss_newton import product
 from baal_jax.posteriors.kernels import Kernel
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
@@ -18,7 +19,6 @@ _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
 _NOISES = 2.0 ** np.arange(-6, 1)
-_product = partial(jnp.matmul, precision="highest")
 
 
 class GaussianProcessState(NamedTuple):
@@ -94,13 +94,11 @@ def gaussian_process(
     Args:
         kernel: from :mod:`baal_jax.posteriors.kernels`, or your own :class:`~baal_jax.posteriors.kernels.Kernel`.
         num_classes: ``C`` for targets that are classes, None for real values ``[N]`` or ``[N, C]``.
-        scale: :math:`s`, factor of the kernel; None chooses among the powers of 4 from 1/16 to 1,024, at the price of a
-            Cholesky factorisation each.
+        scale: :math:`s`, factor of the kernel; None tries the powers of 4 from 1/16 to 1,024, a Cholesky factor each.
         noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
             powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
         alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the more confident of its labels.
-        max_labelled: ``L``, capacity for labelled examples, by default all of the data set up to 2,048. Memory grows
-            with its square, times the classes.
+        max_labelled: ``L``, capacity, by default all of the data set up to 2,048. Memory grows with ``L²`` and classes.
         num_features: size of the random features.
 
     Returns:
@@ -130,18 +128,15 @@ def gaussian_process(
         num_classes = checks.positive_int("num_classes", num_classes, 2)
     scale = None if scale is None else checks.positive_float("scale", scale)
     noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
-    max_labelled = checks.optional_int("max_labelled", max_labelled)
+    most = checks.optional_int("max_labelled", max_labelled) or _MOST_LABELLED
     num_features = checks.positive_int("num_features", num_features)
     scales = _SCALES if scale is None else np.array([scale])
     # In classification the variances of the pseudo-targets are given, and noise is one.
     noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
 
-    def capacity(labelled: Array) -> int:
-        return min(labelled.shape[0], _MOST_LABELLED if max_labelled is None else max_labelled)
-
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
-        size = capacity(labelled)
+        size = min(labelled.shape[0], most)
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
         inputs, targets = dataset.inputs[ids], dataset.targets[ids]
@@ -171,8 +166,11 @@ def gaussian_process(
         return GaussianProcessState(inputs, known, targets, variances, cholesky, mean, best[0], log_evidence, params)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
-        del previous
-        _check_labels(dataset, labelled, capacity(labelled))
+        num_examples = checks.leading_axis("dataset", dataset)
+        if labelled.shape != (num_examples,):
+            raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
+        if checks.is_concrete(labelled) and (count := int(np.sum(np.asarray(labelled)))) > most:
+            raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)
 
     def features(state: GaussianProcessState, inputs: Array) -> Array:
@@ -185,16 +183,15 @@ def gaussian_process(
             key_prior, key_noise = jax.random.split(key)
             prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]))
             noise = jax.random.normal(key_noise, state.targets.shape) * jnp.sqrt(state.noise).T
-            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen. Only
-            # the prior is approximate; the move is the same solve as that of the mean.
-            missing = state.targets - noise - _product(phi, prior)
+            # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
+            missing = state.targets - noise - product(phi, prior)
             return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
 
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
-        prior = _product(features(state, inputs), draw.prior)
-        return state.mean + prior + _product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
+        prior = product(features(state, inputs), draw.prior)
+        return state.mean + prior + product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
     return tasks.guarded(fit, sample, apply, tasks.regression if num_classes is None else tasks.classification)
 
@@ -213,21 +210,10 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
-    mean = state.mean + _product(covariance, _solve(state, state.targets))
+    mean = state.mean + product(covariance, _solve(state, state.targets))
     whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
-
-
-def _check_labels(dataset: Dataset, labelled: Array, capacity: int) -> None:
-    """What can be told before anything is compiled."""
-    num_examples = checks.leading_axis("dataset", dataset)
-    if labelled.shape != (num_examples,):
-        raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-    if not checks.is_concrete(labelled):
-        return
-    if (count := int(np.sum(np.asarray(labelled)))) > capacity:
-        raise ValueError(f"max_labelled={capacity}, but {count} examples are labelled: raise it")
 
 
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
@@ -242,8 +228,7 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
     """Targets ``[L, C]``, variance of the noise in them ``[E, L]``, where they are known ``[L]``, prior mean ``[]``."""
     if not jnp.issubdtype(targets.dtype, jnp.floating) or targets.ndim > 2:
         raise ValueError(
-            f"targets are {targets.dtype} of shape {targets.shape}, but without num_classes real values [N] or [N, C] "
-            "are needed: give num_classes"
+            f"targets are {targets.dtype}{targets.shape}, but without num_classes real values are: give num_classes"
         )
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
@@ -253,10 +238,8 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
 def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, Array, Array, Array]:
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
         raise ValueError(
-            f"targets are {targets.dtype} of shape {targets.shape}, but num_classes={num_classes} needs integers [N]: "
-            "leave it out for real values"
+            f"targets are {targets.dtype}{targets.shape}, but num_classes={num_classes} needs integers: leave it out"
         )
-
     # One row more, of class 0, for the prior mean: that of a labelled row, the same whatever its class.
     concentration = alpha + jax.nn.one_hot(jnp.append(targets, 0), num_classes, dtype=jnp.float32)
     variance = jnp.log1p(1.0 / concentration)

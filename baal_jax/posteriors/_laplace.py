@@ -8,25 +8,16 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
 from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
 from baal_jax.tasks import guarded, task_of
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
+
+_Prior = float | Literal["evidence"] | None
 
 
 class Moments(NamedTuple):
@@ -63,7 +54,7 @@ def laplace(
     trainer: Trainer,
     *,
     structure: Structure = "full",
-    prior_precision: float | Literal["evidence"] | None = None,
+    prior_precision: _Prior = None,
     noise: float | None = None,
     bias: bool = True,
     batch_size: int = 128,
@@ -88,8 +79,7 @@ def laplace(
     where the trained weights count as the mode: a weight decay of ``τ / n`` on the mean loss would make them so. Where
     a classifier is confident of all its labels, :math:`\Lambda` is nearly zero and draws are nearly those of the prior,
     and that of the largest evidence can be far less confident than the network. A regression network that passes
-    through all its labels leaves no error to estimate ``noise`` from: give it then. With nothing labelled, draws come
-    from the prior.
+    through all its labels leaves no error to estimate ``noise`` from: give it. Without labels, draws are the prior's.
 
     With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2`
     (eigenbases of the two factors; exact in regression), ``"diagonal"`` :math:`DK`.
@@ -108,8 +98,8 @@ def laplace(
         ``ΔW float32[D, K]``, with the bias as last row. See also :func:`laplace_moments`.
 
     Raises:
-        ValueError: an option is not one of those above; and, when it is traced, ``noise`` for integer targets, targets
-            that do not fit the outputs, a last layer that is not seen, or a full covariance of more than 4096 weights.
+        ValueError: an option is not one of those above; when it is traced, ``noise`` for integer targets, targets that
+            do not fit the outputs, a last layer that is not seen, or a full covariance of more than 4096 weights.
 
     References:
         MacKay, `A practical Bayesian framework for backpropagation networks
@@ -121,12 +111,7 @@ def laplace(
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
-        >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-        >>> posterior = baal.posteriors.laplace(net, trainer, structure="kronecker")
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
+        >>> posterior = baal.posteriors.laplace(baal.from_linen(nn.Dense(2)), trainer, structure="kronecker")
     """
     if structure not in get_args(Structure):
         raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, get_args(Structure)))}")
@@ -177,15 +162,13 @@ def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:
 
     .. math:: f(x) \sim \mathcal N\bigl(f_*(x),\ J (h^\top \otimes I)\, \Sigma\, (h \otimes I) J^\top\bigr)
 
-    Class probabilities from it: ``posteriors.probit(*moments)``. Labels of a regression have the variance
-    ``state.noise ** 2`` more.
+    Class probabilities are ``posteriors.probit(*moments)``; labels of a regression vary by ``state.noise ** 2`` more.
 
     Args:
         model: the network that ``laplace`` was given.
 
     Returns:
-        ``(state, inputs [B, …]) -> Moments(mean [B, C], covariance [B, C, C])``, compiled. With a full covariance it
-        holds ``B · C · D K`` numbers.
+        ``(state, inputs [B, …]) -> Moments(mean [B, C], covariance [B, C, C])``; ``"full"`` holds ``B·C·D·K`` numbers.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -286,8 +269,7 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
     target = numerics.as_float(target).reshape(-1)
     if target.shape != outputs.shape:
         raise ValueError(
-            f"{target.shape[0]} target values an example do not fit {outputs.shape[0]} outputs: a Gaussian of constant "
-            "noise needs one output for each"
+            f"{target.shape[0]} target values an example do not fit {outputs.shape[0]} outputs: make one for each"
         )
     known = counts & ~jnp.isnan(target)
     error = jnp.where(known, target, 0.0) - jnp.where(known, outputs, 0.0)
@@ -295,21 +277,13 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
 
 
 def _state(
-    trained: TrainState,
-    curvature: Curvature,
-    evidence: Evidence,
-    of_classes: bool,
-    prior_precision: float | Literal["evidence"] | None,
-    noise: float | None,
+    trained: TrainState, curvature: Curvature, evidence: Evidence, of_classes: bool, prior: _Prior, noise: float | None
 ) -> LaplaceState:
     """Chooses what is not given, scales the curvature, which is that of unit noise, and completes the state."""
     if of_classes and noise is not None:
         raise ValueError(f"noise={noise} belongs to regression, but the targets are integer classes: leave it out")
     noise_precision = 1.0 if of_classes else None if noise is None else noise**-2
-    if prior_precision is None:
-        precision = _gauss_newton.likeliest_precision(evidence)
-    else:
-        precision = None if prior_precision == "evidence" else prior_precision
+    precision = _gauss_newton.likeliest_precision(evidence) if prior is None else None if prior == "evidence" else prior
     tau, beta = _gauss_newton.maximise(evidence, precision, noise_precision)
     eigenvalues, square_norm, error, num_labels = evidence
     eigenvalues = beta * eigenvalues

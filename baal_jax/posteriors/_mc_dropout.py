@@ -54,7 +54,6 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         return train(key, dataset, labelled, previous)
 
     def sample(key: Key, state: TrainState, num_samples: int) -> Key:
-        del state
         return jax.random.split(key, num_samples)
 
     def apply(state: TrainState, draw: Key, inputs: PyTree) -> PyTree:

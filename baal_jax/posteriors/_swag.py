@@ -6,23 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.tasks import guarded, task_of
 from baal_jax.training import averaging, batches
-from baal_jax.typing import (
-    Array,
-    Dataset,
-    Key,
-    Model,
-    Posterior,
-    PyTree,
-    Trainer,
-    TrainState,
-    Variables,
-    of_network,
-    short,
-)
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 if TYPE_CHECKING:
     import optax
@@ -40,8 +29,7 @@ class SwagMoments(NamedTuple):
         num_snapshots: ``int32[]``.
         mean: of the snapshots, like the parameters.
         squares: sum of their squared deviations from the mean, like the parameters.
-        deviations: the last ``rank`` snapshots minus the mean at that time, with a leading axis of length ``rank``, a
-            ring; zeros where there were fewer. None with rank 0.
+        deviations: a ring of the last ``rank`` snapshots minus the mean at that time, zeros before; None with rank 0.
     """
 
     step: Array
@@ -58,8 +46,7 @@ class SwagState(NamedTuple):
 
     Attributes:
         variables: the network of the mean weights, with batch statistics of its own.
-        train: what training returned, from which a warm start goes on: the last iterate, or what the trainer's
-            ``average_from`` or ``validation`` made of the iterates.
+        train: what training returned, for a warm start: the last iterate, or that of ``average_from``, ``validation``.
         inputs: labelled inputs ``[8, 64, …]`` from which a draw gets its batch statistics; None without any.
     """
 
@@ -78,13 +65,7 @@ class SwagState(NamedTuple):
 
 
 def swag(
-    model: Model,
-    trainer: Trainer,
-    rank: int = 20,
-    *,
-    start: float = 0.75,
-    every: int | None = None,
-    scale: float = 1.0,
+    model: Model, trainer: Trainer, rank: int = 20, *, start: float = 0.75, every: int | None = None, scale: float = 1.0
 ) -> Posterior:
     r"""SWAG: a Gaussian around the mean of the last iterates of training.
 
@@ -97,9 +78,8 @@ def swag(
               \qquad K = \min(T, \text{rank})
 
     and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network in evaluation mode with weights from that Gaussian. Where it keeps batch statistics, each draw gets
-    its own, estimated in ``sample`` on 512 inputs (shuffled passes over the labelled examples, kept in the state): 512
-    forward passes in training mode a draw.
+    is the network in evaluation mode with weights from that Gaussian. Batch statistics, if any, are each draw's own,
+    estimated in ``sample`` by forward passes in training mode on 512 labelled inputs that the state keeps.
 
     The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
 
@@ -113,8 +93,7 @@ def swag(
         scale: of the covariance. 0 makes every draw the mean: stochastic weight averaging.
 
     Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`SwagState` and whose draws are the
-        :class:`~baal_jax.Variables` of networks.
+        A :class:`~baal_jax.Posterior` with a :class:`SwagState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
         ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
@@ -123,8 +102,7 @@ def swag(
 
     References:
         Maddox et al., `A simple baseline for Bayesian uncertainty in deep learning
-        <https://arxiv.org/abs/1902.02476>`_, 2019. Izmailov et al., `Averaging weights leads to wider optima and better
-        generalization <https://arxiv.org/abs/1803.05407>`_, 2018.
+        <https://arxiv.org/abs/1902.02476>`_, 2019; Izmailov et al. 2018, of :func:`~baal_jax.trainer`.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -134,8 +112,6 @@ def swag(
         >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
         >>> int(state.moments.num_snapshots)
         10
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     rank = checks.positive_int("rank", rank, least=0)
     if rank == 1:
@@ -176,7 +152,6 @@ def swag(
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 
     def apply(state: SwagState, draw: Variables, inputs: PyTree) -> PyTree:
-        del state
         return model.deterministic(draw, inputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))
@@ -191,10 +166,7 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         ring = jax.tree.map(lambda leaf: jnp.zeros((rank, *leaf.shape), jnp.float32), params) if rank else None
         return SwagMoments(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros, zeros, ring)
 
-    def update(
-        updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Array | int = 0, **extra: Any
-    ) -> tuple[PyTree, SwagMoments]:
-        del extra
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Any = 0, **_: Any) -> tuple:
         if isinstance(total_steps, int):
             _require_snapshots(total_steps, start, every, least)
         first = averaging.share(start, total_steps)
@@ -214,8 +186,8 @@ def _require_snapshots(total: int, start: float, every: int | None, least: int) 
     number = -(-window // (every or 1))
     if number < least:
         raise ValueError(
-            f"start={start} and every={every} leave {number} snapshot in {total} steps, so all draws would be the same "
-            "network: lower start or every, train longer, or ask for it with scale=0"
+            f"start={start} and every={every} leave {number} snapshot in {total} steps: lower them, train longer, or "
+            "ask for draws that are all the same network with scale=0"
         )
 
 
@@ -225,9 +197,8 @@ def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
     number, ring = state.num_snapshots, state.deviations
     share = 1.0 / (number + 1).astype(jnp.float32)
     mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, params)
-    squares = jax.tree.map(
-        lambda total, new, old, mean: total + (new - old) * (new - mean), state.squares, params, state.mean, mean
-    )
+    gain = jax.tree.map(lambda new, old, mean: (new - old) * (new - mean), params, state.mean, mean)
+    squares = jax.tree.map(jnp.add, state.squares, gain)
     if ring is not None:
         ring = jax.tree.map(lambda rows, new, mean: rows.at[number % rows.shape[0]].set(new - mean), ring, params, mean)
     return state._replace(num_snapshots=number + 1, mean=mean, squares=squares, deviations=ring)

@@ -1,7 +1,6 @@
 r"""Covariance functions of infinitely wide networks before training (NNGP kernels).
 
-In a network of weights drawn from a Gaussian, as its layers grow wide, outputs become a Gaussian process whose
-covariance follows layer by layer from that of the inputs:
+As layers of Gaussian weights grow wide, outputs become a Gaussian process, whose covariance follows layer by layer:
 
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
@@ -14,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
+from baal_jax.posteriors._gauss_newton import product
 
 _MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
 
@@ -93,7 +92,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
-        covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
+        covariance = layer.affine(product(flat(x1), flat(x2).T) / flat(x1).shape[1])
         for v1, v2 in zip(variances(x1)[:-1], variances(x2)[:-1], strict=True):
             covariance = layer.affine(layer.covariance(covariance, v1[:, None], v2[None]))
         return covariance
@@ -106,7 +105,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
         for weights, bias in params:
-            hidden = layer.function(_product(hidden, weights) + bias[None])
+            hidden = layer.function(product(hidden, weights) + bias[None])
         return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
     return Kernel(gram, lambda x: variances(x)[-1], init, features)
@@ -143,8 +142,7 @@ def convolutional(
         ``num_features`` channels, so they cost its square: a few hundred are plenty.
 
     Raises:
-        ValueError: an argument is out of its range; or, when it is used, the inputs have no spatial axis or another
-            number of them than ``filter_size``.
+        ValueError: an argument is out of its range; when it is used, inputs without the axes of ``filter_size``.
 
     References:
         Novak et al., `Bayesian deep convolutional networks with many channels are Gaussian processes
@@ -165,8 +163,7 @@ def convolutional(
         spatial = x.ndim - 2
         if spatial < 1 or len(sides) not in (1, spatial):
             raise ValueError(
-                f"inputs have shape {x.shape}, but [N, spatial…, channels] with as many spatial axes as "
-                f"filter_size={filter_size} has numbers is needed"
+                f"inputs have shape {x.shape}, but [N, spatial…, channels] must fit filter_size={filter_size}"
             )
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
@@ -274,7 +271,6 @@ def _erf_covariance(covariance: Array, variance1: Array, variance2: Array) -> Ar
 
 
 _ACTIVATIONS = {"relu": (jax.nn.relu, _relu_covariance), "erf": (jax.scipy.special.erf, _erf_covariance)}
-_product = partial(jnp.matmul, precision="highest")
 
 
 def _float(x: Array) -> Array:

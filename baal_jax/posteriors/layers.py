@@ -10,6 +10,7 @@ Networks that are not to be edited go through :func:`~baal_jax.posteriors.bayes_
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -46,9 +47,7 @@ class _Gaussian(nn.Module):
         """``[B, …, D] -> [B, …, features]``."""
         kernel_size = getattr(self, "kernel_size", ())
         if inputs.ndim < 2 + np.size(kernel_size):
-            raise ValueError(
-                f"inputs has shape {inputs.shape}, but a leading axis of examples is needed: pass inputs[None]"
-            )
+            raise ValueError(f"inputs of shape {inputs.shape} lack a leading axis of examples: pass inputs[None]")
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             inputs = inputs.astype(getattr(self, "dtype", None) or jnp.float32)  # squares of bytes would wrap around
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
@@ -63,9 +62,8 @@ class _Gaussian(nn.Module):
         outputs = linear(mean, inputs)
         if deterministic and not self.is_initializing():
             return outputs  # also where raw_std is missing: a draw has none
-        raw_std: Any = self.param(
-            "raw_std", lambda _: jax.tree.map(lambda leaf: constant_raw_std(leaf, self.initial_std), mean)
-        )
+        start = partial(constant_raw_std, std=self.initial_std)
+        raw_std: Any = self.param("raw_std", lambda _: jax.tree.map(start, mean))
         if deterministic:
             return outputs
         std, key = jax.tree.map(jax.nn.softplus, raw_std), self.make_rng(self.rng_collection)

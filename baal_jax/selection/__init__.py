@@ -1,8 +1,7 @@
 """Which examples to label next? Builders of :class:`~baal_jax.Acquisition`: a map and a reduce.
 
 Every selection gives distinct, available ids in order of picking, and −1 where fewer than ``query_size`` are left.
-Scores that are NaN come last. A file holds one acquisition, or a few of one kind; ``sets`` holds the three parts that
-acquisitions over features are put together of.
+Scores that are NaN come last. ``sets`` holds the three parts that acquisitions over features are put together of.
 """
 
 from collections.abc import Callable
@@ -32,28 +31,13 @@ from baal_jax.typing import Acquisition
 
 _RANKINGS = ("top_k", "power", "softmax", "softrank")  # of any heuristic
 
+_OF_SCORES = (batch_bald, cluster_margin, power, random, softmax, softrank, top_k, top_k_epig)
+_OF_FEATURES = (k_means, prob_cover, typiclust)
+_OF_SETS = (badge, bait, batch_bald_gaussian, frank_wolfe, grid, k_center, k_means_pp, lcmd, max_det, max_diag)
+
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
-    "badge": badge,
-    "bait": bait,
-    "batch_bald": batch_bald,
-    "batch_bald_gaussian": batch_bald_gaussian,
-    "cluster_margin": cluster_margin,
-    "frank_wolfe": frank_wolfe,
-    "grid": grid,
-    "k_center": k_center,
-    "k_means": k_means,
-    "k_means_pp": k_means_pp,
-    "lcmd": lcmd,
-    "max_det": max_det,
-    "max_diag": max_diag,
-    "power": power,
-    "prob_cover": prob_cover,
-    "random": random,
-    "softmax": softmax,
-    "softrank": softrank,
-    "top_k": top_k,
-    "top_k_epig": top_k_epig,
-    "typiclust": typiclust,
+    builder.__name__: builder
+    for builder in sorted((*_OF_SCORES, *_OF_FEATURES, *_OF_SETS), key=lambda builder: builder.__name__)
 }
 """Name → builder; each can be called without arguments."""
 

@@ -33,8 +33,7 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
     whose bound reaches the best gain are evaluated, in either regime and with the same picks. The pool is worked
     through in blocks: besides the probabilities ``[N, S, C]``, memory does not grow with ``N``.
 
-    ``S`` draws hold at most ``log S`` nats, which some ``log S / BALD`` picks use up; what is picked after that is
-    estimation noise. Take many draws for large batches.
+    ``S`` draws hold at most ``log S`` nats, which ``log S / BALD`` picks use up, then noise: take many for many picks.
 
     Args:
         num_configurations: ``M``, how many label configurations are kept at most.
@@ -71,7 +70,6 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         return jnp.moveaxis(numerics.log_probs(predictions.logits), 0, 1)
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del labelled
         return greedy(key, summary, available, query_size, num_configurations)[0]
 
     return Acquisition(summarise, compiled(select), tasks=("classification",))
@@ -84,22 +82,17 @@ class _Joint(NamedTuple):
     share: Array  # [M], probabilities of the configurations
 
 
-def greedy(
-    key: Key, log_probs: Array, available: Array, query_size: int, num_configurations: int
-) -> tuple[Selection, Array]:
+def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_kept: int) -> tuple[Selection, Array]:
     """BatchBALD on ``[N, S, C]``: the selection, and ``int32[Q]``, how many examples were evaluated for each pick."""
     if log_probs.ndim != 3 or log_probs.shape[0] != available.shape[0]:
-        raise ValueError(
-            f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed, one row each"
-        )
+        raise ValueError(f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed")
     query_size = size_of(query_size, available.shape[0])
     num_draws, num_classes = log_probs.shape[1:]
     log_probs = numerics.replicate(numerics.log_probs(log_probs.astype(jnp.float32)))
     available = numerics.replicate(available)
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
-    # H[y | θ], in the mean over draws, is the same whatever was picked before: given θ, labels are independent. So of
-    # the gain of an example only the conditional entropy H[y | y_1, …] is computed anew at every pick.
+    # Given θ labels are independent, so that H[y | θ], in the mean over draws, is the same whatever was picked before.
     noise = jnp.mean(numerics.entropy(log_probs), axis=1)
 
     def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:
@@ -112,9 +105,8 @@ def greedy(
     joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws))), jnp.ones(1))
     keys = jax.random.split(key, query_size)
 
-    # Enumerated: the number of configurations grows with every pick, and so do the shapes, which is why this loop runs
-    # while tracing. Gains of the pick before are upper bounds now, as information is submodular.
-    while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_configurations:
+    # Enumerated while tracing, as shapes grow with every pick. Gains before are bounds: information is submodular.
+    while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_kept:
         joint = _extend(joint, log_probs[index])
         gains, evaluated = _evaluate(joint, log_probs, noise, gains, left & ~broken)
         index, gain, left = pick(gains, left)
@@ -122,7 +114,7 @@ def greedy(
 
     def step(carry: tuple, key: Key) -> tuple[tuple, tuple]:
         joint, index, left = carry
-        joint = _resampled(key, joint, log_probs[index], num_configurations)
+        joint = _resampled(key, joint, log_probs[index], num_kept)
         # Sampled entropies need not shrink: nothing is known of an example before it is evaluated.
         unknown = jnp.where(broken, jnp.nan, jnp.inf)
         gains, evaluated = _evaluate(joint, log_probs, noise, unknown, left & ~broken)
@@ -132,7 +124,7 @@ def greedy(
     picks = [jnp.stack(part) for part in zip(*picked, strict=True)]
     if len(picked) < query_size:
         # Configurations without a share are never drawn, and all steps have one shape: so they can be scanned.
-        missing = ((0, num_configurations - joint.share.shape[0]), (0, 0))
+        missing = ((0, num_kept - joint.share.shape[0]), (0, 0))
         joint = _Joint(jnp.pad(joint.log_weights, missing), jnp.pad(joint.share, missing[0]))
         _, rest = jax.lax.scan(step, (joint, index, left), keys[len(picked) :])
         picks = [jnp.concatenate(parts) for parts in zip(picks, rest, strict=True)]
@@ -146,9 +138,8 @@ def _extend(joint: _Joint, log_p: Array) -> _Joint:
     log_weights = joint.log_weights[:, None] + log_p.T[None]  # [M, C, S]
     total = jax.scipy.special.logsumexp(log_weights, axis=-1)
     possible = ~jnp.isneginf(total)  # what cannot happen has a share of 0 and keeps weights that are no NaN
-    log_weights = jnp.where(
-        possible[..., None], log_weights - jnp.where(possible, total, 0.0)[..., None], joint.log_weights[:, None]
-    )
+    normalised = log_weights - jnp.where(possible, total, 0.0)[..., None]
+    log_weights = jnp.where(possible[..., None], normalised, joint.log_weights[:, None])
     share = joint.share[:, None] * jnp.exp(total)
     return _Joint(log_weights.reshape(-1, log_p.shape[0]), share.reshape(-1))
 
@@ -213,9 +204,6 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
     order = jnp.pad(order, (0, -num_examples % size), constant_values=num_examples)
     highest = jnp.where(left, bounds, -jnp.inf).at[order].get(mode="fill", fill_value=-jnp.inf)
 
-    def block(ids: Array) -> Array:
-        return _entropies(joint, jnp.exp(log_probs.at[ids].get(mode="fill", fill_value=0.0)))
-
     def promising(carry: tuple) -> Array:
         start, _, best = carry
         bound = highest[jnp.minimum(start, num_examples - 1)]
@@ -224,7 +212,8 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
     def body(carry: tuple) -> tuple:
         start, gains, best = carry
         ids = jax.lax.dynamic_slice(order, (start,), (size,))
-        exact = block(ids) - noise.at[ids].get(mode="fill", fill_value=0.0)
+        p = jnp.exp(log_probs.at[ids].get(mode="fill", fill_value=0.0))
+        exact = _entropies(joint, p) - noise.at[ids].get(mode="fill", fill_value=0.0)
         known = left.at[ids].get(mode="fill", fill_value=False)
         gains = gains.at[jnp.where(known, ids, num_examples)].set(exact, mode="drop")
         return start + size, gains, jnp.maximum(best, jnp.max(jnp.where(known, exact, -jnp.inf)))

@@ -29,8 +29,7 @@ def cluster_margin(
 
     Args:
         clusters: ``int[N]``, the cluster of every example of the data set, made once by :func:`cluster` as in the
-            paper; nothing but predictions is read then. None to cluster the features of the candidates in every round,
-            by k-means inside the compiled code.
+            paper; nothing but predictions is read then. None to cluster candidates in every round, by compiled k-means.
         num_clusters: how many clusters the candidates form, without ``clusters``; None for as many as picks.
         candidates_per_pick: the paper uses 10.
         score_fn: ``logits -> scores [N]``, another uncertainty than the margin.
@@ -39,8 +38,7 @@ def cluster_margin(
         An :class:`~baal_jax.Acquisition`; scores are those of ``score_fn``: minus the margins.
 
     Raises:
-        ValueError: a number is not positive, ``clusters`` is not one integer an example, or ``num_clusters`` is given
-            beside it.
+        ValueError: a number is not positive, ``clusters`` is not one integer an example or beside ``num_clusters``.
 
     References:
         Citovsky et al., `Batch active learning at scale <https://arxiv.org/abs/2107.14263>`_, 2021.
@@ -62,7 +60,6 @@ def cluster_margin(
         return scores if given is not None else (scores, read_features(predictions))
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del labelled
         scores = one_each(features if given is not None else features[0])
         count = min(candidates_per_pick * query_size, scores.shape[0])
         candidates = best_few(scores, available, count)
@@ -70,8 +67,7 @@ def cluster_margin(
         if given is not None:
             if given.shape != scores.shape:
                 raise ValueError(
-                    f"clusters has {given.shape[0]} ids for {scores.shape[0]} examples: pass one for each, and score "
-                    "the whole pool (max_sample=None)"
+                    f"clusters has {given.shape[0]} ids for {scores.shape[0]} examples: pass all, with max_sample=None"
                 )
             num_groups, groups = num_given, given[ids]
         else:
@@ -103,8 +99,7 @@ def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> A
 def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
     """Average-linkage clusters of a whole data set, for :func:`cluster_margin`; once, on the host, by scikit-learn.
 
-    Memory is ``4 N²`` bytes: 10 GB for 50,000 examples. The paper stops merging at a distance; here the number of
-    clusters is given.
+    Memory is ``4 N²`` bytes: 10 GB for 50,000 examples. The paper stops at a distance, here at a number of clusters.
 
     Args:
         embeddings: ``[N, …]``, one row an example.

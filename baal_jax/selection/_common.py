@@ -20,9 +20,6 @@ _BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a ti
 Find = Callable[[Key, PyTree, Array, int, Array], tuple[Array, Array]]
 
 
-# Acquisitions
-
-
 def over_features(
     find: Find,
     summarise: Callable[[Predictions], PyTree] | None = None,
@@ -37,9 +34,7 @@ def over_features(
     left, its score does not matter. By default the summary is the features themselves.
     """
 
-    def select(
-        key: Key, summary: PyTree, available: Array, query_size: int, labelled: Array | None = None
-    ) -> Selection:
+    def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         available = jnp.asarray(available)
         num_examples = checks.leading_axis("features", summary)
         if available.shape != (num_examples,):
@@ -62,12 +57,7 @@ def over_features(
         scores = jnp.where(missing, jnp.nan, scores)
         return Selection(indices.astype(jnp.int32), scores.astype(jnp.float32))
 
-    return Acquisition(
-        read_features if summarise is None else summarise,
-        compiled(select),
-        reads_labelled,
-        tasks,
-    )
+    return Acquisition(summarise or read_features, compiled(select), reads_labelled, tasks)
 
 
 def compiled(select: SelectFn) -> SelectFn:
@@ -85,9 +75,7 @@ def read_features(predictions: Predictions) -> PyTree:
         )
     rows = checks.leading_axis("features", predictions.features)
     if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:
-        raise ValueError(
-            f"features of {rows} examples for logits of {predictions.logits.shape[1]}: one row each is needed"
-        )
+        raise ValueError(f"features of {rows} examples for logits of {predictions.logits.shape[1]}: give one row each")
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), predictions.features)
 
 
@@ -103,7 +91,6 @@ def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] 
     checks.function("score_fn", score_fn, "heuristics.bald")
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del labelled
         scores = one_each(numerics.as_float(summary), available)
         return top(scores, available, query_size, None if values is None else values(key, scores, available))
 
@@ -115,9 +102,6 @@ def top(scores: Array, available: Array, query_size: int, values: Array | None =
     values = numerics.rank_values(scores, available) if values is None else values
     indices = numerics.top_indices(values, size_of(query_size, available.shape[0]))
     return Selection(indices, numerics.take_or(numerics.replicate(scores).astype(jnp.float32), indices, jnp.nan))
-
-
-# Checks
 
 
 def size_of(query_size: int, num_examples: int) -> int:
@@ -132,8 +116,7 @@ def one_each(scores: Array, available: Array | None = None) -> Array:
     """``scores``, where they are ``[N]``, and as many as the examples."""
     if scores.ndim != 1:
         raise ValueError(
-            f"scores of shape {scores.shape} cannot be ranked: one score an example [N] is needed, "
-            "for example by heuristics.reduce_spatial"
+            f"scores of shape {scores.shape} cannot be ranked: make one an example [N], by heuristics.reduce_spatial"
         )
     if available is not None and scores.shape != available.shape:
         raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
@@ -143,13 +126,8 @@ def one_each(scores: Array, available: Array | None = None) -> Array:
 def points_of(features: PyTree, mask: Array, who: str) -> Array:
     """Plain features ``[N, D]``, :func:`centred`, and 0 in rows that do not count."""
     if not isinstance(features, jax.Array) or features.ndim != 2:
-        raise ValueError(
-            f"{who} needs one row an example, [N, D], but features are {jax.tree.map(jnp.shape, features)}"
-        )
+        raise ValueError(f"{who} needs one row an example, [N, D], not {jax.tree.map(jnp.shape, features)}")
     return jnp.where(mask[:, None], centred(features, mask), 0.0)
-
-
-# Greedy picks
 
 
 def one_by_one(
@@ -201,9 +179,6 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     return jnp.where(weights[ids] > 0, ids, jnp.argmax(weights)).astype(jnp.int32)
 
 
-# Rows and distances
-
-
 def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any, block: int = _BLOCK) -> Any:
     """``visit(state, ids [block], valid bool[block]) -> state`` over the rows of a mask, a block at a time."""
     count = jnp.sum(mask, dtype=jnp.int32)
@@ -219,7 +194,7 @@ def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any
 
 
 def centred(points: Array, mask: Array) -> Array:
-    """Minus the mean of the rows that count, which float32 would lose digits to in distances by inner products."""
+    """Minus the mean of the rows that count, to which distances by inner products would lose digits."""
     count = jnp.maximum(jnp.sum(mask, dtype=points.dtype), 1.0)
     for _ in range(2):  # the mean of numbers with a large offset is itself rounded
         points = points - jnp.sum(jnp.where(mask[:, None], points, 0.0) / count, axis=0, keepdims=True)

@@ -1,8 +1,7 @@
 """The examples nearest to the centres of k-means: a cold start; and k-means itself, inside compiled code.
 
 Shapes are fixed, masks mark the rows that count, and memory is taken in blocks. Points are float32 ``[N, D]``, best
-centred first. Sums over members are matrix products, which add in one order, where scattered additions on an
-accelerator would not.
+centred first. Sums over members are matrix products: scattered additions have no order on an accelerator.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         ValueError: a number is not positive.
 
     References:
-        Nguyen and Smeulders, `Active learning using pre-clustering <https://doi.org/10.1145/1015330.1015349>`_, 2004;
-        Arthur and Vassilvitskii, `k-means++: the advantages of careful seeding
-        <https://dl.acm.org/doi/10.5555/1283383.1283494>`_, 2007.
+        Nguyen and Smeulders, `Active learning using pre-clustering <https://doi.org/10.1145/1015330.1015349>`_, 2004.
 
     Example:
         >>> from baal_jax import selection
@@ -55,7 +52,6 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
     num_iterations = checks.positive_int("num_iterations", num_iterations)
 
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del labelled
         points = points_of(features, available, "k_means")
         count = min(query_size if num_clusters is None else num_clusters, points.shape[0])
         centres, assignment = clusters_of(key, points, available, count, num_iterations)
@@ -79,17 +75,11 @@ class Clusters(NamedTuple):
 
 
 def clusters_of(
-    key: Key,
-    points: Array,
-    mask: Array,
-    num_clusters: int,
-    num_iterations: int = 100,
-    active: Array | int | None = None,
+    key: Key, points: Array, mask: Array, num_clusters: int, num_iterations: int = 100, active: Array | None = None
 ) -> Clusters:
     """k-means: Lloyd's algorithm from the seeds of :func:`k_means_pp`.
 
-    Of the ``K = num_clusters`` centres in the arrays ``active`` are used, a number that may be traced. Time is in
-    proportion to it.
+    Of ``K = num_clusters`` centres ``active`` are used, a number that may be traced and that time is in proportion to.
     """
     active = jnp.clip(jnp.asarray(num_clusters if active is None else active, jnp.int32), 1, num_clusters)
     seeds = k_means_pp(key, points, mask, num_clusters, active)
@@ -121,9 +111,7 @@ def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: 
     return jax.lax.fori_loop(0, active, seed, start)[1]
 
 
-def lloyd(
-    points: Array, mask: Array, centres: Array, num_iterations: int = 100, active: Array | None = None
-) -> Clusters:
+def lloyd(points: Array, mask: Array, centres: Array, num_iterations: int, active: Array | None = None) -> Clusters:
     """Alternate between the nearest centre of every point and the mean of every cluster."""
     num_clusters = centres.shape[0]
     width = min(_BLOCK, num_clusters)

@@ -23,12 +23,10 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
     labelled or picked comes first (without any, the one nearest to the mean), then the lowest id. When everything is
     covered, the same rule goes on alone: farthest first.
 
-    Without a radius it is the largest at which a share of at least ``purity`` of all balls holds one class, where
-    classes are those of k-means; its seeds are all that is random here. Features are used as they are; the paper's are
-    self-supervised and have length 1.
+    Without a radius it is the largest at which a share of at least ``purity`` of all balls holds one class of k-means,
+    whose seeds are all that is random. Features are used as they are; the paper's are self-supervised, of length 1.
 
-    Memory is ``64 N`` numbers at a time: the graph of neighbours is never held, and every column of it is computed
-    once when it counts and once when it is covered.
+    Memory is ``64 N`` numbers at a time, not the graph of neighbours, whose columns are computed twice at most.
 
     Args:
         radius: ``δ``, in units of the features; None to estimate it each time.
@@ -70,8 +68,7 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
 def pure_radius(points: Array, known: Array, classes: Array, purity: float) -> Array:
     """The largest radius, but for rounding, at which a share of at least ``purity`` of all balls is pure.
 
-    A ball is pure up to the distance of the nearest point of another class, so the radius is a quantile of these
-    distances; infinite when there is one class only.
+    A ball is pure up to the nearest point of another class: a quantile of these distances, infinite with one class.
     """
     squares = jnp.sum(points * points, axis=1)
 
@@ -109,7 +106,6 @@ def cover(points: Array, squared: Array, available: Array, query_size: int, labe
     counts = over_rows(uncovered, count, jnp.zeros(available.shape, jnp.int32))
 
     def pick(state: tuple[Array, Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
-        del turn
         nearest, uncovered, counts = state
         counts = jnp.where(left & jnp.any(uncovered), counts, 0)
         most = jnp.max(counts)
@@ -118,7 +114,6 @@ def cover(points: Array, squared: Array, available: Array, query_size: int, labe
         return index, most.astype(jnp.float32)
 
     def update(state: tuple[Array, Array, Array], index: Array, turn: Array) -> tuple[Array, Array, Array]:
-        del turn
         nearest, uncovered, counts = state
         # A block of one row goes through the same loop as any other, so that its distances are rounded alike.
         alone = jnp.zeros_like(uncovered).at[index].set(True)

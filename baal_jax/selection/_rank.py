@@ -34,19 +34,14 @@ def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
 
 
 def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> Acquisition:
-    """The examples with the highest EPIG, the information about predictions on ``target_inputs``.
-
-    These are given to ``step`` or ``run``.
+    """The examples with the highest EPIG, information about predictions on ``target_inputs`` of ``step`` or ``run``.
 
     Args:
         score_fn: ``(logits [S, B, C], target_logits [S, M, C]) -> scores [B]``; for regression
             ``lambda *outputs: heuristics.gaussian_epig(*outputs, noise=0.1)``.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are nats.
-
-    References:
-        Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
+        An :class:`~baal_jax.Acquisition`; scores are nats, as of :func:`~baal_jax.heuristics.epig`, with its paper.
     """
 
     def summarise(predictions: Predictions) -> Array:
@@ -69,7 +64,6 @@ def random() -> Acquisition:
     """
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del summary, labelled
         return top(jax.random.uniform(key, available.shape), available, query_size)
 
     return Acquisition(None, compiled(select))
@@ -96,7 +90,6 @@ def precomputed(scores: Array) -> Acquisition:
     given = one_each(jnp.asarray(scores))
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        del key, summary, labelled
         return top(one_each(given, available), available, query_size)
 
     return Acquisition(None, compiled(select))

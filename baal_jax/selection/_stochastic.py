@@ -1,7 +1,6 @@
 """Stochastic batch acquisition: ranks of perturbed scores, as diverse as expensive batch methods, as cheap as top-k.
 
-All three are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranking ``log w + Gumbel`` draws without replacement with
-probabilities proportional to the weights ``w``.
+All are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranks of ``log w + Gumbel`` are draws in proportion to ``w``.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ def power(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     .. math:: p_i \propto s_i^\beta
 
-    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. A
-    heuristic without a positive score (:func:`~baal_jax.heuristics.margin`) is first shifted so that its smallest
-    available score is 0.
+    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. Where
+    none is positive (:func:`~baal_jax.heuristics.margin`), all are first shifted: the smallest available becomes 0.
 
     Args:
         score_fn: ``logits -> scores [N]``.
@@ -111,7 +109,6 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
 
 def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``β s``."""
-    del available
     return jnp.where(jnp.isneginf(scores), -jnp.inf, _cooled(scores, coldness))
 
 

@@ -26,8 +26,7 @@ def typiclust(
 
     What is labelled or available is clustered by k-means into as many clusters as there will be labels, and each pick
     is the most typical available example of the cluster with the fewest labels and picks; of these clusters the
-    largest. Neighbours are members of the same cluster, ``K`` of them or all others where there are fewer. Clusters of
-    fewer than 5 members wait until all others are used up.
+    largest. Neighbours are ``K`` members of the same cluster, or all. Clusters of fewer than 5 wait for all others.
 
     Features are used as they are; the paper's are self-supervised and have length 1.
 
@@ -38,8 +37,7 @@ def typiclust(
         num_iterations: Lloyd iterations at most, after k-means++ seeding.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are typicalities: 0 for an example alone in its cluster, infinite for
-        one whose neighbours all equal it.
+        An :class:`~baal_jax.Acquisition`; scores are typicalities: 0 alone in a cluster, infinite among equals.
 
     Raises:
         ValueError: a number is not positive.
@@ -65,7 +63,7 @@ def typiclust(
         known = available | labelled
         points = points_of(features, known, "typiclust")
         bound = min(max_clusters if num_clusters is None else num_clusters, points.shape[0])
-        active = bound if num_clusters is not None else jnp.sum(labelled, dtype=jnp.int32) + query_size
+        active = None if num_clusters is not None else jnp.sum(labelled, dtype=jnp.int32) + query_size
         assignment = clusters_of(key, points, known, bound, num_iterations, active).assignment
         typicality = typicalities(points, known, assignment, num_neighbours)
         indices = most_typical(assignment, typicality, available, labelled, bound)[:query_size]

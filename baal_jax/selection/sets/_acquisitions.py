@@ -25,20 +25,17 @@ def grid(
 ) -> Acquisition:
     r"""A set acquisition from its three parts.
 
-    A feature map makes features of predictions, transforms make other features of them (a posterior given what is
-    labelled, a sketch), and a selector picks a set.
+    A map makes features of predictions, transforms make others of them (a sketch), and a selector picks a set.
 
     Args:
         features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
             :mod:`~baal_jax.selection.sets.feature_maps` or your own.
         transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
-        reads_labelled: whether a transform or the selector reads what is labelled; if none does, False allows
-            ``max_sample`` in the loop.
+        reads_labelled: whether a part reads what is labelled; if none does, False allows ``max_sample`` in the loop.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; its scores mean what those of the selector do. Examples whose features are
-        not finite are picked last.
+        An :class:`~baal_jax.Acquisition` with the scores of the selector. Features that are not finite are picked last.
 
     References:
         Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
@@ -47,11 +44,8 @@ def grid(
     Example:
         >>> from baal_jax import selection
         >>> from baal_jax.selection.sets import feature_maps, selectors, transforms
-        >>> acquisition = selection.grid(
-        ...     feature_maps.embedding,
-        ...     [transforms.scale(), transforms.posterior(noise=0.1)],
-        ...     selectors.max_det(noise=0.1),
-        ... )
+        >>> steps = [transforms.scale(), transforms.posterior(noise=0.1)]
+        >>> acquisition = selection.grid(feature_maps.embedding, steps, selectors.max_det(noise=0.1))
         >>> features = jnp.array([[2.0, 0.0], [2.1, 0.0], [0.0, 1.0]])
         >>> acquisition.select(jax.random.key(0), features, jnp.ones(3, bool), 2).indices.tolist()
         [1, 2]
@@ -113,8 +107,7 @@ def k_center(
 ) -> Acquisition:
     """CoreSet (Sener and Savarese 2018): :func:`~baal_jax.selection.sets.selectors.k_center` over features.
 
-    Farthest-first traversal from what is labelled. For that of the paper, over the last hidden layer, the loop needs
-    ``features=baal_jax.features.last_hidden(model)``.
+    For that of the paper, over the last hidden layer, the loop needs ``features=baal_jax.features.last_hidden(model)``.
 
     Args:
         features: a feature map.
@@ -195,8 +188,7 @@ def bait(
 ) -> Acquisition:
     """BAIT (Ash et al. 2021): the labels that shrink the posterior where the pool needs it.
 
-    The loop needs ``features=baal_jax.features.last_hidden(model)``. A network with one output has a Gaussian
-    likelihood, with several a categorical one.
+    The loop needs ``features=baal_jax.features.last_hidden(model)``. The likelihood of one output is Gaussian.
 
     Args:
         features: a feature map.
@@ -214,9 +206,8 @@ def bait(
 def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = feature_maps.badge) -> Acquisition:
     """BADGE (Ash et al. 2020): k-means++ over the gradient of the predicted class's loss in the last layer.
 
-    The gradient is the outer product of ``p − e_ŷ`` and the last hidden layer; its inner products are products of two,
-    and ``N × C·D`` numbers are never written. The first pick has the largest gradient. The loop needs
-    ``features=baal_jax.features.last_hidden(model)``.
+    The gradient, the outer product of ``p − e_ŷ`` and the last hidden layer, is never written as ``N × C·D`` numbers.
+    The first pick has the largest. The loop needs ``features=baal_jax.features.last_hidden(model)``.
 
     Args:
         transforms: transforms of the two factors, such as ``transforms.sketch()``.
@@ -246,19 +237,16 @@ def batch_bald_gaussian(
     are added up, as if one label were of their sum: a stand-in, not the information of a vector.
 
     Args:
-        features: a feature map: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` for
-            classification (the default, with the Brier-like Gaussian as a stand-in), or ``feature_maps.embedding``.
+        features: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` (the default) for
+            classification, with the Brier-like Gaussian as a stand-in, or ``feature_maps.embedding``.
         noise: ``σ``, standard deviation of observation noise.
         use_labelled: condition on what is labelled; posterior draws know of it already.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, and do not increase until rounding errors are
-        all that is left (a millionth of the largest variance).
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
 
     References:
-        Kirsch, van Amersfoort and Gal, `BatchBALD <https://arxiv.org/abs/1906.08158>`_, 2019; Holzmüller et al., `A
-        framework and benchmark for deep batch active learning for regression <https://arxiv.org/abs/2203.09410>`_,
-        2022.
+        Those of :func:`batch_bald` and :func:`grid`.
     """
     noise = checks.positive_float("noise", noise)
     determinant = selectors.max_det(noise, use_labelled=use_labelled)

@@ -20,14 +20,16 @@ class _Posterior(NamedTuple):
     """What the picks so far have left of the uncertainty.
 
     With the posterior covariance ``P`` of the weights, one label more with rows ``V`` changes the trace of ``F P`` by
-    ``tr((I + V P Vᵀ)⁻¹ V P F P Vᵀ)`` (Woodbury), and one label less by the same with ``I − V P Vᵀ``. So all that is
-    kept of an example are two blocks ``[r, r]``.
+    ``tr((I + V P Vᵀ)⁻¹ V P F P Vᵀ)`` (Woodbury), one label less with ``I − V P Vᵀ``: two blocks ``[r, r]`` an example.
     """
 
     covariance: Array  # P [D, D]
     variances: Array  # V P Vᵀ [N, r, r]
     spreads: Array  # V P F P Vᵀ [N, r, r]
     level: Array  # [], mean size of the spreads when all this was last computed anew
+
+
+_Step = Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]]  # (posterior, carry, turn) -> both anew
 
 
 def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float = 2.0) -> Selector:
@@ -40,28 +42,24 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
     picked, and then those are dropped whose loss costs least. Each pick costs two products with the features.
 
     Args:
-        noise: ``σ``; with :func:`~baal_jax.selection.sets.feature_maps.fisher`, ``1/σ²`` is the weight of one label
-            against the prior.
+        noise: ``σ``; for :func:`~baal_jax.selection.sets.feature_maps.fisher` ``1/σ²`` weighs labels against the prior.
         use_labelled: whether ``L`` is what is labelled, or empty.
         oversampling: how many times the query is picked before the backward steps; 1 is forward alone.
 
     Returns:
-        A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores are the decreases of
-        the trace when an example was picked.
+        A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores: how the trace falls.
 
     Raises:
         ValueError: ``noise`` is not positive, or ``oversampling`` is below 1.
 
     References:
         Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
-        2021; Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-        <https://arxiv.org/abs/2203.09410>`_, 2022.
+        2021; Holzmüller et al. 2022, of :func:`~baal_jax.selection.grid`.
     """
     noise = checks.positive_float("noise", noise)
     oversampling = checks.finite_float("oversampling", oversampling, 1.0)
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del key
         if len(features.factors) == 1 and features.factors[0].ndim == 3:
             rows = features.factors[0]
         else:
@@ -75,8 +73,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         if first == query_size:
             return indices, scores
         kept = _backward(root, fisher, rows, indices, query_size)
-        # Of what looked best while little was known, some is of little use beside the later picks, and is dropped.
-        # What stays is in the order of the forward pass.
+        # What looked best while little was known may be of little use beside the later picks.
         order = jnp.argsort(~kept, stable=True)[:query_size]
         return indices[order], scores[order]
 
@@ -91,12 +88,9 @@ def _forward(root: Array, fisher: Array, rows: Array, available: Array, query_si
         carry = left.at[index].set(False), indices.at[turn].set(index), scores.at[turn].set(gains[index])
         return _conditioned(state, fisher, rows, rows[index], 1.0), carry
 
-    def held(carry: tuple) -> Array:
-        return _rows_of(rows, carry[1])
-
     carry = available, jnp.full(query_size, -1, jnp.int32), jnp.full(query_size, jnp.nan, rows.dtype)
     total = jnp.minimum(jnp.sum(available, dtype=jnp.int32), query_size)
-    return _in_turns(pick, held, root, fisher, rows, carry, total)[1:]
+    return _in_turns(pick, lambda carry: _rows_of(rows, carry[1]), root, fisher, rows, carry, total)[1:]
 
 
 def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_size: int) -> Array:
@@ -104,7 +98,6 @@ def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_siz
     picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
-        del turn
         losses = _traces(_plus_one(-state.variances), state.spreads)
         index = best_of(-losses, kept)
         return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
@@ -122,13 +115,7 @@ def _rows_of(rows: Array, indices: Array) -> Array:
 
 
 def _in_turns(
-    step: Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]],
-    held: Callable[[Any], Array],
-    root: Array,
-    fisher: Array,
-    rows: Array,
-    carry: Any,
-    total: Array,
+    step: _Step, held: Callable[[Any], Array], root: Array, fisher: Array, rows: Array, carry: Any, total: Array
 ) -> Any:
     """Take ``total`` steps and give the last ``carry``.
 

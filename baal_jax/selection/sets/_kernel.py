@@ -51,8 +51,7 @@ def diagonal(features: Features) -> Array:
     for factor in features.factors:
         if factor.ndim != 2:
             raise ValueError(
-                f"features of shape {factor.shape}, but one row an example, [N, D], is needed here: several rows, as "
-                "of feature_maps.fisher, are for selectors.bait"
+                f"features of shape {factor.shape}, but one row an example, [N, D], is needed here: bait reads several"
             )
     return trace(features)
 
@@ -84,9 +83,6 @@ def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
     return functools.reduce(operator.mul, projected) / jnp.sqrt(float(size))
 
 
-# The posterior given labels
-
-
 def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
     """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask.
 
@@ -106,9 +102,6 @@ def conditioned(features: Features, known: Array, noise: float, who: str) -> Fea
     phi = dense(features, who)
     root = posterior_root(phi, known, noise)
     return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
-
-
-# Nearest centres
 
 
 class Nearest(NamedTuple):

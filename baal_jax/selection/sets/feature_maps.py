@@ -1,7 +1,6 @@
 """Feature maps: from :class:`~baal_jax.Predictions` to features, the first part of :func:`~baal_jax.selection.grid`.
 
-A feature map gives ``[B, D]``, or a tuple of such arrays whose inner products multiply: the gradient of a last layer is
-an outer product, and is never written out.
+A feature map gives ``[B, D]``, or a tuple of such arrays whose inner products multiply, as of outer products.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ def badge(predictions: Predictions) -> tuple[Array, Array]:
               \langle h_i, h_j \rangle
 
     Args:
-        predictions: with ``logits [S, B, C]``, of which the mean prediction is taken, and ``features [B, D]``, the last
-            hidden layer.
+        predictions: with ``logits [S, B, C]``, averaged over draws, and ``features [B, D]``, the last hidden layer.
 
     Returns:
         ``([B, C], [B, D])``.
@@ -117,8 +115,7 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
     With a single output the likelihood is Gaussian, and ``F(x) = h hᵀ``.
 
     Args:
-        predictions: with ``logits [S, B, C]``, of which the mean prediction is taken, and ``features [B, D]``, the last
-            hidden layer.
+        predictions: as of :func:`badge`.
         sketch_size: project the ``C·D`` numbers of a row to this many, at random but alike in every round, if they are
             more; None keeps them. ``N·C·sketch_size`` numbers are kept, and some three times that while picking.
 
@@ -155,9 +152,7 @@ def _mean_probabilities(predictions: Predictions) -> Array:
 def _three_axes(predictions: Predictions) -> Array:
     checks.draws("logits", predictions.logits)
     if predictions.logits.ndim != 3:
-        raise ValueError(
-            f"logits have shape {predictions.logits.shape}, but one prediction an example, [S, B, C], is needed"
-        )
+        raise ValueError(f"logits have shape {predictions.logits.shape}, but one an example, [S, B, C], is needed")
     return numerics.as_float(predictions.logits)
 
 

@@ -31,7 +31,6 @@ def max_diag() -> Selector:
     """
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del key, labelled
         diag = _kernel.diagonal(features)
         indices = best_few(diag, available, query_size)
         return indices, diag[indices]
@@ -45,8 +44,7 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
     .. math:: \arg\max_x\; k(x, x) + \sigma^2 - k(x, P)\,(K_{PP} + \sigma^2 I)^{-1} k(P, x)
 
     The same as repeatedly taking the most uncertain point of a Gaussian process that is conditioned on every pick. Once
-    the picks span the features, so that all variances left are below a millionth of the largest and so rounding errors,
-    what remains is picked at random.
+    the picks span the features (variances left are below a millionth of the largest), what remains is picked at random.
 
     Args:
         noise: ``σ``, standard deviation of observation noise.
@@ -69,16 +67,14 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
         at_random = numerics.weightless_tier(key, variances.shape)
 
         def pick(state: tuple[Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
-            del turn
             variances = state[0]
             index = best_of(jnp.where(variances > least, variances, at_random), left)
             return index, jnp.maximum(variances[index], 0.0)
 
         def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
-            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. What L does not explain of the
-            # kernel is the covariance given the picks: its column, over the square root of the pivot, is the new column
-            # of L, and its diagonal shrinks by the squares. The pivots multiply to det(K_PP), so that the largest
-            # variance is the pick with the largest determinant.
+            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. The covariance given the picks
+            # is what L does not explain: its column, over the root of the pivot, is the new one. The pivots multiply to
+            # det(K_PP), so that the largest variance is the pick with the largest determinant.
             variances, roots = state
             pivot = variances[index]
             covariances = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
@@ -127,12 +123,10 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
         A selector; scores are distances, as in :func:`k_center`.
 
     References:
-        Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-        <https://arxiv.org/abs/2203.09410>`_, 2022.
+        That of :func:`~baal_jax.selection.grid`.
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
-        del uniform
         centres = jnp.maximum(nearest.centres, 0)
         sizes = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])
         mine = sizes[centres]
@@ -163,7 +157,6 @@ def k_means_pp(*, use_labelled: bool = True, largest_first: bool = False) -> Sel
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
-        del available
         return inverse_cdf(uniform, jnp.where(jnp.isinf(nearest.distances), 1.0, nearest.distances), left)
 
     return _from_centres(choose, use_labelled, largest_first)
@@ -188,7 +181,6 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
     """
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        del key
         phi = _kernel.dense(features, "selectors.frank_wolfe")
         before = labelled if use_labelled else jnp.zeros_like(labelled)
         phi = jnp.where((available | before)[:, None], phi, 0.0)
@@ -197,14 +189,12 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
         target, radius = jnp.sum(phi, axis=0), jnp.sum(lengths)
 
         def update(approximation: Array, index: Array, turn: Array | None = None) -> Array:
-            del turn
             towards = radius * unit[index] - approximation
             length = jnp.sum(towards**2)
             share = jnp.sum(towards * (target - approximation)) / jnp.where(length > 0, length, 1.0)
             return approximation + share * towards
 
         def pick(approximation: Array, left: Array, turn: Array) -> tuple[Array, Array]:
-            del turn
             value = jnp.matmul(unit, target - approximation, precision="highest")
             index = best_of(value, left)
             return index, value[index]
@@ -236,7 +226,6 @@ def _from_centres(
             return index, jnp.sqrt(square)
 
         def update(nearest: Nearest, index: Array, turn: Array) -> Nearest:
-            del turn
             return _kernel.with_centre(features, diag, nearest, index)
 
         return one_by_one(pick, update, _kernel.nearest_of(features, diag, centres), available, query_size)

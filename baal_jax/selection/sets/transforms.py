@@ -1,11 +1,7 @@
 """Transforms of features, the second part of :func:`~baal_jax.selection.grid`.
 
 A transform is ``(key, Features, labelled bool[N], counted bool[N]) -> Features``, where ``counted`` marks the rows that
-are labelled or available. The builders below follow Holzmüller et al. 2022.
-
-References:
-    Holzmüller et al., `A framework and benchmark for deep batch active learning for regression
-    <https://arxiv.org/abs/2203.09410>`_, 2022.
+are labelled or available. The builders below follow the paper of :func:`~baal_jax.selection.grid`.
 """
 
 from __future__ import annotations
@@ -29,7 +25,6 @@ def scale() -> Transform:
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
-        del key
         rows = jnp.where(jnp.any(labelled), labelled, counted)
         mean = jnp.sum(jnp.where(rows, trace(features), 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
         factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
@@ -47,7 +42,6 @@ def centre() -> Transform:
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
-        del key, labelled
         dense(features, "transforms.centre")
         return centred(features, counted)
 
