@@ -114,7 +114,7 @@ def from_linen(
     import flax.linen as nn
 
     random_classes, frozen_classes = (nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), (nn.BatchNorm, *frozen)
-    if not isinstance(module, nn.Module):
+    if not issubclass(type(module), nn.Module):
         shown = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise TypeError(f"module is {shown}: pass a linen module, such as Net(), and an nnx one to from_nnx")
     call = type(module).__call__

@@ -130,8 +130,8 @@ def admit(
             raise ValueError(f"{name} is empty: give examples")
         for leaf in jax.tree.leaves(inputs):
             _require_finite(f"{name}.inputs", leaf)
-    elif isinstance(inputs, list) and not isinstance(inputs[0] if inputs else 0, np.ndarray | jax.Array | dict | tuple):
-        raise TypeError(f"{name}.inputs is a list of {_kind(inputs)}: pass an array, numpy.asarray(inputs)")
+    elif isinstance(inputs, list) and inputs and isinstance(inputs[0], list | float | int | str):
+        raise TypeError(f"{name}.inputs is a list of {type(inputs[0]).__name__}: pass an array, numpy.asarray(inputs)")
     else:
         count = len(inputs)
     if targets is None:
@@ -159,12 +159,15 @@ def metrics_of(
 ) -> metrics.MetricSet:
     """What is evaluated on a data set, which is looked at on the way: ``given``, or the metrics of the task."""
     task = admit(name, dataset, posterior.task, partial(output_shape, posterior, state, dataset))
-    if given is None and task is None:
+    if given is not None:
+        return given
+    if task is None:
+        shown = f"{dataset.targets.dtype}{dataset.targets.shape}"
         raise ValueError(
-            f"metrics of {name} are not clear from targets {_about(dataset.targets)}: say what the loss learns, "
+            f"metrics of {name} are not clear from targets {shown}: say what the loss learns, "
             "baal_jax.trainer(task=baal_jax.tasks.…), or pass metrics="
         )
-    return task.metrics() if given is None else given
+    return task.metrics()
 
 
 def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple[int, ...] | None:
@@ -209,14 +212,6 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
 
 
-def _about(leaf: Any) -> str:
-    return f"{leaf.dtype}{tuple(leaf.shape)}"
-
-
-def _kind(values: Any) -> str:
-    return type(values[0]).__name__ if len(values) else "nothing"
-
-
 def _has_values(leaf: Any) -> bool:
     return checks.is_concrete(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct)
 
@@ -231,7 +226,7 @@ def _are_distributions(values: np.ndarray) -> bool:
     return bool((values >= 0).all() and np.allclose(values.sum(axis=-1, dtype=np.float64), 1.0, atol=1e-3))
 
 
-def _rows(wrong: np.ndarray) -> str:
+def _rows(wrong: Any) -> str:
     first = np.flatnonzero(wrong)
     shown = ", ".join(str(row) for row in first[:3]) + (", …" if len(first) > 3 else "")
     return f"{len(first)} of {len(wrong)} rows ({shown})"

@@ -17,23 +17,24 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax import core
 
 Array = jax.Array
 Key = jax.Array  # a typed key, jax.random.key(seed)
 PyTree = Any
 
 
-def short(record: Any) -> str:
+def short(self: Any) -> str:
     """A record in a few lines: shapes for arrays, values where they are few."""
-    fields = ", ".join(f"{name}={_shown(getattr(record, name))}" for name in record._fields)
-    text = f"{type(record).__name__}({fields})"
+    fields = ", ".join(f"{name}={_shown(getattr(self, name))}" for name in self._fields)
+    text = f"{type(self).__name__}({fields})"
     return text if len(text) <= 900 else f"{text[:899]}…"
 
 
 def _shown(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         small = isinstance(value, np.ndarray | jax.Array) and value.size <= 12 and value.ndim < 2
-        if not small or isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if not small or isinstance(value, core.Tracer) or jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
             return f"{value.dtype}{list(value.shape)}"
         return " ".join(np.array2string(np.asarray(value), precision=4, separator=", ").split())
     if isinstance(value, dict | list | tuple) and not hasattr(value, "_fields"):

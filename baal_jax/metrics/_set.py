@@ -199,8 +199,8 @@ def gaussian_regression() -> MetricSet:
         return real.coverage(summary[0] - half, summary[0] + half, targets)
 
     named = _OF_MEAN | {
-        "nll": lambda summary, targets: real.gaussian_nll(*summary, targets),
-        "crps": lambda summary, targets: real.gaussian_crps(*summary, targets),
+        "nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets),
+        "crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets),
         "coverage": coverage,
     }
     return _metric_set(summarise, named)
@@ -293,7 +293,7 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
 
     def of_gaussian(metric: Callable[..., Array]) -> Metric:
         def value(summary: PyTree, targets: Array) -> Array:
-            noise = real.noise_of(*summary[:2], targets) if noise_variance is None else noise_variance
+            noise = real.noise_of(summary[0], summary[1], targets) if noise_variance is None else noise_variance
             # Draws that agree have no variance, and a NLL of −∞ where they are right.
             return metric(summary[0], jnp.maximum(summary[1] + noise, 1e-12), targets)
 

@@ -221,7 +221,10 @@ def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = featur
         <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
     selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
-    names = {feature_maps.badge: ("classification",), feature_maps.badge_multi_label: ("multi_label",)}
+    names: dict[FeatureMap, tuple[str, ...]] = {
+        feature_maps.badge: ("classification",),
+        feature_maps.badge_multi_label: ("multi_label",),
+    }
     return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=names.get(features))
 
 
