@@ -125,7 +125,8 @@ def classes(name: str, logits: Any) -> None:
     draws(name, logits)
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two by binary_logits"
+            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
+            "heuristics.binary_logits"
         )
 
 

@@ -129,7 +129,7 @@ def combine(
     score_fns = tuple(score_fns)
     values = [1.0] * len(score_fns) if weights is None else [checks.finite_float("weights", w, 0.0) for w in weights]
     if not score_fns or len(values) != len(score_fns) or sum(values) <= 0:
-        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass a non-negative one for each")
+        raise ValueError(f"weights={weights} do not fit {len(score_fns)} heuristics: pass a non-negative weight each")
     if outputs is not None and len(outputs) != len(score_fns):
         raise ValueError(f"outputs={outputs} do not fit {len(score_fns)} heuristics: pass one index or key for each")
     shares = [value / sum(values) for value in values]
