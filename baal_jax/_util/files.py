@@ -50,7 +50,12 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Adds a line of JSON, what :func:`plain` makes of ``record``, to a journal (or a new one) and makes it durable."""
+    """Adds a line of JSON to a journal and makes it durable.
+
+    Args:
+        path: the journal; made if it does not exist.
+        record: mapping; arrays become lists, and non-finite numbers null.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -60,9 +65,16 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """The complete lines of a journal, a dict each; none yet is an empty one. Lines that are no JSON are refused.
+    """The complete lines of a journal.
 
-    A last line without its end was being written when its process died, and is left out.
+    Args:
+        path: the journal; none yet is an empty one.
+
+    Returns:
+        One dict a line. A last line without its end was being written when its process died, and is left out.
+
+    Raises:
+        ValueError: a complete line is not JSON.
     """
     records = []
     for number, line in enumerate(_lines(path), 1):
@@ -74,9 +86,14 @@ def read_lines(path: str | Path) -> list[dict]:
 
 
 def keep_lines(path: str | Path, count: int) -> None:
-    """Keeps ``count`` lines of a journal, and drops those after the checkpoint that a run continues from.
+    """Drops what was written to a journal after the checkpoint that a run continues from.
 
-    Fewer lines than that, or one that is not JSON, are a ``ValueError``.
+    Args:
+        path: the journal.
+        count: how many lines to keep.
+
+    Raises:
+        ValueError: there are fewer lines than that, or one of them is not JSON.
     """
     number = len(read_lines(path))
     if number < count:

@@ -37,7 +37,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
     """
     # Lists are arrays here, and whole numbers are classes.
     dataset = Dataset(jax.tree.map(_numbers, inputs), None if targets is None else _numbers(targets))
-    shape = None if num_classes is None or targets is None else (*_positions(dataset.targets), num_classes)
+    shape = None if targets is None else (*_positions(dataset.targets), 2**31 if num_classes is None else num_classes)
     whole = targets is not None and not np.issubdtype(dataset.targets.dtype, np.floating)
     tasks.admit("data", dataset, tasks.classification if whole else None, lambda: shape)
     if not whole:
