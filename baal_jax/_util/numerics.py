@@ -23,6 +23,18 @@ def as_float(x: Array) -> Array:
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
+def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+    """``jax.jit`` of what answers NaN on purpose (nothing there, unknown), at which ``jax_debug_nans`` does not stop."""
+    jitted = jax.jit(function, **static)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with jax.debug_nans(False):
+            return jitted(*arguments, **options)
+
+    return call
+
+
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of logits ``[S, N, …, C]``, which looks for probabilities first where they are concrete."""
     jitted = jax.jit(score)
@@ -70,7 +82,7 @@ def rank_values(scores: Array, available: Array) -> Array:
 
 def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:
     """Random ranking keys below every ordinary score and above NaN."""
-    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape))
+    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape, jnp.float32))
 
 
 def top_indices(values: Array, count: int) -> Array:

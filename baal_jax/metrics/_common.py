@@ -18,7 +18,7 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """Compiles a metric of ``(log_probs, targets)``, which looks at log-probabilities first where they are concrete."""
 
     def decorate(metric: Callable[..., Any]) -> Callable[..., Any]:
-        jitted = jax.jit(metric, static_argnames=static)
+        jitted = numerics.jit_with_nan(metric, static_argnames=static)
 
         @functools.wraps(metric)
         def checked(log_probs: Array, targets: Array, **options: Any) -> Any:

@@ -116,7 +116,7 @@ def _by_class(one_class: Callable[[Array, Array, Array], Array], log_probs: Arra
     num_classes = log_probs.shape[-1]
     scores, truth = log_probs.reshape(targets.size, num_classes), targets.ravel()
     return jax.vmap(lambda c, score: one_class(score, truth == c, known.ravel()), in_axes=(0, 1))(
-        jnp.arange(num_classes), scores
+        jnp.arange(num_classes, dtype=jnp.int32), scores
     )
 
 

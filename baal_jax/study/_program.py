@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
 from baal_jax._util import checks
-from baal_jax._util.sources import is_source, shapes_of
-from baal_jax.loop import ActiveLoop
+from baal_jax._util.sources import is_source
+from baal_jax.loop import ActiveLoop, shapes_of_dataset
 from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
@@ -97,7 +97,7 @@ def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program
     Returns:
         A :class:`Program`.
     """
-    if is_source(data.train.inputs):
+    if is_source(data.train.inputs) or jax.config.jax_debug_nans:
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)
@@ -137,8 +137,8 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
         return jax.tree.map(lambda leaf: leaf[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
 
-    pool_shapes = data.train._replace(inputs=shapes_of(data.train.inputs))
-    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=pool_shapes))
+    shapes = shapes_of_dataset(data.train)[0]
+    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=shapes))
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
 
