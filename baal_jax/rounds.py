@@ -39,8 +39,7 @@ def run(
     has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
     round are in the pool but not in a fit; ask for one round more to see what they bring. Under ``jax_debug_nans``
     rounds are a Python loop, so that a fit or a prediction of NaN is an error where it happens, and the NaN that
-    :class:`~baal_jax.StepInfo` defines is none; under ``vmap`` nothing is looked at, and around a ``jit`` of your own JAX
-    refuses both.
+    :class:`~baal_jax.StepInfo` defines is none. JAX refuses both in what a ``jit`` of your own returns.
 
     Args:
         loop: from :func:`active_loop`.
@@ -92,7 +91,7 @@ def run(
         after = range(int(state.step), int(state.step) + num_rounds - 1)
         asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
         capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
-    elif not (jax.config.jax_debug_nans and checks.is_concrete(state, dataset, others)):
+    elif not jax.config.jax_debug_nans or (stop is not None and not checks.is_concrete(state)):
         return _scan(loop, num_rounds, stop, state, dataset, *others)
     infos = []
     for _ in range(num_rounds):
@@ -100,7 +99,13 @@ def run(
         turn = partial(_no_round, blank) if over else partial(_watched_round, loop, stop, capacity)
         state, info = turn(state, dataset, *others)
         infos.append(info)
-    return state, jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *infos)
+    return state, _stacked(*infos)
+
+
+@numerics.jit_with_nan
+def _stacked(*infos: StepInfo) -> StepInfo:
+    # Not jnp.stack: vmap would transpose what it gives outside of here, where NaN is an error.
+    return jax.tree.map(lambda *leaves: jnp.concatenate([leaf[None] for leaf in leaves]), *infos)
 
 
 def _without_inputs(dataset: Dataset) -> Dataset:
