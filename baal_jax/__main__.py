@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import sys
 
 from baal_jax._util import checks
@@ -49,6 +48,5 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a code page of Windows has no "−"
+        stream.reconfigure(errors="replace")  # pyright: ignore  # a code page of Windows has no "−"
     sys.exit(main(sys.argv[1:]))

@@ -126,7 +126,8 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
         recent = jnp.append(memory.values[1:], latest)
         count = jnp.minimum(memory.rounds + 1, patience + 1)
         close = jnp.abs(recent - latest) <= atol + rtol * jnp.abs(latest)
-        return _Recent(recent, count), (count >= patience) & jnp.all(close | (jnp.arange(patience + 1, 0, -1, jnp.int32) > count))
+        close |= jnp.arange(patience + 1, 0, -1, jnp.int32) > count
+        return _Recent(recent, count), (count >= patience) & jnp.all(close)
 
     return Criterion(init, numerics.jit_with_nan(update))  # a metric may be NaN
 
@@ -175,7 +176,7 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     def update(memory: _Agreement, outcome: Outcome) -> tuple[_Agreement, Array]:
         predicted = jnp.argmax(outcome.log_probs, axis=-1).astype(jnp.int32)
         kappa = _kappa(memory.predicted, predicted, outcome.log_probs.shape[-1])
-        kappas = jnp.append(memory.kappas[1:], kappa.astype(jnp.float32))  # the first, of nothing, is not counted
+        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, 0.0).astype(jnp.float32))
         count = jnp.minimum(memory.rounds + 1, window + 1)
         return _Agreement(predicted, kappas, count), (count > window) & (jnp.mean(kappas) >= threshold)
 

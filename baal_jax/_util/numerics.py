@@ -24,7 +24,7 @@ def as_float(x: Array) -> Array:
 
 
 def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
-    """``jax.jit`` of what answers NaN on purpose (nothing there, unknown), at which ``jax_debug_nans`` does not stop."""
+    """``jax.jit`` of what answers NaN on purpose (nothing there, unknown): ``jax_debug_nans`` does not stop at it."""
     jitted = jax.jit(function, **static)
 
     @functools.wraps(function)

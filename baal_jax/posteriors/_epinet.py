@@ -114,7 +114,8 @@ def epinet(
 
     def sample(key: Key, state: EpinetState, num_samples: int) -> Array:
         del state
-        return jax.vmap(lambda key: jax.random.normal(key, (index_dim,), jnp.float32))(jax.random.split(key, num_samples))
+        keys = jax.random.split(key, num_samples)
+        return jax.vmap(lambda key: jax.random.normal(key, (index_dim,), jnp.float32))(keys)
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:
         hidden, outputs = features.hidden_and_outputs(model, state.variables, inputs)

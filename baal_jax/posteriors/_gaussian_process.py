@@ -236,7 +236,8 @@ def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
     white = _triangular(cholesky, _grouped(targets, kinds))
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
-    return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * math.log(2 * math.pi) * jnp.sum(known, dtype=jnp.float32))
+    count = num_outputs * jnp.sum(known, dtype=jnp.float32)
+    return -0.5 * (jnp.sum(white**2) + log_det + math.log(2 * math.pi) * count)
 
 
 def _values(targets: Array) -> tuple[Array, Array, Array, Array]:

@@ -238,8 +238,8 @@ class _Layer:
         """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
         key_weights, key_bias = jax.random.split(key)
         spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
-        weights, bias = (jax.random.normal(k, s, jnp.float32) for k, s in ((key_weights, shape), (key_bias, shape[-1:])))
-        return spread * weights, self.bias_std * bias
+        normal = partial(jax.random.normal, dtype=jnp.float32)
+        return spread * normal(key_weights, shape), self.bias_std * normal(key_bias, shape[-1:])
 
     def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
         """Features whose inner products are covariances after a last affine layer, with exact variances."""

@@ -204,8 +204,8 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     weights = jnp.where(jnp.any(weights > 0), weights, mask.astype(weights.dtype))
     cumulative = jnp.cumsum(weights)
     ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right").astype(jnp.int32)
-    last = weights.shape[0] - 1 - jax.lax.argmax(weights[::-1] > 0, 0, jnp.int32)  # the product may be rounded up to the whole sum
-    ids = jnp.minimum(ids, last)
+    last = weights.shape[0] - 1 - jax.lax.argmax(weights[::-1] > 0, 0, jnp.int32)
+    ids = jnp.minimum(ids, last)  # the product may be rounded up to the whole sum
     # Sums computed in parallel are rounded each on its own and may fall again: what has no weight is never drawn.
     return jnp.where(weights[ids] > 0, ids, jax.lax.argmax(weights, 0, jnp.int32))
 

@@ -135,7 +135,8 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     """One seed a call, whose rounds are a loop in Python."""
 
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
+        one = _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
 
     shapes = shapes_of_dataset(data.train)[0]
     whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=shapes))

@@ -195,7 +195,7 @@ def test_stabilising_predictions_is_the_mean_kappa_of_a_window():
     update = jax.jit(stopping.stabilising_predictions(window=2).update)
     for number, predicted in enumerate(rounds):
         memory, _ = update(memory, outcome(predicted=predicted))
-        expected = [np.nan, np.nan, *kappas[:number]][-2:]
+        expected = [0.0, 0.0, *kappas[:number]][-2:]
         np.testing.assert_allclose(memory.kappas, expected, rtol=1e-5, atol=1e-6)
     means = np.convolve(kappas, [0.5, 0.5], "valid")
     threshold = float(np.sort(means)[len(means) // 2] - 1e-6)
