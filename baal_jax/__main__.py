@@ -47,4 +47,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # pyright: ignore  # a code page of Windows has no "−"
     sys.exit(main(sys.argv[1:]))

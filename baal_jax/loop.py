@@ -152,22 +152,24 @@ def active_loop(
     as_one_program = jax.jit(partial(compose, parts))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        on_host = sources.is_source(dataset.inputs)
-        return (partial(compose, loop.round) if on_host else as_one_program)(state, dataset, target_inputs)
+        in_parts = sources.is_source(dataset.inputs) or jax.config.jax_debug_nans  # a fit of NaN is seen there
+        return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
         chosen = metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
-        return evaluate_as(chosen, state, dataset)
+        return (evaluate_in_parts if jax.config.jax_debug_nans else evaluate_as)(chosen, state, dataset)
 
-    @partial(jax.jit, static_argnums=0)
-    def evaluate_as(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
+    def evaluate_in_parts(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
         return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=chosen, **predicting)
+
+    evaluate_as = jax.jit(evaluate_in_parts, static_argnums=0)
 
     def predict_last(state: LoopState, inputs: PyTree) -> PyTree:
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
     init = partial(_init, posterior, sizes[0])
-    jitted = Round(*map(jax.jit, parts))
+    on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
+    jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
     given = sizes, batch_size, posterior, metrics
     loop = ActiveLoop(init, step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
@@ -347,7 +349,7 @@ def _candidates(max_sample: int | None, key: Key, state: LoopState) -> tuple[Arr
     available = pools.available(state.pool)
     if max_sample is None or max_sample >= available.shape[0]:
         return None, available
-    values = numerics.rank_values(jax.random.uniform(key, available.shape), available)
+    values = numerics.rank_values(jax.random.uniform(key, available.shape, jnp.float32), available)
     ids = numerics.top_indices(values, max_sample)
     return ids, ids >= 0
 
@@ -400,7 +402,7 @@ def _describe(state: PoolState, picked: Selection, summary: PyTree, available: A
     broken = jnp.zeros(available.shape, bool)
     for leaf in leaves:
         broken |= jnp.any(jnp.isnan(leaf), axis=tuple(range(1, leaf.ndim)))
-    mean_score = jnp.full((), jnp.nan, jnp.float32)
+    mean_score = picked.scores[0] * jnp.nan  # of each seed: under vmap a constant is spread where NaN would be an error
     if len(leaves) == 1 and leaves[0].ndim == 1:
         mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)
     return StepInfo(

@@ -58,7 +58,8 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
     """
     num_examples = checks.positive_int("num_examples", num_examples)
     if targets is not None:
-        targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
+        with jax.debug_nans(False):  # what is unknown may be NaN
+            targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
             raise ValueError(
                 f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}"
@@ -98,7 +99,7 @@ def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool 
     return _label(state, indices, advance=advance)
 
 
-@partial(jax.jit, static_argnames="advance")
+@partial(numerics.jit_with_nan, static_argnames="advance")
 def _label(state: PoolState, indices: Array, *, advance: bool) -> PoolState:
     old = _get(state, indices)
     labelled_at = _set(state.labelled_at, indices, jnp.where(old == _AVAILABLE, state.round, old))
@@ -155,7 +156,7 @@ def random_query(key: Key, state: PoolState, num: int) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _random_query(key: Key, state: PoolState, num: int) -> Array:
-    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape), available(state))
+    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape, jnp.float32), available(state))
     return numerics.top_indices(values, num)
 
 
@@ -192,7 +193,7 @@ def unlabel(state: PoolState, indices: Any) -> PoolState:
     return _unlabel(state, _as_ids(state, indices))
 
 
-@jax.jit
+@numerics.jit_with_nan
 def _unlabel(state: PoolState, indices: Array) -> PoolState:
     return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.minimum(_get(state, indices), _AVAILABLE)))
 
@@ -219,7 +220,7 @@ def exclude(state: PoolState, indices: Any) -> PoolState:
     return _exclude(state, _as_ids(state, indices))
 
 
-@jax.jit
+@numerics.jit_with_nan
 def _exclude(state: PoolState, indices: Array) -> PoolState:
     return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, _EXCLUDED, jnp.int32)))
 
@@ -274,6 +275,7 @@ def _get(state: PoolState, indices: Array) -> Array:
     return state.labelled_at.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
+@numerics.jit_with_nan  # targets that are still unknown
 def _set(array: Array, indices: Array, values: Array) -> Array:
     # A negative index would wrap around to the last example, even under mode="drop".
     return array.at[indices].set(values, mode="drop", wrap_negative_indices=False)
@@ -300,7 +302,7 @@ def first_query(
     free = available(state)
     if acquisition is None:
         indices = random_query(key, state, num)
-        return Selection(indices, jnp.full(indices.shape, jnp.nan, jnp.float32))
+        return Selection(indices, np.full(indices.shape, np.nan, np.float32))
     summary = None
     if acquisition.summarise is not None:
         if embeddings is None:

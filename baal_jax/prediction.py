@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, sources
+from baal_jax._util import checks, numerics, sources
 from baal_jax._util.sources import Source
 from baal_jax.metrics import MetricSet
 from baal_jax.tasks import metrics_of
@@ -141,7 +141,7 @@ def evaluate(
     else:
         on_batch = lambda inputs: _mapped(key, posterior, state, inputs, metrics, num_samples, None)  # noqa: E731
         summary = sources.mapped(on_batch, dataset.inputs, batch_size)
-    return jax.jit(metrics.compute)(summary, jnp.asarray(dataset.targets))
+    return numerics.jit_with_nan(metrics.compute)(summary, dataset.targets)
 
 
 @partial(jax.jit, static_argnums=(1, 4, 5, 6))

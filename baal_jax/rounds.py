@@ -11,7 +11,7 @@ import numpy as np
 
 from baal_jax import pool as pools
 from baal_jax import tasks
-from baal_jax._util import checks, sources
+from baal_jax._util import checks, numerics, sources
 from baal_jax.loop import ActiveLoop, query, shapes_of_dataset
 from baal_jax.metrics import model_average
 from baal_jax.stopping import Criterion, Outcome
@@ -37,7 +37,9 @@ def run(
     other in one program, as CPUs do: there it is as fast for dense networks and several times faster for convolutions.
     ``jax.grad`` goes through where the trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then, since its root
     has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
-    round are in the pool but not in a fit; ask for one round more to see what they bring.
+    round are in the pool but not in a fit; ask for one round more to see what they bring. Under ``jax_debug_nans``
+    rounds are a Python loop, so that a fit or a prediction of NaN is an error where it happens, and the NaN that
+    :class:`~baal_jax.StepInfo` defines is none. JAX refuses both in what a ``jit`` of your own returns.
 
     Args:
         loop: from :func:`active_loop`.
@@ -76,20 +78,28 @@ def run(
         state, blank = _remember(stop, outcome, state), outcome.info
     # A first state may hold Python numbers, a carry may not.
     state = state._replace(step=jnp.asarray(state.step, jnp.int32))
-    if not sources.is_source(dataset.inputs):
+    capacity = None
+    if sources.is_source(dataset.inputs):
+        sources.refuse_traced(state)
+        # The last query is not trained on, so this is all that the device will ever hold.
+        after = range(int(state.step), int(state.step) + num_rounds - 1)
+        asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
+        capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
+    elif not jax.config.jax_debug_nans or (stop is not None and not checks.is_concrete(state)):
         return _scan(loop, num_rounds, stop, state, dataset, *others)
-    sources.refuse_traced(state)
-    # The last query is not trained on, so this is all that the device will ever hold.
-    after = range(int(state.step), int(state.step) + num_rounds - 1)
-    asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
-    capacity = min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs))
     infos = []
     for _ in range(num_rounds):
         over = stop is not None and bool(state.stopping[1])
-        turn = partial(_no_round, blank) if over else partial(_watched_round, loop, stop, max(capacity, 1))
+        turn = partial(_no_round, blank) if over else partial(_watched_round, loop, stop, capacity)
         state, info = turn(state, dataset, *others)
         infos.append(info)
-    return state, jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *infos)
+    return state, _stacked(*infos)
+
+
+@numerics.jit_with_nan
+def _stacked(*infos: StepInfo) -> StepInfo:
+    # Not jnp.stack: vmap would transpose what it gives outside of here, where NaN is an error.
+    return jax.tree.map(lambda *leaves: jnp.concatenate([leaf[None] for leaf in leaves]), *infos)
 
 
 def ready(
@@ -133,7 +143,7 @@ def ready(
     return loop._replace(metrics=metrics), state
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(numerics.jit_with_nan, static_argnums=(0, 1, 2))
 def _scan(
     loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any
 ) -> tuple[LoopState, StepInfo]:
@@ -175,7 +185,7 @@ def _watched_round(
 def _no_round(shapes: StepInfo, state: LoopState, *data: Any) -> tuple[LoopState, StepInfo]:
     """A round after the run has stopped: the state as it is, numbers NaN and picks −1."""
     del data
-    blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
+    blank = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
     return state, jax.tree.map(blank, shapes)._replace(
         round=state.pool.round,
         num_labelled=pools.num_labelled(state.pool),

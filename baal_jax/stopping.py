@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks
+from baal_jax._util import checks, numerics
 from baal_jax.pool import PoolState, num_labelled
 from baal_jax.typing import Array, PyTree
 
@@ -119,16 +119,17 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
 
     def init(outcome: Outcome) -> _Recent:
         value = _metric(outcome, metric)
-        return _Recent(jnp.full(patience + 1, jnp.nan, value.dtype), jnp.zeros((), jnp.int32))
+        return _Recent(jnp.full(patience + 1, jnp.inf, value.dtype), jnp.zeros((), jnp.int32))
 
     def update(memory: _Recent, outcome: Outcome) -> tuple[_Recent, Array]:
         latest = _metric(outcome, metric)
         recent = jnp.append(memory.values[1:], latest)
         count = jnp.minimum(memory.rounds + 1, patience + 1)
         close = jnp.abs(recent - latest) <= atol + rtol * jnp.abs(latest)
-        return _Recent(recent, count), (count >= patience) & jnp.all(close | (jnp.arange(patience + 1, 0, -1) > count))
+        close |= jnp.arange(patience + 1, 0, -1, jnp.int32) > count
+        return _Recent(recent, count), (count >= patience) & jnp.all(close)
 
-    return Criterion(init, update)
+    return Criterion(init, numerics.jit_with_nan(update))  # a metric may be NaN
 
 
 class _Agreement(NamedTuple):
@@ -169,13 +170,13 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
         if outcome.log_probs is None:
             raise ValueError("stabilising_predictions needs stop_inputs: give the run some unlabelled inputs")
         return _Agreement(
-            jnp.zeros(outcome.log_probs.shape[:-1], jnp.int32), jnp.full(window, jnp.nan), jnp.zeros((), jnp.int32)
+            jnp.zeros(outcome.log_probs.shape[:-1], jnp.int32), jnp.zeros(window, jnp.float32), jnp.zeros((), jnp.int32)
         )
 
     def update(memory: _Agreement, outcome: Outcome) -> tuple[_Agreement, Array]:
         predicted = jnp.argmax(outcome.log_probs, axis=-1).astype(jnp.int32)
         kappa = _kappa(memory.predicted, predicted, outcome.log_probs.shape[-1])
-        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, jnp.nan))
+        kappas = jnp.append(memory.kappas[1:], jnp.where(memory.rounds > 0, kappa, 0.0).astype(jnp.float32))
         count = jnp.minimum(memory.rounds + 1, window + 1)
         return _Agreement(predicted, kappas, count), (count > window) & (jnp.mean(kappas) >= threshold)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,19 @@ def as_float(x: Array) -> Array:
     """At least float32: half precision and integers are widened, float64 is kept."""
     x = jnp.asarray(x)
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+    """``jax.jit`` of what answers NaN on purpose (nothing there, unknown): ``jax_debug_nans`` does not stop at it."""
+    jitted = jax.jit(function, **static)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with jax.debug_nans(False):
+            return jitted(*arguments, **options)
+
+    vars(call).update(lower=jitted.lower, eval_shape=jitted.eval_shape)
+    return call
 
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +81,7 @@ def rank_values(scores: Array, available: Array) -> Array:
 
 def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:
     """Random ranking keys below every ordinary score and above NaN."""
-    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape))
+    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape, jnp.float32))
 
 
 def top_indices(values: Array, count: int) -> Array:

@@ -296,7 +296,7 @@ def answers(folder: str | Path) -> pool.PoolState:
     for index, label in labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
     number = jnp.asarray(len(_queries(folder)), jnp.int32)
-    state = pool.PoolState(jnp.asarray(labelled_at), number, jnp.asarray(targets))
+    state = pool.PoolState(jnp.asarray(labelled_at), number, jax.device_put(targets))
     return pool.exclude(state, np.array(sorted(skipped), np.int32))
 
 

@@ -150,6 +150,6 @@ def _hold_out(key: Key, labelled: Array, share: float, most: int) -> tuple[Array
     wanted = jnp.minimum(jnp.minimum(wanted, number // 2), most)
     # By the place among the labelled, so that a fit to these alone (a pool on the host) holds out the same.
     place = jnp.maximum(jnp.cumsum(labelled, dtype=jnp.int32) - 1, 0)
-    values = numerics.rank_values(jax.random.uniform(key, labelled.shape)[place], labelled)
+    values = numerics.rank_values(jax.random.uniform(key, labelled.shape, jnp.float32)[place], labelled)
     ids = numerics.top_indices(values, most)
     return jnp.maximum(ids, 0), jnp.arange(most, dtype=jnp.int32) < wanted

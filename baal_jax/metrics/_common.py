@@ -13,7 +13,7 @@ from baal_jax._util import checks, numerics
 
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiles a metric of ``(log_probs, targets)``, which looks at log-probabilities first where they are concrete."""
-    return lambda metric: checks.looked_at(jax.jit(metric, static_argnames=static), _require_log_probs)
+    return lambda metric: checks.looked_at(numerics.jit_with_nan(metric, static_argnames=static), _require_log_probs)
 
 
 def _require_log_probs(log_probs: Array, *others: Any, **options: Any) -> None:

@@ -16,7 +16,7 @@ from baal_jax._util import numerics
 from baal_jax.metrics._common import fit_outputs, mean
 
 
-@jax.jit
+@numerics.jit_with_nan
 def rmse(predicted: Array, targets: Array) -> Array:
     r"""Root of the mean squared error, over all examples and output dimensions.
 
@@ -41,7 +41,7 @@ def rmse(predicted: Array, targets: Array) -> Array:
     return jnp.sqrt(mean(errors**2, known))
 
 
-@jax.jit
+@numerics.jit_with_nan
 def mae(predicted: Array, targets: Array) -> Array:
     r"""Mean absolute error, over all examples and output dimensions.
 
@@ -122,7 +122,7 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
     return _pinball(predicted, targets, levels)
 
 
-@jax.jit
+@numerics.jit_with_nan
 def coverage(lower: Array, upper: Array, targets: Array) -> Array:
     r"""Coverage: share of targets within their interval, bounds included; a calibrated interval of 90 % covers 0.9.
 
@@ -151,7 +151,7 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
     return mean(jnp.where(jnp.isnan(lower) | jnp.isnan(upper), jnp.nan, inside), known)
 
 
-@functools.partial(jax.jit, static_argnames="fair")
+@functools.partial(numerics.jit_with_nan, static_argnames="fair")
 def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
     r"""Continuous ranked probability score of draws of a label, averaged over examples and output dimensions.
 
@@ -188,7 +188,7 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
     return crps_of_sorted(sorted_draws(draws), targets, fair)
 
 
-@jax.jit
+@numerics.jit_with_nan
 def gaussian_crps(predicted: Array, variance: Array, targets: Array) -> Array:
     r"""CRPS of Gaussian predictions in closed form, averaged over examples and output dimensions.
 
@@ -272,7 +272,7 @@ def static_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(numerics.jit_with_nan, static_argnums=2)
 def _pinball(predicted: Array, targets: Array, levels: tuple[float, ...]) -> Array:
     def at_level(quantile: Array, level: float) -> Array:
         quantile, values, known = fit_outputs("predicted", quantile, targets)

@@ -139,7 +139,7 @@ def multi_label() -> MetricSet:
             if targets.shape != summary.shape[:-1]:
                 shape = summary.shape[:-1]
                 raise ValueError(f"targets have shape {targets.shape}, but the labels {shape}: make them equal")
-            labels = jnp.where(targets >= 0, targets > 0.5, -1).astype(jnp.int32)
+            labels = jnp.where(targets >= 0, (numerics.as_float(targets) > 0.5).astype(jnp.int32), -1)
             return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
 
         return value
@@ -327,7 +327,7 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
 
 
 def _metric_set(summarise: Callable[[Predictions], PyTree], named: dict[str, Metric]) -> MetricSet:
-    @jax.jit
+    @numerics.jit_with_nan
     def values(summary: PyTree, targets: Array) -> list[Array]:  # a list, because jit sorts the names of a dict
         return [metric(summary, targets) for metric in named.values()]
 

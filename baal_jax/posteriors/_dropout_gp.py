@@ -142,7 +142,7 @@ def dropout_gp(
 
     def sample(key: Key, state: DropoutGPState, num_samples: int) -> Array:
         def weights(key: Key) -> Array:
-            return state.mean + product(state.root, jax.random.normal(key, (num_passes,)))
+            return state.mean + product(state.root, jax.random.normal(key, (num_passes,), state.mean.dtype))
 
         return jax.vmap(weights)(jax.random.split(key, num_samples))
 

@@ -99,7 +99,8 @@ def epinet(
         return EpinetState(base, train(key_epinet, dataset, labelled, old_epinet))
 
     def sample(key: Key, state: EpinetState, num_samples: int) -> Array:
-        return jax.vmap(lambda key: jax.random.normal(key, (index_dim,)))(jax.random.split(key, num_samples))
+        keys = jax.random.split(key, num_samples)
+        return jax.vmap(lambda key: jax.random.normal(key, (index_dim,), jnp.float32))(keys)
 
     def apply(state: EpinetState, draw: Array, inputs: PyTree) -> Array:
         hidden, outputs = features.hidden_and_outputs(model, state.variables, inputs)
@@ -122,10 +123,10 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
         return outputs + _epinet(variables, hidden, indices, prior_scale).reshape(outputs.shape)
 
     def apply(variables: Variables, inputs: PyTree, key: Key) -> Array:
-        return at(variables, inputs, jax.random.normal(key, (1, index_dim)))
+        return at(variables, inputs, jax.random.normal(key, (1, index_dim), jnp.float32))
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[Array, PyTree]:
-        indices = jax.random.normal(key, (checks.leading_axis("inputs", inputs), index_dim))
+        indices = jax.random.normal(key, (checks.leading_axis("inputs", inputs), index_dim), jnp.float32)
         return at(variables, inputs, indices), variables.collections
 
     def deterministic(variables: Variables, inputs: PyTree) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -142,7 +143,7 @@ def gaussian_process(
         inputs, targets = dataset.inputs[ids], dataset.targets[ids]
         seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
         targets, given, known, mean = seen
-        known &= jnp.arange(size) < count
+        known &= jnp.arange(size, dtype=jnp.int32) < count
         # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
         covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
         targets = jnp.where(known[:, None], targets - mean, 0.0)
@@ -181,8 +182,8 @@ def gaussian_process(
 
         def one(key: Key) -> _Draw:
             key_prior, key_noise = jax.random.split(key)
-            prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]))
-            noise = jax.random.normal(key_noise, state.targets.shape) * jnp.sqrt(state.noise).T
+            prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]), phi.dtype)
+            noise = jax.random.normal(key_noise, state.targets.shape, phi.dtype) * jnp.sqrt(state.noise).T
             # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
             missing = state.targets - noise - product(phi, prior)
             return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
@@ -221,7 +222,8 @@ def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
     white = _triangular(cholesky, _grouped(targets, kinds))
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
-    return -0.5 * (jnp.sum(white**2) + log_det + num_outputs * np.log(2 * np.pi) * jnp.sum(known, dtype=jnp.float32))
+    count = num_outputs * jnp.sum(known, dtype=jnp.float32)
+    return -0.5 * (jnp.sum(white**2) + log_det + math.log(2 * math.pi) * count)
 
 
 def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
@@ -232,7 +234,7 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
         )
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
-    return targets, jnp.ones((1, targets.shape[0])), known, jnp.zeros(())
+    return targets, jnp.ones((1, targets.shape[0]), jnp.float32), known, jnp.zeros((), jnp.float32)
 
 
 def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, Array, Array, Array]:

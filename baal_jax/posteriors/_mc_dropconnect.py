@@ -82,7 +82,8 @@ def _masked(params: PyTree, key: Key, rate: float, select: Select) -> PyTree:
 
     def drop(path: str, leaf: Array) -> Array:
         # Keys by name: the mask of a layer stays the same when others come or go.
-        keep = jax.random.bernoulli(jax.random.fold_in(key, zlib.crc32(path.encode())), 1.0 - rate, leaf.shape)
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        keep = jax.random.bernoulli(own, jnp.float32(1.0 - rate), leaf.shape)
         # Divided by what is kept, so that the mean over masks is the stored weight.
         return jnp.where(keep, leaf / (1.0 - rate), 0.0).astype(leaf.dtype)
 

@@ -10,6 +10,7 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -235,7 +236,8 @@ class _Layer:
         """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
         key_weights, key_bias = jax.random.split(key)
         spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
-        return spread * jax.random.normal(key_weights, shape), self.bias_std * jax.random.normal(key_bias, shape[-1:])
+        normal = functools.partial(jax.random.normal, dtype=jnp.float32)
+        return spread * normal(key_weights, shape), self.bias_std * normal(key_bias, shape[-1:])
 
     def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
         """Features whose inner products are covariances after a last affine layer, with exact variances."""

@@ -102,7 +102,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
     gains = jnp.where(broken, jnp.nan, bald(jnp.moveaxis(log_probs, 1, 0)))
     index, gain, left = pick(gains, available)
     picked = [(index, gain, jnp.sum(available, dtype=jnp.int32))]
-    joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws))), jnp.ones(1))
+    joint = _Joint(jnp.full((1, num_draws), -jnp.log(float(num_draws)), jnp.float32), jnp.ones(1, jnp.float32))
     keys = jax.random.split(key, query_size)
 
     # Enumerated while tracing, as shapes grow with every pick. Gains before are bounds: information is submodular.
@@ -148,12 +148,12 @@ def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
     """``count`` configurations with one label more, a stratified sample of all of them."""
     chance = jnp.matmul(jnp.exp(joint.log_weights), jnp.exp(log_p), precision="highest")  # [M, C]
     # One uniform number in each of `count` equal parts of the distribution: less noise than as many free ones.
-    uniforms = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,))) / count
+    uniforms = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,), jnp.float32)) / count
     pair = inverse_cdf(uniforms, (joint.share[:, None] * chance).reshape(-1), jnp.ones(chance.size, bool))
     row, label = pair // log_p.shape[1], pair % log_p.shape[1]
     log_weights = joint.log_weights[row] + log_p.T[label]
     log_weights -= jax.scipy.special.logsumexp(log_weights, axis=-1, keepdims=True)
-    return _Joint(log_weights, jnp.full(count, 1.0 / count))
+    return _Joint(log_weights, jnp.full(count, 1.0 / count, jnp.float32))
 
 
 def _coarse(joint: _Joint, num_groups: int) -> _Joint:

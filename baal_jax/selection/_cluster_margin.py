@@ -75,7 +75,7 @@ def cluster_margin(
             points = points_of(jax.tree.map(lambda leaf: leaf[ids], features[1]), there, "cluster_margin")
             num_groups = min(num_clusters or query_size, count)
             groups = clusters_of(key_clusters, points, there, num_groups).assignment
-        chosen = round_robin(jax.random.uniform(key, (count,)), groups, there, num_groups)[:query_size]
+        chosen = round_robin(jax.random.uniform(key, (count,), jnp.float32), groups, there, num_groups)[:query_size]
         indices = jnp.where(chosen >= 0, candidates[chosen], -1)
         return indices, scores[indices]
 

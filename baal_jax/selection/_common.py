@@ -50,19 +50,20 @@ def over_features(
         broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
         features = jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
+        indices = indices.astype(jnp.int32)
         # What is broken fills the −1 slots, which stand at the end.
-        late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1)
+        late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1).astype(jnp.int32)
         missing = indices < 0
         indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices)
         scores = jnp.where(missing, jnp.nan, scores)
-        return Selection(indices.astype(jnp.int32), scores.astype(jnp.float32))
+        return Selection(indices, scores.astype(jnp.float32))
 
     return Acquisition(summarise or read_features, compiled(select), reads_labelled, tasks)
 
 
 def compiled(select: SelectFn) -> SelectFn:
     """Compiles a selection, which looks at its key first."""
-    jitted = jax.jit(select, static_argnames="query_size")
+    jitted = numerics.jit_with_nan(select, static_argnames="query_size")
     return checks.looked_at(jitted, lambda key, *others, **options: checks.typed_key("key", key))
 
 
@@ -172,11 +173,11 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     weights = jnp.where(mask, weights, 0.0)
     weights = jnp.where(jnp.any(weights > 0), weights, mask.astype(weights.dtype))
     cumulative = jnp.cumsum(weights)
-    ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
-    last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)  # the product may be rounded up to the whole sum
-    ids = jnp.minimum(ids, last)
+    ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right").astype(jnp.int32)
+    last = weights.shape[0] - 1 - jax.lax.argmax(weights[::-1] > 0, 0, jnp.int32)
+    ids = jnp.minimum(ids, last)  # the product may be rounded up to the whole sum
     # Sums computed in parallel are rounded each on its own and may fall again: what has no weight is never drawn.
-    return jnp.where(weights[ids] > 0, ids, jnp.argmax(weights)).astype(jnp.int32)
+    return jnp.where(weights[ids] > 0, ids, jax.lax.argmax(weights, 0, jnp.int32))
 
 
 def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any, block: int = _BLOCK) -> Any:

@@ -93,7 +93,7 @@ def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: 
     as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at
     ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
     """
-    uniforms = jax.random.uniform(key, (num_clusters, 2 + int(math.log(num_clusters))))
+    uniforms = jax.random.uniform(key, (num_clusters, 2 + int(math.log(num_clusters))), jnp.float32)
     squares = jnp.sum(points * points, axis=1)
 
     def seed(turn: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -64,7 +64,7 @@ def random() -> Acquisition:
     """
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        return top(jax.random.uniform(key, available.shape), available, query_size)
+        return top(jax.random.uniform(key, available.shape, jnp.float32), available, query_size)
 
     return Acquisition(None, compiled(select))
 

@@ -103,7 +103,7 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
     least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
     scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
     weighted = scores > 0
-    no_weight = jnp.where(jnp.isnan(scores), jnp.nan, -jnp.inf)
+    no_weight = jnp.where(jnp.isnan(scores), scores, -jnp.inf)
     return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), no_weight)
 
 

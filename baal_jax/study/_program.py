@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
 from baal_jax._util import checks, sources
-from baal_jax.loop import ActiveLoop
+from baal_jax.loop import ActiveLoop, shapes_of_dataset
 from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
@@ -78,7 +78,7 @@ def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program
 
     A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
-    if sources.is_source(data.train.inputs):
+    if sources.is_source(data.train.inputs) or jax.config.jax_debug_nans:
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)
@@ -116,10 +116,11 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     """One seed a call, whose rounds are a loop in Python."""
 
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
-        return jax.tree.map(lambda leaf: leaf[None], _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data))
+        one = _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
 
-    pool_shapes = data.train._replace(inputs=sources.shapes_of(data.train.inputs))
-    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=pool_shapes))
+    shapes = shapes_of_dataset(data.train)[0]
+    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=shapes))
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
 

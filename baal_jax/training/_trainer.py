@@ -213,7 +213,7 @@ def _judges(validation: Dataset, model: Model, task: Task | None) -> Dataset:
     rows = np.flatnonzero(known.reshape(len(known), -1).any(axis=1))
     if not len(rows):
         raise ValueError("validation holds no example whose target is known: give some, or leave it out")
-    return validation if len(rows) == len(known) else jax.tree.map(lambda leaf: leaf[rows], validation)
+    return validation if len(rows) == len(known) else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], validation)
 
 
 def _outputs(model: Model, inputs: PyTree) -> tuple[int, ...] | None:

@@ -60,7 +60,7 @@ def flip(probability: float = 0.5) -> Augmentation:
         raise ValueError(f"probability={probability} must lie between 0 and 1")
 
     def augment(key: Key, batch: Dataset) -> Dataset:
-        mirrored = jax.random.bernoulli(key, probability, (_images(batch).shape[0],))
+        mirrored = jax.random.bernoulli(key, jnp.float32(probability), (_images(batch).shape[0],))
         return _moved(batch, lambda image, flipped, fill: jnp.where(flipped, image[:, ::-1], image), mirrored)
 
     return augment

@@ -54,8 +54,9 @@ def make(name, library, task):
 def fitted(case):
     """A posterior, its data, its state, and logits ``[S, N, C]``."""
     posterior, data = make(*case), baal.Dataset(*jax.device_put((INPUTS, TARGETS[case[2]])))
-    state = posterior.fit(jax.random.key(0), data, LABELLED)
-    return posterior, data, state, predictions(posterior, state)
+    with jax.debug_nans(True):
+        state = posterior.fit(jax.random.key(0), data, LABELLED)
+        return posterior, data, state, predictions(posterior, state)
 
 
 def predictions(posterior, state, inputs=INPUTS, batch_size=None):

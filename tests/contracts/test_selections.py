@@ -59,7 +59,8 @@ def summaries(seed, rows=(), value=0.0):
 def select(name, key, available, labelled=LABELLED, query_size=QUERY, seed=0, **changes):
     """Always with arrays of the same shapes, so that there is one program for each size of a query."""
     summary = summaries(seed, **changes).get(name)
-    return build(name).select(key, summary, np.asarray(available), query_size, np.asarray(labelled))
+    with jax.debug_nans(True):  # NaN scores beside −1 are no error
+        return build(name).select(key, summary, np.asarray(available), query_size, np.asarray(labelled))
 
 
 def check(picked, available, query_size=QUERY):

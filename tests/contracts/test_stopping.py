@@ -43,7 +43,8 @@ def answers(criterion, rounds):
     """What a rule says after each round of a loop in Python."""
     memory, said = criterion.init(rounds[0]), []
     for seen in rounds:
-        memory, stop = criterion.update(memory, seen)
+        with jax.debug_nans(True):
+            memory, stop = criterion.update(memory, seen)
         said.append(bool(stop))
     return said
 

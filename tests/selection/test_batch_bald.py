@@ -146,8 +146,14 @@ def test_what_it_keeps_and_what_it_refuses():
     for call, message in (
         (lambda: summarise(Predictions(zeros((5, 4, 2, 3)))), r"\(5, 4, 2, 3\).*BatchBALD"),
         (lambda: selection.batch_bald(0), "num_configurations=0"),
-        (lambda: select(jax.random.key(0), zeros((4, 2, 3)), np.ones(5, bool), 1), r"for 5 examples: \[N, S, C\] is needed"),
-        (lambda: select(jax.random.key(0), zeros((5, 6)), np.ones(5, bool), 1), r"for 5 examples: \[N, S, C\] is needed"),
+        (
+            lambda: select(jax.random.key(0), zeros((4, 2, 3)), np.ones(5, bool), 1),
+            "for 5 examples",
+        ),
+        (
+            lambda: select(jax.random.key(0), zeros((5, 6)), np.ones(5, bool), 1),
+            "for 5 examples",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -78,8 +78,8 @@ def centred(features: Features, counted: Array) -> Features:
 def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
     """The product of factors ``[…, D_f]`` projected at random, ``[…, K]``; inner products are unbiased."""
     keys = jax.random.split(key, len(factors))
-    matrices = [jax.random.normal(k, (factor.shape[-1], size)) for k, factor in zip(keys, factors, strict=True)]
-    projected = [jnp.matmul(f, m.astype(f.dtype), precision="highest") for f, m in zip(factors, matrices, strict=True)]
+    matrices = [jax.random.normal(k, (f.shape[-1], size), f.dtype) for k, f in zip(keys, factors, strict=True)]
+    projected = [jnp.matmul(f, m, precision="highest") for f, m in zip(factors, matrices, strict=True)]
     return functools.reduce(operator.mul, projected) / jnp.sqrt(float(size))
 
 

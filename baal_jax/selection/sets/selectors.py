@@ -211,7 +211,7 @@ def _from_centres(
     """A selector whose picks become centres: ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
-        uniforms = jax.random.uniform(key, (query_size,))
+        uniforms = jax.random.uniform(key, (query_size,), jnp.float32)
         centres = labelled if use_labelled else jnp.zeros_like(labelled)
         length = _kernel.diagonal(features)
         features = _kernel.centred(features, available | centres)
