@@ -1,7 +1,5 @@
 """``python -m baal_jax COMMAND``: the commands, each loaded when it is used."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -4,8 +4,6 @@ A folder of checkpoints belongs to one configuration and to one process at a tim
 gets its name when it is complete: whatever moment a process dies, the newest one is whole.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import warnings

@@ -1,7 +1,5 @@
 """The loop: its parts, and a round, which is put together in :func:`query`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -152,12 +150,12 @@ def active_loop(
     as_one_program = jax.jit(partial(compose, parts))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        in_parts = sources.is_source(dataset.inputs) or jax.config.jax_debug_nans  # a fit of NaN is seen there
+        in_parts = sources.is_source(dataset.inputs) or jax.config.read("jax_debug_nans")  # a fit of NaN is seen there
         return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
         chosen = metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
-        return (evaluate_in_parts if jax.config.jax_debug_nans else evaluate_as)(chosen, state, dataset)
+        return (evaluate_in_parts if jax.config.read("jax_debug_nans") else evaluate_as)(chosen, state, dataset)
 
     def evaluate_in_parts(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
         return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=chosen, **predicting)

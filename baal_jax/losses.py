@@ -1,7 +1,5 @@
 """Losses, one number an example: the trainer does the averaging. Any optax loss of that form works as well."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -5,8 +5,6 @@ flag is a constructor argument, a keyword or a position. In prediction dropout i
 running statistics, and one key is one function. In evaluation mode, dropout is off and no key is needed.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

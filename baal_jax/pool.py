@@ -4,8 +4,6 @@ Indices are always ids into the whole data set; there is no second, pool-relativ
 :class:`PoolState` and returns a new one, costs O(N) on the device, and goes through ``jit``, ``vmap`` and ``scan``.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -302,7 +300,8 @@ def first_query(
     free = available(state)
     if acquisition is None:
         indices = random_query(key, state, num)
-        return Selection(indices, np.full(indices.shape, np.nan, np.float32))
+        scores: Any = np.full(indices.shape, np.nan, np.float32)
+        return Selection(indices, scores)
     summary = None
     if acquisition.summarise is not None:
         if embeddings is None:

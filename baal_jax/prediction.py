@@ -5,8 +5,6 @@ scores, acquisition and evaluation are thin on top of it. No number depends on `
 examples or on the number of devices, because a draw is one function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Several rounds of a loop, as one compiled program or over a source on the host."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -85,7 +83,7 @@ def run(
         after = range(int(state.step), int(state.step) + num_rounds - 1)
         asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
         capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
-    elif not jax.config.jax_debug_nans or (stop is not None and not checks.is_concrete(state)):
+    elif not jax.config.read("jax_debug_nans") or (stop is not None and not checks.is_concrete(state)):
         return _scan(loop, num_rounds, stop, state, dataset, *others)
     infos = []
     for _ in range(num_rounds):

@@ -9,8 +9,6 @@ memory, stop = criterion.update(memory, stopping.Outcome(state.pool, info))
 ```
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ that read such outputs, and it says which targets are right: others are refused 
 concrete.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, NamedTuple

@@ -9,8 +9,6 @@ Draws lead, classes trail and anything may stand between: ``[S, N, …, C]``. A 
 segmentation model ``[S, N, H, W, C]``, a token tagger ``[S, N, T, C]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol

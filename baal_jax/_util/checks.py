@@ -1,7 +1,5 @@
 """Errors that name the argument, the value and the cure."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import math

@@ -1,7 +1,5 @@
 """Atomic writes, journals, a lock on a folder, and what JSON and ``.npz`` files can hold."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

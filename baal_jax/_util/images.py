@@ -1,7 +1,5 @@
 """Pictures as bytes: PNG written with the standard library, PNG and JPEG read by Pillow."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

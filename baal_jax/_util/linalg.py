@@ -5,8 +5,6 @@ where as many factorisations as there are threads do so at once (seeds under ``v
 for ever. So large matrices are factorised one after the other there, and many small ones by array operations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Array functions in log space that the rest is written in. Scores are in nats, reductions in at least float32."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -6,8 +6,6 @@ they enter a model; the bits stay those of jax (``jax_threefry_partitionable``).
 as many bits: the keys of examples are made by threefry, but their bits are a hash of the key and a counter.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pools that stay on the host: anything with ``__len__`` and ``__getitem__`` but arrays, and these in a View."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """The gradient of a network with respect to all its parameters, sketched: features of the neural tangent kernel."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

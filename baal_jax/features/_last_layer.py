@@ -1,7 +1,5 @@
 """The last layer of any network: what it reads, its gradients, and what a change of it changes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

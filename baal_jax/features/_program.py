@@ -6,8 +6,6 @@ run again by :func:`evaluate`, which shows what a layer reads and lets a number 
 derivative in that number is the gradient that comes back to the layer.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Conversions of outputs into logits ``[S, N, …, C]``, and combinations of several scores into one."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Scores for regression: networks whose outputs are the mean, or mean and log-variance, of a Gaussian."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

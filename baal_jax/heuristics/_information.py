@@ -1,7 +1,5 @@
 """Entropy of a label, its split into aleatoric and epistemic parts, and information about other predictions."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Scores of one prediction: how far from confident the mean is, and how much the draws spread."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -1,7 +1,5 @@
 """Posteriors whose draws come from samplers of other packages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

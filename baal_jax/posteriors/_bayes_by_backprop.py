@@ -4,8 +4,6 @@ Anywhere among parameters a dict ``{"mean": tree, "raw_std": tree}`` is one fact
 is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` is a weight that is not random.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Deep ensembles: independently trained networks, each of them a draw."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """A Gaussian process whose covariance is that of a network's dropout passes, conditioned on the labelled examples."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

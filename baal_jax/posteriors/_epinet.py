@@ -1,7 +1,5 @@
 """Epinet: a small network beside a trained one that turns a random index into joint predictions."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

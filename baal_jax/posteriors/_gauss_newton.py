@@ -4,8 +4,6 @@ A matrix is kept whole, as two Kronecker factors or as its diagonal. In its eige
 added to every eigenvalue, so covariances, draws and the marginal likelihood cost no further factorisation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple

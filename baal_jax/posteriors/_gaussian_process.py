@@ -1,7 +1,5 @@
 """Exact Gaussian processes: a posterior without training."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any, NamedTuple

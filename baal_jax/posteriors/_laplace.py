@@ -1,7 +1,5 @@
 """Laplace's approximation over the last layer: a trained network, and a Gaussian around its last weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, get_args

@@ -1,7 +1,5 @@
 """MC-DropConnect: a network trained with weights dropped at random, and its weight masks as draws."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 

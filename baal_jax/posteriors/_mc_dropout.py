@@ -1,7 +1,5 @@
 """MC-dropout: a network trained with dropout, and its dropout masks as draws from an approximate posterior."""
 
-from __future__ import annotations
-
 import jax
 
 from baal_jax._util import random

@@ -8,8 +8,6 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -7,8 +7,6 @@ a network with :func:`~baal_jax.posteriors.bayesian_layers`, whose draws are wei
 Networks that are not to be edited go through :func:`~baal_jax.posteriors.bayes_by_backprop`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any, ClassVar, Literal

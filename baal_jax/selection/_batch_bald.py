@@ -1,7 +1,5 @@
 """BatchBALD: the information that a whole batch of labels shares with the parameters, picked greedily."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Cluster-Margin: uncertain examples, spread over the clusters they come from."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

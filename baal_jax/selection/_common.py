@@ -1,7 +1,5 @@
 """What selections share: their words, the rows that count, rankings, the loop over picks, draws and distances."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Callable

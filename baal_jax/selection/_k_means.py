@@ -4,8 +4,6 @@ Shapes are fixed, masks mark the rows that count, and memory is taken in blocks.
 centred first. Sums over members are matrix products: scattered additions have no order on an accelerator.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

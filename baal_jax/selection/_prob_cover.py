@@ -1,7 +1,5 @@
 """ProbCover: the largest part of the pool within a radius of what is labelled."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from baal_jax._util import checks

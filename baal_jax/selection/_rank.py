@@ -1,7 +1,5 @@
 """Selections that rank scores: the best, random ones, given ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 All are Gumbel-top-k (Kool, van Hoof and Welling 2019): ranks of ``log w + Gumbel`` are draws in proportion to ``w``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

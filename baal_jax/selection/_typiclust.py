@@ -1,7 +1,5 @@
 """TypiClust: the most typical example of every cluster that has no label yet."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

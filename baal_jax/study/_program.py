@@ -78,7 +78,7 @@ def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program
 
     A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
-    if sources.is_source(data.train.inputs) or jax.config.jax_debug_nans:
+    if sources.is_source(data.train.inputs) or jax.config.read("jax_debug_nans"):
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)

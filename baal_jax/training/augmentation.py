@@ -5,8 +5,6 @@ Each is a builder of a pure ``(key, batch) -> batch`` on a :class:`~baal_jax.Dat
 are maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Stochastic weight averaging: the running mean of weights, and batch statistics that belong to it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Which examples a training step reads: shuffled passes, one after the other, without a table of the order."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

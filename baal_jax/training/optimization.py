@@ -1,7 +1,5 @@
 """Steps of any optax transformation, with what some of them ask for beyond a gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -10,8 +10,6 @@ The inputs :math:`u` are read from shuffled passes over *all* examples of the da
 labelled ones are among them, without their targets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Acquisitions over features: BADGE, BAIT, CoreSet, LCMD and others, each a feature map, transforms and a selector."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

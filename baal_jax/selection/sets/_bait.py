@@ -1,7 +1,5 @@
 """BAIT: labels that shrink the posterior where the whole pool needs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

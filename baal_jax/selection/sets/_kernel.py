@@ -1,7 +1,5 @@
 """Features as a kernel: inner products of factors that multiply, the noise of predictions, and nearest centres."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Callable

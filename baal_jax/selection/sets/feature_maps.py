@@ -3,8 +3,6 @@
 A feature map gives ``[B, D]``, or a tuple of such arrays whose inner products multiply, as of outer products.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -4,8 +4,6 @@ A selector is ``(key, Features, available bool[N], query_size, labelled bool[N])
 are never formed: each pick needs one column, so a batch costs ``Q`` passes over the features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -4,8 +4,6 @@ A transform is ``(key, Features, labelled bool[N], counted bool[N]) -> Features`
 are labelled or available. The builders below follow the paper of :func:`~baal_jax.selection.grid`.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array
 
