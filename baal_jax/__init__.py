@@ -18,16 +18,15 @@ from baal_jax import (
     selection,
     stopping,
     study,
-    tasks,
     training,
 )
+from baal_jax._rounds import run
 from baal_jax._util import __version__ as __version__
 from baal_jax.loop import ActiveLoop, active_loop
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
-from baal_jax.rounds import run
-from baal_jax.training import TrainState, trainer
+from baal_jax.training import TrainState, tasks, trainer
 from baal_jax.typing import (
     Acquisition,
     Dataset,

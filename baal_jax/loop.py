@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool as pools
-from baal_jax import tasks
 from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
 from baal_jax.prediction import distinct, evaluate, predict, summarise
-from baal_jax.tasks import metrics_of
+from baal_jax.training import tasks
+from baal_jax.training.tasks import metrics_of
 from baal_jax.typing import (
     Acquisition,
     Array,
@@ -91,7 +91,7 @@ def active_loop(
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
         last_rounds: train only on the labels of the latest rounds; None for all.
         features: ``(state, inputs) -> [B, D]``, for acquisitions that read features.
-        metrics: what ``evaluate`` computes; by default the metrics of the posterior's task, see :mod:`baal_jax.tasks`.
+        metrics: what ``evaluate`` computes; by default the metrics of the posterior's task, see :mod:`baal_jax.training.tasks`.
 
     Returns:
         An :class:`ActiveLoop`.
@@ -150,12 +150,12 @@ def active_loop(
     as_one_program = jax.jit(partial(compose, parts))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        in_parts = sources.is_source(dataset.inputs) or jax.config.read("jax_debug_nans")  # a fit of NaN is seen there
+        in_parts = sources.is_source(dataset.inputs) or checks.debugs_nans()  # a fit of NaN is seen there
         return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
         chosen = metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
-        return (evaluate_in_parts if jax.config.read("jax_debug_nans") else evaluate_as)(chosen, state, dataset)
+        return (evaluate_in_parts if checks.debugs_nans() else evaluate_as)(chosen, state, dataset)
 
     def evaluate_in_parts(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
         return evaluate(_key_after(state), posterior, state.posterior, dataset, metrics=chosen, **predicting)

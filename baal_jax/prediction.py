@@ -16,7 +16,7 @@ import numpy as np
 from baal_jax._util import checks, numerics, sources
 from baal_jax._util.sources import Source
 from baal_jax.metrics import MetricSet
-from baal_jax.tasks import metrics_of
+from baal_jax.training.tasks import metrics_of
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
 
 SummaryFn = Callable[[Predictions], PyTree]
@@ -122,7 +122,7 @@ def evaluate(
         dataset: inputs and targets ``[N, …]``; inputs may be a source on the host, which is mapped batch by batch and
             reduced once: the same numbers.
         metrics: a :class:`~baal_jax.metrics.MetricSet`; by default that of the posterior's task, see
-            :mod:`baal_jax.tasks`.
+            :mod:`baal_jax.training.tasks`.
         num_samples: ``S``, as in :func:`predict`.
         batch_size: as in :func:`predict`.
 

@@ -73,6 +73,11 @@ def looked_at(compiled: Any, look: Callable[..., Any]) -> Any:
     return checked
 
 
+def debugs_nans() -> bool:
+    """Whether ``jax_debug_nans`` is on."""
+    return jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def is_concrete(*trees: Any) -> bool:
     """True outside of jit, vmap and grad, where values can be looked at."""
     return not any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(trees))

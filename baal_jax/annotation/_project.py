@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import pool, tasks
+from baal_jax import pool
 from baal_jax._util import checks, files, sources
 from baal_jax.annotation._label_studio import Kind, from_label_studio, labelling_config, to_label_studio
 from baal_jax.loop import ActiveLoop
 from baal_jax.loop import query as query_pool
 from baal_jax.metrics import model_average
+from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
 FORMAT = 1

@@ -11,7 +11,7 @@ import numpy as np
 from baal_jax._util import checks, numerics
 from baal_jax.calibration._scalings import Scaling
 from baal_jax.prediction import predict
-from baal_jax.tasks import guarded
+from baal_jax.training.tasks import guarded
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _SPLIT, _DRAWS = 0x63616C69, 0x62726174  # far from the small numbers that a fit folds in or splits by

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from baal_jax import tasks
 from baal_jax._util import checks
+from baal_jax.training import tasks
 from baal_jax.typing import Dataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time

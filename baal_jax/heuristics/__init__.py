@@ -28,7 +28,7 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
         score_fn: a heuristic.
 
     Returns:
-        Names of :mod:`baal_jax.tasks`.
+        Names of :mod:`baal_jax.training.tasks`.
 
     Example:
         >>> from baal_jax import heuristics

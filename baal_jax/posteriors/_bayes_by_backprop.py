@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, random
-from baal_jax.tasks import guarded, task_of
+from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, short
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
-from baal_jax.tasks import guarded, task_of
+from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from baal_jax._util import checks, numerics
 from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
-from baal_jax.tasks import guarded, task_of
+from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 

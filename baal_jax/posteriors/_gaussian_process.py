@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import tasks
 from baal_jax._util import checks, linalg
 from baal_jax.posteriors._gauss_newton import product
 from baal_jax.posteriors.kernels import Kernel
+from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _MOST_LABELLED = 2048

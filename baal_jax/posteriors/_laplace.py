@@ -12,7 +12,7 @@ from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
 from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
-from baal_jax.tasks import guarded, task_of
+from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 _Prior = float | Literal["evidence"] | None

@@ -4,7 +4,7 @@ import jax
 
 from baal_jax._util import random
 from baal_jax.models import require_stochastic
-from baal_jax.tasks import guarded, task_of
+from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
+from baal_jax._rounds import run
 from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop, shapes_of_dataset
-from baal_jax.rounds import run
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
 
@@ -78,7 +78,7 @@ def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program
 
     A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
     """
-    if sources.is_source(data.train.inputs) or jax.config.read("jax_debug_nans"):
+    if sources.is_source(data.train.inputs) or checks.debugs_nans():
         return _on_host(loop, rounds, data)
     devices = jax.devices()
     chunk = -(-chunk // len(devices)) * len(devices)

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import tasks
+from baal_jax._rounds import ready
 from baal_jax._util import checks, sources
 from baal_jax.loop import ActiveLoop, active_loop
-from baal_jax.rounds import ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._program import Data, Rounds, default_chunk, program
 from baal_jax.study.results import Results, read_pictures
+from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
 

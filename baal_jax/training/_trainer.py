@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import tasks
 from baal_jax._util import checks
 from baal_jax.models import require_stochastic
-from baal_jax.tasks import Task
-from baal_jax.training import averaging, optimization
+from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
 from baal_jax.training.semi_supervised import Augmentation, Consistency
+from baal_jax.training.tasks import Task
 from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, TrainState, Variables
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def trainer(
         unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.training.semi_supervised`; part of
             the reported loss.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
-        task: what a loss of your own learns, one of :mod:`baal_jax.tasks`; those of :mod:`baal_jax.losses` are known.
+        task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; those of :mod:`baal_jax.losses` are known.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;

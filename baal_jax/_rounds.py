@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool as pools
-from baal_jax import tasks
 from baal_jax._util import checks, numerics, sources
 from baal_jax.loop import ActiveLoop, query, shapes_of_dataset
 from baal_jax.metrics import model_average
 from baal_jax.stopping import Criterion, Outcome
+from baal_jax.training import tasks
 from baal_jax.typing import Dataset, Key, LoopState, PyTree, StepInfo
 
 
@@ -83,7 +83,7 @@ def run(
         after = range(int(state.step), int(state.step) + num_rounds - 1)
         asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
         capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
-    elif not jax.config.read("jax_debug_nans") or (stop is not None and not checks.is_concrete(state)):
+    elif not checks.debugs_nans() or (stop is not None and not checks.is_concrete(state)):
         return _scan(loop, num_rounds, stop, state, dataset, *others)
     infos = []
     for _ in range(num_rounds):
