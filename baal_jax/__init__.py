@@ -20,9 +20,8 @@ from baal_jax import (
     study,
     training,
 )
-from baal_jax._rounds import run
 from baal_jax._util import __version__ as __version__
-from baal_jax.loop import ActiveLoop, active_loop
+from baal_jax.loop import ActiveLoop, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
 from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream

@@ -187,7 +187,7 @@ class Posterior(NamedTuple):
         sample: ``(key, state, num_samples) -> draws``, a pytree with leading axis ``S``.
         apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
             meets the same one, so nothing depends on the size, the order or the padding of a batch.
-        task: what is learnt, one of :mod:`baal_jax.training.tasks`, which brings the metrics; None where the targets tell.
+        task: what is learnt, of :mod:`baal_jax.training.tasks`, which brings the metrics; None where the targets tell.
         num_draws: how many different draws there are; scores and metrics ask for no more. None for any number.
     """
 

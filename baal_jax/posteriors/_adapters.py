@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
-from baal_jax.training import batches
-from baal_jax.training.tasks import guarded, task_of
+from baal_jax.training import batches, tasks
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 
@@ -129,4 +128,4 @@ def from_blackjax(
         params = jax.tree.map(lambda leaf: leaf[draw], state.positions)
         return model.deterministic(Variables(params, state.variables.collections), inputs)
 
-    return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_kept)
+    return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))._replace(num_draws=num_kept)

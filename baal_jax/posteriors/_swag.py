@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
-from baal_jax.training import averaging, batches
-from baal_jax.training.tasks import guarded, task_of
+from baal_jax.training import averaging, batches, tasks
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def swag(
     def apply(state: SwagState, draw: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(draw, inputs)
 
-    return guarded(jax.jit(fit), sample, apply, task_of(trainer))
+    return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))
 
 
 def _gather(rank: int, start: float, every: int | None, least: int) -> optax.GradientTransformationExtraArgs:

@@ -13,9 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._rounds import run
 from baal_jax._util import checks, sources
-from baal_jax.loop import ActiveLoop, shapes_of_dataset
+from baal_jax.loop import ActiveLoop, run, shapes_of_dataset
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
 

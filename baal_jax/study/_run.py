@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._rounds import ready
 from baal_jax._util import checks, sources
-from baal_jax.loop import ActiveLoop, active_loop
+from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
 from baal_jax.study._program import Data, Rounds, default_chunk, program

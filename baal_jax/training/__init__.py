@@ -1,7 +1,7 @@
 """Fitting a network to the labelled part of a data set: the trainer, what it reads, and what may change a batch.
 
-:mod:`~baal_jax.training.tasks` knows what is learnt, :mod:`~baal_jax.training.augmentation` changes batches, :mod:`~baal_jax.training.semi_supervised` reads inputs without
-targets.
+:mod:`~baal_jax.training.tasks` knows what is learnt and looks at data, :mod:`~baal_jax.training.augmentation` changes
+batches, :mod:`~baal_jax.training.semi_supervised` reads inputs without targets.
 """
 
 from baal_jax.training import augmentation, semi_supervised, tasks

@@ -15,7 +15,6 @@ from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
 from baal_jax.training.semi_supervised import Augmentation, Consistency
-from baal_jax.training.tasks import Task
 from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, TrainState, Variables
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def trainer(
     validate_every: int = 50,
     unlabelled: Consistency | None = None,
     unlabelled_batch_size: int | None = None,
-    task: Task | None = None,
+    task: tasks.Task | None = None,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
@@ -74,7 +73,7 @@ def trainer(
         unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.training.semi_supervised`; part of
             the reported loss.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
-        task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; those of :mod:`baal_jax.losses` are known.
+        task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; ours are known.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
@@ -144,7 +143,7 @@ class _Trainer(NamedTuple):
     """What :func:`trainer` returns."""
 
     recipe: _Recipe
-    task: Task | None
+    task: tasks.Task | None
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
         if not isinstance(model, Model):
@@ -173,7 +172,7 @@ class _Recipe(NamedTuple):
     validate_every: int
     unlabelled: Consistency | None
     num_unlabelled: int
-    task: Task | None
+    task: tasks.Task | None
 
 
 class _Plan(NamedTuple):
@@ -200,7 +199,7 @@ class _Batch(NamedTuple):
 _Carry = tuple[TrainState, PyTree]  # the network, and what is kept of it on the way
 
 
-def _judges(validation: Dataset, model: Model, task: Task | None) -> Dataset:
+def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Dataset:
     """The examples of a validation set that can judge: those whose targets are known."""
     outputs = lambda: _outputs(model, validation.inputs)  # noqa: E731
     task = tasks.admit("validation", validation, task, outputs)

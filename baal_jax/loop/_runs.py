@@ -9,7 +9,7 @@ import numpy as np
 
 from baal_jax import pool as pools
 from baal_jax._util import checks, numerics, sources
-from baal_jax.loop import ActiveLoop, query, shapes_of_dataset
+from baal_jax.loop._loop import ActiveLoop, query, shapes_of_dataset
 from baal_jax.metrics import model_average
 from baal_jax.stopping import Criterion, Outcome
 from baal_jax.training import tasks

@@ -1,4 +1,4 @@
-"""The loop: its parts, and a round, which is put together in :func:`query`."""
+"""A loop from its parts, and a round of it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +14,6 @@ from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
 from baal_jax.prediction import distinct, evaluate, predict, summarise
 from baal_jax.training import tasks
-from baal_jax.training.tasks import metrics_of
 from baal_jax.typing import (
     Acquisition,
     Array,
@@ -91,7 +90,7 @@ def active_loop(
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
         last_rounds: train only on the labels of the latest rounds; None for all.
         features: ``(state, inputs) -> [B, D]``, for acquisitions that read features.
-        metrics: what ``evaluate`` computes; by default the metrics of the posterior's task, see :mod:`baal_jax.training.tasks`.
+        metrics: what ``evaluate`` computes; by default those of the posterior's task (:mod:`baal_jax.training.tasks`).
 
     Returns:
         An :class:`ActiveLoop`.
@@ -154,7 +153,7 @@ def active_loop(
         return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
-        chosen = metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
+        chosen = tasks.metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
         return (evaluate_in_parts if checks.debugs_nans() else evaluate_as)(chosen, state, dataset)
 
     def evaluate_in_parts(chosen: MetricSet, state: LoopState, dataset: Dataset) -> dict[str, Array]:
