@@ -358,7 +358,7 @@ def _by_class(area: Callable[[_Ranking], Array], log_probs: Array, targets: Arra
         ranking = _rank(score, truth == c, known.ravel())
         return jnp.where(ranking.valid, area(ranking), jnp.nan)
 
-    return averaged(jax.vmap(one_class, in_axes=(0, 1))(jnp.arange(scores.shape[1]), scores), average)
+    return averaged(jax.vmap(one_class, in_axes=(0, 1))(jnp.arange(scores.shape[1], dtype=jnp.int32), scores), average)
 
 
 def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
