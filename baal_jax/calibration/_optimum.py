@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from baal_jax._util import linalg, numerics
 
 BOUNDS = (1e-6, 1e6)
 _GRID, _HALVINGS = 33, 24
+_PRIOR = 32.0  # 1 / (2 σ²), σ = 1/8: of log T, and of what a weight or an offset adds to a logit, in nats
 _FLAT = 1e-6  # nats: losses this close are equal
 _HOPELESS = 1e8  # nats below the largest logit: what a mask is, and no temperature in BOUNDS makes likely
 _MOST_STEPS, _PATIENCE, _LEAST_GRADIENT = 2000, 40, 1e-6
@@ -41,6 +43,7 @@ class Problem(NamedTuple):
     logits: Array
     targets: Array
     weights: Array
+    prior: Array  # weight of a Gaussian in the mean over the examples that count
 
     def loss(self, scaled: Array) -> Array:
         chosen = jnp.take_along_axis(numerics.log_probs(scaled), self.targets[None, :, None], axis=-1, mode="fill")
@@ -57,6 +60,7 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     logits = logits if logits.ndim == targets.ndim + 2 else logits[None]
     given = jnp.ones(targets.shape, logits.dtype) if weights is None else weights.astype(logits.dtype)
     given = jnp.broadcast_to(given.reshape(given.shape + (1,) * (targets.ndim - given.ndim)), targets.shape).ravel()
+    positions = math.prod(targets.shape[1:])  # of a map, far from independent: together they count as one example
     logits, targets = logits.reshape(logits.shape[0], -1, logits.shape[-1]), targets.ravel().astype(jnp.int32)
     counts = (targets >= 0) & (given > 0)
     targets = jnp.where(counts, targets, 0)
@@ -67,10 +71,11 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     given = jnp.where(counts, given, 0.0)
     total = jnp.sum(given)
     weights = jnp.where(total > 0, given / jnp.where(total > 0, total, 1.0), 0.0)
-    return Problem(jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0), weights)
+    prior = _PRIOR * positions / jnp.where(total > 0, total, 1.0)
+    return Problem(jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0), weights, prior)
 
 
-def fit_temperature(problem: Problem, penalty: float, bounds: tuple[float, float]) -> Array:
+def fit_temperature(problem: Problem, penalty: float | Array, bounds: tuple[float, float]) -> Array:
     """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
 
     A grid, because with several draws the loss has local minima. Bisection, because near the optimum rounding hides
@@ -107,18 +112,29 @@ def fit_temperature(problem: Problem, penalty: float, bounds: tuple[float, float
 
 
 def fit_affine(
-    problem: Problem, features: Array, diagonal: float, off_diagonal: float | None, offset: float
+    problem: Problem, is_matrix: bool, diagonal: float | None, off_diagonal: float | None, offset: float | None
 ) -> AffineParams:
-    """Weight (``[C]`` without an off-diagonal penalty, else ``[C, C]``) and offset ``[C]`` of the smallest objective.
+    """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective.
 
-    The search starts at a temperature (with several draws, where there are local minima, at the identity as well) and
-    runs in coordinates in which the curvature there is about one, so that neither the scale of the logits nor their
-    correlation matters: what L-BFGS would learn step by step, the moments of the features tell at once.
+    Penalties that are None are those of a Gaussian. Classes that were not seen stay as they are. The search starts at a
+    temperature (with several draws, where there are local minima, at the identity as well) and runs in coordinates in
+    which the curvature there is about one, so that neither the scale of the logits nor their correlation matters: what
+    L-BFGS would learn step by step, the moments of the features tell at once.
     """
-    features, impossible = split_impossible(features)
+    features, impossible = split_impossible(problem.logits)
     num_classes, dtype = features.shape[-1], features.dtype
     eye = jnp.eye(num_classes, dtype=dtype)
     num_pairs = num_classes * (num_classes - 1)
+    seen = jnp.zeros(num_classes, bool).at[problem.targets].max(problem.weights > 0, mode="drop")
+    # In proportion to the square of the features, so that it is the change of a logit that has a standard deviation.
+    own_prior = problem.prior * jnp.maximum(problem.mean(features**2), 1.0)
+    own_price = own_prior if diagonal is None else jnp.full(num_classes, diagonal / num_classes, dtype)
+    off_prior = own_prior * (num_classes - 1)  # they share what the class itself has
+    off_price = off_prior if off_diagonal is None else jnp.full(num_classes, off_diagonal / num_pairs, dtype)
+    offset_price = problem.prior if offset is None else offset / num_classes
+    scale_all = jnp.exp(-fit_temperature(problem, problem.prior if diagonal is None else 0.0, BOUNDS))
+    # A temperature of some classes alone would move them against the others.
+    middle = jnp.where(jnp.all(seen), scale_all, 1.0) if diagonal is None else 1.0
 
     def scaled(params: AffineParams) -> Array:
         return jnp.where(impossible, -jnp.inf, affine(params, features))
@@ -127,14 +143,15 @@ def fit_affine(
         weight, shift = params
         own = jnp.diagonal(weight) if weight.ndim == 2 else weight
         value = problem.loss(scaled(params))
-        value += diagonal * jnp.mean((own - 1.0) ** 2) + offset * jnp.mean(shift**2)
-        if off_diagonal is not None:
-            value += off_diagonal / num_pairs * jnp.sum((weight * (1.0 - eye)) ** 2)
-        return value
+        value += jnp.sum(jnp.where(seen, own_price * (own - middle) ** 2, 0.0)) + offset_price * jnp.sum(shift**2)
+        return value + jnp.sum(off_price[None] * (weight * (1.0 - eye)) ** 2) if is_matrix else value
+
+    def of_seen(weight: Array, shift: Array) -> AffineParams:
+        weight = jnp.where(seen[:, None], weight, eye) if is_matrix else jnp.where(seen, weight, 1.0)
+        return AffineParams(weight, jnp.where(seen, shift, 0.0))
 
     def start_at(scale: Array) -> AffineParams:
-        weight = jnp.broadcast_to(scale, num_classes) if off_diagonal is None else scale * eye
-        return AffineParams(weight, jnp.zeros(num_classes, dtype))
+        return of_seen(scale * eye if is_matrix else scale, jnp.zeros((), dtype))
 
     def descend_from(scale: Array) -> tuple[Array, AffineParams]:
         start = start_at(scale)
@@ -144,12 +161,12 @@ def fit_affine(
         curvature = jnp.maximum(problem.mean(p * (1.0 - p)), 1e-4)
         # Weights turn about the centre of the features, or they would be at odds with the offsets; the offset that
         # takes the centre back has a price, the curvature of its penalty.
-        price = 2.0 * offset / num_classes
-        unit = jax.lax.rsqrt(curvature * variance + 2.0 * diagonal / num_classes + price * centre**2)
+        price = 2.0 * offset_price
+        unit = jax.lax.rsqrt(curvature * variance + 2.0 * own_price + price * centre**2)
         # All weights together have a coordinate of their own, the temperature: one by one they would get there slowly.
         # It moves each class by its centre, of which only the differences matter.
         apart = centre - jnp.mean(centre)
-        unit_all = jax.lax.rsqrt(jnp.sum(curvature * variance) + 2.0 * diagonal + price * jnp.sum(apart**2))
+        unit_all = jax.lax.rsqrt(jnp.sum(curvature * variance + 2.0 * own_price) + price * jnp.sum(apart**2))
         # Rows of the matrix see the features through their principal axes, which are uncorrelated.
         drift = jnp.matmul(centre / deviation, basis, precision="highest")
         spread = curvature[:, None] * spectrum[None] + price * drift[None] ** 2
@@ -157,16 +174,16 @@ def fit_affine(
         def build(x: Array) -> AffineParams:
             change, together = x[0] * unit, x[1, 0] * unit_all
             shift = x[2] * jax.lax.rsqrt(curvature + price) - together * apart
-            if off_diagonal is None:
-                return AffineParams(start.weight + together + change, shift - change * centre)
-            stiff = jnp.matmul(1.0 / variance, basis**2, precision="highest")
-            unit_off = jax.lax.rsqrt(spread + 2.0 * off_diagonal / num_pairs * stiff[None])
+            if not is_matrix:
+                return of_seen(start.weight + together + change, shift - change * centre)
+            stiff = jnp.matmul(2.0 * off_price / variance, basis**2, precision="highest")
+            unit_off = jax.lax.rsqrt(spread + stiff[None])
             off = jnp.matmul(x[3:] * unit_off, basis.T, precision="highest") / deviation[None]
             change = off * (1.0 - eye) + change[:, None] * eye
             shift -= jnp.matmul(change, centre, precision="highest")
-            return AffineParams(start.weight + together * eye + change, shift)
+            return of_seen(start.weight + together * eye + change, shift)
 
-        zeros = jnp.zeros((3 if off_diagonal is None else 3 + num_classes, num_classes), dtype)
+        zeros = jnp.zeros((3 + num_classes if is_matrix else 3, num_classes), dtype)
         params = build(_descend(lambda x: objective(build(x)), zeros))
         return objective(params), params
 
@@ -177,13 +194,13 @@ def fit_affine(
     variance = variance + 1e-8 * (centre**2 + variance) + 1e-12
     deviation = jnp.sqrt(variance)
     spectrum, basis = jnp.ones_like(variance), eye
-    if off_diagonal is not None:
+    if is_matrix:
         around = around / deviation[None, None]
         correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
         spectrum, basis = linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
 
-    scales = jnp.stack([jnp.ones((), dtype), jnp.exp(-fit_temperature(problem, 0.0, BOUNDS))])
+    scales = jnp.stack([jnp.ones((), dtype), scale_all])
     if features.shape[0] == 1:  # convex: one start will do
         values = jax.lax.map(lambda scale: objective(start_at(scale)), scales)
         return descend_from(scales[jnp.argmin(values)])[1]

@@ -43,21 +43,20 @@ def calibrated(
     held_out: float | None = None,
     max_held_out: int = 256,
     validation: Dataset | None = None,
-    refit: bool = False,
+    refit: bool | None = None,
     num_samples: int = 20,
     batch_size: int | None = 256,
 ) -> Posterior:
     """A posterior whose draws are calibrated in every fit.
 
     A share of the labelled examples, drawn at random in each fit, is held out, the posterior is fitted to the others,
-    and the scaling to the predictions of its draws on what was held out. ``floor(share · labelled)`` examples are held
-    out, never more than half of them; of too few none, and the scaling is then the identity.
+    the scaling to the predictions of its draws on what was held out, and then the posterior again to all labels.
+    ``floor(share · labelled)`` examples are held out, never more than half of them; of too few none, and the scaling is
+    then the identity. A fit costs two of the posterior's own, and no label is lost to training.
 
-    A posterior that starts warm has seen in earlier rounds what is held out in this one, and its scaling comes out
-    overconfident: give it ``validation`` instead.
-
-    The posterior is used as it is and gets the key of the fit itself: with ``validation`` or ``refit``, ``state.base``
-    is bit for bit what ``posterior.fit`` returns for the same arguments.
+    The posterior is used as it is and gets the key of the fit itself: unless ``refit`` is False, ``state.base`` is bit
+    for bit what ``posterior.fit`` returns for the same arguments. A posterior that starts warm has seen before what is
+    held out now, so the first of the two fits starts anew; with ``refit=False``, give it ``validation`` instead.
 
     Args:
         posterior: any posterior of classes with one array of outputs.
@@ -66,8 +65,8 @@ def calibrated(
         max_held_out: the most examples that are held out. The compiled program predicts this many in every fit.
         validation: labelled examples beside the pool to fit the scaling to; nothing is held out then. They are part of
             the compiled program.
-        refit: fit the posterior again to all labelled examples after the scaling is known. No label is lost to
-            training, a fit costs twice as much, and the scaling belongs to a network that saw fewer labels.
+        refit: False keeps the network that the scaling was fitted to: half the cost, and what is held out is lost to
+            training. None is True where labels are held out.
         num_samples: ``S``, draws that the scaling is fitted to.
         batch_size: held-out examples in work at a time, None for all.
 
@@ -83,7 +82,7 @@ def calibrated(
         >>> from baal_jax import calibration, heuristics, posteriors, selection
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> base = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=2)
-        >>> posterior = calibration.calibrated(base, calibration.temperature(penalty=0.1), num_samples=2)
+        >>> posterior = calibration.calibrated(base, calibration.temperature(), num_samples=2)
         >>> loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=1, num_samples=2)
         >>> train = baal.Dataset(jnp.eye(8), jnp.arange(8) % 2)
         >>> state, info = loop.step(loop.init(jax.random.key(0), train, num_initial=5), train)
@@ -121,10 +120,10 @@ def calibrated(
         rows, weights = _hold_out(key_split, labelled, share, max_held_out)
         # A row without weight holds nothing out, whichever example it repeats.
         kept = labelled.at[jnp.where(weights, rows, labelled.shape[0])].set(False, mode="drop")
-        base = posterior.fit(key, dataset, kept, before)
+        base = posterior.fit(key, dataset, kept, before if refit is False else None)
         examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], dataset)
         params = scale(key_draws, base, examples, weights)
-        if refit:  # with the same key, on purpose
+        if refit is not False:  # with the same key, on purpose
             base = posterior.fit(jax.random.clone(key), dataset, labelled, before)
         return CalibratedState(base, params)
 

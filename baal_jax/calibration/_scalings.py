@@ -40,18 +40,18 @@ class TemperatureParams(NamedTuple):
     temperature: Array
 
 
-def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = optimum.BOUNDS) -> Scaling:
+def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = optimum.BOUNDS) -> Scaling:
     r"""Temperature scaling: one number for all classes.
 
     .. math:: g(z) = z / T, \qquad \text{penalty} = \lambda\, (\log T)^2
 
     The ranking of the classes in a draw stays what it was; that of an average over several draws can change. Where
-    every example is classified right, a lower temperature is always better: the fit stops lowering it where the loss
-    is within about 1e-6 nats of its infimum, or at the bound. A few held-out examples are often all classified right,
-    so in a loop a penalty of 0.01 to 0.1 is advisable.
+    every example is classified right, a lower temperature is always better: without a penalty the fit stops lowering
+    it where the loss is within about 1e-6 nats of its infimum, or at the bound.
 
     Args:
-        penalty: ``λ``.
+        penalty: ``λ``, by default ``32 / n`` for ``n`` examples (the sum of their weights; a map of classes is one): a
+            Gaussian prior of ``log T`` with a standard deviation of 1/8, which many examples outweigh and few do not.
         bounds: smallest and largest ``T``.
 
     Returns:
@@ -65,13 +65,13 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = optimum.B
 
     Example:
         >>> from baal_jax import calibration
-        >>> scaling = calibration.temperature()
+        >>> scaling = calibration.temperature(penalty=0.0)
         >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % confident, and right in 75 %
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 1]))
         >>> [f"{p:.3f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.750', '0.250']
     """
-    penalty = checks.finite_float("penalty", penalty, 0.0)
+    penalty = None if penalty is None else checks.finite_float("penalty", penalty, 0.0)
     try:
         low, high = (checks.finite_float("bounds", bound, 0.0) for bound in bounds)
     except (TypeError, ValueError):
@@ -81,17 +81,22 @@ def temperature(*, penalty: float = 0.0, bounds: tuple[float, float] = optimum.B
     return _temperature(penalty, (low, high))
 
 
-def vector(*, penalty: float = 0.0) -> Scaling:
+def vector(*, penalty: float | None = None) -> Scaling:
     r"""Vector scaling: a scale and an offset for each class.
 
     .. math:: g(z)_c = w_c z_c + b_c, \qquad
               \text{penalty} = \lambda\, \Bigl(\tfrac1C \sum_c (w_c - 1)^2 + \tfrac1C \sum_c b_c^2\Bigr)
 
-    Where classes can be told apart without error, the optimum without a penalty is at infinity. The fit stops on the
-    way, where the loss hardly falls any more, and the parameters are finite.
+    A class that no example has keeps its logits. Where classes can be told apart without error, the optimum without a
+    penalty is at infinity: the fit stops on the way, where the loss hardly falls any more.
+
+    By default the penalty is a Gaussian prior around the ``T`` of :func:`temperature` (1 unless every class has an
+    example). A standard deviation of a scale or an offset changes a logit by 1/8 in root mean square:
+
+    .. math:: \text{penalty} = \frac{32}n \sum_c \bigl(\max(\overline{z_c^2}, 1)\, (w_c - 1/T)^2 + b_c^2\bigr)
 
     Args:
-        penalty: ``λ``. Few examples need one.
+        penalty: ``λ``, None for the prior.
 
     Returns:
         A :class:`Scaling` with :class:`AffineParams`.
@@ -109,22 +114,27 @@ def vector(*, penalty: float = 0.0) -> Scaling:
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, jnp.zeros(2)))]
         ['0.75', '0.25']
     """
-    penalty = checks.finite_float("penalty", penalty, 0.0)
-    return _affine(diagonal=penalty, off_diagonal=None, offset=penalty)
+    penalty = None if penalty is None else checks.finite_float("penalty", penalty, 0.0)
+    return _affine(False, diagonal=penalty, off_diagonal=None, offset=penalty)
 
 
-def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> Scaling:
+def dirichlet(*, off_diagonal: float | None = None, intercept: float | None = None) -> Scaling:
     r"""Dirichlet calibration: a linear map of log-probabilities, with off-diagonal and intercept regularisation (ODIR).
 
     .. math:: g(z) = W \log\operatorname{softmax}(z) + b, \qquad
               \text{penalty} = \frac{\lambda}{C (C - 1)} \sum_{i \ne j} W_{ij}^2 + \frac{\mu}{C} \sum_c b_c^2
 
-    The diagonal is free. As in :func:`vector`, examples without an error let the parameters grow until the loss hardly
-    falls any more. A class of logit −inf, or 1e8 below the largest, adds nothing to the other classes.
+    The diagonal is free with this penalty, and parameters grow as in :func:`vector`. A class that no example has keeps
+    its log-probabilities. One of logit −inf, or 1e8 below the largest, adds nothing to the other classes.
+
+    By default the penalty is the prior of :func:`vector` on log-probabilities, with the other classes together as free
+    to change a logit as its own: to that penalty of ``W_cc`` and ``b`` comes
+
+    .. math:: \frac{32}n (C - 1) \sum_{i \ne j} \max(\overline{\log\operatorname{softmax}(z)_j^2}, 1)\, W_{ij}^2
 
     Args:
-        off_diagonal: ``λ``. Few examples need a large one: ``C²`` weights are fitted. Zero leaves the matrix free.
-        intercept: ``μ``; None for ``λ``.
+        off_diagonal: ``λ``, zero for a free matrix, None for the prior of all weights.
+        intercept: ``μ``; None for ``λ``, or for the prior.
 
     Returns:
         A :class:`Scaling` with :class:`AffineParams`.
@@ -144,15 +154,15 @@ def dirichlet(*, off_diagonal: float = 0.1, intercept: float | None = None) -> S
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, logits[0]))]
         ['0.60', '0.30', '0.10']
     """
-    off_diagonal = checks.finite_float("off_diagonal", off_diagonal, 0.0)
+    off_diagonal = None if off_diagonal is None else checks.finite_float("off_diagonal", off_diagonal, 0.0)
     offset = off_diagonal if intercept is None else checks.finite_float("intercept", intercept, 0.0)
-    return _affine(diagonal=0.0, off_diagonal=off_diagonal, offset=offset)
+    return _affine(True, diagonal=None if off_diagonal is None else 0.0, off_diagonal=off_diagonal, offset=offset)
 
 
 @functools.cache  # one object for one configuration, so that a fit compiles once
-def _temperature(penalty: float, bounds: tuple[float, float]) -> Scaling:
+def _temperature(penalty: float | None, bounds: tuple[float, float]) -> Scaling:
     def solve(problem: optimum.Problem) -> TemperatureParams:
-        log_t = optimum.fit_temperature(problem, penalty, bounds)
+        log_t = optimum.fit_temperature(problem, problem.prior if penalty is None else penalty, bounds)
         return TemperatureParams(jnp.exp(jnp.where(jnp.any(problem.weights > 0), log_t, 0.0)))
 
     def apply(params: TemperatureParams, logits: Array) -> Array:
@@ -163,12 +173,13 @@ def _temperature(penalty: float, bounds: tuple[float, float]) -> Scaling:
 
 
 @functools.cache
-def _affine(diagonal: float, off_diagonal: float | None, offset: float) -> Scaling:
-    """A diagonal on logits, or with a penalty off the diagonal a matrix on log-probabilities."""
-    features = numerics.as_float if off_diagonal is None else numerics.log_probs
+def _affine(is_matrix: bool, diagonal: float | None, off_diagonal: float | None, offset: float | None) -> Scaling:
+    """A diagonal on logits, or a matrix on log-probabilities."""
+    features = numerics.log_probs if is_matrix else numerics.as_float
 
     def solve(problem: optimum.Problem) -> AffineParams:
-        return optimum.fit_affine(problem, features(problem.logits), diagonal, off_diagonal, offset)
+        problem = problem._replace(logits=features(problem.logits))
+        return optimum.fit_affine(problem, is_matrix, diagonal, off_diagonal, offset)
 
     def apply(params: AffineParams, logits: Array) -> Array:
         values = features(_classes_of(logits, params.offset.shape[-1]))

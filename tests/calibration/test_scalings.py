@@ -97,7 +97,7 @@ def test_penalties_are_those_of_the_papers(kind, penalty):
 
 def test_more_weight_is_more_examples_and_unknown_targets_have_none():
     logits, targets = problem(2)
-    scaling = calibration.temperature()
+    scaling = calibration.temperature(penalty=0.0)
     weights = np.where(np.arange(200) < 180, 2.0, 0.0).astype(np.float32) * (1 + (np.arange(200) < 50))
     logits[:, 150:], targets[150:180] = 50.0, -1
     logits[:, 160] = np.nan  # whatever stands there
@@ -113,7 +113,7 @@ def test_a_map_is_its_positions():
     some = np.float32([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
     for weights, size in ((None, 200), (some, 80)):
         value = objective("temperature", 0.0, logits[:, :size], targets[:size])
-        found = calibration.temperature().fit(maps, classes, weights)
+        found = calibration.temperature(penalty=0.0).fit(maps, classes, weights)
         close(flat("temperature", found), optimum("temperature", value).x, 0, 1e-3)
 
 
@@ -177,7 +177,7 @@ def test_a_temperature_stays_within_its_bounds():
 def test_a_fit_goes_through_jit_and_vmap_as_a_constant():
     stacked = [problem(seed) for seed in range(2)]
     logits, targets = (np.stack(part) for part in zip(*stacked, strict=True))
-    scaling = calibration.vector()
+    scaling = calibration.vector(penalty=0.0)
     fit = jax.jit(jax.vmap(scaling.fit))
     together = fit(logits[:, 0], targets)
     for i in range(2):
@@ -265,7 +265,7 @@ def noise(key):
     return np.stack([jax.random.normal(one, (1, 4)) for one in keys])
 
 
-@pytest.mark.parametrize("options", [{}, {"refit": True, "held_out": 0.3}], ids=["kept", "refit"])
+@pytest.mark.parametrize("options", [{"refit": False}, {"held_out": 0.3}], ids=["kept", "refit"])
 def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(options):
     posterior, share = recording(max_held_out=6, batch_size=4, **options), options.get("held_out", 0.2)
     key, previous, taken = jax.random.key(5), None, []
@@ -276,7 +276,7 @@ def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(
         state = posterior.fit(key, TRAIN, jnp.asarray(labelled), previous)
         same_key(state.base["key"], key)
         kept = labelled & ~np.isin(np.arange(40), rows)
-        same(state.base["labelled"], labelled if options else kept)
+        same(state.base["labelled"], kept if "refit" in options else labelled)
         assert int(state.base["fits"]) == (1 if previous is None else 2)
         params, count = state.params, len(rows)
         assert params["logits"].shape == (3, 6, 4)
@@ -285,7 +285,7 @@ def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(
         close(params["logits"][:, :count], np.asarray(TRAIN.inputs)[rows][None] + noise(key), 1e-6)
         taken.append(count)
         previous = state._replace(base=state.base | {"fits": jnp.int32(1)})
-    assert taken == ([0, 0, 1, 1, 3, 6, 6] if options else [0, 0, 0, 1, 2, 4, 6])
+    assert taken == ([0, 0, 0, 1, 2, 4, 6] if "refit" in options else [0, 0, 1, 1, 3, 6, 6])
 
 
 def test_with_validation_nothing_is_held_out():
@@ -306,7 +306,7 @@ def test_with_validation_nothing_is_held_out():
     assert calibration.CalibratedState(network, None).variables is network.variables  # for features
 
 
-@pytest.mark.parametrize("options", [{}, {"validation": TEST}, {"refit": True}], ids=["held out", "given", "refit"])
+@pytest.mark.parametrize("options", [{"refit": False}, {"validation": TEST}, {}], ids=["held out", "given", "refit"])
 def test_no_key_is_used_twice(options, key_reuse):
     fit = lambda key, *rest: RECORDING.fit(key, *rest) | {"key": jax.random.normal(key)}  # noqa: E731
     posterior = calibration.calibrated(RECORDING._replace(fit=fit), SEEN, num_samples=3, **options)
@@ -341,3 +341,50 @@ def test_what_is_no_scaling_and_has_no_classes_is_refused():
     for dataset in (VALUES, TRAIN._replace(targets=None)):
         with pytest.raises(ValueError, match="a scaling is fitted to integer classes"):
             recording(held_out=0.5).fit(jax.random.key(0), dataset, jnp.ones(len(dataset.inputs), bool))
+
+
+def priced(kind, logits, targets, params):
+    """The objective by default, in float64: 1 / (2 σ²) over the examples, times squares around the temperature."""
+    count, classes = len(targets), logits.shape[-1]
+    features = log_softmax(logits.astype(float), axis=-1) if kind == "dirichlet" else logits.astype(float)
+    centre, weight = np.exp(-flat("temperature", calibration.temperature().fit(logits, targets))), params.weight
+    centre = np.eye(classes) * (centre if len(set(targets.tolist())) == classes else 1.0)
+    weight, offset = (np.diag(weight) if kind == "vector" else np.asarray(weight)), np.asarray(params.offset)
+    share = np.maximum(np.mean(features**2, axis=(0, 1)), 1.0) * np.where(np.eye(classes), 1, classes - 1)
+    seen = np.isin(np.arange(classes), targets)[:, None]
+    penalty = 32.0 / count * (np.sum(seen * share * (weight - centre) ** 2) + np.sum(offset**2))
+    return average_nll(features @ weight.T + offset, targets) + penalty
+
+
+@pytest.mark.parametrize("kind", ["vector", "dirichlet"])
+def test_by_default_a_gaussian_whose_weight_falls_with_the_examples_holds_the_parameters(kind):
+    logits, targets = problem(8, 2)
+    scaling = calibration.REGISTRY[kind]()
+    for number in (8, 200):
+        params = scaling.fit(logits, targets, (np.arange(200) < number).astype(np.float32))
+        some = logits[:, :number], targets[:number]
+        best, rng = priced(kind, *some, params), np.random.default_rng(0)
+        for step in (1e-1, 1e-2):  # convex around the optimum: nowhere beside it is lower
+            moved = jax.tree.map(lambda leaf, step=step: leaf + step * rng.normal(size=leaf.shape), params)
+            assert best < priced(kind, *some, moved) + 1e-6
+
+
+@pytest.mark.parametrize("penalty", [None, 0.0])
+@pytest.mark.parametrize("kind", ["vector", "dirichlet"])
+def test_a_class_without_examples_keeps_its_logits(kind, penalty):
+    logits, targets = problem(9)
+    scaling = calibration.REGISTRY[kind]() if penalty is None else BUILDERS[kind](penalty)
+    params = scaling.fit(logits[0] + 100.0, np.where(targets == 2, -1, targets))
+    same = np.eye(4)[2] if kind == "dirichlet" else 1.0
+    np.testing.assert_array_equal(params.weight[2], same)
+    assert float(params.offset[2]) == 0.0
+    assert np.abs(params.offset[:2]).max() > 1e-4
+
+
+def test_the_default_penalty_of_a_temperature_counts_examples_not_positions():
+    logits, targets = problem(0)
+    close(flat("temperature", calibration.temperature().fit(logits[0], targets)),
+          flat("temperature", calibration.temperature(penalty=32 / 200).fit(logits[0], targets)), 0, 1e-5)  # fmt: skip
+    maps, classes = logits.reshape(1, 10, 20, 4), targets.reshape(10, 20)
+    close(flat("temperature", calibration.temperature().fit(maps, classes)),
+          flat("temperature", calibration.temperature(penalty=32 / 10).fit(maps, classes)), 0, 1e-5)  # fmt: skip
