@@ -3,7 +3,7 @@
     python experiments/calibration_few_labels.py
 
 Every scaling with its defaults in `calibrated` with its defaults, ten seeds; the ratio of the means and that of the
-worst seed, in which .02 nats are forgiven. Numbers: docs/studies.md, 2026-11-29, two cores of an AMD EPYC.
+worst seed, in which .02 nats are forgiven.
 """
 
 from __future__ import annotations
