@@ -37,7 +37,7 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of logits ``[S, N, …, C]``, which looks at their shape, and for probabilities if concrete."""
 
-    def look(logits: Array, *others: Array) -> None:
+    def look(logits: Array, *others: Array, **options: Array) -> None:
         checks.no_probabilities("logits", logits)
         checks.classes("logits", logits)
 

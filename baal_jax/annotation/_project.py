@@ -154,12 +154,12 @@ def propose(
         held = f"inputs holds {given} examples, but the project {num_examples}"
         raise ValueError(f"{held}: pass the pool that it was started with")
     checks.typed_key("key", key)
-    tasks.admit("inputs", Dataset(inputs))
     queries = _queries(folder)
     if queries and not give_up:
         last = _as_query(folder, queries[-1])
         if last.waiting.size:
             return last
+    tasks.admit("pool", Dataset(inputs))
     number = len(queries)
     answered = answers(folder)
     left = int(pool.num_available(answered))

@@ -4,8 +4,6 @@
 :func:`fit_affine` descends by L-BFGS (:func:`_descend`) from the best temperature to a weight and an offset.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A posterior whose draws are calibrated in every fit."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

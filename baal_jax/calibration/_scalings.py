@@ -1,7 +1,5 @@
 """Scalings by name: what their parameters are, and what they do to logits. The search is in ``_optimum.py``."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -22,19 +22,7 @@ REGISTRY: dict[str, Callable[..., Array]] = {known.__name__: known for known in 
 
 
 def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
-    """Names of the tasks whose outputs a heuristic reads; None where that is not known.
-
-    Args:
-        score_fn: a heuristic.
-
-    Returns:
-        Names of :mod:`baal_jax.training.tasks`.
-
-    Example:
-        >>> from baal_jax import heuristics
-        >>> heuristics.tasks_of(heuristics.bald), heuristics.tasks_of(heuristics.multi_label(heuristics.bald))
-        (('classification',), ('multi_label',))
-    """
+    """Names of the tasks (:mod:`baal_jax.training.tasks`) whose outputs a heuristic reads; None if not known."""
     if isinstance(score_fn, _compose.MultiLabel):
         return ("multi_label",)
     if score_fn is gaussian_bald or score_fn is gaussian_epig:

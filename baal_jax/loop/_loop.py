@@ -230,9 +230,11 @@ def query(
 def _failed_fits(fitted: Any, num_labelled: Array) -> Array:
     """How many networks of a fit are not finite, or are where they began, though there are labels."""
     trained = getattr(fitted, "members", fitted)
+    if not hasattr(trained, "variables"):
+        return jnp.zeros((), jnp.int32)
     steps = getattr(trained, "steps", None)
     failed = jnp.zeros((), bool) if steps is None else jnp.asarray(steps) == 0
-    for leaf in jax.tree.leaves(getattr(trained, "variables", trained)):
+    for leaf in jax.tree.leaves(trained.variables):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             failed |= ~jnp.all(jnp.isfinite(leaf), axis=tuple(range(failed.ndim, leaf.ndim)))
     return jnp.where(num_labelled > 0, jnp.sum(failed, dtype=jnp.int32), 0)

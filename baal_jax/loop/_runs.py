@@ -108,22 +108,7 @@ def ready(
     num_initial: int = 0,
     state: LoopState | None = None,
 ) -> tuple[ActiveLoop, LoopState]:
-    """Looks at the data of a run, which labels by looking up, so that all that it may pick must have a target.
-
-    Args:
-        loop: from :func:`~baal_jax.active_loop`.
-        key: a typed key; None when ``state`` is given.
-        dataset: the pool.
-        test: where rounds are evaluated, or None.
-        num_initial: examples to label at random first.
-        state: to continue from.
-
-    Returns:
-        The loop, with the metrics that ``test`` is to have, and a state to begin with.
-
-    Raises:
-        ValueError: the data are not right, or ``test`` does not tell which metrics it is to have.
-    """
+    """State and loop of a run, whose data are looked at: all that it may pick must have a target to look up."""
     seen = dataset
     if state is None:
         state = loop.init(key, dataset, num_initial)
@@ -132,7 +117,8 @@ def ready(
             seen = dataset._replace(inputs=shapes)
     if state.pool.targets is None and checks.is_concrete(state.pool.labelled_at, dataset.targets):
         complete = pools.available(state.pool) | pools.labelled(state.pool)
-        tasks.admit("dataset", seen, loop.posterior.task, complete=complete)
+        outputs = partial(tasks.output_shape, loop.posterior, state.posterior, seen)
+        tasks.admit("dataset", seen, loop.posterior.task, outputs, complete=complete)
     if test is None:
         return loop, state
     metrics = tasks.metrics_of("test", loop.posterior, state.posterior, test, loop.metrics)

@@ -218,10 +218,14 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
     """The metric that matters most, which every strategy must report."""
     for name, loop in loops.items():
         state = loop.init(key, data.train, rounds.num_initial)
-        values = jax.eval_shape(loop.evaluate, state, data.test)
+        values = jax.eval_shape(
+            lambda state, test, loop=loop: loop.evaluate(state, test, loop.metrics), state, data.test
+        )
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
             usual = [metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers]
+            if not numbers:
+                raise ValueError(f"{name!r} reports no metric that is one number: add one to its metrics")
             wanted = (usual or numbers)[0]
         if wanted not in numbers:
             raise ValueError(f"metric={wanted!r} is not what {name!r} reports: choose one of {', '.join(numbers)}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks
+from baal_jax._util import checks, sources
 from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
@@ -112,6 +112,8 @@ def trainer(
     task = tasks.of_loss(loss) if task is None else task
     if validation is not None:
         tasks.admit("validation", validation, task)
+        if sources.is_source(validation.inputs):
+            raise ValueError("validation.inputs is a source on the host, but part of the program: load it whole")
     if validation is not None and average_from is not None:
         raise ValueError(f"average_from={average_from} beside validation: give one, both choose the weights")
     validate_every = checks.positive_int("validate_every", validate_every)
@@ -232,7 +234,8 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         variables = model.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
         _require_two_views(recipe, model, variables, dataset)
         if recipe.warm_start and previous is not None:
-            begun = previous.steps > 0
+            weights = jax.tree.leaves(previous.variables.params)  # all zero before the first fit
+            begun = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in weights])) if weights else previous.steps > 0
             variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), previous.variables, variables)
         labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
@@ -272,11 +275,12 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
 def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset) -> Array:
     """``bool[N]``, examples with a target that is known, if only at one position."""
     targets = dataset.targets
-    if targets is None:
+    if not hasattr(targets, "dtype"):
         return jnp.ones(jax.tree.leaves(dataset.inputs)[0].shape[0], bool)
     outputs = None
     if recipe.task is None and not jnp.issubdtype(targets.dtype, jnp.floating):
-        outputs = getattr(jax.eval_shape(model.deterministic, variables, dataset.inputs), "shape", None)
+        outputs, _ = jax.eval_shape(model.train, variables, dataset.inputs, jax.random.key(0))
+        outputs = getattr(outputs, "shape", None)
     known = tasks.known(targets, recipe.task, outputs)
     return jnp.any(known, axis=tuple(range(1, known.ndim)))
 
@@ -284,7 +288,8 @@ def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Data
 def _have_moved(before: TrainState, after: TrainState) -> Array:
     """Whether any weight is another, by sums of squares, so that nothing has to be kept."""
     squares = [
-        [jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(state.variables.params)] for state in (before, after)
+        [jnp.sum(jnp.abs(leaf.astype(jnp.float32)) ** 2) for leaf in jax.tree.leaves(state.variables.params)]
+        for state in (before, after)
     ]
     return (
         jnp.any(jnp.stack([old != new for old, new in zip(*squares, strict=True)])) if squares[0] else jnp.bool_(True)
@@ -371,12 +376,13 @@ def _objective(
     if recipe.unlabelled is not None:
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
     targets = batch.targets
-    if jnp.issubdtype(targets.dtype, jnp.floating):  # a row without weight may be of an unknown target
+    if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
+        # A row without weight may be of an unknown target.
         counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
         targets = jnp.where(counts, targets, 0.0)
     losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     if tasks.of_loss(recipe.loss) is None:
-        _require_own_rows(recipe.loss, known, targets)
+        _require_own_rows(recipe.loss, known, targets, recipe.batch_size)
     losses = jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
     losses = jnp.where(batch.weights > 0, losses, 0.0)
     mean = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0)
@@ -394,33 +400,35 @@ def _objective(
     return mean, collections
 
 
-def _require_own_rows(loss: Callable, outputs: PyTree, targets: Array) -> None:
+def _require_own_rows(loss: Callable, outputs: PyTree, targets: PyTree, size: int) -> None:
     """Tries a loss on numbers of its own: each example has a loss, in which the others have no part."""
-    given = jax.tree.leaves((outputs, targets))
-    size = 1 + max(max(leaf.shape[1:], default=1) for leaf in given)  # a length that no other axis has
-    random = np.random.default_rng(0)
+    leaves, random = jax.tree.leaves((outputs, targets)), np.random.default_rng(0)
+    other = 1 + max(max(leaf.shape[1:], default=1) for leaf in leaves)  # a length that no other axis has
 
-    def rows(leaf: Array) -> np.ndarray:
+    def of_length(count: int, leaf: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *leaf.shape[1:]) if leaf.shape[:1] == (size,) else leaf.shape, leaf.dtype)
+
+    shape = jax.eval_shape(loss, *jax.tree.map(partial(of_length, other), (outputs, targets))).shape
+    cure = "make shapes equal before you subtract, outputs[..., 0] - targets"
+    if shape[:1] != (other,) or shape[1:2] == (other,):
+        raise ValueError(f"loss gives shape {shape} for {other} examples: give one number for each of them, and {cure}")
+    if sum(leaf.size // size for leaf in leaves if leaf.shape[:1] == (size,)) > 2**20:
+        return  # too many numbers to try
+
+    def rows(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return random.uniform(0.1, 0.9, (size, *leaf.shape[1:])).astype(leaf.dtype)
-        return random.integers(0, 2, (size, *leaf.shape[1:])).astype(leaf.dtype)
+            return random.uniform(0.1, 0.9, leaf.shape).astype(leaf.dtype)
+        return random.integers(0, 2, leaf.shape).astype(leaf.dtype)
 
-    tried = jax.tree.map(rows, (outputs, targets))
+    def first(leaf: np.ndarray, like: Array) -> Array:
+        return jnp.asarray(leaf[:1] if like.shape[:1] == (size,) else leaf)
+
+    tried = jax.tree.map(lambda leaf: rows(of_length(3, leaf)), (outputs, targets))
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-        on_all = loss(*jax.tree.map(jnp.asarray, tried))
-        on_first = loss(*jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), tried))
-        first = jnp.atleast_1d(on_all)[:1]
-    prefixes = {np.shape(leaf)[:n] for leaf in jax.tree.leaves(tried) for n in range(1, np.ndim(leaf) + 1)}
-    if jnp.shape(on_all) not in prefixes:
-        raise ValueError(
-            f"loss gives shape {jnp.shape(on_all)} for {size} examples: give one number for each of them, without the "
-            "mean over examples, and make shapes equal before you subtract, outputs[..., 0] - targets"
-        )
-    if checks.is_concrete(first, on_first) and not np.allclose(first, on_first, 1e-2, 1e-4, equal_nan=True):
-        raise ValueError(
-            "loss of an example depends on the others in its batch: make shapes equal before you subtract, "
-            "outputs[..., 0] - targets, and average over the axes of the example alone"
-        )
+        on_all = loss(*jax.tree.map(jnp.asarray, tried))[:1]
+        on_first = loss(*jax.tree.map(first, tried, (outputs, targets)))
+    if checks.is_concrete(on_all, on_first) and not np.allclose(on_all, on_first, 1e-2, 1e-4, equal_nan=True):
+        raise ValueError(f"loss of an example depends on the others in its batch: {cure}, and average within examples")
 
 
 def _one_each(name: str, losses: Array, size: int) -> Array:

@@ -134,6 +134,7 @@ def _moved(batch: Dataset, move: Callable[[Array, Array, float], Array], drawn: 
     if getattr(targets, "ndim", 0) < 3 or jnp.shape(targets)[1:3] != images.shape[1:3]:
         return batch._replace(inputs=inputs)
     unknown = jnp.nan if jnp.issubdtype(targets.dtype, jnp.floating) else -1
+    targets = jnp.asarray(targets) if jnp.issubdtype(targets.dtype, jnp.floating) else targets.astype(jnp.int32)
     return Dataset(inputs, jax.vmap(lambda image, one: move(image, one, unknown))(targets, drawn))
 
 

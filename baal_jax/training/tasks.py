@@ -60,7 +60,7 @@ def of_loss(loss: Callable) -> Task | None:
     """The task of a loss of :mod:`baal_jax.losses`, options bound or not; None for any other."""
     while isinstance(loss, partial):
         loss = loss.func
-    return _OF_LOSS.get(loss)
+    return next((task for known_loss, task in _OF_LOSS.items() if known_loss is loss), None)
 
 
 def task_of(trainer: Any) -> Task | None:
@@ -89,10 +89,10 @@ def of_targets(targets: Any, outputs: tuple[int, ...]) -> Task | None:
 def known(targets: Any, task: Task | None, outputs: tuple[int, ...] | None = None) -> Any:
     """``bool[N, …]``, where targets are known: in classes −1 and −100 are not, in real values NaN is not."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        return ~jnp.isnan(targets)
+        return targets >= 0 if task is multi_label else ~jnp.isnan(targets)
     if task in (regression, gaussian_regression) or (task is None and outputs is not None and outputs[-1] == 1):
         return jnp.ones(targets.shape, bool)  # whole numbers that are measured: −1 is a value
-    return targets >= 0
+    return targets >= 0 if task is not None or targets.dtype == bool else (targets != -1) & (targets != -100)
 
 
 def admit(
@@ -135,6 +135,9 @@ def admit(
     if targets is None:
         return task
     _require_arrays(f"{name}.targets", targets)
+    if not hasattr(targets, "shape"):  # of several outputs, whose loss and metrics are the user's
+        checks.leading_axis(name, dataset if not sources.is_source(inputs) else targets)
+        return task
     if targets.shape[:1] != (count,):
         raise ValueError(
             f"{name} has {count} inputs, but targets of shape {targets.shape}: give one target for each input"
@@ -157,6 +160,8 @@ def metrics_of(
 ) -> metrics.MetricSet:
     """What is evaluated on a data set, which is looked at on the way: ``given``, or the metrics of the task."""
     task = admit(name, dataset, posterior.task, partial(output_shape, posterior, state, dataset))
+    if dataset.targets is None:
+        raise ValueError(f"{name} has no targets to evaluate on: give some")
     if given is not None:
         return given
     if task is None:
@@ -182,7 +187,11 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
 
     shapes = jax.tree.map(_shape, state), rows
     leaves, structure = jax.tree.flatten(shapes)
-    seen, key = _TRACED.setdefault(posterior.apply, {}), (structure, tuple(leaves))
+    try:
+        seen = _TRACED.setdefault(posterior.apply, {})
+    except TypeError:  # of a kind that cannot be remembered
+        seen = {}
+    key = id(posterior.sample), structure, tuple(leaves)
     if key not in seen:
         seen[key] = getattr(jax.eval_shape(one, jax.random.key(0), *shapes), "shape", None)
     return (checks.leading_axis("inputs", inputs), *seen[key][1:]) if seen[key] else None
@@ -216,11 +225,12 @@ def _has_values(leaf: Any) -> bool:
 
 def _unknown(values: np.ndarray, task: Task | None) -> np.ndarray:
     if values.dtype.kind not in "biu":
-        return np.isnan(values)
+        return ~(values >= 0) if task is multi_label else np.isnan(values)
     return np.zeros(values.shape, bool) if task in (regression, gaussian_regression) else values < 0
 
 
 def _are_distributions(values: np.ndarray) -> bool:
+    values = values[~np.isnan(values).any(axis=-1)] if values.dtype.kind not in "biu" else values
     return bool((values >= 0).all() and np.allclose(values.sum(axis=-1, dtype=np.float64), 1.0, atol=1e-3))
 
 
@@ -278,13 +288,16 @@ def _require_targets(name: str, values: np.ndarray, task: Task | None, outputs: 
     elif not whole and (values.shape != outputs if outputs else values.ndim < 2):
         raise ValueError(f"{name} are {values.dtype}, but classes are whole numbers: cast with .astype(numpy.int32)")
     elif not whole and outputs is not None:
-        refuse(~np.isclose(values.sum(-1), 1.0, atol=1e-3), "probabilities of classes must add up to 1")
+        refuse(
+            ~np.isclose(values.sum(-1), 1.0, atol=1e-3) & ~np.isnan(values).any(-1),
+            "probabilities of classes must add up to 1",
+        )
 
 
 def _require_answers(name: str, values: np.ndarray, task: Task | None, complete: np.ndarray) -> None:
     """Targets that a simulation looks up."""
     unknown = _unknown(values, task)
-    if unknown.any() and task in (classification, multi_label) and set(np.unique(values).tolist()) == {-1, 1}:
+    if unknown.any() and task in (classification, multi_label, None) and set(np.unique(values).tolist()) == {-1, 1}:
         raise ValueError(
             f"{name} are −1 and 1, where −1 means unknown: pass the classes 0 and 1, (targets > 0).astype(int)"
         )

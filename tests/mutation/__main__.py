@@ -18,7 +18,13 @@ from pathlib import Path
 from tests.mutation import changes
 
 HOME = changes.HOME
-CONTRACTS = {"selection": "selections", "data": "sources", "checkpoint": "files", "prediction": "sources"}
+CONTRACTS = {
+    "selection": "selections",
+    "training": "doors",
+    "data": "sources doors",
+    "checkpoint": "files",
+    "prediction": "sources",
+}
 CONTRACTS |= {"_util": "files sources heuristics selections"}
 
 
