@@ -43,9 +43,10 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
 
     .. math:: g(z) = z / T, \qquad \text{penalty} = \lambda\, (\log T)^2
 
-    The ranking of the classes in a draw stays what it was; that of an average over several draws can change. Where
-    every example is classified right, a lower temperature is always better: without a penalty the fit stops lowering
-    it where the loss is within about 1e-6 nats of its infimum, or at the bound.
+    It moves classes without examples with the others. The ranking of the classes in a draw stays what it was; that of
+    an average over several draws can change. Where every example is classified right, a lower temperature is always
+    better: without a penalty the fit stops lowering it where the loss is within about 1e-6 nats of its infimum, or at
+    the bound.
 
     Args:
         penalty: ``λ``, by default ``32 / n`` for ``n`` examples (the sum of their weights; a map of classes is one): a

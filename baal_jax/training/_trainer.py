@@ -234,8 +234,9 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         variables = model.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
         _require_two_views(recipe, model, variables, dataset)
         if recipe.warm_start and previous is not None:
-            weights = jax.tree.leaves(previous.variables.params)  # all zero before the first fit
-            begun = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in weights])) if weights else previous.steps > 0
+            # All weights are zero before the first fit; steps are zero after one that moved nothing, too.
+            nonzero = jax.tree.map(lambda leaf: jnp.any(leaf != 0), previous.variables.params)
+            begun = jax.tree.reduce(jnp.logical_or, nonzero, previous.steps > 0)
             variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), previous.variables, variables)
         labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
@@ -287,13 +288,9 @@ def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Data
 
 def _have_moved(before: TrainState, after: TrainState) -> Array:
     """Whether any weight is another, by sums of squares, so that nothing has to be kept."""
-    squares = [
-        [jnp.sum(jnp.abs(leaf.astype(jnp.float32)) ** 2) for leaf in jax.tree.leaves(state.variables.params)]
-        for state in (before, after)
-    ]
-    return (
-        jnp.any(jnp.stack([old != new for old, new in zip(*squares, strict=True)])) if squares[0] else jnp.bool_(True)
-    )
+    square = lambda leaf: jnp.sum(jnp.abs(leaf.astype(jnp.float32)) ** 2)  # noqa: E731
+    old, new = (jax.tree.map(square, state.variables.params) for state in (before, after))
+    return jax.tree.reduce(jnp.logical_or, jax.tree.map(jnp.not_equal, old, new), jnp.bool_(not jax.tree.leaves(old)))
 
 
 def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | None = None) -> Callable[[Array], _Plan]:

@@ -62,20 +62,18 @@ class Optimizer(NamedTuple):
         own = self.own
         gathers = own if isinstance(own, optax.MultiSteps) else getattr(own.update, "__self__", None)
         if isinstance(gathers, optax.MultiSteps):
-            mean = gathers._use_grad_mean
-
-            def one(carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
-                params, left = carry
-                # The mean of what there is, again and again, leaves that mean; a sum is left by zeros.
-                gradients = left.acc_grads if mean else jax.tree.map(jnp.zeros_like, left.acc_grads)
-                updates, left = gathers.update(gradients, left, params)
-                return averaging.cast_like((optax.apply_updates(params, updates), left), carry)
-
-            first = state.opt_state if self.transform is None else state.opt_state[0]
+            params, last = state.variables.params, state.opt_state if self.transform is None else state.opt_state[0]
             with jax.numpy_dtype_promotion("standard"):
-                params, last = jax.lax.while_loop(
-                    lambda carry: carry[1].mini_step > 0, one, (state.variables.params, first)
-                )
+                gradients = averaging.cast_like(last.acc_grads, params)
+                updates, inner = gathers.inner_opt.update(gradients, last.inner_opt_state, params, value=state.loss)
+                moved = averaging.cast_like(optax.apply_updates(params, updates), params)
+            rest = jax.tree.map(jnp.zeros_like, (last.mini_step, last.acc_grads))
+            done = last._replace(
+                mini_step=rest[0], gradient_step=last.gradient_step + 1, inner_opt_state=inner, acc_grads=rest[1]
+            )
+            some = last.mini_step > 0
+            now = averaging.cast_like((moved, done), (params, last))
+            params, last = jax.tree.map(lambda new, old: jnp.where(some, new, old), now, (params, last))
             opt_state = last if self.transform is None else (last, state.opt_state[1])
             state = state._replace(variables=state.variables._replace(params=params), opt_state=opt_state)
         return state._replace(variables=self.evaluated(state))
@@ -84,8 +82,7 @@ class Optimizer(NamedTuple):
         """The weights to evaluate, which a schedule-free optimizer has beside those of training."""
         from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
-        nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
-        for node in nodes:
+        for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState)):
             if isinstance(node, ScheduleFreeState):
                 with jax.numpy_dtype_promotion("standard"):
                     params = schedule_free_eval_params(node, state.variables.params)

@@ -243,3 +243,101 @@ def test_records_print_in_ten_lines():
         assert repr(record).startswith(type(record).__name__)
         assert "\n" not in repr(record)
     assert "indices=[3, 1]" in repr(baal.Selection(jnp.array([3, 1]), jnp.zeros(2)))
+
+
+class Callable:
+    """A loss that cannot be hashed."""
+
+    __hash__ = None
+
+    def __call__(self, outputs, targets):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+
+
+def next_tokens(outputs, targets):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs[:, :-1], targets[:, 1:])
+
+
+def of_two(outputs, targets):
+    return (outputs[:, 0] - targets["first"]) ** 2 + (outputs[:, 1] - targets["second"][:, 0]) ** 2
+
+
+TWO = {"first": X[:, 0], "second": X[:, 1:2]}
+RIGHT = {
+    "a loss without a hash": ((4, 3), Callable(), X, Y),
+    "tokens": ((4, 3), next_tokens, np.stack([X] * 5, 1), np.stack([Y] * 5, 1)),
+    "maps of many classes": ((4, 999), next_tokens, np.stack([X] * 64, 1), np.stack([Y] * 64, 1)),
+    "targets in two parts": ((4, 2), of_two, X, TWO),
+    "no targets": ((4, 2), lambda outputs, targets: jnp.sum(outputs**2, axis=-1), X, None),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_own_losses_that_are_right_are_learnt_from(name):
+    shape, loss, inputs, targets = RIGHT[name]
+    init = lambda key, inputs: 0.1 * jax.random.normal(key, shape)  # noqa: E731
+    noisy = lambda params, inputs, key: inputs @ params + 0.01 * jax.random.normal(key)  # noqa: E731
+    model = baal.from_functions(init, noisy)  # which has no evaluation mode
+    state = trainer(optax.sgd(0.1), loss, num_steps=2)(model)(KEY, baal.Dataset(inputs, targets), first(5))
+    assert (int(state.steps), bool(jnp.isfinite(state.loss))) == (2, True)
+
+
+def user(size, **options):
+    """A posterior of one's own, which says nothing of a task."""
+    fit = lambda key, dataset, labelled, previous=None: jnp.zeros(1)  # noqa: E731
+    sample = lambda key, state, number: jax.random.normal(key, (number, 4, size))  # noqa: E731
+    return baal.Posterior(fit, sample, lambda state, draw, inputs: inputs @ draw, **options)
+
+
+def test_posteriors_of_ones_own_are_told_apart_by_their_targets(tmp_path):
+    loop = baal.active_loop(user(1), selection.random(), query_size=1, num_samples=2)
+    data = baal.Dataset(X, 3 * Y + 1)  # measured: one output
+    assert set(baal.run(loop, KEY, data, data, num_initial=3, num_rounds=1)[1].metrics) == {
+        "rmse",
+        "mae",
+        "nll",
+        "crps",
+    }
+    soft = np.float32(np.eye(3)[Y] * 0.7 + 0.1)
+    soft[5] = np.nan  # unknown
+    assert tasks.admit("dataset", baal.Dataset(X, soft), None, lambda: (12, 3)) is tasks.classification
+    assert tasks.admit("dataset", baal.Dataset(X, soft), tasks.classification, lambda: (12, 3)) is tasks.classification
+    labels = np.where(X > 0, 1.0, np.where(X > -1, 0.0, -1.0)).astype(np.float32)
+    tasks.admit("dataset", baal.Dataset(X, labels), tasks.multi_label, lambda: (12, 4))
+    same = np.asarray(tasks.known(labels, tasks.multi_label))
+    np.testing.assert_array_equal(same, X > -1)
+    with pytest.raises(ValueError, match="−1 and 1"):
+        loop.init(KEY, baal.Dataset(X, np.where(Y > 0, 1, -1)), num_initial=3)
+    with pytest.raises(ValueError, match="test has no targets"):
+        baal.run(loop, KEY, data, baal.Dataset(X), num_initial=3, num_rounds=1)
+    several = baal.active_loop(user(3), selection.random(), query_size=1, num_samples=2)
+    known = baal.Dataset(X, np.float32(np.eye(3)[Y]))
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "baal_jax.study._run._folder.opened", lambda folder, description: results.update(description) or 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            study.run("", {"a": several}, known, known, key=KEY, num_seeds=1, num_rounds=1, num_initial=3)
+    assert results["metric"] == "accuracy"
+
+
+def test_maps_of_bytes_and_flags_are_unknown_outside():
+    for dtype in (np.uint8, np.bool_, np.int32):
+        batch = baal.Dataset(jnp.ones((4, 6, 6, 1)), jnp.ones((4, 6, 6), dtype))
+        moved = baal.training.augmentation.shift(2)(KEY, batch)
+        np.testing.assert_array_equal(moved.targets, np.where(moved.inputs[..., 0] > 0, 1, -1))
+
+
+def test_a_warm_start_continues_weights_that_a_fit_did_not_move():
+    loss = lambda outputs, targets: jnp.maximum(0.0 * outputs[:, 0], 0.0)  # noqa: E731
+    fit = trainer(optax.sgd(0.1), loss, num_steps=2, warm_start=True)(linear())
+    one = fit(KEY, GOOD, first(5))
+    assert int(one.steps) == 0
+    np.testing.assert_array_equal(fit(jax.random.key(9), GOOD, first(5), one).variables.params, one.variables.params)
+
+
+def test_arguments_may_be_named():
+    logits = jnp.asarray(X).reshape(2, 6, 4)
+    expected = heuristics.epig(logits, logits)
+    np.testing.assert_array_equal(heuristics.epig(logits=logits, target_logits=logits), expected)

@@ -51,7 +51,10 @@ def test_factorisations_are_those_of_numpy(rng):
     close(solved, np.linalg.solve(root.swapaxes(-1, -2), matrix))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about LAPACK")
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu",
+    reason="LAPACK serves CPUs alone: other backends lower these to kernels of their own",
+)
 def test_no_batch_of_lapack_calls_is_compiled(rng):
     """Jaxlib waits for the threads of a pool in one of them, so programs side by side hang."""
     for function, arguments in (
