@@ -65,7 +65,7 @@ def main(source: str, method: str, seeds: int) -> None:
         base = np.array(values["raw", labels])
         mean, worst = np.mean(nll) / np.mean(base), np.max((np.array(nll) - 0.02) / base)
         print(
-            f"{method} {source} {labels:4} {name:12} nll {np.mean(nll):.3f} mean {mean:.3f} worst {worst:.2f}",
+            f"{method} {source} {labels:4} {name:12} nll {np.mean(nll):.3f} mean {mean:.4f} worst {worst:.2f}",
             flush=True,
         )
 

@@ -73,17 +73,24 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     return Problem(jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0), weights, prior)
 
 
-def fit_temperature(problem: Problem, penalty: float | Array, bounds: tuple[float, float]) -> Array:
+def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tuple[float, float]) -> Array:
     """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
+
+    A penalty that is None is that of a Gaussian, and then the change is shrunk.
 
     A grid, because with several draws the loss has local minima. Bisection, because near the optimum rounding hides
     what the loss gains, and long after that the sign of its slope is still right.
     """
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
 
-    def objective(log_t: Array) -> Array:
+    price = problem.prior if penalty is None else penalty
+
+    def loss(log_t: Array | float) -> Array:
         # −inf · (1/T) has no slope in T.
-        return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t))) + penalty * log_t**2
+        return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))
+
+    def objective(log_t: Array) -> Array:
+        return loss(log_t) + price * log_t**2
 
     low, high = np.log(bounds)
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
@@ -106,7 +113,18 @@ def fit_temperature(problem: Problem, penalty: float | Array, bounds: tuple[floa
     candidates = jnp.stack([identity, 0.5 * (left + right), here])
     # Rounding decides between equals, so a change has to be worth it.
     worth = jnp.array([0.0, 0.1 * _FLAT, 0.2 * _FLAT], log_p.dtype)
-    return candidates[jnp.argmin(jax.lax.map(objective, candidates) + worth)]
+    log_t = candidates[jnp.argmin(jax.lax.map(objective, candidates) + worth)]
+    return log_t if penalty is not None else jnp.clip(log_t * kept(problem, loss(0.0), loss(log_t)), low, high)
+
+
+def kept(problem: Problem, before: Array, after: Array) -> Array:
+    """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``.
+
+    The gain is that of all examples. Half a nat is what one free number gains of noise (Wilks), so that is taken off,
+    as James and Stein shrink.
+    """
+    gain = (before - after) * _PRIOR / problem.prior
+    return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
 
 
 def fit_affine(
@@ -114,10 +132,10 @@ def fit_affine(
 ) -> AffineParams:
     """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective.
 
-    Penalties that are None are those of a Gaussian. Classes that were not seen stay as they are. The search starts at a
-    temperature (with several draws, where there are local minima, at the identity as well) and runs in coordinates in
-    which the curvature there is about one, so that neither the scale of the logits nor their correlation matters: what
-    L-BFGS would learn step by step, the moments of the features tell at once.
+    Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
+    they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
+    well) and runs in coordinates in which the curvature there is about one, so that neither the scale of the logits nor
+    their correlation matters: what L-BFGS would learn step by step, the moments of the features tell at once.
     """
     features, impossible = split_impossible(problem.logits)
     num_classes, dtype = features.shape[-1], features.dtype
@@ -201,9 +219,15 @@ def fit_affine(
     scales = jnp.stack([jnp.ones((), dtype), scale_all])
     if features.shape[0] == 1:  # convex: one start will do
         values = jax.lax.map(lambda scale: objective(start_at(scale)), scales)
-        return descend_from(scales[jnp.argmin(values)])[1]
-    values, params = jax.lax.map(descend_from, scales)
-    return jax.tree.map(lambda leaf: leaf[jnp.argmin(values)], params)
+        params = descend_from(scales[jnp.argmin(values)])[1]
+    else:
+        values, each = jax.lax.map(descend_from, scales)
+        params = jax.tree.map(lambda leaf: leaf[jnp.argmin(values)], each)
+    if diagonal is not None:
+        return params
+    none = start_at(jnp.ones((), dtype))
+    part = kept(problem, problem.loss(scaled(none)), problem.loss(scaled(params)))
+    return jax.tree.map(lambda old, new: old + part * (new - old), none, params)
 
 
 def affine(params: AffineParams, features: Array) -> Array:

@@ -13,6 +13,7 @@ from baal_jax.training.tasks import guarded
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _SPLIT, _DRAWS = 0x63616C69, 0x62726174  # far from the small numbers that a fit folds in or splits by
+_FOLDS, _UNSEEN = 5, 0.632
 
 
 class CalibratedState(NamedTuple):
@@ -41,30 +42,31 @@ def calibrated(
     held_out: float | None = None,
     max_held_out: int = 256,
     validation: Dataset | None = None,
-    refit: bool | None = None,
     num_samples: int = 20,
     batch_size: int | None = 256,
 ) -> Posterior:
     """A posterior whose draws are calibrated in every fit.
 
-    A share of the labelled examples, drawn at random in each fit, is held out, the posterior is fitted to the others,
-    the scaling to the predictions of its draws on what was held out, and then the posterior again to all labels.
-    ``floor(share · labelled)`` examples are held out, never more than half of them; of too few none, and the scaling is
-    then the identity. A fit costs two of the posterior's own, and no label is lost to training.
+    By default it is cross-fitted: up to ``max_held_out`` labelled examples are split into five parts, and each part is
+    predicted by a fit to all labels but these. The scaling is fitted to that with weight .632, and with weight .368 to
+    what the fit to all labels, which stays, predicts of them (Efron and Tibshirani): fits to fewer labels are more
+    overconfident than the one that stays, and what that has seen makes up for it. A fit costs six of the posterior's
+    own. With fewer than five labels the scaling is the identity.
 
-    The posterior is used as it is and gets the key of the fit itself: unless ``refit`` is False, ``state.base`` is bit
-    for bit what ``posterior.fit`` returns for the same arguments. A posterior that starts warm has seen before what is
-    held out now, so the first of the two fits starts anew; with ``refit=False``, give it ``validation`` instead.
+    With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
+    costs two fits, but of few labels much depends on which are drawn.
+
+    The posterior is used as it is and gets the key of the fit itself: ``state.base`` is bit for bit what
+    ``posterior.fit`` returns for the same arguments. A posterior that starts warm has seen before what is held out now,
+    so the other fits start anew.
 
     Args:
         posterior: any posterior of classes with one array of outputs.
         scaling: from :func:`temperature`, :func:`vector`, :func:`dirichlet`, or your own.
-        held_out: the share, more than 0 and at most 0.5; 0.2 by default.
+        held_out: the share of a single split, more than 0 and at most 0.5; None for cross-fitting.
         max_held_out: the most examples that are held out. The compiled program predicts this many in every fit.
         validation: labelled examples beside the pool to fit the scaling to; nothing is held out then. They are part of
             the compiled program.
-        refit: False keeps the network that the scaling was fitted to: half the cost, and what is held out is lost to
-            training. None is True where labels are held out.
         num_samples: ``S``, draws that the scaling is fitted to.
         batch_size: held-out examples in work at a time, None for all.
 
@@ -72,8 +74,12 @@ def calibrated(
         A :class:`~baal_jax.Posterior` with state :class:`CalibratedState`; draws are those of ``posterior``.
 
     Raises:
-        ValueError: a number is out of its range, ``validation`` stands beside ``held_out`` or ``refit``, the targets
+        ValueError: a number is out of its range, ``validation`` stands beside ``held_out``, the targets
             are not classes, ``scaling`` is no :class:`Scaling`, or the outputs are not one array.
+
+    References:
+        Efron & Tibshirani, `Improvements on cross-validation: the .632+ bootstrap method
+        <https://doi.org/10.1080/01621459.1997.10474007>`_, 1997.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -93,37 +99,54 @@ def calibrated(
     num_samples = checks.positive_int("num_samples", num_samples)
     batch_size = None if batch_size is None else checks.positive_int("batch_size", batch_size)
     if validation is not None:
-        if held_out is not None or refit:
-            raise ValueError(f"held_out={held_out} and refit={refit} beside validation: leave both out")
+        if held_out is not None:
+            raise ValueError(f"held_out={held_out} beside validation: leave one of them out")
         if not checks.leading_axis("validation", validation):
             raise ValueError("validation is empty: give examples, or leave it out to hold labels out")
         _require_classes(validation)
-    share = 0.2 if held_out is None else checks.finite_float("held_out", held_out, 0.0)
-    if not 0.0 < share <= 0.5:
+    folds = _FOLDS if held_out is None else 1
+    if held_out is not None and not 0.0 < (held_out := checks.finite_float("held_out", held_out, 0.0)) <= 0.5:
         raise ValueError(f"held_out={held_out} must be more than 0 and at most 0.5: it is a share of the labels")
 
-    def scale(key: Key, state: Any, examples: Dataset, weights: Array | None) -> PyTree:
-        outputs = predict(key, posterior, state, examples.inputs, num_samples=num_samples, batch_size=batch_size)
-        return scaling.fit(outputs, jnp.asarray(examples.targets), weights)
+    def outputs_of(key: Key, state: Any, inputs: PyTree) -> Array:
+        return predict(key, posterior, state, inputs, num_samples=num_samples, batch_size=batch_size)
+
+    def unseen(key: Key, dataset: Dataset, labelled: Array, rows: Array, counts: Array) -> Array:
+        """Outputs of every row by a fit without it, and without those of its fold."""
+
+        def fold(each: tuple[Key, Array, Array]) -> Array:
+            key, rows, counts = each
+            key_fit, key_draws = jax.random.split(key)
+            # A row that does not count holds nothing out, whichever example it repeats.
+            kept = labelled.at[jnp.where(counts, rows, labelled.shape[0])].set(False, mode="drop")
+            return outputs_of(key_draws, posterior.fit(key_fit, dataset, kept, None), _taken(dataset.inputs, rows))
+
+        parts = (part.reshape(-1, folds).T for part in (rows, counts))  # the first rows count, so they take turns
+        outputs = jnp.moveaxis(jax.lax.map(fold, (jax.random.split(key, folds), *parts)), 0, 2)  # [S, of one, folds, …]
+        return outputs.reshape(outputs.shape[0], -1, *outputs.shape[3:])
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: CalibratedState | None = None) -> CalibratedState:
-        before = None if previous is None else previous.base
         # fold_in leaves the key itself to the posterior.
         key_split, key_draws = jax.random.fold_in(key, _SPLIT), jax.random.fold_in(key, _DRAWS)
+        base = posterior.fit(key, dataset, labelled, None if previous is None else previous.base)
         if validation is not None:
-            base = posterior.fit(key, dataset, labelled, before)
-            return CalibratedState(base, scale(key_draws, base, validation, None))
+            outputs = outputs_of(key_draws, base, validation.inputs)
+            return CalibratedState(base, scaling.fit(outputs, jnp.asarray(validation.targets), None))
         _require_classes(dataset)
         labelled = jnp.asarray(labelled)
-        rows, weights = _hold_out(key_split, labelled, share, max_held_out)
-        # A row without weight holds nothing out, whichever example it repeats.
-        kept = labelled.at[jnp.where(weights, rows, labelled.shape[0])].set(False, mode="drop")
-        base = posterior.fit(key, dataset, kept, before if refit is False else None)
-        examples = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], dataset)
-        params = scale(key_draws, base, examples, weights)
-        if refit is not False:  # with the same key, on purpose
-            base = posterior.fit(jax.random.clone(key), dataset, labelled, before)
-        return CalibratedState(base, params)
+        number = jnp.sum(labelled, dtype=jnp.int32)
+        # A little more than the share, so that 0.3 of 10 is 3 in float32, too.
+        wanted = jnp.floor(number.astype(jnp.float32) * np.float32(held_out or 1.0) + 1e-3).astype(jnp.int32)
+        wanted = jnp.where(number < folds, 0, wanted) if held_out is None else jnp.minimum(wanted, number // 2)
+        rows = _in_random_order(key_split, labelled, max_held_out)
+        rows = jnp.pad(rows, (0, -rows.size % folds))
+        counts = jnp.arange(rows.size) < jnp.minimum(wanted, max_held_out)
+        key_folds, key_draws = jax.random.split(key_draws)
+        examples = _taken(dataset, rows)
+        outputs = unseen(key_folds, dataset, labelled, rows, counts), outputs_of(key_draws, base, examples.inputs)
+        targets = jnp.concatenate([examples.targets] * 2)
+        weights = jnp.concatenate([jnp.where(counts, np.float32(part), 0) for part in (_UNSEEN, 1.0 - _UNSEEN)])
+        return CalibratedState(base, scaling.fit(jnp.concatenate(outputs, axis=1), targets, weights))
 
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:
         return scaling.apply(state.params, posterior.apply(state.base, draw, inputs))
@@ -138,15 +161,13 @@ def _require_classes(dataset: Dataset) -> None:
         raise ValueError(f"targets are {kind}, but a scaling is fitted to integer classes: pass int[N, …]")
 
 
-def _hold_out(key: Key, labelled: Array, share: float, most: int) -> tuple[Array, Array]:
-    """``(ids int32[K], bool[K])``: which examples are held out, and which of these rows do not count."""
-    most = min(most, labelled.shape[0])
-    number = jnp.sum(labelled, dtype=jnp.int32)
-    # A little more than the share, so that 0.3 of 10 is 3 in float32, too.
-    wanted = jnp.floor(number.astype(jnp.float32) * np.float32(share) + 1e-3).astype(jnp.int32)
-    wanted = jnp.minimum(jnp.minimum(wanted, number // 2), most)
+def _taken(tree: PyTree, rows: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tree)
+
+
+def _in_random_order(key: Key, labelled: Array, most: int) -> Array:
+    """``int32[K]`` ids of labelled examples, at most ``most``; zeros where there are fewer."""
     # By the place among the labelled, so that a fit to these alone (a pool on the host) holds out the same.
     place = jnp.maximum(jnp.cumsum(labelled, dtype=jnp.int32) - 1, 0)
     values = numerics.rank_values(jax.random.uniform(key, labelled.shape, jnp.float32)[place], labelled)
-    ids = numerics.top_indices(values, most)
-    return jnp.maximum(ids, 0), jnp.arange(most, dtype=jnp.int32) < wanted
+    return jnp.maximum(numerics.top_indices(values, min(most, labelled.shape[0])), 0)

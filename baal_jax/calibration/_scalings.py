@@ -50,7 +50,9 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
 
     Args:
         penalty: ``λ``, by default ``32 / n`` for ``n`` examples (the sum of their weights; a map of classes is one): a
-            Gaussian prior of ``log T`` with a standard deviation of 1/8, which many examples outweigh and few do not.
+            Gaussian prior of ``log T`` with a standard deviation of 1/8, which many examples outweigh and few do not;
+            and then ``log T`` is shrunk by ``max(0, 1 − 1 / (2 G))``, where ``G`` nats is the gain of all examples,
+            because noise alone gains half a nat.
         bounds: smallest and largest ``T``.
 
     Returns:
@@ -90,7 +92,8 @@ def vector(*, penalty: float | None = None) -> Scaling:
     penalty is at infinity: the fit stops on the way, where the loss hardly falls any more.
 
     By default the penalty is a Gaussian prior around the ``T`` of :func:`temperature` (1 unless every class has an
-    example). A standard deviation of a scale or an offset changes a logit by 1/8 in root mean square:
+    example), and the change is shrunk as there. A standard deviation of a scale or an offset changes a logit by 1/8 in
+    root mean square:
 
     .. math:: \text{penalty} = \frac{32}n \sum_c \bigl(\max(\overline{z_c^2}, 1)\, (w_c - 1/T)^2 + b_c^2\bigr)
 
@@ -161,7 +164,7 @@ def dirichlet(*, off_diagonal: float | None = None, intercept: float | None = No
 @functools.cache  # one object for one configuration, so that a fit compiles once
 def _temperature(penalty: float | None, bounds: tuple[float, float]) -> Scaling:
     def solve(problem: optimum.Problem) -> TemperatureParams:
-        log_t = optimum.fit_temperature(problem, problem.prior if penalty is None else penalty, bounds)
+        log_t = optimum.fit_temperature(problem, penalty, bounds)
         return TemperatureParams(jnp.exp(jnp.where(jnp.any(problem.weights > 0), log_t, 0.0)))
 
     def apply(params: TemperatureParams, logits: Array) -> Array:

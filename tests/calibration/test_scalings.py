@@ -168,7 +168,8 @@ def test_a_class_can_be_impossible_in_some_examples(kind):
 
 def test_a_temperature_stays_within_its_bounds():
     logits, targets = problem(0)
-    assert float(calibration.temperature(bounds=(0.5, 1.25)).fit(logits[0], targets).temperature) == pytest.approx(1.25)
+    bounded = calibration.temperature(penalty=0.0, bounds=(0.5, 1.25))
+    assert float(bounded.fit(logits[0], targets).temperature) == pytest.approx(1.25)
     scaling = calibration.temperature(bounds=(3.0, 4.0))
     assert float(scaling.fit(0.1 * logits[0], targets).temperature) == pytest.approx(3.0)  # would be lower
     assert float(scaling.fit(logits[0], targets - 4).temperature) == 1.0  # nothing counts
@@ -261,31 +262,60 @@ def held_out(key, labelled, share, most):
 
 
 def noise(key):
-    keys = jax.random.split(jax.random.fold_in(key, DRAWS), 3)
+    keys = jax.random.split(jax.random.split(jax.random.fold_in(key, DRAWS))[1], 3)
     return np.stack([jax.random.normal(one, (1, 4)) for one in keys])
 
 
-@pytest.mark.parametrize("options", [{"refit": False}, {"held_out": 0.3}], ids=["kept", "refit"])
-def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(options):
-    posterior, share = recording(max_held_out=6, batch_size=4, **options), options.get("held_out", 0.2)
+def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior():
+    posterior = recording(max_held_out=6, batch_size=4, held_out=0.3)
     key, previous, taken = jax.random.key(5), None, []
     for number in (0, 1, 4, 5, 10, 20, 40):
         labelled = np.zeros(40, bool)
         labelled[np.random.default_rng(number).permutation(40)[:number]] = True
-        rows = held_out(key, labelled, share, 6)
+        rows = held_out(key, labelled, 0.3, 6)
         state = posterior.fit(key, TRAIN, jnp.asarray(labelled), previous)
         same_key(state.base["key"], key)
-        kept = labelled & ~np.isin(np.arange(40), rows)
-        same(state.base["labelled"], kept if "refit" in options else labelled)
+        same(state.base["labelled"], labelled)
         assert int(state.base["fits"]) == (1 if previous is None else 2)
         params, count = state.params, len(rows)
-        assert params["logits"].shape == (3, 6, 4)
-        same(params["weights"], np.arange(6) < count)
-        same(params["targets"][:count], TRAIN.targets[rows])
-        close(params["logits"][:, :count], np.asarray(TRAIN.inputs)[rows][None] + noise(key), 1e-6)
+        assert params["logits"].shape == (3, 12, 4)
+        close(params["weights"], np.concatenate([(np.arange(6) < count) * part for part in (0.632, 0.368)]), 1e-6)
+        for half in range(2):
+            same(params["targets"][6 * half :][:count], TRAIN.targets[rows])
+        again = np.asarray(params["logits"][:, 6:]) - np.asarray(TRAIN.inputs)[np.asarray(
+            jnp.pad(jnp.asarray(rows, int), (0, 6 - count)))]  # fmt: skip
+        close(again[:, :count], np.broadcast_to(noise(key), (3, count, 4)), 1e-6)
         taken.append(count)
         previous = state._replace(base=state.base | {"fits": jnp.int32(1)})
-    assert taken == ([0, 0, 0, 1, 2, 4, 6] if "refit" in options else [0, 0, 1, 1, 3, 6, 6])
+    assert taken == [0, 0, 1, 1, 3, 6, 6]
+
+
+# A state is what was labelled, and the outputs of a row say whether it was.
+SEEING = baal.Posterior(
+    fit=lambda key, dataset, labelled, previous=None: labelled.astype(jnp.float32),
+    sample=split,
+    apply=lambda state, draw, inputs: jnp.repeat((inputs @ state)[:, None], 40, axis=1),
+)
+
+
+@pytest.mark.parametrize("number", [4, 5, 23, 40])
+def test_by_default_every_label_is_predicted_by_a_fit_that_has_not_seen_it_and_by_the_one_that_stays(number):
+    posterior = calibration.calibrated(SEEING, SEEN, max_held_out=24, num_samples=2)
+    labelled = jnp.asarray(np.random.default_rng(number).permutation(40) < number)
+    state = posterior.fit(jax.random.key(1), baal.Dataset(jnp.eye(40), jnp.arange(40)), labelled)
+    same(state.base, labelled.astype(jnp.float32))
+    (logits, targets), weights = (
+        (np.asarray(state.params[name]) for name in ("logits", "targets")),
+        np.asarray(state.params["weights"]),
+    )
+    assert logits.shape == (2, 50, 40)
+    for rows, part, seen in ((slice(25), 0.632, 0.0), (slice(25, None), 0.368, 1.0)):
+        counts = weights[rows] > 0
+        ids = targets[rows][counts]
+        assert len(set(ids)) == len(ids) == (min(number, 24) if number >= 5 else 0)
+        assert set(ids) <= set(np.flatnonzero(labelled))
+        close(weights[rows][counts], np.full(len(ids), part), 1e-6)
+        same(logits[:, rows][:, counts], np.full((2, len(ids), 40), seen, np.float32))
 
 
 def test_with_validation_nothing_is_held_out():
@@ -297,7 +327,8 @@ def test_with_validation_nothing_is_held_out():
         same(state.base["labelled"], labelled)
         assert (state.params["weights"], int(state.base["fits"])) == (None, number + 1)
         same(state.params["targets"], TEST.targets)
-        close(state.params["logits"], TEST.inputs[None] + noise(key), 1e-6)
+        draws = jax.random.split(jax.random.fold_in(key, DRAWS), 3)
+        close(state.params["logits"], [RECORDING.apply(None, draw, TEST.inputs) for draw in draws], 1e-6)
     # Draws are those of the posterior, and their logits are scaled.
     draws = posterior.sample(key, state, 3)
     same_key(draws, jax.random.split(key, 3))
@@ -306,7 +337,7 @@ def test_with_validation_nothing_is_held_out():
     assert calibration.CalibratedState(network, None).variables is network.variables  # for features
 
 
-@pytest.mark.parametrize("options", [{"refit": False}, {"validation": TEST}, {}], ids=["held out", "given", "refit"])
+@pytest.mark.parametrize("options", [{"held_out": 0.2}, {"validation": TEST}, {}], ids=["held out", "given", "crossed"])
 def test_no_key_is_used_twice(options, key_reuse):
     fit = lambda key, *rest: RECORDING.fit(key, *rest) | {"key": jax.random.normal(key)}  # noqa: E731
     posterior = calibration.calibrated(RECORDING._replace(fit=fit), SEEN, num_samples=3, **options)
@@ -324,7 +355,6 @@ EMPTY, VALUES = jax.tree.map(lambda leaf: leaf[:0], TEST), TEST._replace(targets
         ({"held_out": 0.7}, "held_out=0.7 must be more than 0 and at most 0.5"),
         ({"held_out": 0.0}, "held_out=0.0 must be more than 0 and at most 0.5"),
         ({"held_out": 0.1, "validation": TEST}, "beside validation"),
-        ({"refit": True, "validation": TEST}, "refit=True beside validation"),
         ({"max_held_out": 0}, "max_held_out=0"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -382,10 +412,18 @@ def test_a_class_without_examples_keeps_its_logits(kind, penalty):
     assert np.abs(params.offset[:2]).max() > 1e-4
 
 
+@pytest.mark.parametrize("number", [4, 200])
+def test_by_default_half_a_nat_of_the_gain_is_taken_for_noise(number):
+    logits, targets = problem(2)
+    weights, some = (np.arange(200) < number).astype(np.float32), (logits[:, :number], targets[:number])
+    log_t = flat("temperature", calibration.temperature(penalty=32 / number).fit(logits[0], targets, weights))[0]
+    gain = number * (average_nll(*some) - average_nll(some[0] * np.exp(-log_t), some[1]))
+    found = flat("temperature", calibration.temperature().fit(logits[0], targets, weights))[0]
+    assert found == pytest.approx(log_t * max(0.0, 1.0 - 0.5 / gain), abs=1e-4)
+    assert (gain > 0.5) == (number == 200)
+
+
 def test_the_default_penalty_of_a_temperature_counts_examples_not_positions():
     logits, targets = problem(0)
-    close(flat("temperature", calibration.temperature().fit(logits[0], targets)),
-          flat("temperature", calibration.temperature(penalty=32 / 200).fit(logits[0], targets)), 0, 1e-5)  # fmt: skip
-    maps, classes = logits.reshape(1, 10, 20, 4), targets.reshape(10, 20)
-    close(flat("temperature", calibration.temperature().fit(maps, classes)),
-          flat("temperature", calibration.temperature(penalty=32 / 10).fit(maps, classes)), 0, 1e-5)  # fmt: skip
+    maps, classes = np.repeat(logits[0, :, None], 20, axis=1), np.repeat(targets[:, None], 20, axis=1)
+    close(calibration.temperature().fit(maps, classes), calibration.temperature().fit(logits[0], targets), 0, 1e-5)
