@@ -31,7 +31,6 @@ def binary_logits(logit: Array) -> Array:
         ValueError: the last axis is not 1.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.entropy(heuristics.binary_logits(jnp.zeros((8, 2, 1)))))
         [0.6931472 0.6931472]
     """
@@ -67,7 +66,6 @@ def multi_label(score_fn: ScoreFn) -> ScoreFn:
         TypeError: ``score_fn`` is no function.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.multi_label(heuristics.entropy)(jnp.zeros((8, 1, 3))).round(4))   # 3 log 2
         [2.0794]
     """
@@ -88,7 +86,6 @@ def from_baal_layout(predictions: Array) -> Array:
         ValueError: fewer than three axes.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> heuristics.from_baal_layout(jnp.zeros((5, 10, 32, 32, 20))).shape
         (20, 5, 32, 32, 10)
     """
@@ -119,7 +116,6 @@ def combine(
         ValueError: the lengths differ or a weight is negative.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> half = heuristics.combine([heuristics.bald, heuristics.entropy], weights=[1, 1])
         >>> print(half(jnp.zeros((4, 2, 2))))
         [0.3465736 0.3465736]
@@ -169,7 +165,6 @@ def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None =
         ValueError: an unknown ``reduction``.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> scores = jnp.array([[1.0, 3.0], [5.0, 100.0]])
         >>> print(heuristics.reduce_spatial(scores, "mean", where=jnp.array([[True, True], [True, False]])))
         [2. 5.]

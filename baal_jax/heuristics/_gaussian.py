@@ -33,7 +33,6 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
         Houlsby et al. 2011, as :func:`bald`; Depeweg et al. 2018, as :func:`expected_entropy`.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> means = jnp.array([[[-1.0]], [[1.0]]])                              # two draws, one example
         >>> print(heuristics.gaussian_bald(means, noise=1.0))                   # ½ log(1 + 1)
         [0.3465736]
@@ -77,7 +76,6 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
         Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> means = jnp.array([[[-1.0]], [[1.0]]])
         >>> print(heuristics.gaussian_epig(means, means, noise=1.0).round(5))   # ρ = ½
         [0.14384]
@@ -125,7 +123,6 @@ def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertai
         <https://arxiv.org/abs/1703.04977>`_, 2017.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> means = jnp.array([[[-1.0]], [[1.0]]])
         >>> print(jnp.stack(heuristics.gaussian_uncertainty(means, noise=2.0)).ravel())
         [5. 4. 1.]

@@ -28,7 +28,6 @@ def entropy(logits: Array) -> Array:
         <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.entropy(jnp.zeros((20, 3, 2))))
         [0.6931472 0.6931472 0.6931472]
     """
@@ -52,7 +51,6 @@ def expected_entropy(logits: Array) -> Array:
         <https://arxiv.org/abs/1710.07283>`_, 2018.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.expected_entropy(jnp.log(jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))))
         [0.3465736]
     """
@@ -80,7 +78,6 @@ def bald(logits: Array) -> Array:
         data <https://arxiv.org/abs/1703.02910>`_, 2017.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))        # two draws, each confident of another class
         >>> print(heuristics.bald(certain[:, None]))
         [0.6931472]
@@ -132,7 +129,6 @@ def uncertainty(logits: Array) -> Uncertainty:
         Depeweg et al. 2018, as :func:`expected_entropy`.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> certain = jnp.log(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))          # two draws that contradict each other
         >>> print(heuristics.uncertainty(certain).epistemic)
         [0.6931472]
@@ -161,7 +157,6 @@ def epig(logits: Array, target_logits: Array) -> Array:
         Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))[:, None]
         >>> print(heuristics.epig(certain, certain))
         [0.6931472]

@@ -24,7 +24,6 @@ def margin(logits: Array) -> Array:
         <https://doi.org/10.1007/3-540-44816-0_31>`_, 2001.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
@@ -48,7 +47,6 @@ def least_confidence(logits: Array) -> Array:
         Lewis and Gale 1994, `A sequential algorithm for training text classifiers <https://arxiv.org/abs/cmp-lg/9407020>`_.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [0.5]
     """
@@ -74,7 +72,6 @@ def variation_ratio(logits: Array) -> Array:
         Freeman, *Elementary applied statistics*, 1965; Gal, Islam and Ghahramani 2017, as :func:`bald`.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> votes = jnp.array([0, 0, 0, 1])
         >>> print(heuristics.variation_ratio(9 * jax.nn.one_hot(votes, 3)[:, None]))
         [0.25]
@@ -103,7 +100,6 @@ def mean_std(logits: Array) -> Array:
         <https://arxiv.org/abs/1511.02680>`_, 2015.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
         >>> print(heuristics.mean_std(certain[:, None]))
         [0.5]
@@ -132,7 +128,6 @@ def variance(outputs: Array) -> Array:
         learning for regression <https://arxiv.org/abs/1806.09856>`_, 2018.
 
     Example:
-        >>> from baal_jax import heuristics
         >>> print(heuristics.variance(jnp.array([1.0, 3.0]).reshape(2, 1, 1)))
         [1.]
     """

@@ -39,7 +39,6 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.ece(jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]])), jnp.array([0, 1])))
         0.25
     """
@@ -77,7 +76,6 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
         ValueError: the shapes differ, or ``num_bins`` is not positive.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]))
         >>> bins = metrics.reliability(log_probs, jnp.array([0, 1, 1]), num_bins=2)
         >>> bins.num_examples.tolist(), round(float(bins.confidence[1]), 3), round(float(bins.accuracy[1]), 3)
@@ -110,7 +108,6 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
         ValueError: the shapes differ, or ``num_bins`` is not positive.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.4, 0.5, 0.1], [0.1, 0.8, 0.1]]))
         >>> print(metrics.ece_per_class(log_probs, jnp.array([2, 1]), num_bins=3).round(3))
         [nan 0.2 0.5]
@@ -146,7 +143,6 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
         calibration in deep learning <https://arxiv.org/abs/1904.01685>`_, 2019.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]]))
         >>> print(metrics.classwise_ece(log_probs, jnp.array([0, 1]), average=None))
         [0.25 0.25]
@@ -184,7 +180,6 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
         <https://arxiv.org/abs/1904.01685>`_, 2019.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]))
         >>> print(metrics.adaptive_ece(log_probs, jnp.array([0, 0, 1, 1]), num_bins=2).round(3))
         0.4

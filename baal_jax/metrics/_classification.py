@@ -44,7 +44,6 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
         ValueError: ``k`` is not between 1 and ``C``, or the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.accuracy(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
         0.5
     """
@@ -73,7 +72,6 @@ def nll(log_probs: Array, targets: Array) -> Array:
         ValueError: the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.6931472
     """
@@ -106,7 +104,6 @@ def brier(log_probs: Array, targets: Array) -> Array:
         <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_, 1950.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.brier(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.5
     """
@@ -132,7 +129,6 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
         ValueError: the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.confusion_matrix(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
         [[1 0]
          [1 0]]
@@ -165,7 +161,6 @@ def precision(log_probs: Array, targets: Array, *, average: str | None = "macro"
         ValueError: the shapes differ, or there is no such average.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.6, 0.4, 0.0]]))
         >>> print(metrics.precision(log_probs, jnp.array([0, 1]), average=None))
         [0.5 0.  0. ]
@@ -195,7 +190,6 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
         ValueError: the shapes differ, or there is no such average.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]]))
         >>> print(metrics.recall(log_probs, jnp.array([0, 1, 1]), average=None))
         [1.  0.5]
@@ -223,7 +217,6 @@ def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_
         ValueError: the shapes differ, or there is no such average.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.2, 0.8], [0.2, 0.8]]))
         >>> print(metrics.f1(log_probs, jnp.array([0, 1, 1])))
         1.0
@@ -250,7 +243,6 @@ def average_precision(log_probs: Array, targets: Array, *, average: str | None =
         ValueError: the shapes differ, or there is no such average.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]))
         >>> print(metrics.average_precision(log_probs, jnp.array([0, 0, 1])))
         [1. 1.]
@@ -292,7 +284,6 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
         <https://doi.org/10.1148/radiology.143.1.7063747>`_, 1982.
 
     Example:
-        >>> from baal_jax import metrics
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]))
         >>> print(metrics.auroc(log_probs, jnp.array([0, 1, 0])))
         [0.5 0.5]

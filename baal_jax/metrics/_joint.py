@@ -36,7 +36,6 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
         deep learning <https://arxiv.org/abs/2202.13509>`_, 2022.
 
     Example:
-        >>> from baal_jax import metrics
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))              # two draws that contradict each other
         >>> logits, targets = jnp.repeat(certain[:, None], 2, axis=1), jnp.array([0, 0])
         >>> print(metrics.joint_log_likelihood(logits, targets, jnp.array([[0, 1]])))   # ½, and not ½ · ½

@@ -33,7 +33,6 @@ def rmse(predicted: Array, targets: Array) -> Array:
         ValueError: the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.rmse(jnp.array([1.0, 2.0]), jnp.array([8.0, 3.0])))
         5.0
     """
@@ -58,7 +57,6 @@ def mae(predicted: Array, targets: Array) -> Array:
         ValueError: the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.mae(jnp.array([1.0, 2.0]), jnp.array([4.0, jnp.nan])))
         3.0
     """
@@ -80,7 +78,6 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
         ValueError: a level is not between 0 and 1, or there are no draws.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.quantiles(jnp.arange(5.0)[:, None], (0.25, 0.5)))
         [[1.]
          [2.]]
@@ -112,7 +109,6 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
         Koenker and Bassett, `Regression quantiles <https://doi.org/10.2307/1913643>`_, 1978.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(metrics.pinball(jnp.array([[2.0], [5.0]]), jnp.array([4.0]), levels=(0.25, 0.75)))
         [0.5  0.25]
     """
@@ -140,7 +136,6 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
         ValueError: the shapes differ.
 
     Example:
-        >>> from baal_jax import metrics
         >>> lower, upper = metrics.quantiles(jnp.arange(11.0)[:, None], (0.05, 0.95))
         >>> print(metrics.coverage(lower, upper, jnp.array([10.0])))
         0.0
@@ -179,7 +174,6 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
         <https://doi.org/10.1002/qj.2270>`_, 2014.
 
     Example:
-        >>> from baal_jax import metrics
         >>> draws, targets = jnp.array([[0.0], [1.0]]), jnp.array([2.0])
         >>> print(metrics.crps(draws, targets), metrics.crps(draws, targets, fair=True))
         1.25 1.0
@@ -211,7 +205,6 @@ def gaussian_crps(predicted: Array, variance: Array, targets: Array) -> Array:
         estimation <https://doi.org/10.1175/MWR2904.1>`_, 2005.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(f"{metrics.gaussian_crps(jnp.zeros(1), jnp.ones(1), jnp.zeros(1)):.4f}")
         0.2337
     """

@@ -59,7 +59,6 @@ def model_average(logits: Array) -> Array:
         ValueError: ``logits`` has fewer than three axes or one class.
 
     Example:
-        >>> from baal_jax import metrics
         >>> print(jnp.exp(metrics.model_average(jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]])))))
         [[0.7 0.3]]
     """
