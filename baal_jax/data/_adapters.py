@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from baal_jax._util import checks
+from baal_jax._util.reading import reading
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, PyTree
 
@@ -167,7 +168,8 @@ def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regr
 
 
 def _rows(path: Path) -> np.ndarray:
-    lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
+    with reading(path, "save it as text in UTF-8"):
+        lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
     numbered = [(i + 1, line) for i, line in enumerate(lines) if line]
     if numbered and not any(_is_number(cell) for cell in numbered[0][1]):
         numbered = numbered[1:]
@@ -180,7 +182,7 @@ def _rows(path: Path) -> np.ndarray:
         if len(line) != width:
             raise ValueError(f"{path}, line {number}: {len(line)} columns, but {width} in the lines before it")
         for column, cell in enumerate(line):
-            if not _is_number(cell) or not np.isfinite(float(cell)):
+            if not _is_number(cell) or not abs(float(cell)) <= np.finfo(np.float32).max or "_" in cell:
                 raise ValueError(f"{path}, line {number}, column {column + 1}: {cell!r} is not a finite number")
     return np.array([line for _, line in numbered], np.float64)
 

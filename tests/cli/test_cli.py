@@ -354,7 +354,7 @@ def test_what_cannot_be_proposed_is_said_in_a_line(called, tmp_path, capsys):
         (None, "holds no project yet: begin one with --data"),
         ("nowhere.npz", "nowhere.npz' is neither a folder of images nor an .npz file"),
         ("none", "holds no .png, .jpg, .jpeg files: give a folder of images"),
-        ("broken", "a.png cannot be read as an image"),
+        ("broken", "a.png: cannot be read (UnidentifiedImageError"),
         ("empty.npz", "lacks inputs: it has other"),
         ("nameless.npz", "lacks references: give what people are shown"),
         ("short.npz", "holds 1 references for 2 inputs"),
