@@ -2,10 +2,10 @@
 
 import math
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from reprlib import repr as _shown  # no more than a line of a damaged value
 from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import quoteattr
 
@@ -19,7 +19,6 @@ _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
 _INDEX = "baal_index"
 _PROJECT = "baal_project"
 _MOST = float(np.finfo(np.float32).max)
-_shown = reprlib.Repr(maxstring=80).repr  # of a damaged file's values, some
 
 
 class Annotations(NamedTuple):
@@ -231,9 +230,7 @@ def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
         raise ValueError(f"class_names={names} must be at least two names, none twice or empty")
     for name in names:
         if unfit := re.search("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", name):
-            raise ValueError(
-                f"class_names holds {reprlib.repr(name)} with {unfit[0]!r}, which XML cannot hold: leave it out"
-            )
+            raise ValueError(f"class_names holds {_shown(name)}: leave out {unfit[0]!r}, which XML cannot hold")
     return names
 
 
@@ -274,7 +271,7 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
         raise ValueError(f"{where} has {_PROJECT}={_shown(other)}, but {why}")
     if not 0 <= index < num_examples:
         raise ValueError(
-            f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: is it this project's?"
+            f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: of another project?"
         )
     if proposed is not None and index not in proposed:
         raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: is it this project's export?")
@@ -335,9 +332,7 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
     wanted = "number" if class_names is None else "choices"
     value = item.get("value")
     if item.get("type") != wanted:
-        raise ValueError(
-            f"{where} has type {_shown(item.get('type'))}, not {wanted}: use the interface of label_config.xml"
-        )
+        raise ValueError(f"{where} has type {_shown(item.get('type'))}, not {wanted}: use the one of label_config.xml")
     if not isinstance(value, Mapping) or wanted not in value:
         raise ValueError(f"{where} has the value {_shown(value)} without {wanted}: the file is damaged")
     if class_names is None:
@@ -347,9 +342,7 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
         return float(number)
     choices = value["choices"]
     if not isinstance(choices, list) or len(choices) != 1:
-        raise ValueError(
-            f"{where} has the choices {_shown(choices)}, but one is asked for: correct it and export again"
-        )
+        raise ValueError(f"{where} has the choices {_shown(choices)}, but one is asked for: correct it, export again")
     if choices[0] not in class_names:
         raise ValueError(f"{where} has the class {_shown(choices[0])}: the classes are {', '.join(class_names)}")
     return class_names.index(choices[0])
