@@ -107,7 +107,7 @@ def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) ->
         with reading(repr(str(file)), "rename it: its name is no text"):
             str(file).encode("utf-8")
         with reading(file, "repair or remove it"):
-            pictures.append(images.decode(images.checked(file.read_bytes()), size, 3))
+            pictures.append(images.decode(file.read_bytes(), size, 3))
     names = [file.relative_to(folder).as_posix() for file in paths]
     names = [url_prefix + quote(name) if url_prefix else name for name in names]  # quoted where it is part of a URL
     inputs = np.stack(pictures)

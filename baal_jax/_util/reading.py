@@ -16,4 +16,4 @@ def reading(where: str | Path, cure: str) -> Iterator[None]:
         if isinstance(error, ValueError) and str(where) in str(error):
             raise
         said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{where}: cannot be read ({said}): {cure}") from error
+        raise ValueError(f"{where}: cannot be read ({said[:200]}): {cure}") from error

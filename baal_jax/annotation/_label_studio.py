@@ -18,7 +18,6 @@ Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
 _INDEX = "baal_index"
 _PROJECT = "baal_project"
-_MOST = float(np.finfo(np.float32).max)
 
 
 class Annotations(NamedTuple):
@@ -193,8 +192,7 @@ def from_label_studio(
         if index in answered or index in skipped or index in unanswered:
             why = "a query was imported twice, or two exports were joined; remove one of the two tasks and export again"
             raise ValueError(f"{where}: {_INDEX} {index} is there a second time: {why}")
-        with reading(where, "the file is damaged"):
-            answers, cancelled = _answers_of(task, where, class_names, kind)
+        answers, cancelled = _answers_of(task, where, class_names, kind)
         if answers:
             answered[index] = _agreed(answers, several, class_names is None)
         elif cancelled:
@@ -270,9 +268,7 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
         why = f"the tasks of this folder have {project!r}: ingest it where its query was proposed"
         raise ValueError(f"{where} has {_PROJECT}={_shown(other)}, but {why}")
     if not 0 <= index < num_examples:
-        raise ValueError(
-            f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: of another project?"
-        )
+        raise ValueError(f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: is it ours?")
     if proposed is not None and index not in proposed:
         raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: is it this project's export?")
     return index
@@ -288,20 +284,15 @@ def _answers_of(
     said: list[_Answer] = []
     cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
-        if not isinstance(annotation, Mapping):
-            raise ValueError(f"{where}, annotation {position} is a {type(annotation).__name__}: the file is damaged")
-        time = _time_of(annotation, where)
-        if annotation.get("was_cancelled") not in (None, False, True):
-            raise ValueError(f"was_cancelled of annotation {position} is {_shown(annotation['was_cancelled'])}")
-        if annotation.get("was_cancelled"):
-            cancelled.append(time)
-            continue
-        result = annotation.get("result")
-        if not isinstance(result, list):
-            raise ValueError(f"{where}, annotation {position} has no result: the file is damaged")
-        answer = _answer_of(result, f"{where}, annotation {position}", class_names, kind)
-        if answer is not None:
-            said.append(_Answer(answer, _annotator_of(annotation), time))
+        place = f"{where}, annotation {position}"
+        with reading(place, "the file is damaged"):
+            time = _time_of(annotation)
+            if annotation.get("was_cancelled") not in (None, False, True):
+                raise ValueError(f"was_cancelled is {_shown(annotation['was_cancelled'])}")
+            if annotation.get("was_cancelled"):
+                cancelled.append(time)
+            elif (answer := _answer_of(annotation["result"], place, class_names, kind)) is not None:
+                said.append(_Answer(answer, _annotator_of(annotation), time))
     oldest = datetime.min.replace(tzinfo=UTC)
     return sorted(said, key=lambda answer: answer.time or oldest), cancelled
 
@@ -316,10 +307,10 @@ def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
 
 
 def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kind: str) -> Any:
+    if not isinstance(result, list):
+        raise ValueError("the result is not a list of regions")
     if not result:
         return None
-    if not all(isinstance(item, Mapping) for item in result):
-        raise ValueError(f"{where}: the result is not a list of regions: the file is damaged")
     labels = [item for item in result if item.get("from_name") == "label"]
     if not labels:
         others = ", ".join(sorted({str(item.get("from_name")) for item in result}))
@@ -330,17 +321,13 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
     if item.get("to_name") != kind:
         raise ValueError(f"{where} labels {_shown(item.get('to_name'))}, not {kind!r}: is it this project's export?")
     wanted = "number" if class_names is None else "choices"
-    value = item.get("value")
     if item.get("type") != wanted:
         raise ValueError(f"{where} has type {_shown(item.get('type'))}, not {wanted}: use the one of label_config.xml")
-    if not isinstance(value, Mapping) or wanted not in value:
-        raise ValueError(f"{where} has the value {_shown(value)} without {wanted}: the file is damaged")
+    choices = number = item["value"][wanted]
     if class_names is None:
-        number = value["number"]
-        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= _MOST:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 3.4e38:
             raise ValueError(f"{where} has the number {_shown(number)}: correct it and export again")
         return float(number)
-    choices = value["choices"]
     if not isinstance(choices, list) or len(choices) != 1:
         raise ValueError(f"{where} has the choices {_shown(choices)}, but one is asked for: correct it, export again")
     if choices[0] not in class_names:
@@ -348,15 +335,12 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
     return class_names.index(choices[0])
 
 
-def _time_of(annotation: Mapping[str, Any], where: str) -> datetime | None:
+def _time_of(annotation: Mapping[str, Any]) -> datetime | None:
     text = next((annotation[name] for name in ("updated_at", "created_at") if annotation.get(name) is not None), None)
     if text is None:
         return None
-    try:
-        time = datetime.fromisoformat(text)
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where} has the time {_shown(text)}, which is none: the file is damaged") from error
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _agreed(answers: list[_Answer], several: str, is_number: bool) -> _Answer:

@@ -20,21 +20,10 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
     return _array_records(path) if file_format == "array_record" else _tf_records(path)
 
 
-def capacity(path: Path, file_format: str) -> int:
-    """How many records a file can hold, from its size or its index."""
-    if file_format == "tfrecord":
-        return path.stat().st_size // 16  # a length and two checksums
-    with reading(path, CURE):
-        return _array_reader(path).num_records()
-
-
-def _array_reader(path: Path) -> Any:
-    return checks.optional_import("array_record.python.array_record_module", "data").ArrayRecordReader(str(path))
-
-
 def _array_records(path: Path) -> Iterator[list[bytes]]:
+    module = checks.optional_import("array_record.python.array_record_module", "data")
     with reading(path, CURE):
-        reader = _array_reader(path)
+        reader = module.ArrayRecordReader(str(path))
         total = reader.num_records()
         for position in range(0, total, _CHUNK):
             stop = min(position + _CHUNK, total)

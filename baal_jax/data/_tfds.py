@@ -186,14 +186,12 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
 def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, channels: int | None) -> Iterator[_Row]:
     # One thread: decoding small images holds the interpreter's lock too long for a second one to help.
     for path, length in shards:
-        number = 0
-        for record in itertools.chain.from_iterable(_records.read(path, file_format)):
-            if number == length:
-                raise _wrong_length(path, f"more than {length}", length)
-            yield path, number, *_decode(path, number, record, source, channels)
-            number += 1
-        if number != length:
-            raise _wrong_length(path, str(number), length)
+        number = -1
+        for number, record in enumerate(itertools.chain.from_iterable(_records.read(path, file_format))):
+            if number < length:
+                yield path, number, *_decode(path, number, record, source, channels)
+        if number + 1 != length:
+            raise _wrong_length(path, str(number + 1), length)
 
 
 def _decode(path: Path, number: int, record: bytes, source: Source, channels: int | None) -> tuple[np.ndarray, int]:
@@ -260,8 +258,8 @@ def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]
         if not path.is_file():
             told = f"dataset_info.json declares {len(lengths)} files"
             raise ValueError(f"{path}: is missing, but {told}: {_records.CURE}")
-        if (most := _records.capacity(path, file_format)) < length:
-            raise _wrong_length(path, f"at most {most}", length)
+        if (size := path.stat().st_size) < length:
+            raise _wrong_length(path, f"{size} bytes and fewer", length)
     return list(zip(paths, lengths, strict=True))
 
 

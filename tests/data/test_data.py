@@ -96,7 +96,7 @@ BROKEN = [
     (small_record(image=None), "record 1: needs an encoded image and an integer label, but holds .'label'.: name"),
     (small_record(label=None), "record 1: .*integer label"),
     (small_record(label=1.5), "record 1: .*integer label"),
-    (small_record(image=encoded(TRAIN[0][0])[:200]), r"record 1: cannot be read \(OSError: image file is truncated"),
+    (small_record(image=encoded(TRAIN[0][0])[:200]), "record 1: cannot be read .*: copy or download"),
     (small_record(image=encoded(TRAIN[0][0], "GIF")), r"record 1: cannot be read \(UnidentifiedImageError"),
     (small_record(image=encoded(TRAIN[0][0][:16])), r"record 1: .*\(16, 32, 3\).*\(32, 32, 3\): pass size="),
     (small_record(label=10), "record 1: label 10 is none of the 10 classes"),
@@ -123,9 +123,9 @@ def test_what_dataset_info_declares_is_checked(tmp_path):
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text())
     for lengths, message in (
-        (["14"], "holds more than 14 records, but dataset_info.json declares 14"),
+        (["14"], "holds 15 records, but dataset_info.json declares 14"),
         (["16"], "holds 15 records, but dataset_info.json declares 16"),
-        ([str(10**15)], "holds at most [0-9]+ records, but dataset_info.json declares 1000000000000000"),
+        ([str(10**15)], "holds [0-9]+ bytes and fewer records, but dataset_info.json declares 1000000000000000"),
         (["15", "3"], "00000-of-00002: is missing, but dataset_info.json declares 2 files"),
         ([], r"dataset_info.json: cannot be read \(it declares no files for split 'train'"),
         ("15", "it declares no files for split 'train'"),
