@@ -149,10 +149,9 @@ def _from_examples(split: str, examples: Iterable[Mapping[str, Any]], source: So
 def _read_split(folder: Path, split: str, file_format: str, source: Source) -> Dataset:
     shards, names = _shards(folder, split, file_format), _names(source.name, folder, source.label)
     number, channels = _declared(folder, source.label, source.image)
-    where, total = f"{folder}, split {split}", sum(length for _, length in shards)
-    with reading(where, _records.CURE):
-        decoded = _decoded(shards, file_format, source, channels)
-        return _assembled(where, total, len(names) if names else number, decoded)
+    with reading(folder, _records.CURE):
+        decoded, total = _decoded(shards, file_format, source, channels), sum(length for _, length in shards)
+        return _assembled(f"{folder}, split {split}", total, len(names) if names else number, decoded)
 
 
 _Row = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
@@ -216,8 +215,11 @@ def _newest_version(name: str, root: Path) -> Path | None:
         versions = {}
         for path in (*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")):
             with reading(path, _records.CURE):
-                if _json(path).get("name", "").split("/")[0] == name.split("/")[0]:
+                found = _json(path).get("name", "").split("/")[0]
+                if found == name.split("/")[0]:
                     versions[path.parent] = _version(path.parent)
+                elif folder != root:
+                    raise ValueError(f"it describes {found!r}")
         if versions:
             newest = max(versions, key=_version)
             for path in folder.glob("*"):
@@ -277,8 +279,9 @@ def _names(name: str, folder: Path, label: str) -> tuple[str, ...] | None:
         return None
     with reading(path, _records.CURE):
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        first = {one: i for i, one in reversed([*enumerate(names)])}
         for i, one in enumerate(names):
-            if one in ("", *names[:i]) or any(ord(letter) < 32 for letter in one):
+            if not one or first[one] != i or any(ord(letter) < 32 for letter in one):
                 raise ValueError(f"line {i + 1}, {one!r}, is blank, not text or there twice")
         if number not in (None, len(names)):
             raise ValueError(f"it holds {len(names)} names, but features.json declares {number} classes")
