@@ -17,14 +17,9 @@ from baal_jax.typing import Dataset
 _RECORD = 1 + 3 * 32 * 32
 _SIZE = 10_000  # of every batch of the original
 # MD5 of the python batches of the original, of which the last is for testing; of the binary ones none is known.
-_SUMS = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
+_MD5 = """c99cafc152244af753f735de768cd75f d4bba439e000b95fd0a9bffe97cbabec 54ebc095f3ab1f0389bbae665268c751
+    634d18415352ddfa80567beed471001a 482c414d41f54cd18b22e5b47cb7c3cb 40351d587109b95175f43aff81a1287e"""
+_SUMS = dict(zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], _MD5.split(), strict=True))
 _CURE = "download it again"
 _ARCHIVES = (
     ("binary archive", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin"),
@@ -91,7 +86,13 @@ def _read_archive(place: Path, names: list[str]) -> tuple[Dataset, ...]:
 
 
 def _batch(where: str, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    pixels, classes = (_binary_batch if name.endswith(".bin") else read_python_batch)(where, content)
+    if not name.endswith(".bin"):
+        pixels, classes = read_python_batch(where, content)
+    elif content and len(content) % _RECORD == 0:
+        rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
+        pixels, classes = rows[:, 1:], rows[:, 0].astype(np.int64)
+    else:
+        raise ValueError(f"{where}: the file ends inside of record {len(content) // _RECORD}: {_CURE}")
     if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _RECORD - 1):
         found = f"images {pixels.dtype}{pixels.shape} and {len(classes)} labels"
         raise ValueError(f"{where}: {found} do not fit CIFAR-10")
@@ -107,9 +108,7 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
         for name in names:
             if not (place / name).is_file():
                 raise ValueError(f"{place / name} is missing: unpack the archive again")
-            with reading(place / name, _CURE):
-                content = (place / name).read_bytes()
-            yield name, content
+            yield name, (place / name).read_bytes()
         return
     with reading(place, _CURE):
         with gzip.open(place) as stream:  # to its end, where the checksum of the whole is
@@ -123,10 +122,3 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
                 if members[name].size > total:
                     raise ValueError(f"{name} is said to be larger than all that is there")
                 yield name, file.read()
-
-
-def _binary_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    if not content or len(content) % _RECORD:
-        raise ValueError(f"{where}: the file ends inside of record {len(content) // _RECORD}: {_CURE}")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
-    return rows[:, 1:], rows[:, 0].astype(np.int64)
