@@ -91,6 +91,11 @@ def read_pool(folder: Path, name: str = "") -> Any:
     return _assemble.pool(SimpleNamespace(data=str(folder / name), url_prefix="", image_size=32), "text")
 
 
+def read_picture(name: str) -> Callable[[Path], Any]:
+    """As somebody who knows which pictures there are."""
+    return lambda folder: (folder / name).stat() and read_pool(folder)
+
+
 def export(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     said = [[answer(name, i + 1)] for i, name in enumerate(NAMES)]
@@ -119,7 +124,7 @@ FOREIGN: dict[str, Kind] = {
     "table": Kind(table, read_problem("table.txt"), unknown=(".txt",)),
     "arrays of a study": Kind(study, read_problem("mine.npz")),
     "arrays of a pool": Kind(pool, lambda folder: read_pool(folder, "pool.npz")),
-    "PNG": Kind(pictures("PNG"), read_pool),
-    "JPEG": Kind(pictures("JPEG"), read_pool, unknown=(".jpeg",)),
+    "PNG": Kind(pictures("PNG"), read_picture("a.png")),
+    "JPEG": Kind(pictures("JPEG"), read_picture("a.jpeg"), unknown=(".jpeg",)),
     "export of Label Studio": Kind(export, read_export, unknown=(".json",)),
 }
