@@ -190,7 +190,8 @@ def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, c
             if number < length:
                 yield path, number, *_decode(path, number, record, source, channels)
         if number + 1 != length:
-            raise _wrong_length(path, str(number + 1), length)
+            declared = f"but dataset_info.json declares {length}"
+            raise ValueError(f"{path}: holds {number + 1} records, {declared}: {_records.CURE}")
 
 
 def _decode(path: Path, number: int, record: bytes, source: Source, channels: int | None) -> tuple[np.ndarray, int]:
@@ -203,10 +204,6 @@ def _decode(path: Path, number: int, record: bytes, source: Source, channels: in
         raise ValueError(f"{where}: {needed}: name the features with image=… and label=…")
     with reading(where, _records.CURE):
         return images.decode(encoded, source.size, channels), target
-
-
-def _wrong_length(path: Path, there: str, length: int) -> ValueError:
-    return ValueError(f"{path}: holds {there} records, but dataset_info.json declares {length}: {_records.CURE}")
 
 
 def _newest_version(name: str, root: Path) -> Path | None:
@@ -257,11 +254,9 @@ def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]
         numbers = [f"{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
         paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
     for path, length in zip(paths, lengths, strict=True):
-        if not path.is_file():
-            told = f"dataset_info.json declares {len(lengths)} files"
-            raise ValueError(f"{path}: is missing, but {told}: {_records.CURE}")
-        if (size := path.stat().st_size) < length:
-            raise _wrong_length(path, f"{size} bytes and fewer", length)
+        if not path.is_file() or path.stat().st_size < length:
+            told = f"dataset_info.json declares {len(lengths)} files, and {length} records in this one"
+            raise ValueError(f"{path}: is missing or too short, but {told}: {_records.CURE}")
     return list(zip(paths, lengths, strict=True))
 
 
