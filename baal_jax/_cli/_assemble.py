@@ -1,6 +1,7 @@
 """What commands work with, put together from their options: data, network, trainer and posteriors."""
 
 import importlib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ import optax
 
 from baal_jax import data, losses, models, posteriors
 from baal_jax._util import images
+from baal_jax._util.reading import reading
 from baal_jax.training import trainer
 from baal_jax.typing import Dataset, Model, Posterior
 
 PICTURES = (".png", ".jpg", ".jpeg")
+_CURE = "save it again with numpy.savez"
 
 
 class Problem(NamedTuple):
@@ -58,12 +61,17 @@ def problem(options: Any) -> Problem:
 
 def _problem_from_arrays(path: Path) -> Problem:
     names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
-    arrays = _arrays(path, names, ["class_names"])
-    class_names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
-    train, test = (data.from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
-    num_classes = None
-    if np.issubdtype(np.asarray(test.targets).dtype, np.integer):
-        num_classes = max(2, int(max(np.max(train.targets), np.max(test.targets))) + 1, len(class_names or ()))
+    with reading(f"data={str(path)!r}", _CURE):
+        arrays = _arrays(path, names, ["class_names"])
+        train, test = (data.from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
+        kinds = [(part.inputs.shape[1:], part.targets.shape[1:], part.targets.dtype.kind) for part in (train, test)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"train and test differ in the shapes or the kind of an example: {kinds}")
+        class_names, num_classes = _texts(arrays["class_names"]) if "class_names" in arrays else None, None
+        if kinds[0][2] == "i":
+            num_classes = max(2, int(max(train.targets.max(), test.targets.max())) + 1, len(class_names or ()))
+            if class_names and (len({*class_names}) < num_classes or not all(name.strip() for name in class_names)):
+                raise ValueError(f"class_names={class_names} are not {num_classes} different names, none empty")
     shape = np.shape(train.inputs)
     return Problem(train, test, num_classes, class_names, train.inputs if _are_pictures(shape) else None)
 
@@ -75,14 +83,14 @@ def pool(options: Any, kind: str) -> Pool:
         return _pool_from_pictures(path, options.url_prefix, (options.image_size, options.image_size))
     if not path.is_file() or path.suffix != ".npz":
         raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file")
-    arrays = _arrays(path, ["inputs"], ["references", "embeddings"])
-    inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
-    embeddings = np.asarray(data.from_arrays(arrays.get("embeddings", inputs)).inputs)
-    if "references" in arrays:
-        references = [str(reference) for reference in arrays["references"]]
-    elif kind == "image" and _are_pictures(inputs.shape):
+    with reading(f"data={name!r}", _CURE):
+        arrays = _arrays(path, ["inputs"], ["references", "embeddings"])
+        inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
+        embeddings = np.asarray(data.from_arrays(arrays.get("embeddings", inputs)).inputs)
+        references = _texts(arrays["references"]) if "references" in arrays else None
+    if references is None and kind == "image" and _are_pictures(inputs.shape):
         references = [f"{options.url_prefix}images/{i}.png" for i in range(len(inputs))]
-    else:
+    if references is None:
         raise ValueError(f"data={name!r} lacks references: give what people are shown, one for each input")
     for what, rows in (("references", references), ("embeddings", embeddings)):
         if len(rows) != len(inputs):
@@ -96,10 +104,10 @@ def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) ->
         raise ValueError(f"data={str(folder)!r} holds no {', '.join(PICTURES)} files: give a folder of images")
     pictures = []
     for file in paths:
-        try:
+        with reading(repr(str(file)), "rename it: its name is no text"):
+            str(file).encode("utf-8")
+        with reading(file, "repair or remove it"):
             pictures.append(images.decode(file.read_bytes(), size, 3))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
     names = [file.relative_to(folder).as_posix() for file in paths]
     names = [url_prefix + quote(name) if url_prefix else name for name in names]  # quoted where it is part of a URL
     inputs = np.stack(pictures)
@@ -107,11 +115,20 @@ def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) ->
 
 
 def _arrays(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    # What a damaged header leaves out of an array is read for its checksum alone.
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
         missing = [name for name in required if name not in file]
         if missing:
             raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
         return {name: file[name] for name in (*required, *optional) if name in file}
+
+
+def _texts(array: np.ndarray) -> list[str]:
+    if array.ndim != 1 or array.dtype.kind not in "Uiu" or not array.itemsize:  # texts of no length take no room
+        raise ValueError(f"{array.dtype}{array.shape} is no list of texts, as numpy.array(['cat', 'dog']) is")
+    return [str(text) for text in array]
 
 
 def _are_pictures(shape: Sequence[int]) -> bool:

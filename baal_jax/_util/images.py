@@ -41,6 +41,7 @@ def as_bytes(shown: np.ndarray, of: np.ndarray) -> np.ndarray:
 def decode(encoded: bytes, size: tuple[int, int] | None, channels: int | None = None) -> np.ndarray:
     """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others."""
     image_module = checks.optional_import("PIL.Image", "data")
+    image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")).verify()  # checksums, which are not looked at else
     with image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
         if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"its pixels are {image.mode}, not bytes")

@@ -1,15 +1,18 @@
 """Tasks for Label Studio, and its exports read back: plain JSON, none of its packages."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from reprlib import repr as _shown  # no more than a line of a damaged value
 from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from baal_jax._util import checks
+from baal_jax._util.reading import reading
 
 Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
@@ -48,7 +51,7 @@ def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") ->
         XML, for the settings of a Label Studio project.
 
     Raises:
-        ValueError: fewer than two classes, a name twice or empty, or an unknown kind.
+        ValueError: fewer than two classes, a name twice, empty or nothing that XML can hold, or an unknown kind.
 
     Example:
         >>> from baal_jax import annotation
@@ -223,6 +226,9 @@ def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
     names = [str(name) for name in class_names]
     if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
         raise ValueError(f"class_names={names} must be at least two names, none twice or empty")
+    for name in names:
+        if unfit := re.search("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", name):
+            raise ValueError(f"class_names holds {_shown(name)}: leave out {unfit[0]!r}, which XML cannot hold")
     return names
 
 
@@ -257,12 +263,12 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
         raise ValueError(f"{where} has no data: export as JSON, not as JSON-MIN, CSV or COCO")
     index = task["data"].get(_INDEX)
     if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f"{where} has {_INDEX}={index!r}, not an integer: it comes from other tasks than ours")
+        raise ValueError(f"{where} has {_INDEX}={_shown(index)}, not an integer: it comes from other tasks than ours")
     if project is not None and (other := task["data"].get(_PROJECT)) != project:
         why = f"the tasks of this folder have {project!r}: ingest it where its query was proposed"
-        raise ValueError(f"{where} has {_PROJECT}={other!r}, but {why}")
+        raise ValueError(f"{where} has {_PROJECT}={_shown(other)}, but {why}")
     if not 0 <= index < num_examples:
-        raise ValueError(f"{where} has {_INDEX} {index}, outside of the {num_examples} examples: is it this project's?")
+        raise ValueError(f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: is it ours?")
     if proposed is not None and index not in proposed:
         raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: is it this project's export?")
     return index
@@ -278,18 +284,15 @@ def _answers_of(
     said: list[_Answer] = []
     cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
-        if not isinstance(annotation, Mapping):
-            raise ValueError(f"{where}, annotation {position} is a {type(annotation).__name__}: the file is damaged")
-        time = _time_of(annotation, where)
-        if annotation.get("was_cancelled"):
-            cancelled.append(time)
-            continue
-        result = annotation.get("result")
-        if not isinstance(result, list):
-            raise ValueError(f"{where}, annotation {position} has no result: the file is damaged")
-        answer = _answer_of(result, f"{where}, annotation {position}", class_names, kind)
-        if answer is not None:
-            said.append(_Answer(answer, _annotator_of(annotation), time))
+        place = f"{where}, annotation {position}"
+        with reading(place, "the file is damaged"):
+            time = _time_of(annotation)
+            if annotation.get("was_cancelled") not in (None, False, True):
+                raise ValueError(f"was_cancelled is {_shown(annotation['was_cancelled'])}")
+            if annotation.get("was_cancelled"):
+                cancelled.append(time)
+            elif (answer := _answer_of(annotation["result"], place, class_names, kind)) is not None:
+                said.append(_Answer(answer, _annotator_of(annotation), time))
     oldest = datetime.min.replace(tzinfo=UTC)
     return sorted(said, key=lambda answer: answer.time or oldest), cancelled
 
@@ -298,51 +301,46 @@ def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
     who = annotation.get("completed_by")
     if isinstance(who, Mapping):
         who = who.get("email") or who.get("id")
-    return None if who is None else str(who)
+    if isinstance(who, bool) or not isinstance(who, str | int | None):
+        raise ValueError(f"completed_by is {_shown(who)}, and nobody's name or number")
+    return None if who is None else str(who).encode("utf-8").decode("utf-8")
 
 
 def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kind: str) -> Any:
+    if not isinstance(result, list):
+        raise ValueError("the result is not a list of regions")
     if not result:
         return None
-    if not all(isinstance(item, Mapping) for item in result):
-        raise ValueError(f"{where}: the result is not a list of regions: the file is damaged")
     labels = [item for item in result if item.get("from_name") == "label"]
     if not labels:
         others = ", ".join(sorted({str(item.get("from_name")) for item in result}))
-        raise ValueError(f"{where} answers {others}, not label: use the labelling interface of label_config.xml")
+        raise ValueError(f"{where} answers {others[:80]}, not label: use the labelling interface of label_config.xml")
     if len(labels) > 1:
         raise ValueError(f"{where} has {len(labels)} labels, but one is asked for: correct it and export again")
     item = labels[0]
     if item.get("to_name") != kind:
-        raise ValueError(f"{where} labels {item.get('to_name')!r}, not {kind!r}: is it this project's export?")
+        raise ValueError(f"{where} labels {_shown(item.get('to_name'))}, not {kind!r}: is it this project's export?")
     wanted = "number" if class_names is None else "choices"
-    value = item.get("value")
     if item.get("type") != wanted:
-        raise ValueError(f"{where} has type {item.get('type')!r}, not {wanted}: use the interface of label_config.xml")
-    if not isinstance(value, Mapping) or wanted not in value:
-        raise ValueError(f"{where} has the value {value!r} without {wanted}: the file is damaged")
+        raise ValueError(f"{where} has type {_shown(item.get('type'))}, not {wanted}: use the one of label_config.xml")
+    choices = number = item["value"][wanted]
     if class_names is None:
-        number = value["number"]
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError(f"{where} has the number {number!r}: correct it and export again")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 3.4e38:
+            raise ValueError(f"{where} has the number {_shown(number)}: correct it and export again")
         return float(number)
-    choices = value["choices"]
     if not isinstance(choices, list) or len(choices) != 1:
-        raise ValueError(f"{where} has the choices {choices!r}, but one is asked for: correct it and export again")
+        raise ValueError(f"{where} has the choices {_shown(choices)}, but one is asked for: correct it, export again")
     if choices[0] not in class_names:
-        raise ValueError(f"{where} has the class {choices[0]!r}: the classes are {', '.join(class_names)}")
+        raise ValueError(f"{where} has the class {_shown(choices[0])}: the classes are {', '.join(class_names)}")
     return class_names.index(choices[0])
 
 
-def _time_of(annotation: Mapping[str, Any], where: str) -> datetime | None:
-    text = annotation.get("updated_at") or annotation.get("created_at")
+def _time_of(annotation: Mapping[str, Any]) -> datetime | None:
+    text = next((annotation[name] for name in ("updated_at", "created_at") if annotation.get(name) is not None), None)
     if text is None:
         return None
-    try:
-        time = datetime.fromisoformat(text)
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{where} has the time {text!r}, which is none: the file is damaged") from error
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _agreed(answers: list[_Answer], several: str, is_number: bool) -> _Answer:

@@ -1,5 +1,6 @@
 """Data sets from arrays, from Hugging Face, from scikit-learn (handwritten digits), and from text (UCI regression)."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import numpy as np
 
 from baal_jax._util import checks
+from baal_jax._util.reading import reading
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _CURE = "map a resize over the data set first"
 
 
@@ -167,9 +170,10 @@ def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regr
 
 
 def _rows(path: Path) -> np.ndarray:
-    lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
+    with reading(path, "save it as text in UTF-8"):
+        lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
     numbered = [(i + 1, line) for i, line in enumerate(lines) if line]
-    if numbered and not any(_is_number(cell) for cell in numbered[0][1]):
+    if numbered and not any(_NUMBER.fullmatch(cell) for cell in numbered[0][1]):
         numbered = numbered[1:]
     if len(numbered) < 3:
         raise ValueError(f"{path} holds {len(numbered)} examples: at least 3 are needed")
@@ -180,17 +184,9 @@ def _rows(path: Path) -> np.ndarray:
         if len(line) != width:
             raise ValueError(f"{path}, line {number}: {len(line)} columns, but {width} in the lines before it")
         for column, cell in enumerate(line):
-            if not _is_number(cell) or not np.isfinite(float(cell)):
+            if not _NUMBER.fullmatch(cell) or not abs(float(cell)) < 3.4e38:  # what float32 holds
                 raise ValueError(f"{path}, line {number}, column {column + 1}: {cell!r} is not a finite number")
     return np.array([line for _, line in numbered], np.float64)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _positions(targets: Any) -> tuple[int, ...]:

@@ -7,19 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from baal_jax._util.reading import reading
+
 
 def read_python_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels ``uint8[N, 3072]`` and labels ``[N]`` of one batch file; refuses what is damaged or more than arrays."""
-    try:
+    with reading(where, "download it again"):
         _scan(content)
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()  # strings of Python 2 are bytes
         by_name = {_text(name): getattr(value, "array", value) for name, value in batch.items()}
-        pixels, labels = np.asarray(by_name["data"]), np.asarray(by_name["labels"])
+        pixels, labels = by_name["data"], by_name["labels"]
+        if not isinstance(pixels, np.ndarray) or any(isinstance(label, list | tuple) for label in labels):
+            raise TypeError("data is no array, or labels are lists of lists")  # which may name one list many times
+        labels = np.asarray(labels)
         if labels.dtype.kind not in "iu":
             raise TypeError(f"labels are {labels.dtype}, not integers")
         return pixels, labels.astype(np.int64)
-    except Exception as error:  # a damaged program can go wrong in any way
-        raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {error}): download it again") from error
 
 
 def _scan(content: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from baal_jax._util import checks
+from baal_jax._util.reading import reading
 
 _CHUNK = 2048  # records in memory at a time
 _CHUNK_BYTES = 2**26  # of that many rows as long as the longest
@@ -21,33 +22,31 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
 
 def _array_records(path: Path) -> Iterator[list[bytes]]:
     module = checks.optional_import("array_record.python.array_record_module", "data")
-    position = 0
-    try:
+    with reading(path, CURE):
         reader = module.ArrayRecordReader(str(path))
         total = reader.num_records()
-        while position < total:
+        for position in range(0, total, _CHUNK):
             stop = min(position + _CHUNK, total)
             records = reader.read(list(range(position, stop)))
             if len(records) != stop - position:
-                raise RuntimeError(f"{len(records)} records instead of {stop - position}")
+                raise ValueError(f"{len(records)} records instead of {stop - position} from record {position} on")
             yield records
-            position = stop
         reader.close()
-    except (RuntimeError, OSError, IndexError) as error:
-        raise ValueError(f"{path}: cannot be read from record {position} on ({error}): {CURE}") from error
 
 
 def _tf_records(path: Path) -> Iterator[list[bytes]]:
     position, payloads, longest = 0, [], 0
     with path.open("rb") as file:
+        left = path.stat().st_size
         while header := file.read(12):
             number = position + len(payloads)
             length = int.from_bytes(header[:8], "little")
             if len(header) < 12 or _masked_crc_of_length(header[:8]) != int.from_bytes(header[8:], "little"):
                 raise ValueError(f"{path}: the header of record {number} is damaged: {CURE}")
-            payload = file.read(length + 4)
-            if len(payload) < length + 4:
+            left -= 12 + length + 4
+            if left < 0:
                 raise ValueError(f"{path}: the file ends inside of record {number}: {CURE}")
+            payload = file.read(length + 4)
             if len(payloads) == _CHUNK or (payloads and (len(payloads) + 1) * max(longest, length) > _CHUNK_BYTES):
                 yield _checked(path, position, payloads)
                 position, payloads, longest = position + len(payloads), [], 0

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baal_jax._util import checks, images
+from baal_jax._util.reading import reading
 from baal_jax.data import _records
 from baal_jax.typing import Dataset
 
 FORMATS = ("array_record", "tfrecord")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def from_tfds(
@@ -67,12 +70,13 @@ def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "
 
     Raises:
         FileNotFoundError: there is no such set, or its classes have no names.
+        ValueError: a name is blank or there twice, or there are more or fewer than ``features.json`` declares.
     """
     folder = _newest_version(name, root_of(data_dir))
-    path = None if folder is None else folder / f"{label}.labels.txt"
-    if path is None or not path.exists():
+    names = None if folder is None else _names(name, folder, label)
+    if names is None:
         raise not_found(name, [f"{label}.labels.txt under {root_of(data_dir)}: not there"], data_dir)
-    return _names(path)
+    return names
 
 
 def root_of(data_dir: str | Path | None) -> Path:
@@ -143,10 +147,11 @@ def _from_examples(split: str, examples: Iterable[Mapping[str, Any]], source: So
 
 
 def _read_split(folder: Path, split: str, file_format: str, source: Source) -> Dataset:
-    shards = _shards(folder, split, file_format)
-    decoded = _decoded(shards, file_format, source, _channels(folder, source.image))
-    total = sum(length for _, length in shards)
-    return _assembled(f"{folder}, split {split}", total, _num_classes(folder, source.label), decoded)
+    shards, names = _shards(folder, split, file_format), _names(source.name, folder, source.label)
+    number, channels = _declared(folder, source.label, source.image)
+    with reading(folder, _records.CURE):
+        decoded, total = _decoded(shards, file_format, source, channels), sum(length for _, length in shards)
+        return _assembled(f"{folder}, split {split}", total, len(names) if names else number, decoded)
 
 
 _Row = tuple[Path | str, int, np.ndarray, int]  # the file, the number in it, pixels and label
@@ -180,98 +185,115 @@ def check_labels(where: str, targets: np.ndarray, num_classes: int | None, least
 def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, channels: int | None) -> Iterator[_Row]:
     # One thread: decoding small images holds the interpreter's lock too long for a second one to help.
     for path, length in shards:
-        number = 0
-        for record in itertools.chain.from_iterable(_records.read(path, file_format)):
-            if number == length:
-                raise _wrong_length(path, f"more than {length}", length)
-            yield path, number, *_decode(path, number, record, source, channels)
-            number += 1
-        if number != length:
-            raise _wrong_length(path, str(number), length)
+        number = -1
+        for number, record in enumerate(itertools.chain.from_iterable(_records.read(path, file_format))):
+            if number < length:
+                yield path, number, *_decode(path, number, record, source, channels)
+        if number + 1 != length:
+            declared = f"but dataset_info.json declares {length}"
+            raise ValueError(f"{path}: holds {number + 1} records, {declared}: {_records.CURE}")
 
 
 def _decode(path: Path, number: int, record: bytes, source: Source, channels: int | None) -> tuple[np.ndarray, int]:
-    try:
+    where = f"{path}, record {number}"
+    with reading(where, _records.CURE):
         features = _records.parse_example(record)
-    except Exception as error:  # random bytes can go wrong in any way
-        raise ValueError(f"{path}, record {number}: not a tf.train.Example ({error}): {_records.CURE}") from error
     encoded, target = features.get(source.image), features.get(source.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
         needed = f"needs an encoded {source.image} and an integer {source.label}, but holds {sorted(features)}"
-        raise ValueError(f"{path}, record {number}: {needed}: name the features with image=… and label=…")
-    try:
+        raise ValueError(f"{where}: {needed}: name the features with image=… and label=…")
+    with reading(where, _records.CURE):
         return images.decode(encoded, source.size, channels), target
-    except ImportError:
-        raise
-    except Exception as error:  # and so can the decoder
-        raise ValueError(f"{path}, record {number}: the image cannot be decoded ({error}): {_records.CURE}") from error
-
-
-def _wrong_length(path: Path, there: str, length: int) -> ValueError:
-    return ValueError(f"{path}: holds {there} records, but dataset_info.json declares {length}: {_records.CURE}")
 
 
 def _newest_version(name: str, root: Path) -> Path | None:
     """The folder of the newest version below any of the folders that a user may mean."""
-    wanted = name.split("/")[0]
     for folder in (root / name, root):
-        described = [*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")]
-        folders = [path.parent for path in described if _json(path).get("name", "").split("/")[0] == wanted]
-        if folders:
-            return max(folders, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
+        versions = {}
+        for path in (*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")):
+            with reading(path, _records.CURE):
+                found = _json(path).get("name", "").split("/")[0]
+                if found == name.split("/")[0]:
+                    versions[path.parent] = _version(path.parent)
+                elif folder != root:
+                    raise ValueError(f"it describes {found!r}")
+        if versions:
+            newest = max(versions, key=_version)
+            for path in folder.glob("*"):
+                if _version(path) > versions[newest] and any(path.glob("*record*")):
+                    raise ValueError(f"{path / 'dataset_info.json'} is missing: {_records.CURE}")
+            return newest
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): {_records.CURE}") from error
+def _version(folder: Path) -> list[int]:
+    parts = folder.name.split(".")
+    return [int(part) for part in parts] if all(part.isdecimal() and len(part) < 10 for part in parts) else []
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]]:
     """The files of a split, and how many records each of them should hold."""
-    info = _json(folder / "dataset_info.json")
-    splits = {part["name"]: part for part in info.get("splits", [])}
-    if split not in splits:
-        raise ValueError(f"{folder}: has no split {split!r}, only {', '.join(splits)}: name them with splits=…")
-    lengths = [int(length) for length in splits[split].get("shardLengths", [])]
-    if not lengths:
-        raise ValueError(f"{folder / 'dataset_info.json'}: declares no files for split {split!r}: {_records.CURE}")
-    template = splits[split].get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    parts = {"{DATASET}": info["name"].split("/")[0], "{SPLIT}": split, "{FILEFORMAT}": file_format}
-    for placeholder, value in parts.items():
-        template = template.replace(placeholder, value)
-    numbers = [f"{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
-    paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
-    for path in paths:
-        if not path.exists():
-            told = f"dataset_info.json declares {len(lengths)} files"
-            raise ValueError(f"{path}: is missing, but {told}: {_records.CURE}")
+    info = folder / "dataset_info.json"
+    with reading(info, _records.CURE):
+        described = _json(info)
+        splits = {part["name"]: part for part in described.get("splits", [])}
+        if split not in splits:
+            raise ValueError(f"{info}: has no split {split!r}, only {', '.join(splits)}: name them with splits=…")
+        lengths = splits[split].get("shardLengths")
+        if not lengths or not isinstance(lengths, list):
+            raise ValueError(f"it declares no files for split {split!r}")
+        lengths = [_whole(length) for length in lengths]
+        template = splits[split].get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+        parts = {"DATASET": described["name"].split("/")[0], "SPLIT": split, "FILEFORMAT": file_format}
+        for placeholder, value in parts.items():
+            template = template.replace(f"{{{placeholder}}}", value)
+        numbers = [f"{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
+        paths = [folder / template.replace("{SHARD_X_OF_Y}", number) for number in numbers]
+    for path, length in zip(paths, lengths, strict=True):
+        if not path.is_file() or path.stat().st_size < length:
+            told = f"dataset_info.json declares {len(lengths)} files, and {length} records in this one"
+            raise ValueError(f"{path}: is missing or too short, but {told}: {_records.CURE}")
     return list(zip(paths, lengths, strict=True))
 
 
-def _num_classes(folder: Path, label: str) -> int | None:
-    path = folder / f"{label}.labels.txt"
-    if path.exists():
-        return len(_names(path))
-    number = _feature(folder, label).get("classLabel", {}).get("numClasses")
-    return None if number is None else int(number)
+def _whole(value: Any) -> int:
+    """A number of a description, which may be text."""
+    if not str(value).isdecimal():
+        raise ValueError(f"{reprlib.repr(value)} is no number of things")
+    return int(value)
 
 
-def _names(path: Path) -> tuple[str, ...]:
-    """One a line: a name may hold spaces."""
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+def _names(name: str, folder: Path, label: str) -> tuple[str, ...] | None:
+    """One a line: a name may hold spaces. None where the classes have no names."""
+    path, number = folder / f"{label}.labels.txt", _declared(folder, label)[0]
+    if not path.exists():
+        return None
+    with reading(path, _records.CURE):
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        first = {one: i for i, one in reversed([*enumerate(names)])}
+        for i, one in enumerate(names):
+            if not one or first[one] != i or any(ord(letter) < 32 for letter in one):
+                raise ValueError(f"line {i + 1}, {one!r}, is blank, not text or there twice")
+        if number not in (None, len(names)):
+            raise ValueError(f"it holds {len(names)} names, but features.json declares {number} classes")
+        if name == "cifar10" and names != CIFAR10_CLASSES:
+            raise ValueError(f"the classes of CIFAR-10 are {', '.join(CIFAR10_CLASSES)}")
+        return names
 
 
-def _channels(folder: Path, image: str) -> int | None:
-    dimensions = _feature(folder, image).get("image", {}).get("shape", {}).get("dimensions", [])
-    return int(dimensions[2]) if len(dimensions) == 3 and int(dimensions[2]) > 0 else None
-
-
-def _feature(folder: Path, name: str) -> dict[str, Any]:
+def _declared(folder: Path, label: str, image: str = "") -> tuple[int | None, int | None]:
+    """How many classes and how many channels there are, where ``features.json`` tells."""
     path = folder / "features.json"
-    return _json(path).get("featuresDict", {}).get("features", {}).get(name, {}) if path.exists() else {}
+    with reading(path, _records.CURE):
+        features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
+        number = features.get(label, {}).get("classLabel", {}).get("numClasses")
+        dimensions = features.get(image, {}).get("image", {}).get("shape", {}).get("dimensions", [])
+        channels = None if len(dimensions) != 3 or str(dimensions[2]) == "-1" else _whole(dimensions[2]) or None
+        return None if number is None else _whole(number), channels
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

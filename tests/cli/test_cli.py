@@ -1,10 +1,13 @@
 """The commands: what they say, what their options become, and what they leave in a folder."""
 
 import json
+import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -192,8 +195,25 @@ def test_data_by_name(tmp_path, monkeypatch):
     assert [found.num_classes, found.images.shape] == [None, (40, 2, 2, 3)]
     with pytest.raises(ValueError, match=r"lacks test_targets: it has train_inputs, train_targets, test_inputs"):
         problem(test_targets=None)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        problem(test_targets=np.array([print], object))
+    for arrays, message in (
+        ({"test_targets": np.array([print], object)}, "allow_pickle=False"),
+        ({"test_targets": np.zeros(29, int)}, "30 inputs, but targets of shape .29"),
+        ({"test_targets": np.zeros(30)}, "train and test differ"),
+        ({"test_inputs": np.zeros((30, 5))}, "train and test differ"),
+        ({"class_names": np.array(["a", "b"])}, "are not 3 different names"),
+        ({"class_names": np.array(["a", "b", " "])}, "are not 3 different names, none empty"),
+        ({"class_names": np.array([b"a", b"b", b"c"])}, "is no list of texts"),
+        ({"class_names": np.array([["a", "b", "c"]])}, "is no list of texts"),
+    ):
+        with pytest.raises(ValueError, match=f"a.npz': cannot be read .*{message}.*: save it again with numpy.savez"):
+            problem(**arrays)
+    path = Path(saved(tmp_path / "a.npz"))
+    whole = path.read_bytes()
+    shorter = whole.replace(b"(40, 4)", b"(30, 4)", 1)  # the rest is not read, and its checksum neither
+    for content in (shorter, whole[:-30], b"", b"PK", whole[:200] + b"x" + whole[201:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.npz': cannot be read .*: save it again"):
+            _assemble.problem(_study.Study(Path(), data=str(path)))
     for model, shape in (("mlp", (64,)), ("cnn", (8, 8, 1))):
         found = problem("digits", model)
         assert [found.train.inputs.shape[1:], found.num_classes] == [shape, 10]
@@ -345,18 +365,32 @@ def test_what_cannot_be_proposed_is_said_in_a_line(called, tmp_path, capsys):
     inputs, names = {"inputs": np.zeros((2, 3))}, {"references": ["a", "b"]}
     arrays = {"empty": {"other": np.zeros(2)}, "nameless": inputs, "short": {**inputs, "references": ["a"]}}
     arrays |= {"apart": {**inputs, **names, "embeddings": np.zeros((3, 1))}, "fine": {**inputs, **names}}
+    arrays["numbers"] = {**inputs, "references": np.zeros(2)}
     for name, held in arrays.items():
         np.savez(tmp_path / f"{name}.npz", **held)
-    for folder in ("none", "broken"):
+    for folder in ("none", "broken", "bomb", "cut", "flipped", "undecodable"):
         (tmp_path / folder).mkdir()
+    picture = bytearray(png(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)))
+    (tmp_path / "cut" / "a.png").write_bytes(picture[:-20])
+    (tmp_path / "undecodable" / os.fsdecode(b"a\xff.png")).write_bytes(picture)
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + picture[24:29]
+    bomb = picture[:12] + header + struct.pack(">I", zlib.crc32(header)) + picture[33:]
+    (tmp_path / "bomb" / "a.png").write_bytes(bomb)
+    picture[-17] ^= 1  # of the checksum that no decoder has to look at
+    (tmp_path / "flipped" / "a.png").write_bytes(picture)
     (tmp_path / "broken" / "a.png").write_bytes(b"GIF89a")
     for name, message, *more in (
         (None, "holds no project yet: begin one with --data"),
         ("nowhere.npz", "nowhere.npz' is neither a folder of images nor an .npz file"),
         ("none", "holds no .png, .jpg, .jpeg files: give a folder of images"),
-        ("broken", "a.png cannot be read as an image"),
+        ("broken", "a.png: cannot be read (UnidentifiedImageError"),
         ("empty.npz", "lacks inputs: it has other"),
         ("nameless.npz", "lacks references: give what people are shown"),
+        ("numbers.npz", "float64(2,) is no list of texts"),
+        ("bomb", "a.png: cannot be read (DecompressionBomb"),
+        ("cut", "a.png: cannot be read ("),
+        ("flipped", "a.png: cannot be read ("),
+        ("undecodable", "a\\udcff.png': cannot be read (UnicodeEncodeError"),
         ("short.npz", "holds 1 references for 2 inputs"),
         ("apart.npz", "holds 3 embeddings for 2 inputs"),
         ("fine.npz", "posterior='mc' is unknown: use one of", "--posterior", "mc"),

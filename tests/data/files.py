@@ -116,3 +116,8 @@ def assert_is(found, expected):
     assert [found.inputs.dtype, found.targets.dtype] == [np.uint8, np.int32]
     np.testing.assert_array_equal(found.inputs, expected[0])
     np.testing.assert_array_equal(found.targets, expected[1])
+
+
+def refused(message, call, *arguments, error=(ValueError, TypeError), **options):
+    with pytest.raises(error, match=message):
+        call(*arguments, **options)

@@ -1,6 +1,8 @@
 """Loaders: the same numbers from every format, and an error that names the file for all that can be wrong."""
 
 import copyreg
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -11,7 +13,6 @@ import tarfile
 import types
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,14 +20,12 @@ from hypothesis import strategies as st
 
 from baal_jax import data
 from baal_jax._util import images
-from baal_jax.data import _records
+from baal_jax.data import _cifar10, _records
 from baal_jax.data._archive import read_python_batch
 from tests.data import files as data_files
-from tests.data.files import assert_is, encoded
+from tests.data.files import assert_is, encoded, refused
 
-# Images
-
-TRAIN, TEST = data_files.pictures(12), data_files.pictures(7, seed=1)
+TRAIN, TEST = data_files.pictures(15), data_files.pictures(7, seed=1)
 GOLDEN = Path(__file__).parents[1] / "golden" / "cifar10_python2_batch"
 
 
@@ -40,17 +39,12 @@ def write(root, kind):
     if "record" in kind:
         return data_files.write_tfds(root, {"train": TRAIN, "test": TEST}, kind), TRAIN
     place = data_files.write_archive(root, TRAIN, TEST, kind.split()[0], packed="packed" in kind)
-    order = np.concatenate([np.arange(12)[i::5] for i in range(5)])
+    order = np.concatenate([np.arange(15)[i::5] for i in range(5)])
     return place, (TRAIN[0][order], TRAIN[1][order])
 
 
 def read(name, root, splits=("train",), **options):
     return data.from_tfds(name, data_dir=root, splits=splits, **options)[0]
-
-
-def refused(message, call, *arguments, error=(ValueError, TypeError), **options):
-    with pytest.raises(error, match=message):
-        call(*arguments, **options)
 
 
 def small_record(**changed):
@@ -80,12 +74,12 @@ def test_damage_is_named_and_never_covered_up_by_another_format(tmp_path):
         folder, _ = write(tmp_path / kind, kind)
         path = next(folder.glob("cifar10-train.*"))
         whole = path.read_bytes()
-        places = {3: "header of record 0", 40: "checksum of record 0", -1: "checksum of record 11"}
+        places = {3: "header of record 0", 40: "checksum of record 0", -1: "checksum of record 14"}
         damages = []
         for position, message in places.items() if kind == "tfrecord" else [(len(whole) // 2, "")]:
             damages.append((bytearray(whole), f"{message}.*copy or download"))
             damages[-1][0][position] ^= 0xFF
-        for left, message in ((0.7, "ends inside of record 8"), (0.999, "ends inside of record 11")):
+        for left, message in ((0.7, "ends inside of record 10"), (0.999, "ends inside of record 14")):
             damages.append((whole[: int(len(whole) * left)], message * (kind == "tfrecord")))
         for content, message in damages:
             path.write_bytes(bytes(content))
@@ -95,15 +89,15 @@ def test_damage_is_named_and_never_covered_up_by_another_format(tmp_path):
 
 
 BROKEN = [
-    (b"\xff\xff", "record 1: not a tf.train.Example"),
-    (b"\x08\x01", "record 1: not a tf.train.Example"),  # a field of another kind
-    (b"\x09" + bytes(8), r"record 1: not a tf.train.Example \(wire type 1"),
-    (b"\x0a\x05ab", r"record 1: not a tf.train.Example \(a field is longer"),
+    (b"\xff\xff", r"record 1: cannot be read \(a number has no end"),
+    (b"\x08\x01", "record 1: cannot be read"),  # a field of another kind
+    (b"\x09" + bytes(8), r"record 1: cannot be read \(wire type 1"),
+    (b"\x0a\x05ab", r"record 1: cannot be read \(a field is longer"),
     (small_record(image=None), "record 1: needs an encoded image and an integer label, but holds .'label'.: name"),
     (small_record(label=None), "record 1: .*integer label"),
     (small_record(label=1.5), "record 1: .*integer label"),
-    (small_record(image=encoded(TRAIN[0][0])[:200]), "record 1: the image cannot be decoded"),
-    (small_record(image=encoded(TRAIN[0][0], "GIF")), "record 1: the image cannot be decoded"),
+    (small_record(image=encoded(TRAIN[0][0])[:200]), "record 1: cannot be read .*: copy or download"),
+    (small_record(image=encoded(TRAIN[0][0], "GIF")), r"record 1: cannot be read \(UnidentifiedImageError"),
     (small_record(image=encoded(TRAIN[0][0][:16])), r"record 1: .*\(16, 32, 3\).*\(32, 32, 3\): pass size="),
     (small_record(label=10), "record 1: label 10 is none of the 10 classes"),
     (small_record(label=-2), "record 1: label -2"),
@@ -129,15 +123,45 @@ def test_what_dataset_info_declares_is_checked(tmp_path):
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text())
     for lengths, message in (
-        (["11"], "holds more than 11 records, but dataset_info.json declares 11"),
-        (["13"], "holds 12 records, but dataset_info.json declares 13"),
-        (["12", "3"], "00000-of-00002: is missing, but dataset_info.json declares 2 files"),
-        ([], "declares no files for split 'train'"),
-        (None, r"dataset_info.json is not JSON"),
+        (["14"], "holds 15 records, but dataset_info.json declares 14"),
+        (["16"], "holds 15 records, but dataset_info.json declares 16"),
+        ([str(10**15)], "is missing or too short, but dataset_info.json declares 1 files, and 1000000000000000 rec"),
+        (["15", "3"], "00000-of-00002: is missing or too short, but dataset_info.json declares 2 files"),
+        ([], r"dataset_info.json: cannot be read \(it declares no files for split 'train'"),
+        ("15", "it declares no files for split 'train'"),
+        ([-15], "-15 is no number of things"),
+        ([[15]], r"\[15\] is no number of things"),
+        (None, r"dataset_info.json: cannot be read \(JSONDecodeError"),
     ):
         info["splits"][0]["shardLengths"] = lengths
         path.write_text("{" if lengths is None else json.dumps(info))
         refused(message, data.cifar10, tmp_path)
+    info["splits"][0]["shardLengths"] = ["15"]
+    for changed in (["cifar10"], {**info, "name": 3}, {**info, "splits": {"a": 1}}, {**info, "splits": [{"nam": 1}]}):
+        path.write_text(json.dumps(changed))
+        refused(r"dataset_info.json: cannot be read \((Attribute|Type|Key)Error", data.cifar10, tmp_path)
+    path.write_bytes(b'{"name": "\xff"}')
+    refused(r"dataset_info.json: cannot be read \(UnicodeDecodeError", data.cifar10, tmp_path)
+    path.write_text(json.dumps(info))
+    for content in ('{"featuresDict": []}', '{"featuresDict": {"features": {"image": 3}}}', "[" * 10**5, "\ufeff{}"):
+        (folder / "features.json").write_text(content, encoding="utf-8")
+        refused(r"features.json: cannot be read .*: copy or download", data.cifar10, tmp_path)
+
+
+def test_what_is_lost_of_the_newest_version_does_not_bring_an_older_one(tmp_path):
+    for version in ("3.0.2", "3.0.10"):
+        data_files.write_tfds(tmp_path, {"train": TRAIN, "test": TEST}, "tfrecord", version=version)
+    (tmp_path / "cifar10" / "3.0.10" / "dataset_info.json").unlink()
+    refused("3.0.10/dataset_info.json is missing", data.cifar10, tmp_path)
+    assert_is(data.cifar10(tmp_path / "cifar10" / "3.0.2")[0], TRAIN)
+    (tmp_path / "cifar10" / "3.0.10" / "dataset_info.json").write_text('{"name": "cifar11"}')
+    refused("3.0.10/dataset_info.json: cannot be read .it describes 'cifar11'", data.cifar10, tmp_path)
+    (tmp_path / "cifar10" / "3.0.10" / "dataset_info.json").unlink()
+    (tmp_path / "cifar10" / "3.0.10").rename(tmp_path / "cifar10" / "3.0.10.incompleteAB12")
+    assert_is(data.cifar10(tmp_path)[0], TRAIN)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "dataset_info.json").write_text("{")  # of a set that nobody asked for
+    assert_is(data.cifar10(tmp_path)[0], TRAIN)
 
 
 def test_damaged_archives_are_named(tmp_path):
@@ -149,9 +173,13 @@ def test_damaged_archives_are_named(tmp_path):
         (b"", r": the file ends inside of record 0"),
         (b"\x0a" + whole[1:], r", record 0: label 10 is none of the 10 classes"),
         (None, " is missing"),
+        (whole[:3073], r".*differ in size \(3 in data_batch_1.bin, 1 in data_batch_2.bin"),
     ):
         path.unlink() if content is None else path.write_bytes(content)
-        refused(f"data_batch_2.bin{message}", data.cifar10, folder)
+        refused(f"(?s){'' if 'differ' in message else 'data_batch_2.bin'}{message}", data.cifar10, folder)
+    path.write_bytes(whole)
+    (folder / "test_batch.bin").unlink()
+    refused("test_batch.bin is missing", data.cifar10, tmp_path / "open")
     for kind in ("binary", "python"):
         archive, _ = write(tmp_path / kind, f"{kind} packed")
         whole = archive.read_bytes()
@@ -160,9 +188,42 @@ def test_damaged_archives_are_named(tmp_path):
             content[int(len(whole) * place)] ^= 0xFF
         for content in (whole[:3000], *damaged):
             archive.write_bytes(content)
-            refused(rf"cifar-10-{kind}.tar.gz is damaged", data.cifar10, tmp_path / kind)
+            refused(rf"cifar-10-{kind}.tar.gz: cannot be read .*: download it", data.cifar10, tmp_path / kind)
         tarfile.open(archive, "w:gz").close()
         refused(r"tar.gz holds no data_batch_1", data.cifar10, archive)
+
+
+def test_batches_of_the_original_have_the_sums_of_the_original(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cifar10, "_SIZE", 20)
+    content = [(data_files.pictures(count)[0], np.arange(count) % 10) for count in (100, 20)]
+    for kind in ("python", "binary"):
+        folder = data_files.write_archive(tmp_path, *content, kind)
+        names = sorted(path.name for path in folder.iterdir())
+        if kind == "python":
+            refused(r"data_batch_1: its checksum is not that of the original", data.cifar10, folder)
+            sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in names}
+            monkeypatch.setattr(_cifar10, "_SUMS", sums)
+        assert_is(data.cifar10(folder)[1], content[1])
+        path = folder / names[2]
+        whole = bytearray(path.read_bytes())
+        whole[3000 if kind == "python" else 0] ^= 1  # a pixel, a label
+        path.write_bytes(whole)
+        message = r"3: its checksum" if kind == "python" else r"3.bin, .*9, 11, 10, .* images of the classes"
+        refused(f"data_batch_{message}", data.cifar10, folder)
+        for name in names[:5]:
+            (folder / name).write_bytes((folder / names[0]).read_bytes()[: 3073 * 3])
+        if kind == "binary":
+            refused("3 in data_batch_5.bin, 20 in test_batch.bin", data.cifar10, folder)
+
+
+def test_a_member_of_an_archive_is_no_larger_than_the_archive(tmp_path):
+    archive, _ = write(tmp_path, "binary packed")
+    names = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**40)}
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("data_batch_1.bin")
+        member.pax_headers, member.size = names | {"GNU.sparse.name": "data_batch_1.bin"}, 512
+        tar.addfile(member, io.BytesIO(b"1\n0\n0\n".ljust(512, b"\0")))
+    refused("binary.tar.gz: cannot be read .data_batch_1.bin is said to be larger", data.cifar10, archive)
 
 
 class Bomb:
@@ -186,6 +247,8 @@ FORBIDDEN = [
     (b"\x80\x02cnumpy\ndtype\n}b.", "TypeError"),  # a state for a name
     (pickle.dumps({"data": TRAIN[0]}, 2), "KeyError: 'labels'"),
     (pickled([0.5]), "labels are float64"),
+    (pickled([[1], [2]]), "labels are lists of lists"),
+    (pickle.dumps({"data": [1], "labels": [1]}, 2), "data is no array"),
     (pickle.dumps([1, 2], 2), "AttributeError"),
 ]
 
@@ -242,7 +305,7 @@ def test_tensorflow_is_asked_where_it_is_installed_and_hides_no_archive(tmp_path
     for found, expected in zip(data.cifar10(tmp_path), (TRAIN, TEST), strict=True):
         assert_is(found, expected)
     assert calls == [("cifar10", split, str(tmp_path), False) for split in ("train", "test")]
-    assert read("other", tmp_path, size=(4, 6)).inputs.shape == (12, 4, 6, 3)
+    assert read("other", tmp_path, size=(4, 6)).inputs.shape == (15, 4, 6, 3)
     refused(r"other, train: tfds.load cannot read it \(KeyError", read, "other", tmp_path, image="picture")
     stand_in.load = lambda *names, **options: [][0]
     refused(r"tfds\.load: IndexError: list index", data.cifar10, tmp_path, error=FileNotFoundError)
@@ -258,12 +321,26 @@ def test_names_of_classes_and_how_many_there_are(tmp_path):
     folder = data_files.write_tfds(tmp_path, {"train": [small_record()]}, "tfrecord", name="flowers", classes=names)
     assert data.class_names("flowers", data_dir=tmp_path) == names
     assert read("flowers", tmp_path).targets.tolist() == [3]
-    (folder / "label.labels.txt").write_text("pink primrose\n\nrose\n")
-    refused("label 3 is none of the 2", read, "flowers", tmp_path)
+    for text, message in (
+        ("a\nb\n\nd\n", "line 3, '', is blank"),
+        ("a\nb\nc\nd\n\n", "line 5, '', is blank"),
+        ("a\nb\na\nd\n", "line 3, 'a', is .*there twice"),
+        ("a\nb\nc\0\nd\n", "line 3, .*not text"),
+        ("a\nb\nc\n", "it holds 3 names, but features.json declares 4 classes"),
+        ("", "line 1, '', is blank"),
+        ("a\nb\nc\n\udcff\n", "UnicodeDecodeError"),
+    ):
+        (folder / "label.labels.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+        for call in (lambda: read("flowers", tmp_path), lambda: data.class_names("flowers", data_dir=tmp_path)):
+            refused(rf"label.labels.txt: cannot be read \({message}.*copy or download", call)
+    (folder / "label.labels.txt").write_bytes(b"a\r\nb\r\nc c\r\nd")
+    assert data.class_names("flowers", data_dir=tmp_path) == ("a", "b", "c c", "d")
     (folder / "label.labels.txt").unlink()
     features = {"featuresDict": {"features": {"label": {"classLabel": {"numClasses": "3"}}}}}
     (folder / "features.json").write_text(json.dumps(features))
     refused("label 3 is none of the 3", read, "flowers", tmp_path)
+    folder = data_files.write_tfds(tmp_path, {"train": TRAIN}, "tfrecord", classes=data.CIFAR10_CLASSES[::-1])
+    refused("labels.txt.*the classes of CIFAR-10 are airplane, ", read, "cifar10", tmp_path)
     for name in ("flowers", "digits"):
         with pytest.raises(FileNotFoundError, match=rf"{name} was not found.*\n  label.labels.txt under"):
             data.class_names(name, data_dir=tmp_path)
@@ -316,7 +393,7 @@ def test_pictures_of_any_mode_are_decoded_to_bytes():
         refused(message, call)
 
 
-@pytest.mark.parametrize(("records", "budget", "sizes"), [(5, 2**26, [5, 5, 2]), (99, 10_000, [3] * 4)])
+@pytest.mark.parametrize(("records", "budget", "sizes"), [(5, 2**26, [5, 5, 5]), (99, 10_000, [3] * 5)])
 def test_records_are_read_a_few_at_a_time(records, budget, sizes, tmp_path, monkeypatch):
     monkeypatch.setattr(_records, "_CHUNK_BYTES", budget)
     monkeypatch.setattr(_records, "_CHUNK", records)
@@ -324,7 +401,7 @@ def test_records_are_read_a_few_at_a_time(records, budget, sizes, tmp_path, monk
     same, read = (list(_records.read(path, kind)) for kind, path in paths.items())
     assert [len(chunk) for chunk in read] == sizes
     assert [*itertools.chain(*same)] == [*itertools.chain(*read)]
-    assert max(len(chunk) for chunk in same) == min(records, 12)
+    assert max(len(chunk) for chunk in same) == min(records, 15)
     assert_is(data.cifar10(tmp_path / "tfrecord")[0], TRAIN)
 
 
@@ -342,120 +419,3 @@ def test_checksums_are_those_of_the_definition():
     crc = 0xE3069283  # the check value, before it is masked
     assert found[1] == ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
     assert found.tolist() == [alone(record) for record in records]
-
-
-# Tables and arrays
-
-
-def test_digits_are_split_by_class():
-    sklearn = pytest.importorskip("sklearn.datasets").load_digits()
-    train, test = data.digits(num_test=180)
-    assert [train.inputs.dtype, train.targets.dtype] == [np.float32, np.int32]
-    np.testing.assert_allclose(np.bincount(test.targets), np.bincount(sklearn.target) / 1797 * 180, atol=1.01)
-    rows = np.concatenate([np.column_stack([part.inputs * 16, part.targets]) for part in (train, test)])
-    expected = np.column_stack([sklearn.data, sklearn.target])
-    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])  # each of them once
-    pictures = data.digits(num_test=180, image=True)[1]
-    np.testing.assert_array_equal(pictures.inputs, test.inputs.reshape(180, 8, 8, 1))
-    assert (data.digits(num_test=180, seed=1)[1].inputs != test.inputs).any()
-    assert len(data.digits(num_test=1796)[0].targets) == 1
-    for wrong in (0, 1797):
-        refused(f"num_test={wrong}", data.digits, wrong)
-
-
-def test_uci_is_standardised_by_the_training_part(tmp_path):
-    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 4))
-    rows[:, 1] = 7.0  # says nothing
-    path = tmp_path / "set.txt"
-    np.savetxt(path, rows)
-    found = data.uci(path, num_test=10, seed=1)
-    order = np.random.default_rng(1).permutation(50)
-    kept, held_out = rows[np.sort(order[10:])], rows[np.sort(order[:10])]
-    scale = np.array([*kept.std(axis=0)]) * [1, 0, 1, 1] + [0, 1, 0, 0]
-    for part, expected in ((found.train, kept), (found.test, held_out)):
-        expected = (expected - kept.mean(axis=0)) / scale
-        np.testing.assert_allclose(part.inputs, expected[:, :3], atol=1e-6)
-        np.testing.assert_allclose(part.targets, expected[:, 3], atol=1e-6)
-        assert part.inputs.dtype == part.targets.dtype == np.float32
-    np.testing.assert_allclose(found[2:], [kept[:, 3].mean(), scale[3]])
-    assert data.uci(path).test.targets.shape == (5,)  # a tenth
-    path.write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows[:9, 1:]))
-    assert data.uci(path).test.inputs.shape == (1, 2)
-    refused("num_test=8 leaves too little to train on: there are 9", data.uci, path, num_test=8)
-    assert len(data.uci(path, num_test=7).train.targets) == 2
-
-
-def test_bad_text_is_named_by_line(tmp_path):
-    for text, message in (
-        ("1 2\n3 4\n5 x\n6 7", "line 3, column 2: 'x' is not a finite number"),
-        ("a b\n1 2\n3 4 5\n6 7", "line 3: 3 columns, but 2"),
-        ("1 2\n\nnan 4\n5 6", "line 3, column 1: 'nan'"),
-        ("1\n2\n3", "one column"),
-        ("a b\n1 2\n3 4", "holds 2 examples: at least 3"),
-    ):
-        (tmp_path / "set.txt").write_text(text)
-        refused(message, data.uci, tmp_path / "set.txt")
-
-
-def test_arrays_are_checked_and_cast():
-    kinds = np.zeros((3, 2)), np.ones((3, 4), np.uint8), jnp.ones(3, jnp.bfloat16), np.ones(3, bool)
-    found = data.from_arrays(kinds, np.array([0, -1, 2], np.int8), num_classes=3)
-    assert [leaf.dtype for leaf in found.inputs] == [np.float32, np.uint8, jnp.bfloat16, np.bool_]
-    assert [found.targets.dtype, found.targets.tolist()] == [np.int32, [0, -1, 2]]
-    assert data.from_arrays(np.zeros((3, 2)), np.zeros(3)).targets.dtype == np.float32
-    assert data.from_arrays(np.array([[1.0], [2.0]])).targets is None
-    assert data.from_arrays(np.zeros(1), np.array([2**31 - 1])).targets.tolist() == [2**31 - 1]
-    for arguments, message in (
-        ((np.zeros((3, 2)), np.zeros(4)), r"3 inputs, but targets of shape .4"),
-        (({"a": np.zeros(3), "b": np.zeros(4)},), "inputs needs one common leading axis"),
-        ((np.zeros((0, 2)),), "empty"),
-        ((np.array(["a", "b"]),), "inputs hold <U1, not numbers"),
-        ((np.zeros(2), np.array(["a", "b"])), "targets hold <U1, not numbers"),
-        ((np.array([1.0, np.inf]),), "inputs are not finite in 1 of"),
-        (({"a": np.zeros(2), "b": np.array([1, np.nan])},), "inputs are not finite in 1 of"),
-        ((jnp.array([1, jnp.nan], jnp.bfloat16),), "inputs are not finite in 1 of"),
-        ((np.zeros(2), np.array([0, -2])), "hold -2 in 1 of 2 rows"),
-        ((np.zeros(2), np.array([0, 2**31])), "hold 2147483648 in 1 of 2 rows"),
-        ((np.zeros(2), np.array([[0, 1], [0, 3]])), "hold 3 in 1 of 2 rows .1.: outside of the classes 0 to 2"),
-    ):
-        refused(message, data.from_arrays, *arguments, num_classes=3 if message.endswith("0 to 2") else None)
-
-
-class Split:
-    """What is used of a Hugging Face data set."""
-
-    def __init__(self, **columns):
-        self.columns, self.column_names = columns, list(columns)
-
-    def with_format(self, kind, columns):
-        return Split(**{name: self.columns[name] for name in columns})
-
-    def __len__(self):
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, part):
-        return {name: values[part] for name, values in self.columns.items()}
-
-
-def test_hugging_face_splits_become_arrays(monkeypatch):
-    monkeypatch.setattr("baal_jax.data._adapters._ROWS", 5)
-    assert_is(data.from_huggingface(Split(image=TRAIN[0], label=TRAIN[1], other=[None] * 12)), TRAIN)
-    assert_is(data.from_huggingface(Split(image=list(TRAIN[0]), label=list(TRAIN[1]))), TRAIN)
-    grey = data.from_huggingface(Split(pixels=TRAIN[0][..., 0], y=TRAIN[1]), inputs="pixels", label="y")
-    assert_is(grey, (TRAIN[0][..., :1], TRAIN[1]))
-    numbers = data.from_huggingface(Split(image=np.ones((6, 2, 3)), label=TRAIN[1][:6]))
-    assert numbers.inputs.shape == (6, 2, 3)  # not an image
-    assert data.from_huggingface(Split(image=TRAIN[0]), label=None).targets is None
-    named, few = (Split(image=TRAIN[0], label=np.full(12, 3)) for _ in range(2))
-    named.features, few.features = ({"label": types.SimpleNamespace(num_classes=number)} for number in (4, 3))
-    assert data.from_huggingface(named).targets.tolist() == [3] * 12
-    pictures, ragged = [TRAIN[0][0]] * 6, [TRAIN[0][1][:8]]
-    for split, message in (
-        (few, "outside of the classes 0 to 2"),
-        (Split(image=TRAIN[0][:0], label=[]), "no example"),
-        (Split(image=TRAIN[0], fine_label=TRAIN[1]), "'label' does not exist: choose among image, fine_label"),
-        (Split(image=pictures + ragged, label=[0] * 7), r"row 6 of column 'image' has shape \(8, 32, 3\), but those"),
-        (Split(image=pictures[:5] + ragged * 5, label=[0] * 10), "rows of column 'image' differ in shape"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            data.from_huggingface(split)

@@ -96,6 +96,50 @@ def test_names_are_text_and_never_markup_and_the_page_asks_for_nothing(tmp_path)
     assert "half ?" in report.write(study, tmp_path / "a.html").read_text("utf-8")
 
 
+NO_HTML = "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]"
+STRINGS = (
+    *("<script>x()</script>", "</script><script>x()</script>", "</style>", "</title>", "<!--", "<!--<script>", "--!>"),
+    *("]]>", '"><img src=x onerror=x()>', "' onload='x()", "&lt;&#0;&#x110000;", "{{js}}", "{{&data}}", "{{#runs}}x"),
+    *("a\0b", "\ud800", "\u202eevil\u2066", "a\u2028b\u2029", "x" * 100_000, "\r\n\t", "\x85\x9f\x7f", "\ufffe\uffff"),
+    *("__proto__", "constructor", "\\1\\g<0>", "%s {0}", "$\\frac{", "javascript:x()"),
+)
+
+
+@pytest.mark.parametrize("text", STRINGS, ids=lambda text: ascii(text[:20]))
+def test_no_string_breaks_the_page_or_becomes_a_script(text):
+    study = make_results((text, "bald"), seeds=2, rounds=2, classes=2, pictures=2)
+    for runs in study.runs.values():
+        runs.metrics[text] = runs.metrics["accuracy"]
+    study.description.update(
+        name=text, metric=text, class_names=[text, f"{text}2"], environment={text: [text, {text: 1}]}
+    )
+    found, page = Page(study), _page.page(study)
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert [dict(attributes).get("id") for tag, attributes in found.tags if tag == "script"] == ["data", None]
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    assert not {"img", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in found.tags}
+    assert not re.search(NO_HTML, page.encode("utf-8").decode("utf-8"))
+    assert found.data["strategies"][0]["name"] == text
+    assert len(found.tags) == len(Page(make_like(study)).tags)
+
+
+def make_like(study):
+    """The same study with harmless names."""
+    old = study.description["strategies"][0]
+    study.description.update(name="a", metric="b", class_names=["c", "d"], environment={"e": ["f", {"g": 1}]})
+    study.description.update(strategies=["h", "bald"], baseline="h")
+    runs = {"h" if name == old else name: part for name, part in study.runs.items()}
+    for part in runs.values():
+        part.metrics["b"] = part.metrics.pop(old)
+    return study._replace(runs=runs)
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    study = make_results(("$\\frac{", "b"), seeds=2, rounds=2, classes=2, pictures=2)
+    study.description.update(class_names=["$x", "_$"])
+    assert report.figures(study, tmp_path, formats=("png",))
+
+
 def test_what_a_page_and_figures_are_made_of_and_where_they_go(tmp_path):
     study = make_results(("random",), seeds=2, rounds=2, pictures=4)
     folder = write_study(tmp_path / "study", study)

@@ -12,7 +12,7 @@ from baal_jax.study import plots, results
 from baal_jax.study.report import _content
 from baal_jax.study.results import Results
 
-_SETTINGS = {"pdf.fonttype": 42, "savefig.bbox": "tight", "savefig.dpi": 200, "font.size": 9}
+_SETTINGS = {"text.parse_math": False, "pdf.fonttype": 42, "savefig.bbox": "tight", "savefig.dpi": 200, "font.size": 9}
 _GALLERY = (4, 8)  # rounds, pictures of each
 
 

@@ -47,7 +47,8 @@ def page(results: Results) -> str:
         "environment": description.get("environment") and _nested(description["environment"]),
         "json": json.dumps(description, indent=2, ensure_ascii=False),
     }
-    return fill(template, values).encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+    text = fill(template, values).encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
+    return re.sub("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)  # nor can HTML hold these
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
