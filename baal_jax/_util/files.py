@@ -1,10 +1,12 @@
-"""Atomic writes, journals, a lock on a folder, and what JSON and ``.npz`` files can hold."""
+"""Atomic writes, files that know whether they are whole, journals, a lock on a folder, and what files can hold."""
 
+import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,33 +14,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FORMAT = 3  # of all that is written with a checksum: what is in the files, and how
+_COMMENT = 64  # hexadecimal digits
+_JOURNAL = "delete the file and its checkpoints"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system says which file it is about: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def reading(path: Path | str, cure: str) -> Iterator[None]:
+    """Whatever a damaged file makes go wrong is a ValueError that names it and the cure; the system's errors stay."""
+    try:
+        with naming(Path(path)):
+            yield
+    except OSError:
+        raise
+    except Exception as error:  # anything, of memory and recursion too
+        why = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is damaged or belongs elsewhere ({why}): {cure}") from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name that is made durable and renamed when all of it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # a temporary file is private, what it becomes is not
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # a rename is durable once its folder is, which Windows does not open
-        folder = os.open(path.parent, os.O_DIRECTORY)
+    """A file under a temporary name that is made durable and renamed when all of it is written; its folder is there."""
+    with naming(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes all of a file, or nothing."""
-    return write_bytes(path, text.encode("utf-8"))
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # a temporary file is private, what it becomes is not
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                os.unlink(temporary)
+            raise
+        if hasattr(os, "O_DIRECTORY"):  # a rename is durable once its folder is, which Windows does not open
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -48,17 +72,86 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Writes all of a file, or nothing; a file that says so already stays as it is."""
+    content = text.encode("utf-8")
+    return path if path.is_file() and path.read_bytes() == content else write_bytes(path, content)
+
+
+def digest(value: Any) -> str:
+    """Of what JSON can hold, whatever the order of names in mappings."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any], of: str = "") -> Path:
+    """Writes a mapping as JSON with a checksum, of its name and of what it belongs to as well (``of``)."""
+    content = {"format": FORMAT, **plain(content)}
+    sealed = {**content, "sha256": digest([path.name, of, content])}
+    return write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, cure: str, of: str = "") -> dict[str, Any]:
+    """What :func:`write_json` wrote, or a ValueError that names the file and the cure."""
+    with reading(path, cure):
+        content = json.loads(path.read_bytes().decode("utf-8"))
+        seal, found = content.pop("sha256", None), content.get("format")
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}, but this version reads {FORMAT}: use the one that wrote it")
+    with reading(path, cure):
+        if seal != digest([path.name, of, content]):
+            raise ValueError("its checksum is another: was it changed by hand?")
+    return {name: value for name, value in content.items() if name != "format"}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, compress: bool = False) -> Path:
+    """Writes an ``.npz`` file whose comment, at its end, is a checksum, of its name and what it belongs to as well."""
+    with replacing(path) as file:
+        (np.savez_compressed if compress else np.savez)(file, **arrays)  # pyright: ignore[reportArgumentType]
+        size = file.seek(-2, os.SEEK_END) + 2  # the length of the comment, 0 until now
+        file.write(_COMMENT.to_bytes(2, "little"))
+        file.write(_seal(file, size, path, of))
+    return path
+
+
+def read_arrays(path: Path, cure: str, of: str) -> dict[str, np.ndarray]:
+    """What :func:`write_arrays` wrote, or a ValueError that names the file and the cure; nothing is parsed before."""
+    with reading(path, cure), path.open("rb") as file:
+        if _seal(file, file.seek(0, os.SEEK_END) - _COMMENT, path, of) != file.read():
+            raise ValueError("its checksum is another")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def _seal(file: IO[bytes], size: int, path: Path, of: str) -> bytes:
+    """The checksum of the first bytes of a file, which is at the end of them then."""
+    checksum = hashlib.sha256(f"{path.name} {of}".encode())
+    file.seek(0)
+    while block := file.read(min(max(size - file.tell(), 0), 1 << 20)):
+        checksum.update(block)
+    return checksum.hexdigest().encode()
+
+
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     """Adds a line of JSON to a journal and makes it durable.
 
     Args:
-        path: the journal; made if it does not exist.
-        record: mapping; arrays become lists, and non-finite numbers null.
+        path: the journal; made if it does not exist, in a folder that does.
+        record: mapping; arrays become lists, and non-finite numbers null. ``crc`` is the checksum of the line and those
+            before it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+    path, text = Path(path), json.dumps(plain(record), allow_nan=False)
+    if "crc" in record:
+        raise ValueError(f"record has crc={record['crc']!r}, but that is where its checksum goes: use another name")
+    with reading(path, _JOURNAL), path.open("a+b") as file:
+        size, tail = file.seek(0, os.SEEK_END), b""
+        while tail.rfind(b"\n") < 32 and len(tail) < size:  # until the last checksum is in it
+            file.seek(max(size - 2 * len(tail) - 64, 0))
+            tail = file.read()
+        lines, _, unfinished = tail.rpartition(b"\n")
+        file.truncate(size - len(unfinished))
+        crc = int(lines.rpartition(b'"crc": ')[2].removesuffix(b"}")) if lines else 0
+        file.write(f"{_with_crc(text, crc)}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -73,14 +166,16 @@ def read_lines(path: str | Path) -> list[dict]:
         One dict a line. A last line without its end was being written when its process died, and is left out.
 
     Raises:
-        ValueError: a complete line is not JSON.
+        ValueError: a complete line is damaged, lost, there twice or at another place.
     """
-    records = []
+    records, crc = [], 0
     for number, line in enumerate(_lines(path), 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} of {path} is not JSON: delete the file and its checkpoints") from error
+        with reading(f"{path}, line {number},", _JOURNAL):
+            record = json.loads(line)
+            before, crc = crc, record.pop("crc")
+            if line != _with_crc(json.dumps(record), before):
+                raise ValueError("its checksum is another: it or a line before it was changed or lost")
+        records.append(record)
     return records
 
 
@@ -92,7 +187,7 @@ def keep_lines(path: str | Path, count: int) -> None:
         count: how many lines to keep.
 
     Raises:
-        ValueError: there are fewer lines than that, or one of them is not JSON.
+        ValueError: there are fewer lines than that, or one of them is damaged.
     """
     number = len(read_lines(path))
     if number < count:
@@ -101,9 +196,15 @@ def keep_lines(path: str | Path, count: int) -> None:
         write_text(Path(path), "".join(f"{line}\n" for line in _lines(path)[:count]))
 
 
+def _with_crc(text: str, before: int) -> str:
+    comma = ", " if len(text) > 2 else ""
+    return f'{text[:-1]}{comma}"crc": {zlib.crc32(text.encode(), before)}}}'
+
+
 def _lines(path: str | Path) -> list[str]:
     path = Path(path)
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    with reading(path, _JOURNAL):
+        return path.read_bytes().decode("utf-8").split("\n")[:-1] if path.exists() else []
 
 
 @contextmanager
@@ -117,16 +218,16 @@ def lock(folder: Path) -> Iterator[str | None]:
     except ImportError:  # Windows: two writers are not told apart there
         yield None
         return
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
+    with (folder / "lock").open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            yield file.read(32).strip() or "unknown"
+            yield file.read(32).decode(errors="replace").strip() or "unknown"
             return
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(folder / "lock"):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield None
 
 

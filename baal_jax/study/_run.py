@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, sources
+from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
@@ -165,6 +165,9 @@ def run(
         train = train._replace(targets=np.asarray(train.targets))
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
+    checks.text("loops", [*loops])
+    checks.text("about", files.plain([about.name, about.class_names]))
+    checks.text("about.config", files.plain(about.config), lines=True)
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
     test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
@@ -257,8 +260,10 @@ def _finish(place: _folder.Folder, train: Dataset, images: Any) -> Results:
     if images is None:
         shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()
         images = train.inputs if len(shape) == 4 and shape[-1] in (1, 3) else None
+    pictures, path = None, place.path / "pictures.npz"
     if images is not None:
-        _folder.save_pictures(place, images, train.targets)
-    results = place.write_table()
-    path = place.path / "pictures.npz"
-    return results._replace(pictures=read_pictures(path) if path.exists() else None)
+        pictures = _folder.save_pictures(place, images, train.targets)
+    elif path.exists():  # of a call with images; a damaged one is no reason to stop
+        with suppress(ValueError):
+            pictures = read_pictures(path, place.description)
+    return place.write_table()._replace(pictures=pictures)

@@ -6,6 +6,7 @@
 import argparse
 import collections
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -14,10 +15,17 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from baal_jax import annotation, checkpoint
+from baal_jax.study import _folder, results
 from tests.fixtures import same
+from tests.study.files import make_results
 
 
 class Kind(NamedTuple):
@@ -147,7 +155,83 @@ def attempts(name: str, kind: Kind, number: int, seed: int) -> Iterator[Attempt]
                     yield attempt
 
 
-KINDS: dict[str, Kind] = {}
+NAMES = ["ape", "bée"]
+
+
+def save(number, folder, rate=0.1):
+    with checkpoint.checkpointer(folder, {"rate": rate}) as saved:
+        saved.save(number, {"number": number, "rows": np.arange(300) * number})
+
+
+def continued(folder):
+    """Which computes anew what was lost, and deletes nothing."""
+    with checkpoint.checkpointer(folder, {"rate": 0.1}) as saved:
+        if saved.latest != 2:
+            saved.save(2, {"number": 2, "rows": np.arange(300) * 2})
+        for number in (1, 2) if (folder / "step_00000001.npz").exists() else (2,):
+            state = saved.restore({"number": 0, "rows": np.zeros(300, int)}, number=number)
+        return state
+
+
+def whole_study(folder, strategies=("random", "bald"), key=0):
+    """What is missing of a study, whose cells are two seeds each, with its pictures."""
+    told = make_results(strategies, seeds=4, rounds=2, classes=2)
+    asked = {"strategies": [*strategies], "baseline": None, "seeds": [*range(4)], "key": key, "num_rounds": 2}
+    with _folder.opened(folder, {**asked, "num_pool": told.description["num_pool"]}) as place:
+        for name, runs in told.runs.items():
+            for seeds in {seed - seed % 2 for seed in place.missing(name, range(4)).tolist()}:
+                rows = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds : seeds + 2], runs)
+                place.add(name, results.Cell(rows, "none", 2))
+        _folder.save_pictures(place, np.arange(400).reshape(100, 2, 2, 1), np.arange(100))
+        place.write_table()
+    found = results.read(folder)
+    found.description.pop("environment")
+    return [found, (folder / "results.csv").read_text()]
+
+
+def begun(folder, rate=0.5, **options):
+    annotation.start(folder, references=list("abçdefgh"), class_names=NAMES, config={"rate": rate})
+    return annotation.propose(folder, None, np.zeros((8, 1)), key=jax.random.key(0), num_initial=3, **options)
+
+
+def labelled(folder, rate=0.5):
+    """Two queries, of the first of which one is answered, and of the second one is skipped."""
+    first, second = (json.loads(begun(folder, rate, give_up=True).tasks.read_text()) for _ in range(2))
+    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["bée"]}}
+    first = [task for task in first if task["data"] not in [other["data"] for other in second]]
+    parts = [first[0] | {"annotations": [{"result": [result], "created_at": "2026-01-01T12:00:00Z"}]}]
+    parts += [second[0] | {"annotations": [{"was_cancelled": True, "result": [], "created_at": "2026-01-02"}]}]
+    export = folder.parent / "export.json"
+    export.write_text(json.dumps(parts))
+    annotation.ingest(folder, export)
+
+
+def of_project(folder):
+    last = begun(folder)
+    content = [json.loads(path.read_text()) for path in sorted(folder.glob("query-????.json"))]
+    return [annotation.answers(folder), last.indices, last.waiting, content, (folder / "label_config.xml").read_text()]
+
+
+def journal(folder):
+    for i in range(9):
+        checkpoint.append_line(folder / "rounds.jsonl", {"i": i, "values": [i / 7, i**9]})
+
+
+def journalled(folder):
+    checkpoint.keep_lines(folder / "rounds.jsonl", 9)
+    return checkpoint.read_lines(folder / "rounds.jsonl")
+
+
+KINDS = {
+    "checkpoint": Kind(
+        lambda folder: [save(number, folder) for number in (1, 2)],
+        continued,
+        lambda folder: [save(number, folder, rate=0.2) for number in (1, 2)],
+    ),
+    "journal": Kind(journal, journalled),
+    "study": Kind(whole_study, whole_study, partial(whole_study, key=1)),
+    "labelling project": Kind(labelled, of_project, partial(labelled, rate=0.25)),
+}
 
 
 def kinds() -> dict[str, Kind]:
