@@ -32,9 +32,11 @@ def called(monkeypatch, tmp_path):
     """What the parts of a study and of a query are called with; nothing is run or fitted."""
     calls = {}
     asked = annotation.Query(0, np.array([2, 0]), None, np.array([0]), tmp_path / "tasks.json")
+    told = make_results(seeds=2, rounds=2)
+    write_study(tmp_path / "home", told)
     for place, name, result in (
         (study, "strategies", "loops"),
-        (study, "run", make_results(seeds=2, rounds=2)),
+        (study, "run", told),
         (annotation, "propose", asked),
         (_annotation, "active_loop", "a loop"),
         (_assemble, "trainer", "a trainer"),
@@ -109,7 +111,7 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys):
     assert found.description["class_names"] == ["a", "b", "c"]
     assert "Active learning on mine" in (home / "report.html").read_text()
     assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 1
-    assert "holds a study with config=" in capsys.readouterr().err
+    assert "study.json is of a study with config=" in capsys.readouterr().err
 
 
 def test_options_become_the_parts_of_a_study(called, tmp_path):

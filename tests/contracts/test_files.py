@@ -235,7 +235,7 @@ def test_what_is_damaged_lost_or_of_another_folder_is_refused_by_name_or_read_as
 
 
 def test_a_line_of_a_journal_is_durable_when_the_call_returns_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
-    path = tmp_path / "deeper" / "rounds.jsonl"
+    path = tmp_path / "rounds.jsonl"
     calls = watch(monkeypatch)
     checkpoint.append_line(path, {"i": 0})
     first = path.read_bytes()
