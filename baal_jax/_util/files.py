@@ -16,27 +16,21 @@ import numpy as np
 
 FORMAT = 3  # of all that is written with a checksum: what is in the files, and how
 _COMMENT = 64  # hexadecimal digits
-_JOURNAL = "delete the file and its checkpoints"
+_CURE = "delete the file and its checkpoints"
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An error of the system says which file it is about: that of a full disk does not."""
+def about(path: Path | str, cure: str | None = None) -> Iterator[None]:
+    """Errors name the file; with a cure, that of whatever goes wrong where damaged or missing files are read."""
     try:
         yield
     except OSError as error:
+        if cure is not None and isinstance(error, FileNotFoundError):
+            raise ValueError(f"{path} is missing: {cure}") from error
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-@contextmanager
-def reading(path: Path | str, cure: str) -> Iterator[None]:
-    """Whatever a damaged file makes go wrong is a ValueError that names it and the cure; the system's errors stay."""
-    try:
-        with naming(Path(path)):
-            yield
-    except OSError:
-        raise
-    except Exception as error:  # anything, of memory and recursion too
+    except Exception as error:
+        if cure is None:
+            raise
         why = error if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path} is damaged or belongs elsewhere ({why}): {cure}") from error
 
@@ -44,7 +38,7 @@ def reading(path: Path | str, cure: str) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file under a temporary name that is made durable and renamed when all of it is written; its folder is there."""
-    with naming(path):
+    with about(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w+b") as file:
@@ -84,7 +78,7 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any], of: str = "") -> Path:
-    """Writes a mapping as JSON with a checksum, of its name and of what it belongs to as well (``of``)."""
+    """Writes JSON with a checksum, of the file's name and of what it belongs to as well (``of``)."""
     content = {"format": FORMAT, **plain(content)}
     sealed = {**content, "sha256": digest([path.name, of, content])}
     return write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -92,19 +86,18 @@ def write_json(path: Path, content: Mapping[str, Any], of: str = "") -> Path:
 
 def read_json(path: Path, cure: str, of: str = "") -> dict[str, Any]:
     """What :func:`write_json` wrote, or a ValueError that names the file and the cure."""
-    with reading(path, cure):
+    with about(path, cure):
         content = json.loads(path.read_bytes().decode("utf-8"))
         seal, found = content.pop("sha256", None), content.get("format")
     if found != FORMAT:
         raise ValueError(f"{path} has format {found}, but this version reads {FORMAT}: use the one that wrote it")
-    with reading(path, cure):
-        if seal != digest([path.name, of, content]):
-            raise ValueError("its checksum is another: was it changed by hand?")
+    if seal != digest([path.name, of, content]):
+        raise ValueError(f"{path} was changed by hand, is damaged or belongs elsewhere: {cure}")
     return {name: value for name, value in content.items() if name != "format"}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, compress: bool = False) -> Path:
-    """Writes an ``.npz`` file whose comment, at its end, is a checksum, of its name and what it belongs to as well."""
+    """Writes ``.npz`` with the same checksum, as the comment at the end of the archive."""
     with replacing(path) as file:
         (np.savez_compressed if compress else np.savez)(file, **arrays)  # pyright: ignore[reportArgumentType]
         size = file.seek(-2, os.SEEK_END) + 2  # the length of the comment, 0 until now
@@ -114,8 +107,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, compress: bool 
 
 
 def read_arrays(path: Path, cure: str, of: str) -> dict[str, np.ndarray]:
-    """What :func:`write_arrays` wrote, or a ValueError that names the file and the cure; nothing is parsed before."""
-    with reading(path, cure), path.open("rb") as file:
+    """What :func:`write_arrays` wrote, or a ValueError as of :func:`read_json`; nothing is parsed before."""
+    with about(path, cure), path.open("rb") as file:
         if _seal(file, file.seek(0, os.SEEK_END) - _COMMENT, path, of) != file.read():
             raise ValueError("its checksum is another")
         file.seek(0)
@@ -124,7 +117,7 @@ def read_arrays(path: Path, cure: str, of: str) -> dict[str, np.ndarray]:
 
 
 def _seal(file: IO[bytes], size: int, path: Path, of: str) -> bytes:
-    """The checksum of the first bytes of a file, which is at the end of them then."""
+    """The checksum of the first bytes of a file, after which it stands."""
     checksum = hashlib.sha256(f"{path.name} {of}".encode())
     file.seek(0)
     while block := file.read(min(max(size - file.tell(), 0), 1 << 20)):
@@ -143,14 +136,15 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     path, text = Path(path), json.dumps(plain(record), allow_nan=False)
     if "crc" in record:
         raise ValueError(f"record has crc={record['crc']!r}, but that is where its checksum goes: use another name")
-    with reading(path, _JOURNAL), path.open("a+b") as file:
+    with about(path), path.open("a+b") as file:
         size, tail = file.seek(0, os.SEEK_END), b""
         while tail.rfind(b"\n") < 32 and len(tail) < size:  # until the last checksum is in it
             file.seek(max(size - 2 * len(tail) - 64, 0))
             tail = file.read()
         lines, _, unfinished = tail.rpartition(b"\n")
         file.truncate(size - len(unfinished))
-        crc = int(lines.rpartition(b'"crc": ')[2].removesuffix(b"}")) if lines else 0
+        with about(path, _CURE):
+            crc = int(lines.rpartition(b'"crc": ')[2].removesuffix(b"}")) if lines else 0
         file.write(f"{_with_crc(text, crc)}\n".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -168,15 +162,7 @@ def read_lines(path: str | Path) -> list[dict]:
     Raises:
         ValueError: a complete line is damaged, lost, there twice or at another place.
     """
-    records, crc = [], 0
-    for number, line in enumerate(_lines(path), 1):
-        with reading(f"{path}, line {number},", _JOURNAL):
-            record = json.loads(line)
-            before, crc = crc, record.pop("crc")
-            if line != _with_crc(json.dumps(record), before):
-                raise ValueError("its checksum is another: it or a line before it was changed or lost")
-        records.append(record)
-    return records
+    return [record for _, record in _lines(path)]
 
 
 def keep_lines(path: str | Path, count: int) -> None:
@@ -189,11 +175,11 @@ def keep_lines(path: str | Path, count: int) -> None:
     Raises:
         ValueError: there are fewer lines than that, or one of them is damaged.
     """
-    number = len(read_lines(path))
-    if number < count:
-        raise ValueError(f"{path} holds {number} lines, but {count} belong to the checkpoint: start afresh")
+    lines = [line for line, _ in _lines(path)]
+    if len(lines) < count:
+        raise ValueError(f"{path} holds {len(lines)} lines, but {count} belong to the checkpoint: start afresh")
     if Path(path).exists():
-        write_text(Path(path), "".join(f"{line}\n" for line in _lines(path)[:count]))
+        write_text(Path(path), "".join(f"{line}\n" for line in lines[:count]))
 
 
 def _with_crc(text: str, before: int) -> str:
@@ -201,10 +187,17 @@ def _with_crc(text: str, before: int) -> str:
     return f'{text[:-1]}{comma}"crc": {zlib.crc32(text.encode(), before)}}}'
 
 
-def _lines(path: str | Path) -> list[str]:
-    path = Path(path)
-    with reading(path, _JOURNAL):
-        return path.read_bytes().decode("utf-8").split("\n")[:-1] if path.exists() else []
+def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Complete lines, and what they hold; each has the checksum of itself and of those before it."""
+    with about(path, _CURE):
+        lines, crc = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], 0
+    for number, line in enumerate(lines, 1):
+        with about(f"{path}, line {number},", _CURE):
+            record = json.loads(line := line.decode("utf-8"))
+            before, crc = crc, record.pop("crc")
+            if line != _with_crc(json.dumps(record), before):
+                raise ValueError("it or a line before it was changed, moved or lost")
+        yield line, record
 
 
 @contextmanager
@@ -225,7 +218,7 @@ def lock(folder: Path) -> Iterator[str | None]:
             file.seek(0)
             yield file.read(32).decode(errors="replace").strip() or "unknown"
             return
-        with naming(folder / "lock"):
+        with about(folder / "lock"):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield None

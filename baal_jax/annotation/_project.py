@@ -1,6 +1,5 @@
 """A labelling project as a folder: ask, wait for people, read their answers, ask again."""
 
-import hashlib
 import json
 import re
 import warnings
@@ -61,6 +60,25 @@ class Ingested(NamedTuple):
     skipped: np.ndarray
     waiting: np.ndarray
     outdated: np.ndarray
+
+
+class _Project(NamedTuple):
+    """All that is in the folder of a project."""
+
+    content: dict[str, Any]  # of project.json
+    id: str  # its digest, which the other files carry
+    queries: list[dict[str, Any]]
+    labels: dict[int, dict[str, Any]]  # id → target, round, annotator and time
+    skipped: dict[int, dict[str, Any]]  # id → round and time
+
+    @property
+    def rounds(self) -> dict[int, int]:
+        """Id → the last query that asked for it: what has an answer is not asked for again."""
+        return {index: query["round"] for query in self.queries for index in query["indices"]}
+
+    @property
+    def waiting(self) -> list[int]:
+        return [index for index in self.queries[-1]["indices"] if index not in {**self.labels, **self.skipped}]
 
 
 def start(
@@ -162,10 +180,8 @@ def propose(
         held = f"inputs holds {given} examples, but the project {num_examples}"
         raise ValueError(f"{held}: pass the pool that it was started with")
     checks.typed_key("key", key)
-    if project.queries and not give_up:
-        last = _as_query(folder, project, project.queries[-1])
-        if last.waiting.size:
-            return last
+    if project.queries and project.waiting and not give_up:
+        return _as_query(folder, project)
     tasks.admit("pool", Dataset(inputs))
     number = len(project.queries)
     answered = _answers(project)
@@ -211,7 +227,8 @@ def propose(
     query = files.plain(query)
     files.write_text(folder / f"query-{number:04d}.label_studio.json", _tasks(project.content, query))
     files.write_json(folder / f"query-{number:04d}.json", query, project.id)  # a query is there once all of it is
-    return _as_query(folder, project, query)
+    project.queries.append(query)
+    return _as_query(folder, project)
 
 
 def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest", "majority"] = "newest") -> Ingested:
@@ -238,7 +255,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         raise ValueError(f"folder={str(folder)!r} has asked for nothing yet: propose first")
     if not export.is_file():
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
-    with files.reading(export, "export again, as JSON"):
+    with files.about(export, "export again, as JSON"):
         tasks = json.loads(export.read_text(encoding="utf-8-sig"))
     rounds = project.rounds
     of_project = {"kind": content["kind"], "project": _name(content), "num_examples": len(content["references"])}
@@ -270,7 +287,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         labels.pop(index, None)
         skipped[index] = {"round": rounds[index], "time": time}
     _write_labels(folder, project.id, labels, skipped)
-    changes["waiting"] = _as_query(folder, project, project.queries[-1]).waiting.tolist()
+    changes["waiting"] = project.waiting
     return Ingested(*(np.array(changes[name], np.int32) for name in Ingested._fields))
 
 
@@ -297,7 +314,7 @@ def answers(folder: str | Path) -> pool.PoolState:
     return _answers(_read(Path(folder)))
 
 
-def _answers(project: "_Project") -> pool.PoolState:
+def _answers(project: _Project) -> pool.PoolState:
     num_examples, is_number = len(project.content["references"]), project.content["class_names"] is None
     targets = np.full(num_examples, np.nan if is_number else -1, np.float32 if is_number else np.int32)
     labelled_at = np.full(num_examples, -1, np.int32)
@@ -308,77 +325,52 @@ def _answers(project: "_Project") -> pool.PoolState:
     return pool.exclude(state, np.array(sorted(project.skipped), np.int32))
 
 
-class _Project(NamedTuple):
-    """All that is in the folder of a project, looked at."""
-
-    content: dict[str, Any]  # of project.json
-    id: str  # its digest, which all other files carry
-    queries: list[dict[str, Any]]
-    labels: dict[int, dict[str, Any]]  # id → target, round, annotator and time
-    skipped: dict[int, dict[str, Any]]  # id → round and time
-
-    @property
-    def rounds(self) -> dict[int, int]:
-        """Id → the last query that asked for it: what has an answer is not asked for again."""
-        return {index: query["round"] for query in self.queries for index in query["indices"]}
-
-
 def _read(folder: Path) -> _Project:
-    path, labelled = folder / "project.json", folder / "labels.json"
-    if not path.exists():
-        raise ValueError(f"folder={str(folder)!r} holds no project: {path.name} is missing; start one first")
-    content = files.read_json(path, _CURE)
+    """Reads and looks at all files of a project."""
+    content = files.read_json(folder / "project.json", "start a project first, or restore it from a backup")
     project = _Project(content, files.digest(content), [], {}, {})
-    names = {path.name for path in folder.glob("query-*.json") if re.fullmatch(r"query-\d{4,}\.json", path.name)}
-    for number in range(len(names)):
+    num_queries = sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())
+    for number in range(num_queries):
         path = folder / f"query-{number:04d}.json"
-        if path.name not in names:
-            # An id of a query that is not known would be asked for again, and its answers refused.
-            raise ValueError(f"{folder} lacks {path.name}, but has later ones: {_CURE}")
         query = files.read_json(path, _CURE, project.id)
-        with files.reading(path, _CURE):
+        with files.about(path, _CURE):
             checks.indices("indices", query["indices"], len(content["references"]))
             if query["references"] != [content["references"][index] for index in query["indices"]]:
                 raise ValueError("its references are not those of the project")
         project.queries.append(query)
-    if not labelled.exists():
-        raise ValueError(f"{labelled}, which has all answers, is missing: {_CURE}")
-    record, rounds, num_classes = (
-        files.read_json(labelled, _CURE, project.id),
+    record, rounds, names = (
+        files.read_json(folder / "labels.json", _CURE if project.queries else "call start again", project.id),
         project.rounds,
-        len(content["class_names"] or ()),
+        content["class_names"],
     )
-    with files.reading(labelled, _CURE):
-        for said, known in ((record["labels"], project.labels), (record["skipped"], project.skipped)):
-            known |= {int(index): one for index, one in said.items()}
-            for index, one in known.items():
-                if rounds.get(index) != one["round"]:
-                    raise ValueError(f"query-{one['round']:04d}.json, if it is there, did not ask for {index}")
-                if not np.isfinite(target := one.get("target", 0)) or (
-                    num_classes and target not in range(num_classes)
-                ):
+    with files.about(folder / "labels.json", _CURE):
+        for name, known in (("labels", project.labels), ("skipped", project.skipped)):
+            known.update((int(index), said) for index, said in record[name].items())
+            for index, said in known.items():
+                datetime.fromisoformat(said["time"] or "2000-01-01")
+                if rounds.get(index) != said["round"] or (known is project.skipped and index in project.labels):
+                    raise ValueError(f"query-{said['round']:04d}.json, if it is there, does not wait for {index}")
+                target = said.get("target", 0)
+                if not (np.isfinite(target) if names is None else target in range(len(names))):
                     raise ValueError(f"{index} has the target {target}")
-                datetime.fromisoformat(one["time"] or "2000-01-01")
-        if both := project.labels.keys() & project.skipped.keys():
-            raise ValueError(f"{both} are answered and skipped")
     return project
 
 
 def _name(project: Mapping[str, Any]) -> str:
     """A name for the tasks of a project: ids mean the same wherever references, classes and what is shown agree."""
-    told = json.dumps([project[name] for name in ("kind", "class_names", "references")])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return files.digest([project[name] for name in ("kind", "class_names", "references")])[:16]
 
 
-def _as_query(folder: Path, project: _Project, query: Mapping[str, Any]) -> Query:
+def _as_query(folder: Path, project: _Project) -> Query:
+    """The last one."""
+    query = project.queries[-1]
     path, tasks = folder / f"query-{query['round']:04d}.label_studio.json", _tasks(project.content, query)
     if path.exists() and path.read_bytes() != tasks.encode():
         raise ValueError(f"{path} is damaged or not what was asked for: delete it, and propose writes it anew")
     files.write_text(path, tasks)
     ids = np.array(query["indices"], np.int32)
     scores = np.array([np.nan if score is None else score for score in query["scores"]])
-    waiting = [index for index in ids.tolist() if index not in project.labels and index not in project.skipped]
-    return Query(query["round"], ids, scores, np.array(waiting, np.int32), path)
+    return Query(query["round"], ids, scores, np.array(project.waiting, np.int32), path)
 
 
 def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:

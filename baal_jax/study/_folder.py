@@ -154,7 +154,7 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     shown = as_bytes(np.asarray(images)[ids], of=images)
     content = Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
     path, there = folder.path / "pictures.npz", ()
-    with suppress(ValueError, FileNotFoundError):  # what is damaged or lost is made anew
+    with suppress(ValueError):  # what is damaged or lost is made anew
         there = results.read_pictures(path, folder.description)
     if not there or not all(map(np.array_equal, there, content)):
         folder.require_place()

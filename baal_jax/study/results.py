@@ -132,10 +132,7 @@ def read(folder: str | Path) -> Results:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Read the content of ``study.json``; refuse a folder without one, another format, and what is damaged."""
-    path = folder / "study.json"
-    if not path.exists():
-        raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
-    return files.read_json(path, "restore it from a backup, or use another folder")
+    return files.read_json(folder / "study.json", "run a study there first, or restore it from a backup")
 
 
 def identity(description: Mapping[str, Any]) -> str:
@@ -182,7 +179,7 @@ def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[C
     of = identity(description)
     for path in sorted((folder / "cells").glob("*.npz")):
         content = files.read_arrays(path, _CURE, of)
-        with files.reading(path, _CURE):
+        with files.about(path, _CURE):
             parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
             for name in content:
                 group, _, rest = name.partition("/")
@@ -197,7 +194,7 @@ def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[C
             cells[str(content["strategy"])].append(cell)
     cells = {name: sorted(there, key=lambda cell: tuple(cell.runs.seeds)) for name, there in cells.items() if there}
     for name, there in cells.items():
-        with files.reading(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
+        with files.about(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
             merge(there)
     return cells
 
@@ -225,7 +222,7 @@ def write_pictures(path: Path, pictures: Pictures, description: Mapping[str, Any
 def read_pictures(path: Path, description: Mapping[str, Any]) -> Pictures:
     """Read what :func:`write_pictures` wrote."""
     content = files.read_arrays(path, _CURE, identity(description))
-    with files.reading(path, _CURE):
+    with files.about(path, _CURE):
         pictures = Pictures(**content)
         if {len(part) for part in pictures} != {len(pictures.ids)} or pictures.images.ndim != 4:
             raise ValueError(f"images are {pictures.images.shape} for {len(pictures.ids)} ids")

@@ -357,7 +357,7 @@ def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(ask
         rejects(message, annotation.ingest, home, path)
     for folder, export, message in (
         (home, tmp_path / "nowhere.json", "is no file: give the JSON"),
-        (tmp_path, path, "holds no project"),
+        (tmp_path, path, "project.json is missing: start a project first"),
         (begin(tmp_path / "new"), path, "has asked for nothing yet: propose first"),
     ):
         rejects(message, annotation.ingest, folder, export)
@@ -378,7 +378,7 @@ def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
         ("labels.json", {"labels": {}}, "is damaged .*'skipped'.*: restore it from a backup"),
         ("labels.json", {"labels": {index: said | {"target": 3}}, "skipped": {}}, "is damaged .* has the target 3"),
         ("labels.json", {"labels": {index: said | {"time": "noon"}}, "skipped": {}}, "is damaged .*noon"),
-        ("labels.json", {"labels": {index: said}, "skipped": {index: said}}, "is damaged .* are answered and skipped"),
+        ("labels.json", {"labels": {index: said}, "skipped": {index: said}}, "is damaged .*query-0000.json, if"),
         ("labels.json", {"labels": {index: said | {"round": 2}}, "skipped": {}}, "is damaged .*query-0002.json, if"),
         ("query-0000.json", query | {"indices": [0, 0]}, "is damaged .*indices holds 0 more than once"),
         ("query-0000.json", query | {"indices": [0, 40]}, "is damaged .*indices holds 40, outside"),
@@ -401,7 +401,7 @@ def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
     rejects(f"{tasks.name} is damaged or not what was asked for: delete it", ask, home)
     tasks.unlink()
     (home / "query-0000.json").unlink()  # its ids would be asked for again
-    rejects(r"lacks query-0000.json, but has later ones: restore", ask, home)
+    rejects(r"query-0000.json is missing: restore", ask, home)
 
 
 def test_another_project_in_the_folder_is_refused(tmp_path):

@@ -80,7 +80,7 @@ def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):
     written = [folder / "report.html", figures / "curves_rmse.svg", figures / "mean_score.svg"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in written if path.exists()]
     assert command_line.main(["report", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"report: folder='{tmp_path}' holds no study")
+    assert capsys.readouterr().err.startswith(f"report: {tmp_path / 'study.json'} is missing: run a study there first")
 
 
 # Studies

@@ -1,6 +1,7 @@
 """Damage to every kind of file that is read: what was written comes back, or an error names the file.
 
-``python -m tests.contracts.damage --number 5000 --seed 0`` tries many, ``--kinds study checkpoint`` of these alone.
+``python -m tests.contracts.damage --number 5000 --seed 0`` tries many, ``--kinds study checkpoint`` of these alone;
+``--kills 40`` kills programs that write at random moments, and lets them go on.
 """
 
 import argparse
@@ -10,8 +11,10 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -189,8 +192,12 @@ def whole_study(folder, strategies=("random", "bald"), key=0):
     return [found, (folder / "results.csv").read_text()]
 
 
-def begun(folder, rate=0.5, **options):
+def started(folder, rate=0.5):
     annotation.start(folder, references=list("abçdefgh"), class_names=NAMES, config={"rate": rate})
+
+
+def begun(folder, rate=0.5, **options):
+    started(folder, rate)
     return annotation.propose(folder, None, np.zeros((8, 1)), key=jax.random.key(0), num_initial=3, **options)
 
 
@@ -234,6 +241,55 @@ KINDS = {
 }
 
 
+def steps(folder):
+    """A run with a journal and checkpoints, which goes on from the newest."""
+    with checkpoint.checkpointer(folder / "checkpoints", {"rate": 0.1}) as saved:
+        done = saved.latest or 0
+        state = saved.restore({"sum": np.zeros(300, int)}) if done else {"sum": np.zeros(300, int)}
+        checkpoint.keep_lines(folder / "rounds.jsonl", done)
+        for i in range(done, 9):
+            state = {"sum": state["sum"] + i}
+            checkpoint.append_line(folder / "rounds.jsonl", {"i": i, "sum": state["sum"][:3]})
+            saved.save(i + 1, state)
+
+
+def skipped(folder):
+    """A project all of whose examples are asked for and skipped, three at a time."""
+    started(folder)
+    while (np.asarray(annotation.answers(folder).labelled_at) == -1).any():
+        tasks = json.loads(begun(folder).tasks.read_text())
+        said = {"was_cancelled": True, "result": [], "created_at": "2026-01-02"}
+        export = folder.parent / f"{folder.name}.json"
+        export.write_text(json.dumps([task | {"annotations": [said]} for task in tasks]))
+        annotation.ingest(folder, export)
+
+
+PROGRAMS = {"study": whole_study, "steps": steps, "project": skipped}
+
+
+def contents(folder):
+    """Of all files but the lock, which holds nothing that anybody wants back, and what a killed process left."""
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def kills(name: str, number: int, seed: int, home: Path) -> Iterator[bool]:
+    """Kills a program at random moments, lets it go on, and says whether it ended as if in peace."""
+    chance, peace = random.Random(f"{name} {seed}"), home / "peace"
+    peace.mkdir()
+    PROGRAMS[name](peace)
+    for _ in range(number):
+        folder = home / f"killed{_}"
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.contracts.damage", "--go-on", name, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(chance.uniform(0, 0.5))
+            process.kill()
+        PROGRAMS[name](folder)
+        yield contents(folder) == contents(peace)
+
+
 def kinds() -> dict[str, Kind]:
     """Ours and those of other programs."""
     if importlib.util.find_spec("tests.contracts.foreign") is None:
@@ -247,8 +303,22 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=500, help="damages, over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", choices=kinds())
+    parser.add_argument("--kills", type=int, help="kill programs that write, so often each, instead")
+    parser.add_argument("--go-on", nargs=2, metavar=("PROGRAM", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.go_on:
+        print("ready", flush=True)
+        PROGRAMS[options.go_on[0]](Path(options.go_on[1]))
+        return 0
+    if options.kills:
+        with tempfile.TemporaryDirectory() as home:
+            same_ends = {}
+            for name in PROGRAMS:
+                (place := Path(home, name)).mkdir()
+                same_ends[name] = sum(kills(name, options.kills, options.seed, place))
+        print(f"of {options.kills} kills each ended as if in peace: {same_ends}")
+        return int(set(same_ends.values()) != {options.kills})
     asked = {name: kind for name, kind in kinds().items() if not options.kinds or name in options.kinds}
     total = collections.Counter()
     outcomes = ("silent", "nameless", "refused", "harmless")

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import resource
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -232,6 +233,66 @@ def test_what_is_damaged_lost_or_of_another_folder_is_refused_by_name_or_read_as
     attempts = list(damage.attempts(name, damage.kinds()[name], 80, seed=0))
     assert not [attempt for attempt in attempts if attempt.outcome in ("silent", "nameless")]
     assert sum(attempt.outcome == "refused" for attempt in attempts) > 30
+
+
+@pytest.fixture(params=damage.PROGRAMS)
+def program(request, tmp_path):
+    """Something that goes on with its folder; a folder; and what is in it at the end."""
+    peace, folder = tmp_path / "peace", tmp_path / "folder"
+    for place in (peace, folder):
+        place.mkdir()
+    damage.PROGRAMS[request.param](peace)
+    return request.param, damage.PROGRAMS[request.param], folder, damage.contents(peace)
+
+
+@pytest.mark.parametrize("name", damage.PROGRAMS)
+def test_what_is_killed_goes_on_and_ends_as_if_in_peace(name, tmp_path):
+    """``python -m tests.contracts.damage --kills 40`` kills more."""
+    assert all(damage.kills(name, 2, 0, tmp_path))
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_is_there_stays_whole(program):
+    _, go_on, folder, expected = program
+    (soft, hard), said = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    for size in (1, *[size - 1 for size in sorted(map(len, expected.values()))]):  # a file grows to no more
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            go_on(folder)
+        except OSError as error:
+            said.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    go_on(folder)
+    assert len(said) >= 3
+    assert all(f"File too large: '{folder}" in error for error in said)
+    assert damage.contents(folder) == expected
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_moved_is_said_and_goes_on_where_it_is_now(program, is_replaced, monkeypatch, tmp_path):
+    name, go_on, _, expected = program
+    chance = np.random.default_rng(0)
+    if is_replaced and name != "study":
+        pytest.skip("only a study knows its folder from another")
+    for attempt in range(6):
+        here, now, calls = tmp_path / f"here{attempt}", tmp_path / f"now{attempt}", iter(range(1000))
+        here.mkdir()
+        at, fsync = chance.integers(12), os.fsync
+
+        def moves(file, here=here, now=now, at=at, calls=calls, fsync=fsync):
+            fsync(file)
+            if next(calls) == at:
+                here.rename(now)
+                if is_replaced:
+                    (here / "cells").mkdir(parents=True)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", moves)
+            with pytest.raises((ValueError, OSError), match=str(here)):
+                go_on(here)
+        assert not [path for path in here.rglob("*") if path.is_file()]
+        go_on(now)
+        assert damage.contents(now) == expected
 
 
 def test_a_line_of_a_journal_is_durable_when_the_call_returns_and_a_cut_one_is_left_out(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
     files.write_json(tmp_path / "study.json", {**found.description, "format": 1})
     with pytest.raises(ValueError, match=r"study.json has format 1, but this version reads 3: use the one that wrote"):
         results.read(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no study: study.json is missing"):
+    with pytest.raises(ValueError, match=r"study.json is missing: run a study there first"):
         results.read(tmp_path / "nowhere")
 
 
