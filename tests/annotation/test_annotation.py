@@ -404,6 +404,15 @@ def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
     rejects(r"query-0000.json is missing: restore", ask, home)
 
 
+WRONG = [
+    ({"references": []}, "references is empty"),
+    ({"class_names": ["a"]}, "class_names="),
+    ({"class_names": ["a", "b\n"]}, r"class_names holds 'b\\n', but"),
+    ({"references": ["a\n", "b\0"]}, r"references holds 'b\\x00', but"),
+    ({"config": {"\udfff": 1}}, r"config holds '\\udfff', but"),
+]
+
+
 def test_another_project_in_the_folder_is_refused(tmp_path):
     home = begin(tmp_path)
     assert annotation.start(home, references=REFERENCES, class_names=tuple(NAMES)) == home / "project.json"
@@ -423,7 +432,7 @@ def test_another_project_in_the_folder_is_refused(tmp_path):
         ({"key": 0}, "key=0 must be a typed key"),
     ):
         rejects(message, ask, home, **options)
-    for options, message in (({"references": []}, "references is empty"), ({"class_names": ["a"]}, "class_names=")):
+    for options, message in WRONG:
         with pytest.raises(ValueError, match=message):
             begin(tmp_path / "new", **options)
 

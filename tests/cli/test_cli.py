@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_the_commands_are_listed_and_what_is_none_is_refused(capsys, monkeypatch
     assert capsys.readouterr().err.startswith("report: ")
 
 
-def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):
+def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys, monkeypatch):
     study = make_results(("random",), seeds=2, rounds=2, classes=None)
     for name in ("mae", "nll"):
         del study.runs["random"].metrics[name]
@@ -79,6 +80,13 @@ def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):
     assert command_line.main(["report", str(folder), "--figures", str(figures), "--formats", "svg"]) == 0
     written = [folder / "report.html", figures / "curves_rmse.svg", figures / "mean_score.svg"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in written if path.exists()]
+    (tmp_path / "folder.html").mkdir()
+    assert command_line.main(["report", str(folder), "--out", str(tmp_path / "folder.html")]) == 1
+    assert capsys.readouterr().err == f"report: [Errno 21] Is a directory: '{tmp_path / 'folder.html'}'\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "read", lambda folder: signal.raise_signal(signal.SIGINT))
+        assert command_line.main(["report", str(folder)]) == 130
+    assert capsys.readouterr().err == "report: interrupted\n"
     assert command_line.main(["report", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"report: {tmp_path / 'study.json'} is missing: run a study there first")
 
