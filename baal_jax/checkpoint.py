@@ -92,8 +92,8 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
         :class:`Checkpointer`.
 
     Raises:
-        ValueError: the folder belongs to another configuration or format, with every difference named.
-        RuntimeError: another process (or another call in this one) works in the folder.
+        ValueError: the folder belongs to another configuration or format, with every difference named, is damaged, or
+            another process (or another call in this one) works in it.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -111,10 +111,7 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
     checks.text("config", config := files.plain(config), lines=True)
     checkpoints = Checkpointer(Path(directory), checks.positive_int("keep", keep), files.digest(config))
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    with files.lock(checkpoints.directory) as holder:
-        if holder is not None:
-            cure = "wait for it, or choose another folder"
-            raise RuntimeError(f"another run works in {directory} (process {holder}): {cure}")
+    with files.lock(checkpoints.directory):
         for left_over in checkpoints.directory.glob(".step_*"):
             left_over.unlink()
         _require_same(checkpoints.directory, config)
@@ -123,10 +120,8 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
 
 def _require_same(folder: Path, config: Any) -> None:
     """Refuses another configuration than that of the folder; another jax is only a warning."""
-    path, record = (
-        folder / "config.json",
-        {"config": config, "versions": {name: version(name) for name in ("jax", "jaxlib")}},
-    )
+    path, versions = folder / "config.json", {name: version(name) for name in ("jax", "jaxlib")}
+    record = {"config": config, "versions": versions}
     if not path.exists():
         if any(folder.glob("step_*")):
             raise ValueError(f"{folder} holds checkpoints but no config.json: choose another folder")

@@ -26,7 +26,7 @@ def opened(folder, config=CONFIG, **options):
 
 def refused(folder, config=CONFIG, **options):
     """What is said when a folder is not opened."""
-    with pytest.raises((ValueError, RuntimeError)) as caught, opened(folder, config, **options):
+    with pytest.raises(ValueError, match=r".") as caught, opened(folder, config, **options):
         pass
     return str(caught.value)
 
@@ -185,7 +185,7 @@ def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is
         assert [saved.latest, saved.restore(0), saved.restore(0, number=3)] == [4, 4, 3]
         saved.save(5, 5)
         assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000005.npz"]
-        assert refused(tmp_path).startswith(f"another run works in {tmp_path} (process {os.getpid()})")
+        assert f"another process: wait for it (process {os.getpid()})" in refused(tmp_path)
     for name in (".step_00000006.npz.x4f_2ab9", ".step_00000005.npz.0"):  # of a process that was killed
         (tmp_path / name).write_bytes(b"PK")
     with opened(tmp_path) as saved:
@@ -213,8 +213,8 @@ def test_lines_of_a_journal(tmp_path):
     assert checkpoint.read_lines(path)[2:] == [{}, long]
     checkpoint.append_line(path, {"i": 3})
     assert checkpoint.read_lines(path)[2:] == [{}, long, {"i": 3}]
-    with pytest.raises(ValueError, match="record has crc=1"):
-        checkpoint.append_line(path, {"crc": 1})
+    checkpoint.append_line(path, {"crc": 1})
+    assert checkpoint.read_lines(path)[5] == {"crc": 1}
     for wrong, number in ((lines[::-1], 1), (lines[1:], 1), ([lines[0], *lines], 2), ([lines[0], b'{"i": \n'], 2)):
         path.write_bytes(b"".join(wrong))
         with pytest.raises(

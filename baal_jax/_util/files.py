@@ -16,6 +16,7 @@ import numpy as np
 
 FORMAT = 3  # of all that is written with a checksum: what is in the files, and how
 _COMMENT = 64  # hexadecimal digits
+_CRC = ', "crc": '
 _CURE = "delete the file and its checkpoints"
 
 
@@ -67,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes all of a file, or nothing; a file that says so already stays as it is."""
+    """Writes all of a file, or nothing; one that is the same already stays."""
     content = text.encode("utf-8")
     return path if path.is_file() and path.read_bytes() == content else write_bytes(path, content)
 
@@ -130,12 +131,9 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
     Args:
         path: the journal; made if it does not exist, in a folder that does.
-        record: mapping; arrays become lists, and non-finite numbers null. ``crc`` is the checksum of the line and those
-            before it.
+        record: mapping; arrays become lists, and non-finite numbers null. A checksum of it and all before is added.
     """
     path, text = Path(path), json.dumps(plain(record), allow_nan=False)
-    if "crc" in record:
-        raise ValueError(f"record has crc={record['crc']!r}, but that is where its checksum goes: use another name")
     with about(path), path.open("a+b") as file:
         size, tail = file.seek(0, os.SEEK_END), b""
         while tail.rfind(b"\n") < 32 and len(tail) < size:  # until the last checksum is in it
@@ -144,8 +142,8 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
         lines, _, unfinished = tail.rpartition(b"\n")
         file.truncate(size - len(unfinished))
         with about(path, _CURE):
-            crc = int(lines.rpartition(b'"crc": ')[2].removesuffix(b"}")) if lines else 0
-        file.write(f"{_with_crc(text, crc)}\n".encode())
+            crc = zlib.crc32(text.encode(), int(lines.rpartition(b" ")[2].removesuffix(b"}")) if lines else 0)
+        file.write(f"{text[:-1]}{_CRC[text == '{}' :]}{crc}}}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -182,46 +180,39 @@ def keep_lines(path: str | Path, count: int) -> None:
         write_text(Path(path), "".join(f"{line}\n" for line in lines[:count]))
 
 
-def _with_crc(text: str, before: int) -> str:
-    comma = ", " if len(text) > 2 else ""
-    return f'{text[:-1]}{comma}"crc": {zlib.crc32(text.encode(), before)}}}'
-
-
 def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Complete lines, and what they hold; each has the checksum of itself and of those before it."""
-    with about(path, _CURE):
-        lines, crc = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], 0
+    lines, crc = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], 0
     for number, line in enumerate(lines, 1):
         with about(f"{path}, line {number},", _CURE):
-            record = json.loads(line := line.decode("utf-8"))
-            before, crc = crc, record.pop("crc")
-            if line != _with_crc(json.dumps(record), before):
+            text, _, said = (line := line.decode("utf-8")).removesuffix("}").rpartition(_CRC[1:])
+            crc = zlib.crc32((text := text.removesuffix(",") + "}").encode(), crc)
+            if crc != int(said):
                 raise ValueError("it or a line before it was changed, moved or lost")
+            record = json.loads(text)
         yield line, record
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[str | None]:
-    """Yields None and keeps other processes out, or yields the process that holds the lock already.
-
-    The system takes a lock back when its process dies, however it dies.
-    """
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; the system takes a lock back when its process dies, however it dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two writers are not told apart there
-        yield None
+        yield
         return
     with (folder / "lock").open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.seek(0)
-            yield file.read(32).decode(errors="replace").strip() or "unknown"
-            return
+            holder = file.read(32).decode(errors="replace").strip() or "unknown"
+            cure = f"wait for it (process {holder}), or choose another folder"
+            raise ValueError(f"folder={str(folder)!r} is being written to by another process: {cure}") from error
         with about(folder / "lock"):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
-        yield None
+        yield
 
 
 def plain(value: Any) -> Any:

@@ -78,7 +78,9 @@ class _Project(NamedTuple):
 
     @property
     def waiting(self) -> list[int]:
-        return [index for index in self.queries[-1]["indices"] if index not in {**self.labels, **self.skipped}]
+        """Ids of the last query, if any, that have no answer."""
+        indices = self.queries[-1]["indices"] if self.queries else []
+        return [index for index in indices if index not in self.labels and index not in self.skipped]
 
 
 def start(
@@ -180,7 +182,7 @@ def propose(
         held = f"inputs holds {given} examples, but the project {num_examples}"
         raise ValueError(f"{held}: pass the pool that it was started with")
     checks.typed_key("key", key)
-    if project.queries and project.waiting and not give_up:
+    if project.waiting and not give_up:
         return _as_query(folder, project)
     tasks.admit("pool", Dataset(inputs))
     number = len(project.queries)
@@ -217,13 +219,9 @@ def propose(
             shown = jnp.exp(model_average(outputs))
     kept = np.asarray(selection.indices) >= 0
     ids = np.asarray(selection.indices)[kept]
-    query = {
-        "round": number,
-        "indices": ids,
-        "scores": np.asarray(selection.scores, np.float64)[kept],
-        "predictions": None if shown is None else np.asarray(shown, np.float64)[kept],
-        "references": [project.content["references"][index] for index in ids],
-    }
+    query = {"round": number, "indices": ids, "scores": np.asarray(selection.scores, np.float64)[kept]}
+    query["predictions"] = None if shown is None else np.asarray(shown, np.float64)[kept]
+    query["references"] = [project.content["references"][index] for index in ids]
     query = files.plain(query)
     files.write_text(folder / f"query-{number:04d}.label_studio.json", _tasks(project.content, query))
     files.write_json(folder / f"query-{number:04d}.json", query, project.id)  # a query is there once all of it is
@@ -262,14 +260,11 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     annotations = from_label_studio(
         tasks, content["class_names"], proposed=rounds, several=several, source=export.name, **of_project
     )
+    checks.text(f"{export.name}: annotators", annotations.annotators)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
     for place, index in enumerate(annotations.indices.tolist()):
-        label = {
-            "target": annotations.targets[place].item(),
-            "round": rounds[index],
-            "annotator": annotations.annotators[place],
-            "time": annotations.times.get(index),
-        }
+        label = {"target": annotations.targets[place].item(), "round": rounds[index]}
+        label |= {"annotator": annotations.annotators[place], "time": annotations.times.get(index)}
         old = labels.get(index)
         same = old is not None and old["target"] == label["target"]
         if _is_newer(old or skipped.get(index), label["time"]):
@@ -338,11 +333,8 @@ def _read(folder: Path) -> _Project:
             if query["references"] != [content["references"][index] for index in query["indices"]]:
                 raise ValueError("its references are not those of the project")
         project.queries.append(query)
-    record, rounds, names = (
-        files.read_json(folder / "labels.json", _CURE if project.queries else "call start again", project.id),
-        project.rounds,
-        content["class_names"],
-    )
+    cure, rounds, names = _CURE if project.queries else "call start again", project.rounds, content["class_names"]
+    record = files.read_json(folder / "labels.json", cure, project.id)
     with files.about(folder / "labels.json", _CURE):
         for name, known in (("labels", project.labels), ("skipped", project.skipped)):
             known.update((int(index), said) for index, said in record[name].items())
@@ -362,7 +354,6 @@ def _name(project: Mapping[str, Any]) -> str:
 
 
 def _as_query(folder: Path, project: _Project) -> Query:
-    """The last one."""
     query = project.queries[-1]
     path, tasks = folder / f"query-{query['round']:04d}.label_studio.json", _tasks(project.content, query)
     if path.exists() and path.read_bytes() != tasks.encode():
@@ -374,15 +365,9 @@ def _as_query(folder: Path, project: _Project) -> Query:
 
 
 def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
-    tasks = to_label_studio(
-        query["indices"],
-        query["references"],
-        project["class_names"],
-        kind=project["kind"],
-        predictions=query["predictions"],
-        scores=[np.nan if score is None else score for score in query["scores"]],
-        project=_name(project),
-    )
+    told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": query["predictions"]}
+    scores = [np.nan if score is None else score for score in query["scores"]]
+    tasks = to_label_studio(query["indices"], query["references"], project["class_names"], scores=scores, **told)
     return json.dumps(tasks, indent=1, ensure_ascii=False) + "\n"
 
 

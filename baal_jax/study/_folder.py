@@ -102,9 +102,7 @@ def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
     """The folder for one writer at a time, made if needed; the table is written at the end, whatever ends it."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with files.lock(path) as holder:
-        if holder is not None:
-            raise ValueError(f"folder={str(path)!r} is being written to by another process ({holder}): wait for it")
+    with files.lock(path):
         folder = Folder(path, description)
         try:
             yield folder

@@ -164,9 +164,8 @@ def table(results: Results) -> str:
 
 def write_cell(folder: Path, description: Mapping[str, Any], strategy: str, cell: Cell) -> Path:
     """Write what one call computed for a strategy, whole or not at all."""
-    content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
-    for group in ("metrics", "diagnostics"):
-        content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
+    leaves = jax.tree_util.tree_leaves_with_path(cell.runs)
+    content = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
     content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
     path = folder / "cells" / f"{slug(strategy)}-{seeds}.npz"
@@ -181,17 +180,13 @@ def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[C
         content = files.read_arrays(path, _CURE, of)
         with files.about(path, _CURE):
             parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
-            for name in content:
+            for name, part in content.items():
                 group, _, rest = name.partition("/")
-                if rest:
-                    parts[group][rest] = content[name]
-                elif name in Runs._fields:
-                    parts[name] = content[name]
-            cell = Cell(Runs(**parts), str(content["program"]), int(content["chunk"]))
-            if str(content["strategy"]) not in cells:
-                raise ValueError(f"study.json does not know the strategy {str(content['strategy'])!r}")
-            _look(cell.runs, description)
-            cells[str(content["strategy"])].append(cell)
+                (parts[group] if rest else parts)[rest or name] = part
+            program, chunk, strategy = (parts.pop(name).item() for name in ("program", "chunk", "strategy"))
+            if strategy not in cells:
+                raise ValueError(f"study.json does not know the strategy {strategy!r}")
+            cells[strategy].append(Cell(_looked_at(Runs(**parts), description), program, chunk))
     cells = {name: sorted(there, key=lambda cell: tuple(cell.runs.seeds)) for name, there in cells.items() if there}
     for name, there in cells.items():
         with files.about(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
@@ -199,19 +194,16 @@ def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[C
     return cells
 
 
-def _look(runs: Runs, description: Mapping[str, Any]) -> None:
+def _looked_at(runs: Runs, description: Mapping[str, Any]) -> Runs:
     """Refuses what no study of this description has."""
     shape = len(runs.seeds), description.get("num_rounds", runs.num_labelled.shape[1])
-    parts = {**runs._asdict(), **runs.metrics, **runs.diagnostics}
-    for name in ("seeds", "initial", "metrics", "diagnostics"):
-        del parts[name]
+    parts = jax.tree.leaves(runs._replace(seeds=None, initial=None))
     ids = np.concatenate([runs.initial.ravel(), runs.indices.ravel()])
-    if len(runs.initial) != shape[0] or any(part.shape[:2] != shape for part in parts.values()):
+    if len(runs.initial) != shape[0] or any(part.shape[:2] != shape for part in parts):
         raise ValueError(f"not all of it has {shape[0]} seeds and {shape[1]} rounds")
     if ids.dtype.kind != "i" or ids.min(initial=0) < -1 or ids.max(initial=0) >= description.get("num_pool", np.inf):
         raise ValueError(f"ids are {ids.dtype} from {ids.min()} to {ids.max()}, outside of the pool")
-    if not {*runs.seeds.tolist()} <= {*description["seeds"]}:
-        raise ValueError(f"study.json does not know all of its seeds, {runs.seeds.tolist()}")
+    return runs
 
 
 def write_pictures(path: Path, pictures: Pictures, description: Mapping[str, Any]) -> Path:
@@ -221,12 +213,7 @@ def write_pictures(path: Path, pictures: Pictures, description: Mapping[str, Any
 
 def read_pictures(path: Path, description: Mapping[str, Any]) -> Pictures:
     """Read what :func:`write_pictures` wrote."""
-    content = files.read_arrays(path, _CURE, identity(description))
-    with files.about(path, _CURE):
-        pictures = Pictures(**content)
-        if {len(part) for part in pictures} != {len(pictures.ids)} or pictures.images.ndim != 4:
-            raise ValueError(f"images are {pictures.images.shape} for {len(pictures.ids)} ids")
-    return pictures
+    return Pictures(**files.read_arrays(path, _CURE, identity(description)))
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
@@ -234,15 +221,14 @@ def merge(cells: Iterable[Cell]) -> Runs:
 
     Refuses cells of several programs or kinds of value, and a seed that has two outcomes.
     """
-    parts, kinds = [], []
-    for cell in cells:
-        parts.append(cell.runs)
-        kinds.append((cell.program, cell.chunk, jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape[1:]), cell.runs)))
-        if kinds[-1] != kinds[0]:
-            what = "metrics, sizes or kinds of number" if kinds[-1][:2] == kinds[0][:2] else "program"
-            first, last = parts[0].seeds[0], cell.runs.seeds[0]
-            raise ValueError(f"the cell of seed {last} is of another {what} than that of seed {first}")
-    _, first, back = np.unique([seed for runs in parts for seed in runs.seeds], return_index=True, return_inverse=True)
+    cells = list(cells)
+    kinds = [jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape[1:]), cell.runs) for cell in cells]
+    for cell, kind in zip(cells, kinds, strict=True):
+        if (kind, *cell[1:]) != (kinds[0], *cells[0][1:]):
+            first, now = cells[0].runs.seeds[0], cell.runs.seeds[0]
+            raise ValueError(f"the cell of seed {now} is of another program or kind of value than that of seed {first}")
+    seeds = np.concatenate([cell.runs.seeds for cell in cells])
+    _, first, back = np.unique(seeds, return_index=True, return_inverse=True)
 
     def joined(*values: Any) -> Any:
         whole = np.concatenate(values)
@@ -250,7 +236,7 @@ def merge(cells: Iterable[Cell]) -> Runs:
             raise ValueError("a seed that is there twice has two outcomes")
         return whole[first]
 
-    return jax.tree.map(joined, *parts)
+    return jax.tree.map(joined, *(cell.runs for cell in cells))
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
