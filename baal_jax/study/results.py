@@ -135,7 +135,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return files.read_json(folder / "study.json", "run a study there first, or restore it from a backup")
 
 
-def identity(description: Mapping[str, Any]) -> str:
+def _identity(description: Mapping[str, Any]) -> str:
     """What tells a study from others: a digest of all that it cannot change."""
     return files.digest({name: value for name, value in description.items() if name not in MAY_CHANGE})
 
@@ -169,13 +169,13 @@ def write_cell(folder: Path, description: Mapping[str, Any], strategy: str, cell
     seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
     content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
     path = folder / "cells" / f"{slug(strategy)}-{seeds}.npz"
-    return files.write_arrays(path, content, identity(description), compress=True)
+    return files.write_arrays(path, content, _identity(description), compress=True)
 
 
 def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[Cell]]:
     """Read all cells: strategy → cells in the order of their first seeds, which :func:`merge` can put together."""
     cells: dict[str, list[Cell]] = {name: [] for name in description["strategies"]}
-    of = identity(description)
+    of = _identity(description)
     for path in sorted((folder / "cells").glob("*.npz")):
         content = files.read_arrays(path, _CURE, of)
         with files.about(path, _CURE):
@@ -208,19 +208,16 @@ def _looked_at(runs: Runs, description: Mapping[str, Any]) -> Runs:
 
 def write_pictures(path: Path, pictures: Pictures, description: Mapping[str, Any]) -> Path:
     """Write pictures, whole or not at all."""
-    return files.write_arrays(path, pictures._asdict(), identity(description), compress=True)
+    return files.write_arrays(path, pictures._asdict(), _identity(description), compress=True)
 
 
 def read_pictures(path: Path, description: Mapping[str, Any]) -> Pictures:
     """Read what :func:`write_pictures` wrote."""
-    return Pictures(**files.read_arrays(path, _CURE, identity(description)))
+    return Pictures(**files.read_arrays(path, _CURE, _identity(description)))
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
-    """Put cells of one strategy together, seeds ascending; a seed that is there twice is taken once.
-
-    Refuses cells of several programs or kinds of value, and a seed that has two outcomes.
-    """
+    """Put cells of one strategy together, seeds ascending; refuse several programs, and several outcomes of a seed."""
     cells = list(cells)
     kinds = [jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape[1:]), cell.runs) for cell in cells]
     for cell, kind in zip(cells, kinds, strict=True):
@@ -255,10 +252,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def slug(name: str) -> str:
-    """Make a name for files that every system tells from others: small letters, digits, dots and underscores.
-
-    A name that is changed, is long or looks as if it were gets a digest of its own.
-    """
+    """Make a short name of ``[a-z0-9._]`` for files, with a digest where it has to be changed or looks as if it were."""
     safe = re.sub(r"[^a-z0-9._]+", "_", name.lower()).lstrip(".")[:80]
     is_own = safe == name and not re.search(r"\.[0-9a-f]{8}$", name)
     return safe if is_own else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
