@@ -65,6 +65,8 @@ def test_everything_comes_back_bit_for_bit_in_an_order_of_its_own(tmp_path):
         assert saved.latest is None
         saved.save(0, state)
         assert_identical(saved.restore(state), state)
+        with np.load(tmp_path / "step_00000000.npz") as plain:  # which others read too
+            assert plain["['doubles'] float64 (2,)"].tolist() == [0.1, np.inf]
         saved.save(1, {"big endian": np.array([1, 2], ">i4"), "scalar": np.float64(1.5), "a": np.int32(3)})
         like = OrderedDict(scalar=np.float64(0), a=np.int32(0), **{"big endian": np.zeros(2, np.int32)})
         restored = saved.restore(like)
@@ -161,6 +163,10 @@ def test_numbers_count_upwards_and_only_the_newest_stay(keep, left, tmp_path):
         with pytest.raises(ValueError, match=r"step_00000007.npz is damaged .*: delete it to go on"):
             saved.restore(0)
     assert "keep=0" in refused(tmp_path, keep=0)
+    with opened(tmp_path / "many", keep=keep) as saved:
+        for number in (99_999_999, 100_000_000):  # as text they are the other way round
+            saved.save(number, number)
+        assert [saved.latest, saved.restore(0)] == [100_000_000] * 2
 
 
 def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is_let_in(tmp_path, monkeypatch):

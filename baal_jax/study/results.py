@@ -252,7 +252,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def slug(name: str) -> str:
-    """Make a short name of ``[a-z0-9._]`` for files, with a digest where it has to be changed or looks as if it were."""
+    """Make a short name of ``[a-z0-9._]`` for files, with a digest where it is changed or looks as if it were."""
     safe = re.sub(r"[^a-z0-9._]+", "_", name.lower()).lstrip(".")[:80]
     is_own = safe == name and not re.search(r"\.[0-9a-f]{8}$", name)
     return safe if is_own else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
