@@ -226,7 +226,7 @@ def test_lines_of_a_journal(tmp_path):
         with pytest.raises(
             ValueError, match=rf"rounds.jsonl, line {number}, is damaged .*: delete the file and its ch"
         ):
-            checkpoint.keep_lines(path, 1)
+            checkpoint.keep_lines(path, 2)
 
 
 def test_what_json_holds_is_plain():

@@ -153,7 +153,7 @@ def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[
         if class_names is None:
             said.setdefault("strategy", "variance")
         return kind, class_names, Settings(**said)
-    if "data" not in known["config"]:
+    if known["config"].keys() != {*Settings._fields}:
         raise ValueError(f"folder={str(wanted.folder)!r} was begun from Python, with its own loop: go on from there")
     was = {**known["config"], "kind": known["kind"], "classes": known["class_names"]}
     for name, value in said.items():

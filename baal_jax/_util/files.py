@@ -171,13 +171,13 @@ def keep_lines(path: str | Path, count: int) -> None:
         count: how many lines to keep.
 
     Raises:
-        ValueError: there are fewer lines than that, or one of them is damaged.
+        ValueError: there are fewer lines than that, or one of these is damaged.
     """
-    lines = [line for line, _ in _lines(path)]
+    lines = [line for _, (line, _) in zip(range(count), _lines(path), strict=False)]  # whatever comes after them
     if len(lines) < count:
         raise ValueError(f"{path} holds {len(lines)} lines, but {count} belong to the checkpoint: start afresh")
     if Path(path).exists():
-        write_text(Path(path), "".join(f"{line}\n" for line in lines[:count]))
+        write_text(Path(path), "".join(f"{line}\n" for line in lines))
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:

@@ -104,8 +104,7 @@ def start(
         The path of ``project.json``.
 
     Raises:
-        ValueError: the folder holds another project or one without ``project.json``, or a name is missing or cannot be
-            written.
+        ValueError: the folder holds another project or what is left of one, or text is missing or cannot be written.
     """
     folder = Path(folder)
     content = {
@@ -116,9 +115,8 @@ def start(
     }
     if not content["references"]:
         raise ValueError("references is empty: give one for each example of the pool")
-    checks.text("class_names", content["class_names"])
-    checks.text("references", content["references"], lines=True)
-    checks.text("config", content["config"], lines=True)
+    for name in ("class_names", "references", "config"):
+        checks.text(name, content[name], lines=name != "class_names")
     interface = labelling_config(class_names, kind)
     path, written = folder / "project.json", [*folder.glob("labels.json"), *folder.glob("query-*.json")]
     if path.exists():
@@ -171,7 +169,8 @@ def propose(
         A :class:`Query`. ``query-R.json`` and ``query-R.label_studio.json`` are in the folder.
 
     Raises:
-        ValueError: there is no project, the inputs are not its, or everything has been asked for.
+        ValueError: there is no project, a file of it is damaged, lost or another's (named, with the cure), the inputs
+            are not its, or everything has been asked for.
     """
     folder = Path(folder)
     project = _read(folder)
@@ -244,7 +243,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         :class:`Ingested`. ``labels.json`` has all answers.
 
     Raises:
-        ValueError: no project, nothing asked for, or a wrong export; the message names the file and the task.
+        ValueError: no project, nothing asked for, a damaged file, or a wrong export; the message names file and task.
     """
     folder, export = Path(folder), Path(export)
     project = _read(folder)
@@ -304,7 +303,7 @@ def answers(folder: str | Path) -> pool.PoolState:
         holds the query that asked. What was skipped is excluded: neither trained on nor queried again.
 
     Raises:
-        ValueError: there is no project, or a file of it is damaged.
+        ValueError: there is no project, or a file of it is damaged, lost or another project's.
     """
     return _answers(_read(Path(folder)))
 

@@ -130,8 +130,9 @@ def run(
         :class:`~baal_jax.study.results.Results`, strategies and seeds of earlier calls included.
 
     Raises:
-        ValueError: the folder holds another study, a strategy's program has changed since its first seeds were
-            computed, another process is at work, or a number is not positive.
+        ValueError: the folder holds another study or a damaged file, a strategy's program has changed since its first
+            seeds were computed, another process is at work, a number is not positive, or text cannot be written.
+        OSError: the disk is full, or the folder was moved: it is whole where it is now.
         ImportError: ``progress`` needs tqdm, which is not installed.
 
     Example:
@@ -224,6 +225,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
         values = jax.eval_shape(
             lambda state, test, loop=loop: loop.evaluate(state, test, loop.metrics), state, data.test
         )
+        checks.text(f"metrics of {name!r}", [*values])
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
             usual = [metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers]
