@@ -75,8 +75,8 @@ class Checkpointer(NamedTuple):
             raise ValueError(f"checkpoint {paths[number]} does not fit: {error}") from error
 
     def _paths(self) -> dict[int, Path]:
-        ours = [path for path in self.directory.glob("step_*.npz") if re.fullmatch(_NAME, path.stem)]
-        return {int(path.stem[5:]): path for path in sorted(ours, key=lambda path: int(path.stem[5:]))}
+        there = {path.stem: path for path in self.directory.glob("step_*.npz") if re.fullmatch(_NAME, path.stem)}
+        return dict(sorted((int(name[5:]), path) for name, path in there.items()))
 
 
 @contextmanager

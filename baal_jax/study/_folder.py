@@ -67,12 +67,12 @@ class Folder:
         """Refuses to go on with another program than the one that made the cells which are there."""
         other = [cell for cell in self.cells.get(strategy, []) if cell.program != program]
         if other:
-            raise ValueError(
-                f"loops[{strategy!r}] is another program than the one that made its {len(other)} cells in "
-                f"{str(self.path)!r}: the loop, the data's shapes, the number of devices or the versions have changed "
-                f"(study.json has the old ones). Give it another name, use another folder, or delete "
-                f"cells/{results.slug(strategy)}-*.npz"
+            cells = f"made its {len(other)} cells in {str(self.path)!r}"
+            why = (
+                "the loop, the data's shapes, the number of devices or the versions (old ones: study.json) have changed"
             )
+            cure = f"Give it another name, use another folder, or delete cells/{results.slug(strategy)}-*.npz"
+            raise ValueError(f"loops[{strategy!r}] is another program than the one that {cells}: {why}. {cure}")
 
     def require_place(self) -> None:
         """Refuses to write where the folder was before somebody moved it."""
@@ -173,10 +173,9 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the folder is for: what it was, and what is asked for beyond."""
     asked = {**files.plain(asked), "environment": environment()}
     if not (path / "study.json").exists():
-        left = sorted(path.glob("cells/*.npz"))
-        if left:
-            found = f"cells, such as {left[0].name}"
-            raise ValueError(f"folder={str(path)!r} has {found}, but no study.json: empty it first")
+        for left in sorted(path.glob("cells/*.npz"))[:1]:
+            has = f"cells, such as {left.name}, but no study.json"
+            raise ValueError(f"folder={str(path)!r} has {has}: restore it from a backup, or empty the folder")
         description = asked
     else:
         old = results.read_description(path)
@@ -192,7 +191,6 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
             "seeds": max(old["seeds"], asked["seeds"], key=len),
             "environment": old["environment"],
         }
-    if description["baseline"] is None:
-        names = description["strategies"]
-        description["baseline"] = "random" if "random" in names else names[0]
+    names = description["strategies"]
+    description["baseline"] = description["baseline"] or ("random" if "random" in names else names[0])
     return description

@@ -217,7 +217,9 @@ def test_what_a_killed_process_left_is_removed_and_two_writers_are_refused(home,
         with pytest.raises(ValueError, match="is being written to by another process"):
             run(tmp_path, num_seeds=5)
     (tmp_path / "study.json").unlink()
-    with pytest.raises(ValueError, match=r"has cells, such as bald-00000-00003.npz, but no study.json: empty it"):
+    with pytest.raises(
+        ValueError, match=r"has cells, such as bald-00000-00003.npz, but no study.json: restore it from"
+    ):
         run(tmp_path, num_seeds=5)
 
 
