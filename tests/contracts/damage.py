@@ -163,7 +163,7 @@ NAMES = ["ape", "bée"]
 
 def save(number, folder, rate=0.1):
     with checkpoint.checkpointer(folder, {"rate": rate}) as saved:
-        saved.save(number, {"number": number, "rows": np.arange(300) * number})
+        saved.save(number, {"number": number, "rows": np.arange(300) * number + int(rate > 0.1)})
 
 
 def continued(folder):
@@ -178,14 +178,14 @@ def continued(folder):
 
 def whole_study(folder, strategies=("random", "bald"), key=0):
     """What is missing of a study, whose cells are two seeds each, with its pictures."""
-    told = make_results(strategies, seeds=4, rounds=2, classes=2)
+    told = make_results(strategies, seeds=4, rounds=2, classes=2, noise=0.02 + key / 100)
     asked = {"strategies": [*strategies], "baseline": None, "seeds": [*range(4)], "key": key, "num_rounds": 2}
     with _folder.opened(folder, {**asked, "num_pool": told.description["num_pool"]}) as place:
         for name, runs in told.runs.items():
             for seeds in {seed - seed % 2 for seed in place.missing(name, range(4)).tolist()}:
                 rows = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds : seeds + 2], runs)
                 place.add(name, results.Cell(rows, "none", 2))
-        _folder.save_pictures(place, np.arange(400).reshape(100, 2, 2, 1), np.arange(100))
+        _folder.save_pictures(place, np.roll(np.arange(400), key).reshape(100, 2, 2, 1), np.arange(100))
         place.write_table()
     found = results.read(folder)
     found.description.pop("environment")
