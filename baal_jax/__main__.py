@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         argv: its name, and what follows.
 
     Returns:
-        The exit status: 0, 1 where the command says why not, 2 where there is no such command.
+        The exit status: 0, 1 where the command says why not, 130 after Ctrl-C, 2 where there is no such command.
     """
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
@@ -38,9 +38,12 @@ def main(argv: list[str]) -> int:
         tyro = checks.optional_import("tyro", "experiments")
         positional, prog = (tyro.conf.PositionalRequiredArgs,), f"python -m baal_jax {name}"
         getattr(command, function)(tyro.cli(getattr(command, arguments), prog=prog, args=argv[1:], config=positional))
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

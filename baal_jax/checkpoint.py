@@ -6,6 +6,7 @@ gets its name when it is complete: whatever moment a process dies, the newest on
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from baal_jax._util import checks, files
 from baal_jax._util.files import append_line, keep_lines, read_lines
 
 __all__ = ["Checkpointer", "append_line", "checkpointer", "keep_lines", "read_lines"]
+_NAME = r"step_([0-9]{8}|[1-9][0-9]{8,})"  # numbers of more digits come after all others
 
 
 class Checkpointer(NamedTuple):
-    """The checkpoints of a run in a ``directory``, of which the newest ``keep`` stay; made by :func:`checkpointer`."""
+    """The checkpoints of a run in a ``directory``, of which the newest ``keep`` stay; made by :func:`checkpointer`.
+
+    They carry ``run``, a digest of the configuration, so that those of another are refused.
+    """
 
     directory: Path
     keep: int
+    run: str
 
     @property
     def latest(self) -> int | None:
@@ -42,9 +47,7 @@ class Checkpointer(NamedTuple):
         """
         if checks.positive_int("number", number, least=0) <= max(self._paths(), default=-1):
             raise ValueError(f"number={number} does not come after checkpoint {self.latest}: count upwards")
-        arrays = files.packed(state)
-        with files.replacing(self.directory / f"step_{number:08d}.npz") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        files.write_arrays(self.directory / f"step_{number:08d}.npz", files.packed(state), self.run)
         for path in list(self._paths().values())[: -self.keep]:
             path.unlink()
 
@@ -65,19 +68,15 @@ class Checkpointer(NamedTuple):
         paths, number = self._paths(), self.latest if number is None else number
         if number not in paths:
             raise ValueError(f"number={number} is not among the checkpoints {list(paths)} of {self.directory}")
-        try:
-            with paths[number].open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                saved = dict(arrays)  # reads all, which checks the CRC of each
-        except Exception as error:  # a damaged file can go wrong in any way
-            cure = "Delete this file to go on from the checkpoint before it"
-            raise ValueError(f"checkpoint {paths[number]} is damaged ({error!r}). {cure}") from error
+        saved = files.read_arrays(paths[number], "delete it to go on from the checkpoint before it", self.run)
         try:
             return files.unpacked(like, saved)
         except ValueError as error:
             raise ValueError(f"checkpoint {paths[number]} does not fit: {error}") from error
 
     def _paths(self) -> dict[int, Path]:
-        return {int(path.stem.removeprefix("step_")): path for path in sorted(self.directory.glob("step_*.npz"))}
+        there = {path.stem: path for path in self.directory.glob("step_*.npz") if re.fullmatch(_NAME, path.stem)}
+        return dict(sorted((int(name[5:]), path) for name, path in there.items()))
 
 
 @contextmanager
@@ -93,8 +92,8 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
         :class:`Checkpointer`.
 
     Raises:
-        ValueError: the folder belongs to another configuration or format, with every difference named.
-        RuntimeError: another process (or another call in this one) works in the folder.
+        ValueError: the folder belongs to another configuration or format, with every difference named, is damaged, or
+            another process (or another call in this one) works in it.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -107,12 +106,12 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
         >>> saved.latest, state["weights"].tolist()
         (1, [0, 1, 2])
     """
-    checkpoints = Checkpointer(Path(directory), checks.positive_int("keep", keep))
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    checks.text("config", config := files.plain(config), lines=True)
+    checkpoints = Checkpointer(Path(directory), checks.positive_int("keep", keep), files.digest(config))
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    with files.lock(checkpoints.directory) as holder:
-        if holder is not None:
-            cure = "wait for it, or choose another folder"
-            raise RuntimeError(f"another run works in {directory} (process {holder}): {cure}")
+    with files.lock(checkpoints.directory):
         for left_over in checkpoints.directory.glob(".step_*"):
             left_over.unlink()
         _require_same(checkpoints.directory, config)
@@ -121,15 +120,13 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
 
 def _require_same(folder: Path, config: Any) -> None:
     """Refuses another configuration than that of the folder; another jax is only a warning."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
-    versions = {name: version(name) for name in ("jax", "jaxlib")}
-    record = {"format": 2, "config": files.plain(config), "versions": versions}
-    if not (folder / "config.json").exists():
+    path, versions = folder / "config.json", {name: version(name) for name in ("jax", "jaxlib")}
+    record = {"config": config, "versions": versions}
+    if not path.exists():
         if any(folder.glob("step_*")):
             raise ValueError(f"{folder} holds checkpoints but no config.json: choose another folder")
-        files.write_text(folder / "config.json", json.dumps(record, indent=1))
-    saved, now = _flat(json.loads((folder / "config.json").read_text(encoding="utf-8"))), _flat(record)
+        files.write_json(path, record)
+    saved, now = _flat(files.read_json(path, "restore it from a backup, or choose another folder")), _flat(record)
     different = [
         f"\n  {name}: saved {saved.get(name, 'nothing')}, now {now.get(name, 'nothing')}"
         for name in sorted({*saved, *now})
@@ -137,7 +134,7 @@ def _require_same(folder: Path, config: Any) -> None:
     ]
     if any("  versions." not in line for line in different):
         cure = "Go back to that configuration, choose another folder, or delete this one"
-        raise ValueError(f"{folder} belongs to another configuration:{''.join(different)}\n{cure}")
+        raise ValueError(f"{path} belongs to another configuration:{''.join(different)}\n{cure}")
     if different:
         why = "results may differ in the last bits from those of a run that was never interrupted"
         warnings.warn(f"{folder} was written by another version of jax, {why}:{''.join(different)}", stacklevel=4)

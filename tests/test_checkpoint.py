@@ -26,7 +26,7 @@ def opened(folder, config=CONFIG, **options):
 
 def refused(folder, config=CONFIG, **options):
     """What is said when a folder is not opened."""
-    with pytest.raises((ValueError, RuntimeError)) as caught, opened(folder, config, **options):
+    with pytest.raises(ValueError, match=r".") as caught, opened(folder, config, **options):
         pass
     return str(caught.value)
 
@@ -65,6 +65,8 @@ def test_everything_comes_back_bit_for_bit_in_an_order_of_its_own(tmp_path):
         assert saved.latest is None
         saved.save(0, state)
         assert_identical(saved.restore(state), state)
+        with np.load(tmp_path / "step_00000000.npz") as plain:  # which others read too
+            assert plain["['doubles'] float64 (2,)"].tolist() == [0.1, np.inf]
         saved.save(1, {"big endian": np.array([1, 2], ">i4"), "scalar": np.float64(1.5), "a": np.int32(3)})
         like = OrderedDict(scalar=np.float64(0), a=np.int32(0), **{"big endian": np.zeros(2, np.int32)})
         restored = saved.restore(like)
@@ -100,17 +102,20 @@ def test_another_configuration_or_format_is_refused_with_every_difference_and_an
         with opened(tmp_path, given):
             pass
     said = refused(tmp_path, {"rate": 0.2, "inner": [1, 2], "deep": {"x": 1, "y": None, "empty": {}}})
-    assert said.startswith(f"{tmp_path} belongs to another configuration:\n  config.deep.y: saved nothing, now null\n")
+    assert said.startswith(
+        f"{tmp_path / 'config.json'} belongs to another configuration:\n  config.deep.y: saved nothing, now null\n"
+    )
     assert '\n  config.place: saved "a", now nothing\n  config.rate: saved 0.1, now 0.2\nGo back' in said
     path = tmp_path / "config.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"versions": {"jax": "0.0.1", "jaxlib": record["versions"]["jaxlib"]}}))
+    record = files.read_json(path, "")
+    files.write_json(path, record | {"versions": {"jax": "0.0.1", "jaxlib": record["versions"]["jaxlib"]}})
     said_first = r'another version of jax[^:]*:\n  versions.jax: saved "0.0.1"'
     with pytest.warns(UserWarning, match=said_first) as said, opened(tmp_path, config) as saved:
         saved.save(1, 1)
     assert said[0].filename == __file__  # where the folder is opened
-    path.write_text(json.dumps(record | {"format": 99}))
-    assert "format: saved 99, now 2" in refused(tmp_path, config)
+    files.write_json(path, record | {"format": 2})
+    assert f"{path} has format 2, but this version reads 3: use the one" in refused(tmp_path, config)
+    assert r"config holds 'a\ud800', but '\ud800' cannot be written" in refused(tmp_path / "new", {"x": ["a\ud800"]})
     path.unlink()  # without checkpoints a folder may be anybody's
     assert "holds checkpoints but no config.json" in refused(tmp_path)
 
@@ -144,6 +149,7 @@ def test_numbers_count_upwards_and_only_the_newest_stay(keep, left, tmp_path):
             saved.save(number, number)
             kept = sorted(int(path.stem[5:]) for path in tmp_path.glob("step_*"))
             assert kept == [0, 1, 2, 5, 7][: place + 1][-keep:]
+        (tmp_path / "step_x.npz").touch()  # is no checkpoint
         assert [saved.latest, saved.restore(0)] == [7, 7]
         assert [saved.restore(0, number=number) for number in left] == left
         with pytest.raises(ValueError, match=rf"number=3 is not among the checkpoints \[{left[0]}"):
@@ -154,9 +160,13 @@ def test_numbers_count_upwards_and_only_the_newest_stay(keep, left, tmp_path):
         with pytest.raises(ValueError, match="number=-1"):
             saved.save(-1, 0)
         (tmp_path / "step_00000007.npz").write_bytes(b"PK")
-        with pytest.raises(ValueError, match=r"step_00000007.npz is damaged .*Delete this file to go on"):
+        with pytest.raises(ValueError, match=r"step_00000007.npz is damaged .*: delete it to go on"):
             saved.restore(0)
     assert "keep=0" in refused(tmp_path, keep=0)
+    with opened(tmp_path / "many", keep=keep) as saved:
+        for number in (99_999_999, 100_000_000):  # as text they are the other way round
+            saved.save(number, number)
+        assert [saved.latest, saved.restore(0)] == [100_000_000] * 2
 
 
 def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is_let_in(tmp_path, monkeypatch):
@@ -181,7 +191,7 @@ def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is
         assert [saved.latest, saved.restore(0), saved.restore(0, number=3)] == [4, 4, 3]
         saved.save(5, 5)
         assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000005.npz"]
-        assert refused(tmp_path).startswith(f"another run works in {tmp_path} (process {os.getpid()})")
+        assert f"another process: wait for it (process {os.getpid()})" in refused(tmp_path)
     for name in (".step_00000006.npz.x4f_2ab9", ".step_00000005.npz.0"):  # of a process that was killed
         (tmp_path / name).write_bytes(b"PK")
     with opened(tmp_path) as saved:
@@ -190,7 +200,7 @@ def test_what_a_failure_or_a_kill_left_is_removed_later_and_one_run_at_a_time_is
 
 
 def test_lines_of_a_journal(tmp_path):
-    path = tmp_path / "deeper" / "rounds.jsonl"
+    path = tmp_path / "rounds.jsonl"
     checkpoint.keep_lines(path, 0)
     assert (checkpoint.read_lines(path), path.exists()) == ([], False)
     with pytest.raises(ValueError, match="holds 0 lines, but 1 belong to the checkpoint"):
@@ -200,9 +210,23 @@ def test_lines_of_a_journal(tmp_path):
     assert checkpoint.read_lines(path)[2] == {"i": 2, "values": [float(np.float32(0.1)), None]}
     checkpoint.keep_lines(path, 2)
     assert [line["i"] for line in checkpoint.read_lines(path)] == [0, 1]
-    path.write_text('{"i": 1}\n{"i": \n{"i": 2}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .* is not JSON"):
-        checkpoint.keep_lines(path, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    long = {"i": 2, "text": "x" * 500}
+    checkpoint.append_line(path, {})
+    checkpoint.append_line(path, long)
+    with path.open("ab") as file:
+        file.write(b'{"i": 3, "text": "' + b"y" * 500)  # of a process that died
+    assert checkpoint.read_lines(path)[2:] == [{}, long]
+    checkpoint.append_line(path, {"i": 3})
+    assert checkpoint.read_lines(path)[2:] == [{}, long, {"i": 3}]
+    checkpoint.append_line(path, {"crc": 1})
+    assert checkpoint.read_lines(path)[5] == {"crc": 1}
+    for wrong, number in ((lines[::-1], 1), (lines[1:], 1), ([lines[0], *lines], 2), ([lines[0], b'{"i": \n'], 2)):
+        path.write_bytes(b"".join(wrong))
+        with pytest.raises(
+            ValueError, match=rf"rounds.jsonl, line {number}, is damaged .*: delete the file and its ch"
+        ):
+            checkpoint.keep_lines(path, 2)
 
 
 def test_what_json_holds_is_plain():

@@ -1,7 +1,6 @@
 """``python -m baal_jax propose`` and ``ingest``: a labelling project from files alone."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,7 +113,7 @@ class Settings(NamedTuple):
 def propose(wanted: Propose) -> None:
     """Writes the next query of the project that a command line names, and prints where its tasks are."""
     path = wanted.folder / "project.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    known = files.read_json(path, "restore it from a backup") if path.exists() else None
     if known is None and wanted.data is None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
@@ -154,7 +153,7 @@ def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[
         if class_names is None:
             said.setdefault("strategy", "variance")
         return kind, class_names, Settings(**said)
-    if "data" not in known["config"]:
+    if known["config"].keys() != {*Settings._fields}:
         raise ValueError(f"folder={str(wanted.folder)!r} was begun from Python, with its own loop: go on from there")
     was = {**known["config"], "kind": known["kind"], "classes": known["class_names"]}
     for name, value in said.items():
@@ -169,4 +168,5 @@ def _write_pictures(folder: Path, pool: _assemble.Pool, query: annotation.Query)
     for index in query.indices.tolist():
         path = folder / "images" / f"{index}.png"
         if pool.references[index].endswith(f"images/{index}.png") and not path.exists():
+            path.parent.mkdir(exist_ok=True)
             files.write_bytes(path, images.png(images.as_bytes(pool.inputs[index], of=pool.inputs)))

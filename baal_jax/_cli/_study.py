@@ -109,7 +109,7 @@ def run(wanted: Study) -> None:
     key, data = jax.random.key(wanted.seed), (problem.train, problem.test)
     results = study.run(wanted.folder, loops, *data, key=key, about=about, progress=True, **options)
     print(statistics.markdown(statistics.summary(results)))
-    print(f"\n{wanted.folder / 'results.csv'}\n{report.write(results, wanted.folder / 'report.html')}")
+    print(f"\n{wanted.folder / 'results.csv'}\n{report.write(wanted.folder)}")
 
 
 # What study.json has under other names, what may grow, and what changes no number.

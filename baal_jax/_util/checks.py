@@ -4,13 +4,16 @@ import functools
 import importlib
 import math
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 from jax import core
+
+_UNFIT = r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # what XML does not allow, and C1 controls
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:
@@ -41,6 +44,16 @@ def positive_float(name: str, value: Any) -> float:
     if not _is_finite(value) or float(value) <= 0.0:
         raise ValueError(f"{name}={value!r} must be a finite number above 0")
     return float(value)
+
+
+def text(name: str, value: Any, lines: bool = False) -> None:
+    """Refuses text that files and pages cannot hold, in mappings and lists too; ``lines`` may be several."""
+    is_mapping = isinstance(value, Mapping)
+    for part in [*value, *value.values()] if is_mapping else value if isinstance(value, list | tuple) else ():
+        text(name, part, lines)
+    unfit = _UNFIT if lines else rf"{_UNFIT}|[\t\n\r]"
+    if isinstance(value, str) and (wrong := re.search(unfit, value)):
+        raise ValueError(f"{name} holds {_shown(value)}, but {wrong[0]!r} cannot be written: leave it out")
 
 
 def noise(value: Any) -> float | None:

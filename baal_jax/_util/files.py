@@ -1,10 +1,12 @@
-"""Atomic writes, journals, a lock on a folder, and what JSON and ``.npz`` files can hold."""
+"""Atomic writes, files that know whether they are whole, journals, a lock on a folder, and what files can hold."""
 
+import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,33 +14,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FORMAT = 3  # of all that is written with a checksum: what is in the files, and how
+_COMMENT = 64  # hexadecimal digits
+_CRC = ', "crc": '
+_CURE = "delete the file and its checkpoints"
+
+
+@contextmanager
+def about(path: Path | str, cure: str | None = None) -> Iterator[None]:
+    """Errors name the file; with a cure, that of whatever goes wrong where damaged or missing files are read."""
+    try:
+        yield
+    except OSError as error:
+        if cure is not None and isinstance(error, FileNotFoundError):
+            raise ValueError(f"{path} is missing: {cure}") from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except Exception as error:
+        if cure is None:
+            raise
+        why = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is damaged or belongs elsewhere ({why}): {cure}") from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name that is made durable and renamed when all of it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # a temporary file is private, what it becomes is not
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # a rename is durable once its folder is, which Windows does not open
-        folder = os.open(path.parent, os.O_DIRECTORY)
+    """A file under a temporary name that is made durable and renamed when all of it is written; its folder is there."""
+    with about(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes all of a file, or nothing."""
-    return write_bytes(path, text.encode("utf-8"))
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # a temporary file is private, what it becomes is not
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                os.unlink(temporary)
+            raise
+        if hasattr(os, "O_DIRECTORY"):  # a rename is durable once its folder is, which Windows does not open
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -48,17 +67,83 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Writes all of a file, or nothing; one that is the same already stays."""
+    content = text.encode("utf-8")
+    return path if path.is_file() and path.read_bytes() == content else write_bytes(path, content)
+
+
+def digest(value: Any) -> str:
+    """Of what JSON can hold, whatever the order of names in mappings."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any], of: str = "") -> Path:
+    """Writes JSON with a checksum, of the file's name and of what it belongs to as well (``of``)."""
+    content = {"format": FORMAT, **plain(content)}
+    sealed = {**content, "sha256": digest([path.name, of, content])}
+    return write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, cure: str, of: str = "") -> dict[str, Any]:
+    """What :func:`write_json` wrote, or a ValueError that names the file and the cure."""
+    with about(path, cure):
+        content = json.loads(path.read_bytes().decode("utf-8"))
+        seal, found = content.pop("sha256", None), content.get("format")
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}, but this version reads {FORMAT}: use the one that wrote it")
+    if seal != digest([path.name, of, content]):
+        raise ValueError(f"{path} was changed by hand, is damaged or belongs elsewhere: {cure}")
+    return {name: value for name, value in content.items() if name != "format"}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, compress: bool = False) -> Path:
+    """Writes ``.npz`` with the same checksum, as the comment at the end of the archive."""
+    with replacing(path) as file:
+        (np.savez_compressed if compress else np.savez)(file, **arrays)  # pyright: ignore[reportArgumentType]
+        size = file.seek(-2, os.SEEK_END) + 2  # the length of the comment, 0 until now
+        file.write(_COMMENT.to_bytes(2, "little"))
+        file.write(_seal(file, size, path, of))
+    return path
+
+
+def read_arrays(path: Path, cure: str, of: str) -> dict[str, np.ndarray]:
+    """What :func:`write_arrays` wrote, or a ValueError as of :func:`read_json`; nothing is parsed before."""
+    with about(path, cure), path.open("rb") as file:
+        if _seal(file, file.seek(0, os.SEEK_END) - _COMMENT, path, of) != file.read():
+            raise ValueError("its checksum is another")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def _seal(file: IO[bytes], size: int, path: Path, of: str) -> bytes:
+    """The checksum of the first bytes of a file, after which it stands."""
+    checksum = hashlib.sha256(f"{path.name} {of}".encode())
+    file.seek(0)
+    while block := file.read(min(max(size - file.tell(), 0), 1 << 20)):
+        checksum.update(block)
+    return checksum.hexdigest().encode()
+
+
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     """Adds a line of JSON to a journal and makes it durable.
 
     Args:
-        path: the journal; made if it does not exist.
-        record: mapping; arrays become lists, and non-finite numbers null.
+        path: the journal; made if it does not exist, in a folder that does.
+        record: mapping; arrays become lists, and non-finite numbers null. A checksum of it and all before is added.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+    path, text = Path(path), json.dumps(plain(record), allow_nan=False)
+    with about(path), path.open("a+b") as file:
+        size, tail = file.seek(0, os.SEEK_END), b""
+        while tail.rfind(b"\n") < 32 and len(tail) < size:  # until the last checksum is in it
+            file.seek(max(size - 2 * len(tail) - 64, 0))
+            tail = file.read()
+        lines, _, unfinished = tail.rpartition(b"\n")
+        file.truncate(size - len(unfinished))
+        with about(path, _CURE):
+            crc = zlib.crc32(text.encode(), int(lines.rpartition(b" ")[2].removesuffix(b"}")) if lines else 0)
+        file.write(f"{text[:-1]}{_CRC[text == '{}' :]}{crc}}}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -73,15 +158,9 @@ def read_lines(path: str | Path) -> list[dict]:
         One dict a line. A last line without its end was being written when its process died, and is left out.
 
     Raises:
-        ValueError: a complete line is not JSON.
+        ValueError: a complete line is damaged, lost, there twice or at another place.
     """
-    records = []
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} of {path} is not JSON: delete the file and its checkpoints") from error
-    return records
+    return [record for _, record in _lines(path)]
 
 
 def keep_lines(path: str | Path, count: int) -> None:
@@ -92,42 +171,48 @@ def keep_lines(path: str | Path, count: int) -> None:
         count: how many lines to keep.
 
     Raises:
-        ValueError: there are fewer lines than that, or one of them is not JSON.
+        ValueError: there are fewer lines than that, or one of these is damaged.
     """
-    number = len(read_lines(path))
-    if number < count:
-        raise ValueError(f"{path} holds {number} lines, but {count} belong to the checkpoint: start afresh")
+    lines = [line for _, (line, _) in zip(range(count), _lines(path), strict=False)]  # whatever comes after them
+    if len(lines) < count:
+        raise ValueError(f"{path} holds {len(lines)} lines, but {count} belong to the checkpoint: start afresh")
     if Path(path).exists():
-        write_text(Path(path), "".join(f"{line}\n" for line in _lines(path)[:count]))
+        write_text(Path(path), "".join(f"{line}\n" for line in lines))
 
 
-def _lines(path: str | Path) -> list[str]:
-    path = Path(path)
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Complete lines, and what they hold; each has the checksum of itself and of those before it."""
+    lines, crc = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], 0
+    for number, line in enumerate(lines, 1):
+        with about(f"{path}, line {number},", _CURE):
+            text, _, said = (line := line.decode("utf-8")).removesuffix("}").rpartition(_CRC[1:])
+            crc = zlib.crc32((text := text.removesuffix(",") + "}").encode(), crc)
+            if crc != int(said):
+                raise ValueError("it or a line before it was changed, moved or lost")
+            record = json.loads(text)
+        yield line, record
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[str | None]:
-    """Yields None and keeps other processes out, or yields the process that holds the lock already.
-
-    The system takes a lock back when its process dies, however it dies.
-    """
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; the system takes a lock back when its process dies, however it dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two writers are not told apart there
-        yield None
+        yield
         return
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
+    with (folder / "lock").open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.seek(0)
-            yield file.read(32).strip() or "unknown"
-            return
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield None
+            holder = file.read(32).decode(errors="replace").strip() or "unknown"
+            cure = f"wait for it (process {holder}), or choose another folder"
+            raise ValueError(f"folder={str(folder)!r} is being written to by another process: {cure}") from error
+        with about(folder / "lock"):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        yield
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """A labelling project as a folder: ask, wait for people, read their answers, ask again."""
 
-import hashlib
 import json
 import re
 import warnings
@@ -22,7 +21,7 @@ from baal_jax.metrics import model_average
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
-FORMAT = 1
+_CURE = "restore it from a backup"
 
 
 class Query(NamedTuple):
@@ -63,6 +62,27 @@ class Ingested(NamedTuple):
     outdated: np.ndarray
 
 
+class _Project(NamedTuple):
+    """All that is in the folder of a project."""
+
+    content: dict[str, Any]  # of project.json
+    id: str  # its digest, which the other files carry
+    queries: list[dict[str, Any]]
+    labels: dict[int, dict[str, Any]]  # id → target, round, annotator and time
+    skipped: dict[int, dict[str, Any]]  # id → round and time
+
+    @property
+    def rounds(self) -> dict[int, int]:
+        """Id → the last query that asked for it: what has an answer is not asked for again."""
+        return {index: query["round"] for query in self.queries for index in query["indices"]}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Ids of the last query, if any, that have no answer."""
+        indices = self.queries[-1]["indices"] if self.queries else []
+        return [index for index in indices if index not in self.labels and index not in self.skipped]
+
+
 def start(
     folder: str | Path,
     *,
@@ -84,11 +104,10 @@ def start(
         The path of ``project.json``.
 
     Raises:
-        ValueError: the folder holds another project, or a name is missing.
+        ValueError: the folder holds another project or what is left of one, or text is missing or cannot be written.
     """
     folder = Path(folder)
     content = {
-        "format": FORMAT,
         "kind": kind,
         "class_names": None if class_names is None else [str(name) for name in class_names],
         "config": files.plain(config or {}),
@@ -96,17 +115,24 @@ def start(
     }
     if not content["references"]:
         raise ValueError("references is empty: give one for each example of the pool")
+    for name in ("class_names", "references", "config"):
+        checks.text(name, content[name], lines=name != "class_names")
     interface = labelling_config(class_names, kind)
-    path = folder / "project.json"
+    path, written = folder / "project.json", [*folder.glob("labels.json"), *folder.glob("query-*.json")]
     if path.exists():
-        old = _project(folder)
+        old = files.read_json(path, _CURE)
         for name, value in content.items():
             if old.get(name) != value:
                 shown = "" if name == "references" else f" ({old.get(name)!r}, now {value!r})"
-                raise ValueError(f"folder={str(folder)!r} holds a project with other {name}{shown}: use another folder")
-        return path
+                raise ValueError(f"{path} is of a project with other {name}{shown}: use another folder")
+    elif written:
+        raise ValueError(f"{written[0]} is there, but no {path.name}: {_CURE}, or use another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, content)
     files.write_text(folder / "label_config.xml", interface + "\n")
-    return _write_json(path, content)
+    if not written:  # nothing was asked for yet
+        _write_labels(folder, files.digest(files.read_json(path, _CURE)), {}, {})
+    return path
 
 
 def propose(
@@ -143,25 +169,23 @@ def propose(
         A :class:`Query`. ``query-R.json`` and ``query-R.label_studio.json`` are in the folder.
 
     Raises:
-        ValueError: there is no project, the inputs are not its, or everything has been asked for.
+        ValueError: there is no project, a file of it is damaged, lost or another's (named, with the cure), the inputs
+            are not its, or everything has been asked for.
     """
     folder = Path(folder)
-    project = _project(folder)
-    num_examples = len(project["references"])
+    project = _read(folder)
+    num_examples = len(project.content["references"])
     on_host = sources.is_source(inputs)
     given = len(inputs) if on_host else checks.leading_axis("inputs", inputs)
     if given != num_examples:
         held = f"inputs holds {given} examples, but the project {num_examples}"
         raise ValueError(f"{held}: pass the pool that it was started with")
     checks.typed_key("key", key)
-    queries = _queries(folder)
-    if queries and not give_up:
-        last = _as_query(folder, queries[-1])
-        if last.waiting.size:
-            return last
+    if project.waiting and not give_up:
+        return _as_query(folder, project)
     tasks.admit("pool", Dataset(inputs))
-    number = len(queries)
-    answered = answers(folder)
+    number = len(project.queries)
+    answered = _answers(project)
     left = int(pool.num_available(answered))
     if not left:
         raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")
@@ -184,7 +208,7 @@ def propose(
         rows = np.maximum(np.asarray(selection.indices), 0)
         queried = sources.load(inputs, rows) if on_host else jax.tree.map(lambda leaf: leaf[rows], inputs)
         outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)
-        names = project["class_names"]
+        names = project.content["class_names"]
         if names is None:  # of a mean and a log-variance the mean
             shown = jnp.mean(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0)
         elif outputs.shape[-1] != len(names):
@@ -194,18 +218,14 @@ def propose(
             shown = jnp.exp(model_average(outputs))
     kept = np.asarray(selection.indices) >= 0
     ids = np.asarray(selection.indices)[kept]
-    query = {
-        "format": FORMAT,
-        "round": number,
-        "indices": ids,
-        "scores": np.asarray(selection.scores, np.float64)[kept],
-        "predictions": None if shown is None else np.asarray(shown, np.float64)[kept],
-        "references": [project["references"][index] for index in ids],
-    }
+    query = {"round": number, "indices": ids, "scores": np.asarray(selection.scores, np.float64)[kept]}
+    query["predictions"] = None if shown is None else np.asarray(shown, np.float64)[kept]
+    query["references"] = [project.content["references"][index] for index in ids]
     query = files.plain(query)
-    _write_tasks(folder, project, query)
-    _write_json(folder / f"query-{number:04d}.json", query)  # last: a query is there once all of it is
-    return _as_query(folder, query)
+    files.write_text(folder / f"query-{number:04d}.label_studio.json", _tasks(project.content, query))
+    files.write_json(folder / f"query-{number:04d}.json", query, project.id)  # a query is there once all of it is
+    project.queries.append(query)
+    return _as_query(folder, project)
 
 
 def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest", "majority"] = "newest") -> Ingested:
@@ -223,29 +243,27 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         :class:`Ingested`. ``labels.json`` has all answers.
 
     Raises:
-        ValueError: no project, nothing asked for, or a wrong export; the message names the file and the task.
+        ValueError: no project, nothing asked for, a damaged file, or a wrong export; the message names file and task.
     """
     folder, export = Path(folder), Path(export)
-    project, queries = _project(folder), _queries(folder)
-    if not queries:
+    project = _read(folder)
+    content, labels, skipped = project.content, project.labels, project.skipped
+    if not project.queries:
         raise ValueError(f"folder={str(folder)!r} has asked for nothing yet: propose first")
     if not export.is_file():
         raise ValueError(f"export={str(export)!r} is no file: give the JSON that Label Studio exported")
-    content = _read_json(export, "export again, as JSON", shown=export.name)
-    rounds = {index: query["round"] for query in queries for index in query["indices"]}
-    of_project = {"kind": project["kind"], "project": _name(project), "num_examples": len(project["references"])}
+    with files.about(export, "export again, as JSON"):
+        tasks = json.loads(export.read_text(encoding="utf-8-sig"))
+    rounds = project.rounds
+    of_project = {"kind": content["kind"], "project": _name(content), "num_examples": len(content["references"])}
     annotations = from_label_studio(
-        content, project["class_names"], proposed=rounds, several=several, source=export.name, **of_project
+        tasks, content["class_names"], proposed=rounds, several=several, source=export.name, **of_project
     )
-    labels, skipped = _labels(folder)
+    checks.text(f"{export.name}: annotators", annotations.annotators)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
     for place, index in enumerate(annotations.indices.tolist()):
-        label = {
-            "target": annotations.targets[place].item(),
-            "round": rounds[index],
-            "annotator": annotations.annotators[place],
-            "time": annotations.times.get(index),
-        }
+        label = {"target": annotations.targets[place].item(), "round": rounds[index]}
+        label |= {"annotator": annotations.annotators[place], "time": annotations.times.get(index)}
         old = labels.get(index)
         same = old is not None and old["target"] == label["target"]
         if _is_newer(old or skipped.get(index), label["time"]):
@@ -262,8 +280,8 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         changes["skipped"].append(index)
         labels.pop(index, None)
         skipped[index] = {"round": rounds[index], "time": time}
-    _write_labels(folder, labels, skipped)
-    changes["waiting"] = _as_query(folder, queries[-1]).waiting.tolist()
+    _write_labels(folder, project.id, labels, skipped)
+    changes["waiting"] = project.waiting
     return Ingested(*(np.array(changes[name], np.int32) for name in Ingested._fields))
 
 
@@ -285,107 +303,75 @@ def answers(folder: str | Path) -> pool.PoolState:
         holds the query that asked. What was skipped is excluded: neither trained on nor queried again.
 
     Raises:
-        ValueError: there is no project, or a file of it is damaged.
+        ValueError: there is no project, or a file of it is damaged, lost or another project's.
     """
-    folder = Path(folder)
-    project = _project(folder)
-    num_examples = len(project["references"])
-    labels, skipped = _labels(folder)
-    is_number = project["class_names"] is None
+    return _answers(_read(Path(folder)))
+
+
+def _answers(project: _Project) -> pool.PoolState:
+    num_examples, is_number = len(project.content["references"]), project.content["class_names"] is None
     targets = np.full(num_examples, np.nan if is_number else -1, np.float32 if is_number else np.int32)
     labelled_at = np.full(num_examples, -1, np.int32)
-    for index, label in labels.items():
+    for index, label in project.labels.items():
         targets[index], labelled_at[index] = label["target"], label["round"]
-    number = jnp.asarray(len(_queries(folder)), jnp.int32)
+    number = jnp.asarray(len(project.queries), jnp.int32)
     state = pool.PoolState(jnp.asarray(labelled_at), number, jax.device_put(targets))
-    return pool.exclude(state, np.array(sorted(skipped), np.int32))
+    return pool.exclude(state, np.array(sorted(project.skipped), np.int32))
 
 
-def _project(folder: Path) -> dict[str, Any]:
-    path = folder / "project.json"
-    if not path.is_file():
-        raise ValueError(f"folder={str(folder)!r} holds no project: {path.name} is missing; start one first")
-    project = _record(path, "kind", "class_names", "config", "references")
-    if project["format"] != FORMAT:
-        raise ValueError(f"{path} has format {project['format']}, but this version reads {FORMAT}: update baal_jax")
+def _read(folder: Path) -> _Project:
+    """Reads and looks at all files of a project."""
+    content = files.read_json(folder / "project.json", "start a project first, or restore it from a backup")
+    project = _Project(content, files.digest(content), [], {}, {})
+    num_queries = sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())
+    for number in range(num_queries):
+        path = folder / f"query-{number:04d}.json"
+        query = files.read_json(path, _CURE, project.id)
+        with files.about(path, _CURE):
+            checks.indices("indices", query["indices"], len(content["references"]))
+            if query["references"] != [content["references"][index] for index in query["indices"]]:
+                raise ValueError("its references are not those of the project")
+        project.queries.append(query)
+    cure, rounds, names = _CURE if project.queries else "call start again", project.rounds, content["class_names"]
+    record = files.read_json(folder / "labels.json", cure, project.id)
+    with files.about(folder / "labels.json", _CURE):
+        for name, known in (("labels", project.labels), ("skipped", project.skipped)):
+            known.update((int(index), said) for index, said in record[name].items())
+            for index, said in known.items():
+                datetime.fromisoformat(said["time"] or "2000-01-01")
+                if rounds.get(index) != said["round"] or (known is project.skipped and index in project.labels):
+                    raise ValueError(f"query-{said['round']:04d}.json, if it is there, does not wait for {index}")
+                target = said.get("target", 0)
+                if not (np.isfinite(target) if names is None else target in range(len(names))):
+                    raise ValueError(f"{index} has the target {target}")
     return project
 
 
 def _name(project: Mapping[str, Any]) -> str:
     """A name for the tasks of a project: ids mean the same wherever references, classes and what is shown agree."""
-    told = json.dumps([project[name] for name in ("kind", "class_names", "references")])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return files.digest([project[name] for name in ("kind", "class_names", "references")])[:16]
 
 
-def _read_json(path: Path, cure: str, shown: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{shown} is not JSON ({error}): {cure}") from error
-
-
-def _record(path: Path, *names: str) -> dict[str, Any]:
-    """A file of ours."""
-    cure = "restore it from a backup"
-    record = _read_json(path, cure, shown=str(path))
-    missing = [name for name in ("format", *names) if not isinstance(record, dict) or name not in record]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: {cure}")
-    return record
-
-
-def _queries(folder: Path) -> list[dict[str, Any]]:
-    names = {path.name for path in folder.glob("query-*.json") if re.fullmatch(r"query-\d{4,}\.json", path.name)}
-    paths = [folder / f"query-{number:04d}.json" for number in range(len(names))]
-    for path in paths:
-        if path.name not in names:
-            # An id of a query that is not known would be asked for again, and its answers refused.
-            raise ValueError(f"{folder} lacks {path.name}, but has later ones: restore it from a backup")
-    return [_record(path, "round", "indices", "scores", "predictions", "references") for path in paths]
-
-
-def _as_query(folder: Path, query: Mapping[str, Any]) -> Query:
-    labels, skipped = _labels(folder)
-    tasks = folder / f"query-{query['round']:04d}.label_studio.json"
-    if not tasks.is_file():  # somebody has moved it
-        _write_tasks(folder, _project(folder), query)
+def _as_query(folder: Path, project: _Project) -> Query:
+    query = project.queries[-1]
+    path, tasks = folder / f"query-{query['round']:04d}.label_studio.json", _tasks(project.content, query)
+    if path.exists() and path.read_bytes() != tasks.encode():
+        raise ValueError(f"{path} is damaged or not what was asked for: delete it, and propose writes it anew")
+    files.write_text(path, tasks)
     ids = np.array(query["indices"], np.int32)
     scores = np.array([np.nan if score is None else score for score in query["scores"]])
-    waiting = [index for index in ids.tolist() if index not in labels and index not in skipped]
-    return Query(query["round"], ids, scores, np.array(waiting, np.int32), tasks)
+    return Query(query["round"], ids, scores, np.array(project.waiting, np.int32), path)
 
 
-def _write_tasks(folder: Path, project: Mapping[str, Any], query: Mapping[str, Any]) -> None:
-    tasks = to_label_studio(
-        query["indices"],
-        query["references"],
-        project["class_names"],
-        kind=project["kind"],
-        predictions=query["predictions"],
-        scores=[np.nan if score is None else score for score in query["scores"]],
-        project=_name(project),
-    )
-    _write_json(folder / f"query-{query['round']:04d}.label_studio.json", tasks)
+def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
+    told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": query["predictions"]}
+    scores = [np.nan if score is None else score for score in query["scores"]]
+    tasks = to_label_studio(query["indices"], query["references"], project["class_names"], scores=scores, **told)
+    return json.dumps(tasks, indent=1, ensure_ascii=False) + "\n"
 
 
-def _labels(folder: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Id → target, round, annotator and time; and id → round and time of what was skipped."""
-    path = folder / "labels.json"
-    if not path.is_file():
-        return {}, {}
-    record = _record(path, "labels", "skipped")
-    labels, skipped = ({int(index): said for index, said in record[name].items()} for name in ("labels", "skipped"))
-    return labels, skipped
-
-
-def _write_labels(folder: Path, labels: Mapping[int, Any], skipped: Mapping[int, Any]) -> None:
-    content: dict[str, Any] = {"format": FORMAT}
+def _write_labels(folder: Path, project: str, labels: Mapping[int, Any], skipped: Mapping[int, Any]) -> None:
+    content: dict[str, Any] = {}
     for name, said in (("labels", labels), ("skipped", skipped)):
         content[name] = {str(index): said[index] for index in sorted(said)}
-    path = folder / "labels.json"
-    if not path.is_file() or _record(path) != content:
-        _write_json(path, content)
-
-
-def _write_json(path: Path, content: Any) -> Path:
-    return files.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    files.write_json(folder / "labels.json", content, project)

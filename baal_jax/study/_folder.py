@@ -2,12 +2,11 @@
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,10 @@ import numpy as np
 from baal_jax._util import __version__, files
 from baal_jax._util.images import as_bytes
 from baal_jax.study import results
-from baal_jax.study.results import Cell, Results, Runs
+from baal_jax.study.results import Cell, Pictures, Results, Runs
 
 SECONDS_BETWEEN_TABLES = 10.0
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
-# What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
-MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
-MAY_CHANGE += ("higher_is_better",)
 
 
 def environment() -> dict[str, str]:
@@ -47,13 +43,14 @@ class Folder:
     """A study on disk that this process writes to."""
 
     def __init__(self, path: Path, description: dict[str, Any]):
-        self.path = path
+        self.path, self._place = path, path.stat()
         for pattern in TEMPORARIES:  # left by a process that was killed
             for stale in path.glob(pattern):
                 stale.unlink()
         self.description = _description(path, description)
-        there = {name: results.read_cells(path, name) for name in self.description["strategies"]}
-        self.cells: dict[str, list[Cell]] = {name: cells for name, cells in there.items() if cells}
+        self.cells: dict[str, list[Cell]] = results.read_cells(path, self.description)
+        (path / "cells").mkdir(exist_ok=True)
+        files.write_json(path / "study.json", self.description)
         self._written = 0.0
 
     def missing(self, strategy: str, seeds: Sequence[int]) -> np.ndarray:
@@ -70,16 +67,22 @@ class Folder:
         """Refuses to go on with another program than the one that made the cells which are there."""
         other = [cell for cell in self.cells.get(strategy, []) if cell.program != program]
         if other:
-            raise ValueError(
-                f"loops[{strategy!r}] is another program than the one that made its {len(other)} cells in "
-                f"{str(self.path)!r}: the loop, the data's shapes, the number of devices or the versions have changed "
-                f"(study.json has the old ones). Give it another name, use another folder, or delete "
-                f"cells/{results.slug(strategy)}-*.npz"
+            cells = f"made its {len(other)} cells in {str(self.path)!r}"
+            why = (
+                "the loop, the data's shapes, the number of devices or the versions (old ones: study.json) have changed"
             )
+            cure = f"Give it another name, use another folder, or delete cells/{results.slug(strategy)}-*.npz"
+            raise ValueError(f"loops[{strategy!r}] is another program than the one that {cells}: {why}. {cure}")
+
+    def require_place(self) -> None:
+        """Refuses to write where the folder was before somebody moved it."""
+        if not os.path.samestat(self.path.stat(), self._place):
+            raise ValueError(f"folder={str(self.path)!r} is another one now: go on where the study was moved to")
 
     def add(self, strategy: str, cell: Cell) -> None:
         """Writes a cell, and the table now and then."""
-        results.write_cell(self.path, strategy, cell)
+        self.require_place()
+        results.write_cell(self.path, self.description, strategy, cell)
         self.cells.setdefault(strategy, []).append(cell)
         if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
             self.write_table()
@@ -88,7 +91,8 @@ class Folder:
         """Writes ``results.csv`` if it is not what the cells say; returns what is there."""
         runs = {name: results.merge(self.cells[name]) for name in self.description["strategies"] if name in self.cells}
         study = Results(self.description, runs, None)
-        _write_if_changed(self.path / "results.csv", results.table(study))
+        self.require_place()
+        files.write_text(self.path / "results.csv", results.table(study))
         self._written = time.monotonic()
         return study
 
@@ -98,9 +102,7 @@ def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
     """The folder for one writer at a time, made if needed; the table is written at the end, whatever ends it."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with files.lock(path) as holder:
-        if holder is not None:
-            raise ValueError(f"folder={str(path)!r} is being written to by another process ({holder}): wait for it")
+    with files.lock(path):
         folder = Folder(path, description)
         try:
             yield folder
@@ -135,7 +137,7 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> None:
+def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> Pictures:
     """What the first seed of every strategy asked for, as bytes that a page can show; ``most``, earlier rounds first.
 
     ``images`` are ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
@@ -148,10 +150,14 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     unique, first = np.unique(ids[ids >= 0], return_index=True)
     ids = np.sort(unique[np.argsort(first)][:most])
     shown = as_bytes(np.asarray(images)[ids], of=images)
-    content = results.Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
-    path = folder.path / "pictures.npz"
-    if not path.exists() or not all(map(np.array_equal, results.read_pictures(path), content)):
-        results.write_pictures(path, content)
+    content = Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
+    path, there = folder.path / "pictures.npz", ()
+    with suppress(ValueError):  # what is damaged or lost is made anew
+        there = results.read_pictures(path, folder.description)
+    if not there or not all(map(np.array_equal, there, content)):
+        folder.require_place()
+        results.write_pictures(path, content, folder.description)
+    return content
 
 
 def describe_pool(targets: Any) -> dict[str, Any]:
@@ -165,20 +171,19 @@ def describe_pool(targets: Any) -> dict[str, Any]:
 
 def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the folder is for: what it was, and what is asked for beyond."""
-    asked = {"format": results.FORMAT, **files.plain(asked), "environment": environment()}
+    asked = {**files.plain(asked), "environment": environment()}
     if not (path / "study.json").exists():
-        left = sorted(path.glob("cells/*.npz"))
-        if left:
-            found = f"cells, such as {left[0].name}"
-            raise ValueError(f"folder={str(path)!r} has {found}, but no study.json: empty it first")
+        for left in sorted(path.glob("cells/*.npz"))[:1]:
+            has = f"cells, such as {left.name}, but no study.json"
+            raise ValueError(f"folder={str(path)!r} has {has}: restore it from a backup, or empty the folder")
         description = asked
     else:
         old = results.read_description(path)
         for name in dict.fromkeys([*old, *asked]):
-            if name not in MAY_CHANGE and old.get(name) != asked.get(name):
+            if name not in results.MAY_CHANGE and old.get(name) != asked.get(name):
                 changed = f"{name}={old.get(name)!r}, but now it is {asked.get(name)!r}"
                 cure = "use another folder, or ask for the same"
-                raise ValueError(f"folder={str(path)!r} holds a study with {changed}: {cure}")
+                raise ValueError(f"{path / 'study.json'} is of a study with {changed}: {cure}")
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
@@ -186,13 +191,6 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
             "seeds": max(old["seeds"], asked["seeds"], key=len),
             "environment": old["environment"],
         }
-    if description["baseline"] is None:
-        names = description["strategies"]
-        description["baseline"] = "random" if "random" in names else names[0]
-    _write_if_changed(path / "study.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    names = description["strategies"]
+    description["baseline"] = description["baseline"] or ("random" if "random" in names else names[0])
     return description
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        files.write_text(path, text)

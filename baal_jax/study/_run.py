@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, sources
+from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
@@ -130,8 +130,9 @@ def run(
         :class:`~baal_jax.study.results.Results`, strategies and seeds of earlier calls included.
 
     Raises:
-        ValueError: the folder holds another study, a strategy's program has changed since its first seeds were
-            computed, another process is at work, or a number is not positive.
+        ValueError: the folder holds another study or a damaged file, a strategy's program has changed since its first
+            seeds were computed, another process is at work, a number is not positive, or text cannot be written.
+        OSError: the disk is full, or the folder was moved: it is whole where it is now.
         ImportError: ``progress`` needs tqdm, which is not installed.
 
     Example:
@@ -165,6 +166,9 @@ def run(
         train = train._replace(targets=np.asarray(train.targets))
     if not loops:
         raise ValueError("loops is empty: give at least one strategy")
+    checks.text("loops", [*loops])
+    checks.text("about", files.plain([about.name, about.class_names]))
+    checks.text("about.config", files.plain(about.config), lines=True)
     if about.baseline is not None and about.baseline not in loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
     test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
@@ -221,6 +225,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
         values = jax.eval_shape(
             lambda state, test, loop=loop: loop.evaluate(state, test, loop.metrics), state, data.test
         )
+        checks.text(f"metrics of {name!r}", [*values])
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
             usual = [metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers]
@@ -257,8 +262,10 @@ def _finish(place: _folder.Folder, train: Dataset, images: Any) -> Results:
     if images is None:
         shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()
         images = train.inputs if len(shape) == 4 and shape[-1] in (1, 3) else None
+    pictures, path = None, place.path / "pictures.npz"
     if images is not None:
-        _folder.save_pictures(place, images, train.targets)
-    results = place.write_table()
-    path = place.path / "pictures.npz"
-    return results._replace(pictures=read_pictures(path) if path.exists() else None)
+        pictures = _folder.save_pictures(place, images, train.targets)
+    elif path.exists():  # of a call with images; a damaged one is no reason to stop
+        with suppress(ValueError):
+            pictures = read_pictures(path, place.description)
+    return place.write_table()._replace(pictures=pictures)

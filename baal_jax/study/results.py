@@ -8,6 +8,8 @@ pictures.npz             inputs of what was queried, where the data are images
 ```
 
 The cells hold everything; the table is made of them and is the same, byte for byte, however often a study was stopped.
+All but the table carry a checksum: what is damaged or belongs to another study is refused by name. Delete cells or
+pictures, and the study's call makes them anew.
 """
 
 import csv
@@ -19,12 +21,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from baal_jax._util import files
 from baal_jax.typing import short
 
-FORMAT = 1
+# What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
+MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
+MAY_CHANGE += ("higher_is_better",)
+_CURE = "delete it, and the study's call computes it anew"
 
 
 class Runs(NamedTuple):
@@ -115,25 +121,23 @@ def read(folder: str | Path) -> Results:
         :class:`Results`.
 
     Raises:
-        ValueError: there is no study in the folder, or it is of a newer format.
+        ValueError: there is no study in the folder, it is of another format, or a file is damaged or of another study.
     """
     folder = Path(folder)
     description = read_description(folder)
-    runs = {name: merge(cells) for name in description["strategies"] if (cells := read_cells(folder, name))}
+    runs = {name: merge(cells) for name, cells in read_cells(folder, description).items()}
     path = folder / "pictures.npz"
-    return Results(description, runs, read_pictures(path) if path.exists() else None)
+    return Results(description, runs, read_pictures(path, description) if path.exists() else None)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read the content of ``study.json``; refuse a folder without one, and a newer format."""
-    path = folder / "study.json"
-    if not path.exists():
-        raise ValueError(f"folder={str(folder)!r} holds no study: {path.name} is missing; run a study there first")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
-        found = description.get("format")
-        raise ValueError(f"{path} has format {found}, but this version reads {FORMAT}: update baal_jax")
-    return description
+    """Read the content of ``study.json``; refuse a folder without one, another format, and what is damaged."""
+    return files.read_json(folder / "study.json", "run a study there first, or restore it from a backup")
+
+
+def _identity(description: Mapping[str, Any]) -> str:
+    """What tells a study from others: a digest of all that it cannot change."""
+    return files.digest({name: value for name, value in description.items() if name not in MAY_CHANGE})
 
 
 def table(results: Results) -> str:
@@ -158,56 +162,78 @@ def table(results: Results) -> str:
     return text.getvalue()
 
 
-def write_cell(folder: Path, strategy: str, cell: Cell) -> Path:
+def write_cell(folder: Path, description: Mapping[str, Any], strategy: str, cell: Cell) -> Path:
     """Write what one call computed for a strategy, whole or not at all."""
-    content = {name: value for name, value in cell.runs._asdict().items() if not isinstance(value, dict)}
-    for group in ("metrics", "diagnostics"):
-        content |= {f"{group}/{name}": value for name, value in getattr(cell.runs, group).items()}
+    leaves = jax.tree_util.tree_leaves_with_path(cell.runs)
+    content = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
     content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
-    return _write_arrays(folder / "cells" / f"{slug(strategy)}-{seeds}.npz", content)
+    path = folder / "cells" / f"{slug(strategy)}-{seeds}.npz"
+    return files.write_arrays(path, content, _identity(description), compress=True)
 
 
-def read_cells(folder: Path, strategy: str) -> list[Cell]:
-    """Read all cells of a strategy, in the order of their first seeds."""
-    cells = []
-    for path in (folder / "cells").glob(f"{slug(strategy)}-*.npz"):
-        with np.load(path, allow_pickle=False) as content:
-            if str(content["strategy"]) != strategy:  # "bald-3" has files that look like those of "bald"
-                continue
+def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """Read all cells: strategy → cells in the order of their first seeds, which :func:`merge` can put together."""
+    cells: dict[str, list[Cell]] = {name: [] for name in description["strategies"]}
+    of = _identity(description)
+    for path in sorted((folder / "cells").glob("*.npz")):
+        content = files.read_arrays(path, _CURE, of)
+        with files.about(path, _CURE):
             parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
-            for name in content:
+            for name, part in content.items():
                 group, _, rest = name.partition("/")
-                if rest:
-                    parts[group][rest] = content[name]
-                elif name in Runs._fields:
-                    parts[name] = content[name]
-            cells.append(Cell(Runs(**parts), str(content["program"]), int(content["chunk"])))
-    return sorted(cells, key=lambda cell: tuple(cell.runs.seeds))
+                (parts[group] if rest else parts)[rest or name] = part
+            program, chunk, strategy = (parts.pop(name).item() for name in ("program", "chunk", "strategy"))
+            if strategy not in cells:
+                raise ValueError(f"study.json does not know the strategy {strategy!r}")
+            cells[strategy].append(Cell(_looked_at(Runs(**parts), description), program, chunk))
+    cells = {name: sorted(there, key=lambda cell: tuple(cell.runs.seeds)) for name, there in cells.items() if there}
+    for name, there in cells.items():
+        with files.about(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
+            merge(there)
+    return cells
 
 
-def write_pictures(path: Path, pictures: Pictures) -> Path:
+def _looked_at(runs: Runs, description: Mapping[str, Any]) -> Runs:
+    """Refuses what no study of this description has."""
+    shape = len(runs.seeds), description.get("num_rounds", runs.num_labelled.shape[1])
+    parts = jax.tree.leaves(runs._replace(seeds=None, initial=None))
+    ids = np.concatenate([runs.initial.ravel(), runs.indices.ravel()])
+    if len(runs.initial) != shape[0] or any(part.shape[:2] != shape for part in parts):
+        raise ValueError(f"not all of it has {shape[0]} seeds and {shape[1]} rounds")
+    if ids.dtype.kind != "i" or ids.min(initial=0) < -1 or ids.max(initial=0) >= description.get("num_pool", np.inf):
+        raise ValueError(f"ids are {ids.dtype} from {ids.min()} to {ids.max()}, outside of the pool")
+    return runs
+
+
+def write_pictures(path: Path, pictures: Pictures, description: Mapping[str, Any]) -> Path:
     """Write pictures, whole or not at all."""
-    return _write_arrays(path, pictures._asdict())
+    return files.write_arrays(path, pictures._asdict(), _identity(description), compress=True)
 
 
-def read_pictures(path: Path) -> Pictures:
+def read_pictures(path: Path, description: Mapping[str, Any]) -> Pictures:
     """Read what :func:`write_pictures` wrote."""
-    with np.load(path, allow_pickle=False) as content:
-        return Pictures(*(content[name] for name in Pictures._fields))
+    return Pictures(**files.read_arrays(path, _CURE, _identity(description)))
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
-    """Put cells of one strategy together, seeds ascending; a seed that is there twice is taken once."""
-    parts = [cell.runs for cell in cells]
-    _, first = np.unique(np.concatenate([runs.seeds for runs in parts]), return_index=True)
+    """Put cells of one strategy together, seeds ascending; refuse several programs, and several outcomes of a seed."""
+    cells = list(cells)
+    kinds = [jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape[1:]), cell.runs) for cell in cells]
+    for cell, kind in zip(cells, kinds, strict=True):
+        if (kind, *cell[1:]) != (kinds[0], *cells[0][1:]):
+            first, now = cells[0].runs.seeds[0], cell.runs.seeds[0]
+            raise ValueError(f"the cell of seed {now} is of another program or kind of value than that of seed {first}")
+    seeds = np.concatenate([cell.runs.seeds for cell in cells])
+    _, first, back = np.unique(seeds, return_index=True, return_inverse=True)
 
-    def joined(values: list[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {name: joined([part[name] for part in values]) for name in sorted(values[0])}
-        return np.concatenate(values)[first]
+    def joined(*values: Any) -> Any:
+        whole = np.concatenate(values)
+        if whole.tobytes() != whole[first][back].tobytes():
+            raise ValueError("a seed that is there twice has two outcomes")
+        return whole[first]
 
-    return Runs(*(joined([getattr(runs, name) for runs in parts]) for name in Runs._fields))
+    return jax.tree.map(joined, *(cell.runs for cell in cells))
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
@@ -220,16 +246,13 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     Returns:
         The path.
     """
-    return files.write_text(Path(path), json.dumps(files.plain(content), indent=1, allow_nan=False))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return files.write_text(path, json.dumps(files.plain(content), indent=1, allow_nan=False))
 
 
 def slug(name: str) -> str:
-    """Make a name for files of letters, digits, dots and underscores; a changed name gets a digest of its own."""
-    safe = re.sub(r"[^A-Za-z0-9._]+", "_", name)
-    return safe if safe == name else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _write_arrays(path: Path, content: Mapping[str, Any]) -> Path:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **content)
-    return files.write_bytes(path, buffer.getvalue())
+    """Make a short name of ``[a-z0-9._]`` for files, with a digest where it is changed or looks as if it were."""
+    safe = re.sub(r"[^a-z0-9._]+", "_", name.lower()).lstrip(".")[:80]
+    is_own = safe == name and not re.search(r"\.[0-9a-f]{8}$", name)
+    return safe if is_own else f"{safe}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"

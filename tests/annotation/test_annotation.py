@@ -15,6 +15,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import annotation, heuristics, pool, selection
+from baal_jax._util import files
 from tests.annotation.exports import NAMES, answer, exported, refused, save
 from tests.fixtures import clouds, loops
 from tests.study import golden
@@ -365,8 +366,9 @@ LATE = [
 def test_of_two_exports_the_newer_answer_holds_and_who_said_what_and_when_is_kept(asked):
     home, query = asked
     index, path = int(query.indices[-1]), home / "labels.json"
+    nothing = path.read_bytes()
     for before, later, holds, reported in LATE:
-        path.unlink(missing_ok=True)
+        path.write_bytes(nothing)
         tell(home, query, before)
         brought = tell(home, query, later, part=slice(1))
         told = {name: ids.tolist() for name, ids in brought._asdict().items() if name != "waiting"}
@@ -377,7 +379,7 @@ def test_of_two_exports_the_newer_answer_holds_and_who_said_what_and_when_is_kep
         again = tell(home, query, later, part=slice(1))  # the same twice changes nothing
         assert path.read_bytes() == content
         assert not len(again.new) + len(again.corrected)
-    path.unlink()
+    path.write_bytes(nothing)
     tell(home, query, answer("bee", 1), answer("cat", 3, who={"email": "ann@example.org"}), answer("bee", 2, who=3))
     tell(home, query, refused(4), part=slice(1, 2))
     kept, times = json.loads(path.read_text()), [f"2026-01-0{day}T12:00:00+00:00" for day in (3, 4)]
@@ -398,7 +400,7 @@ def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(ask
     np.testing.assert_array_equal(foreign.indices, query.indices)  # its ids fit
     never = exported(query, answer("bee"))
     never[2]["data"]["baal_index"] = min({*range(40)} - {*query.indices.tolist()})
-    not_json = r"export\.json is not JSON .*: export again, as JSON"
+    not_json = r"export\.json is damaged .*: export again, as JSON"
     path = tmp_path / "export.json"
     for content, message in (
         (b"\xff\xfe\x00", not_json),
@@ -412,7 +414,7 @@ def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(ask
         rejects(message, annotation.ingest, home, path)
     for folder, export, message in (
         (home, tmp_path / "nowhere.json", "is no file: give the JSON"),
-        (tmp_path, path, "holds no project"),
+        (tmp_path, path, "project.json is missing: start a project first"),
         (begin(tmp_path / "new"), path, "has asked for nothing yet: propose first"),
     ):
         rejects(message, annotation.ingest, folder, export)
@@ -424,20 +426,48 @@ def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(ask
 
 def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
     home = begin(tmp_path / "project")
-    tell(home, ask(home))
+    tell(home, query_0 := ask(home))
     ask(home)
+    project = files.read_json(home / "project.json", "")
+    query = {"round": 0, "indices": [0, 0], "references": ["", ""], "scores": [None] * 2, "predictions": None}
+    index, said = str(query_0.indices[0]), {"target": 0, "round": 0, "annotator": None, "time": None}
     for name, content, message in (
-        ("labels.json", b"{}", "lacks format, labels, skipped: restore it from a backup"),
-        ("query-0000.json", b"[]", "lacks format, round, indices, scores, predictions, references"),
-        ("project.json", b"{}", "lacks format, kind, class_names"),
-        ("project.json", (home / "project.json").read_bytes().replace(b'"format": 1', b'"format": 2'), "has format 2"),
+        ("labels.json", {"labels": {}}, "is damaged .*'skipped'.*: restore it from a backup"),
+        ("labels.json", {"labels": {index: said | {"target": 3}}, "skipped": {}}, "is damaged .* has the target 3"),
+        ("labels.json", {"labels": {index: said | {"time": "noon"}}, "skipped": {}}, "is damaged .*noon"),
+        ("labels.json", {"labels": {index: said}, "skipped": {index: said}}, "is damaged .*query-0000.json, if"),
+        ("labels.json", {"labels": {index: said | {"round": 2}}, "skipped": {}}, "is damaged .*query-0002.json, if"),
+        ("query-0000.json", query | {"indices": [0, 0]}, "is damaged .*indices holds 0 more than once"),
+        ("query-0000.json", query | {"indices": [0, 40]}, "is damaged .*indices holds 40, outside"),
+        ("query-0000.json", query | {"indices": [0, 1]}, "is damaged .*its references are not those of the project"),
     ):
         whole = (home / name).read_bytes()
-        (home / name).write_bytes(content)
+        files.write_json(home / name, content, files.digest(project))
         rejects(f"{name} {message}", ask, home)
         (home / name).write_bytes(whole)
+    (home / "project.json").write_text('{"format": 1}')
+    rejects("project.json has format 1, but this version reads 3", ask, home)
+    (home / "project.json").unlink()  # a new one would begin again
+    rejects("is there, but no project.json: restore it from a backup", begin, home)
+    files.write_json(home / "project.json", project)
+    (home / "label_config.xml").unlink()
+    begin(home)
+    assert (home / "label_config.xml").exists()
+    tasks = ask(home).tasks
+    tasks.write_text(tasks.read_text() + " ")
+    rejects(f"{tasks.name} is damaged or not what was asked for: delete it", ask, home)
+    tasks.unlink()
     (home / "query-0000.json").unlink()  # its ids would be asked for again
-    rejects(r"lacks query-0000.json, but has later ones: restore", ask, home)
+    rejects(r"query-0000.json is missing: restore", ask, home)
+
+
+WRONG = [
+    ({"references": []}, "references is empty"),
+    ({"class_names": ["a"]}, "class_names="),
+    ({"class_names": ["a", "b\n"]}, r"class_names holds 'b\\n', but"),
+    ({"references": ["a\n", "b\0"]}, r"references holds 'b\\x00', but"),
+    ({"config": {"\udfff": 1}}, r"config holds '\\udfff', but"),
+]
 
 
 def test_another_project_in_the_folder_is_refused(tmp_path):
@@ -450,7 +480,7 @@ def test_another_project_in_the_folder_is_refused(tmp_path):
         ({"kind": "text"}, " ('image', now 'text')"),
         ({"config": {"a": 1}}, " ({}, now {'a': 1})"),
     ):
-        message = f"holds a project with other {next(iter(options))}{shown}: use another folder"
+        message = f"project.json is of a project with other {next(iter(options))}{shown}: use another folder"
         rejects(re.escape(message), begin, home, **options)
     assert (home / "label_config.xml").read_bytes() == before
     for options, message in (
@@ -459,7 +489,7 @@ def test_another_project_in_the_folder_is_refused(tmp_path):
         ({"key": 0}, "key=0 must be a typed key"),
     ):
         rejects(message, ask, home, **options)
-    for options, message in (({"references": []}, "references is empty"), ({"class_names": ["a"]}, "class_names=")):
+    for options, message in WRONG:
         with pytest.raises(ValueError, match=message):
             begin(tmp_path / "new", **options)
 

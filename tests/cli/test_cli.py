@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -35,9 +36,11 @@ def called(monkeypatch, tmp_path):
     """What the parts of a study and of a query are called with; nothing is run or fitted."""
     calls = {}
     asked = annotation.Query(0, np.array([2, 0]), None, np.array([0]), tmp_path / "tasks.json")
+    told = make_results(seeds=2, rounds=2)
+    write_study(tmp_path / "home", told)
     for place, name, result in (
         (study, "strategies", "loops"),
-        (study, "run", make_results(seeds=2, rounds=2)),
+        (study, "run", told),
         (annotation, "propose", asked),
         (_annotation, "active_loop", "a loop"),
         (_assemble, "trainer", "a trainer"),
@@ -69,7 +72,7 @@ def test_the_commands_are_listed_and_what_is_none_is_refused(capsys, monkeypatch
     assert capsys.readouterr().err.startswith("report: ")
 
 
-def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):
+def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys, monkeypatch):
     study = make_results(("random",), seeds=2, rounds=2, classes=None)
     for name in ("mae", "nll"):
         del study.runs["random"].metrics[name]
@@ -80,8 +83,15 @@ def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys):
     assert command_line.main(["report", str(folder), "--figures", str(figures), "--formats", "svg"]) == 0
     written = [folder / "report.html", figures / "curves_rmse.svg", figures / "mean_score.svg"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in written if path.exists()]
+    (tmp_path / "folder.html").mkdir()
+    assert command_line.main(["report", str(folder), "--out", str(tmp_path / "folder.html")]) == 1
+    assert capsys.readouterr().err == f"report: [Errno 21] Is a directory: '{tmp_path / 'folder.html'}'\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "read", lambda folder: signal.raise_signal(signal.SIGINT))
+        assert command_line.main(["report", str(folder)]) == 130
+    assert capsys.readouterr().err == "report: interrupted\n"
     assert command_line.main(["report", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"report: folder='{tmp_path}' holds no study")
+    assert capsys.readouterr().err.startswith(f"report: {tmp_path / 'study.json'} is missing: run a study there first")
 
 
 # Studies
@@ -112,7 +122,7 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys):
     assert found.description["class_names"] == ["a", "b", "c"]
     assert "Active learning on mine" in (home / "report.html").read_text()
     assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 1
-    assert "holds a study with config=" in capsys.readouterr().err
+    assert "study.json is of a study with config=" in capsys.readouterr().err
 
 
 def test_options_become_the_parts_of_a_study(called, tmp_path):

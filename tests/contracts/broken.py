@@ -39,7 +39,7 @@ def _files():
             os.close(opened)
 
         new, old = (lambda folder, value=value: write(folder, [value]) for value in range(2))
-        return types.SimpleNamespace(new=new, read=read, value=[0], old=old, is_read=False)
+        return types.SimpleNamespace(new=new, read=read, value=[0], old=old)
 
     return "files", {
         "durable too late, test_content_is_durable": writer(durable=False),

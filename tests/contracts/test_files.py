@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import resource
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,13 @@ import pytest
 from baal_jax import annotation, checkpoint
 from baal_jax._cli import _annotation, _assemble
 from baal_jax.study import _folder, report, results
-from tests.contracts import members
+from tests.contracts import damage, members
+from tests.contracts.damage import NAMES, save
 from tests.fixtures import same
 from tests.study.files import make_results
 
-# ``new(folder)`` writes files, after which ``read(folder)`` gives ``value``; ``old`` wrote what was there before. The
-# package's own reader is part of ``read`` where ``is_read``, and then it notices damage.
-Writer = collections.namedtuple("Writer", "new read value old is_read", defaults=(lambda folder: None, False))
+# ``new(folder)`` writes files, after which ``read(folder)`` gives ``value``; ``old`` wrote what was there before.
+Writer = collections.namedtuple("Writer", "new read value old", defaults=(lambda folder: None,))
 
 
 STUDY = make_results(("random",), seeds=2, rounds=2, classes=2, pictures=3)
@@ -30,12 +31,6 @@ NUMBERS = make_results(("random",), seeds=2, rounds=2, classes=None)
 for _name in ("mae", "nll"):
     del NUMBERS.runs["random"].metrics[_name]
 NUMBERS.runs["random"].mean_score[:] = np.nan  # one figure is left
-NAMES = ["ape", "bée"]
-
-
-def save(number, folder):
-    with checkpoint.checkpointer(folder, {"rate": 0.1}) as saved:
-        saved.save(number, {"number": number, "rows": np.arange(300) * number})
 
 
 def restored(folder):
@@ -105,25 +100,22 @@ def shown(folder):
 
 CONTENT = {"é": [1.5, float("nan")], "array": np.arange(2)}
 WRITERS = {
-    "checkpoint": Writer(
-        partial(save, 2), restored, {"number": 2, "rows": np.arange(300) * 2}, partial(save, 1), is_read=True
-    ),
-    "configuration of checkpoints": Writer(configured, configured, {"rate": 0.1}, is_read=True),
+    "checkpoint": Writer(partial(save, 2), restored, {"number": 2, "rows": np.arange(300) * 2}, partial(save, 1)),
+    "configuration of checkpoints": Writer(configured, configured, {"rate": 0.1}),
     "journal cut to its checkpoint": Writer(
         lambda folder: checkpoint.keep_lines(folder / "rounds.jsonl", 2),
         lambda folder: checkpoint.read_lines(folder / "rounds.jsonl"),
         [{"i": 0}, {"i": 1}],
         lambda folder: [checkpoint.append_line(folder / "rounds.jsonl", {"i": i}) for i in range(3)],
     ),
-    "study": Writer(
-        partial(study, 2), studied, (STUDY.runs["random"], [0, 1], ["10", "15"] * 2), partial(study, 1), is_read=True
-    ),
+    "study": Writer(partial(study, 2), studied, (STUDY.runs["random"], [0, 1], ["10", "15"] * 2), partial(study, 1)),
     "pictures of a study": Writer(
-        lambda folder: results.write_pictures(folder / "pictures.npz", STUDY.pictures),
-        lambda folder: results.read_pictures(folder / "pictures.npz"),
+        lambda folder: results.write_pictures(folder / "pictures.npz", STUDY.pictures, {}),
+        lambda folder: results.read_pictures(folder / "pictures.npz", {}),
         STUDY.pictures,
-        lambda folder: results.write_pictures(folder / "pictures.npz", STUDY.pictures._replace(ids=np.arange(9, 12))),
-        is_read=True,
+        lambda folder: results.write_pictures(
+            folder / "pictures.npz", STUDY.pictures._replace(ids=np.arange(9, 12)), {}
+        ),
     ),
     "json": Writer(
         lambda folder: results.write_json(folder / "a" / "b.json", CONTENT),
@@ -142,20 +134,17 @@ WRITERS = {
         lambda folder: ET.parse(folder / "curves_rmse.svg").getroot().tag.endswith("svg"),
         True,
     ),
-    "labelling project": Writer(project, started, (NAMES, np.full(4, -1)), is_read=True),
-    "query": Writer(ask, asked, ([0, 1, 2, 3],) * 2, project, is_read=True),
+    "labelling project": Writer(project, started, (NAMES, np.full(4, -1))),
+    "query": Writer(ask, asked, ([0, 1, 2, 3],) * 2, project),
     "answers": Writer(
         partial(ingest, "bée"),
         lambda folder: annotation.answers(folder).targets,
         np.ones(4),
         partial(ingest, "ape"),
-        is_read=True,
     ),
     "pictures of a query": Writer(show, shown, STUDY.pictures.images[1]),
 }
 WRITERS = members("files", WRITERS)
-# Their readers say what is wrong, but not yet in which file, and leave a damaged archive open.
-NAMELESS = ("config.json", "study.json", "pictures.npz", "random-00001-00001.npz")
 
 
 @pytest.fixture(params=WRITERS)
@@ -239,53 +228,72 @@ def test_a_failure_leaves_the_old_files_whole_and_nothing_temporary(writer, tmp_
     assert number > 3
 
 
-class Bomb:
-    def __reduce__(self):
-        return pytest.fail, ("code of the file was run",)
+@pytest.mark.parametrize("name", damage.kinds())
+def test_what_is_damaged_lost_or_of_another_folder_is_refused_by_name_or_read_as_it_was(name):
+    attempts = list(damage.attempts(name, damage.kinds()[name], 80, seed=0))
+    assert not [attempt for attempt in attempts if attempt.outcome in ("silent", "nameless")]
+    assert sum(attempt.outcome == "refused" for attempt in attempts) > 10
 
 
-def damages(path, content):
-    """Cut files; where there are checksums, files with a byte changed; and arrays that are pickles, with code."""
-    cuts = [content[:end] for end in (0, 1, len(content) // 2, len(content) - 2)]
-    if path.suffix != ".npz":
-        return cuts
-    places = range(0, len(content), len(content) // 40)
-    flipped = [content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :] for at in places]
-    with np.load(io.BytesIO(content)) as arrays:
-        first, *rest = arrays.items()
-    pickled = io.BytesIO()
-    np.savez(pickled, **{first[0]: np.array([Bomb()], object), **dict(rest)})
-    return [*cuts, *flipped, pickled.getvalue()]
+@pytest.fixture(params=damage.PROGRAMS)
+def program(request, tmp_path):
+    """Something that goes on with its folder; a folder; and what is in it at the end."""
+    peace, folder = tmp_path / "peace", tmp_path / "folder"
+    for place in (peace, folder):
+        place.mkdir()
+    damage.PROGRAMS[request.param](peace)
+    return request.param, damage.PROGRAMS[request.param], folder, damage.contents(peace)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", [name for name, writer in WRITERS.items() if writer.is_read])
-def test_a_cut_or_changed_file_is_refused_by_name_or_read_as_it_was(name, tmp_path):
-    writer, said, tried = WRITERS[name], [], 0
-    before = prepared(writer, tmp_path / "a")
-    writer.new(tmp_path / "a")
-    readable = {".npz", ".json"}
-    after = {path: content for path, content in contents(tmp_path / "a").items() if path.suffix in readable}
-    for path, content in after.items():
-        if content == before.get(path) or path.name.endswith("label_studio.json"):
-            continue  # tasks are read by others
-        for damaged in damages(path, content):
-            path.write_bytes(damaged)
-            tried += 1
-            try:
-                read = writer.read(tmp_path / "a")
-            except Exception as error:
-                said.append(path.name in str(error) or path.name in NAMELESS)
-            else:
-                same(read, writer.value)  # a byte that nobody reads: nothing is wrong
-        path.write_bytes(content)
-    assert tried >= 4
-    assert all(said)
-    assert len(said) > 0.6 * tried
+@pytest.mark.parametrize("name", damage.PROGRAMS)
+def test_what_is_killed_goes_on_and_ends_as_if_in_peace(name, tmp_path):
+    """``python -m tests.contracts.damage --kills 40`` kills more."""
+    assert all(damage.kills(name, 2, 0, tmp_path))
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_is_there_stays_whole(program):
+    _, go_on, folder, expected = program
+    (soft, hard), said = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    for size in (1, *[size - 1 for size in sorted(map(len, expected.values()))]):  # a file grows to no more
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            go_on(folder)
+        except OSError as error:
+            said.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    go_on(folder)
+    assert len(said) >= 3
+    assert all(f"File too large: '{folder}" in error for error in said)
+    assert damage.contents(folder) == expected
+
+
+def test_a_folder_that_is_moved_is_said_and_goes_on_where_it_is_now(program, monkeypatch, tmp_path):
+    name, go_on, _, expected = program
+    chance = np.random.default_rng(0)
+    for attempt in range(10):
+        here, now, calls = tmp_path / f"here{attempt}", tmp_path / f"now{attempt}", iter(range(1000))
+        here.mkdir()
+        at, fsync = chance.integers(12), os.fsync
+
+        def moves(file, here=here, now=now, at=at, calls=calls, fsync=fsync, attempt=attempt):
+            fsync(file)
+            if next(calls) == at:
+                here.rename(now)
+                if name == "study" and attempt % 2:  # which knows its folder from another
+                    (here / "cells").mkdir(parents=True)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", moves)
+            with pytest.raises((ValueError, OSError), match=str(here)):
+                go_on(here)
+        assert not [path for path in here.rglob("*") if path.is_file()]
+        go_on(now)
+        assert damage.contents(now) == expected
 
 
 def test_a_line_of_a_journal_is_durable_when_the_call_returns_and_a_cut_one_is_left_out(tmp_path, monkeypatch):
-    path = tmp_path / "deeper" / "rounds.jsonl"
+    path = tmp_path / "rounds.jsonl"
     calls = watch(monkeypatch)
     checkpoint.append_line(path, {"i": 0})
     first = path.read_bytes()

@@ -77,8 +77,9 @@ def test_a_run_that_stops_in_the_middle_ends_the_same(finished, tmp_path, monkey
     monkeypatch.setattr(checkpoint.Checkpointer, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         experiment.main(tiny(tmp_path))
-    with (tmp_path / "rounds.jsonl").open("a") as file:  # a round that was written, but not checkpointed
-        file.write('{"strategy": "bald"}\n{"strat')
+    checkpoint.append_line(tmp_path / "rounds.jsonl", {"strategy": "bald"})  # a round without its checkpoint
+    with (tmp_path / "rounds.jsonl").open("a") as file:
+        file.write('{"strat')
     experiment.main(tiny(tmp_path))
     assert outcome(tmp_path) == outcome(finished)
     final = [np.load(sorted((out / "checkpoints").glob("step_*.npz"))[-1]) for out in (tmp_path, finished)]

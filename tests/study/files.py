@@ -1,12 +1,11 @@
 """Studies that nobody ran: results of any size, with a known effect, for what reads results."""
 
-import json
-
 import jax
 import numpy as np
 
+from baal_jax._util import files
 from baal_jax.study import results as study_results
-from baal_jax.study.results import FORMAT, Cell, Pictures, Results, Runs
+from baal_jax.study.results import Cell, Pictures, Results, Runs
 
 NUM_INITIAL, QUERY_SIZE, NUM_BINS = 10, 5, 10
 
@@ -40,7 +39,6 @@ def make_results(
         gone = np.arange(rounds) >= np.broadcast_to(stopped.get(name, rounds), seeds)[:, None]
         runs[name] = _runs(rng, np.clip(height, 0.01, 0.99), gone, initial, num_labelled, num_pool, classes)
     description = {
-        "format": FORMAT,
         "name": "a study that nobody ran",
         "strategies": list(strategies),
         "baseline": strategies[0],
@@ -62,15 +60,15 @@ def make_results(
 
 def write_study(folder, results):
     """Writes what ``results.read`` reads, every seed in a cell of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps(results.description))
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "study.json", results.description)
     for name, runs in results.runs.items():
         for i in range(len(runs.seeds)):
             cell = Cell(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], runs), program="none", chunk=1)
-            study_results.write_cell(folder, name, cell)
+            study_results.write_cell(folder, results.description, name, cell)
     (folder / "results.csv").write_text(study_results.table(results))
     if results.pictures is not None:
-        np.savez_compressed(folder / "pictures.npz", **results.pictures._asdict())
+        study_results.write_pictures(folder / "pictures.npz", results.pictures, results.description)
     return folder
 
 

@@ -152,7 +152,7 @@ def test_what_a_page_and_figures_are_made_of_and_where_they_go(tmp_path):
     assert list(_figures._spread(np.arange(7), 4)) == [0, 2, 4, 6]
     for call, message in (
         (lambda: report.write(study), "pass path"),
-        (lambda: report.write(tmp_path / "nowhere"), "holds no study"),
+        (lambda: report.write(tmp_path / "nowhere"), "study.json is missing: run a study"),
         (lambda: report.figures(study, tmp_path, formats=("doc",)), "formats holds 'doc'"),
         (lambda: report.figures(study._replace(runs={}), tmp_path), "no runs yet"),
     ):

@@ -1,30 +1,35 @@
 """Cells, table and pictures of a study, without running one."""
 
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from baal_jax._util import files
 from baal_jax.study import _folder, results
 from tests.fixtures import same
 from tests.study.files import make_results, write_study
 
 
 def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
-    names = ("bald", "bald-0", "a/τ", "a_τ")  # they look alike
+    names = ("bald", "Bald", "bald-0", "a/τ", "a_τ", ".bald", "bald" * 60, "bald" * 60 + "x")  # they look alike
     study = make_results(names, seeds=3, rounds=2, pictures=4, classes=2)
-    assert len({results.slug(name) for name in names}) == 4
+    slugs = {results.slug(name).lower() for name in (*names, *map(results.slug, names))}
+    assert [len(slugs), max(map(len, slugs)) < 100] == [2 * len(names) - 1, True]  # "bald" is its own
+    assert not [name for name in slugs if name.startswith(".")]
     assert [results.slug(name) for name in ("top_k.2", "bald")] == ["top_k.2", "bald"]
     found = results.read(str(write_study(tmp_path, study)))
     assert list(found.runs) == list(names)
     same(found._replace(description=None), study._replace(description=None))
     assert found.description == json.loads(json.dumps(study.description))
-    (tmp_path / "study.json").write_text(json.dumps({**found.description, "format": 2}))
-    with pytest.raises(ValueError, match="has format 2, but this version reads 1: update baal_jax"):
+    files.write_json(tmp_path / "study.json", {**found.description, "format": 1})
+    with pytest.raises(ValueError, match=r"study.json has format 1, but this version reads 3: use the one that wrote"):
         results.read(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no study: study.json is missing"):
+    with pytest.raises(ValueError, match=r"study.json is missing: run a study there first"):
         results.read(tmp_path / "nowhere")
 
 
@@ -34,6 +39,53 @@ def test_cells_are_put_together_by_seed_and_a_seed_that_is_there_twice_is_taken_
     merged = results.merge(results.Cell(part, "none", 1) for part in parts)
     same(merged, runs)
     assert list(merged.metrics) == sorted(runs.metrics)
+    for cell, message in (
+        (
+            results.Cell(parts[1], "other", 1),
+            "the cell of seed 0 is of another program or kind of value than that of seed 3",
+        ),
+        (results.Cell(parts[1]._replace(metrics={}), "none", 1), "of another program or kind of value"),
+        (results.Cell(parts[1]._replace(initial=parts[1].initial + 1), "none", 1), "there twice has two outcomes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            results.merge([results.Cell(parts[0], "none", 1), cell])
+
+
+def test_a_cell_that_does_not_belong_to_its_study_is_refused_by_name(tmp_path):
+    runs = make_results(("random",), seeds=2, rounds=2).runs["random"]
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[[i]], runs) for i in range(2))
+    asked = {"strategies": ["random"], "baseline": None, "seeds": [0, 1], "num_rounds": 2, "num_pool": 100}
+    with _folder.opened(tmp_path, asked) as place:
+        place.add("random", results.Cell(first, "none", 1))
+    for strategy, other, message in (
+        ("random", second._replace(indices=second.indices + 100), "00001.npz .*ids are int32 .*outside of the pool"),
+        ("random", second._replace(scores=second.scores[:, :1]), "00001.npz .*not all of it has 1 seeds and 2 rounds"),
+        ("bald", second, "bald-00001-00001.npz .*does not know the strategy 'bald'"),
+        ("random", second._replace(metrics={}), r"random-\*.npz .*seed 1 is of another program or kind of"),
+    ):
+        path = results.write_cell(tmp_path, place.description, strategy, results.Cell(other, "none", 1))
+        with pytest.raises(ValueError, match=message):
+            results.read(tmp_path)
+        path.unlink()
+
+
+def moved(old, new, runs, is_replaced):
+    with _folder.opened(old, {"strategies": ["random"], "baseline": None, "seeds": [0, 1]}) as place:
+        place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[:1], runs), "none", 1))
+        old.rename(new)
+        if is_replaced:
+            (old / "cells").mkdir(parents=True)
+        place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[1:], runs), "none", 1))
+
+
+def test_a_folder_that_is_moved_is_whole_and_nothing_is_written_where_it_was(tmp_path):
+    runs, old, new = make_results(("random",), seeds=2, rounds=2).runs["random"], tmp_path / "old", tmp_path / "new"
+    for is_replaced in (False, True):
+        shutil.rmtree(new, ignore_errors=True)
+        with pytest.raises((ValueError, OSError), match=re.escape(str(old))):
+            moved(old, new, runs, is_replaced)
+        assert results.read(new).runs["random"].seeds.tolist() == [0]
+        assert not [path for path in old.rglob("*") if path.is_file()]
 
 
 def test_a_cell_has_the_targets_of_what_was_queried():
@@ -59,7 +111,9 @@ def folder(path, names=("bald", "random"), **asked):
 
 def test_a_description_grows_and_keeps_its_baseline_and_environment(tmp_path):
     assert folder(tmp_path, names=("bald", "badge")).description["baseline"] == "bald"
-    (tmp_path / "study.json").write_text((tmp_path / "study.json").read_text().replace('"python": "', '"python": "1.'))
+    old = results.read_description(tmp_path)
+    old["environment"]["python"] = "1.2"
+    files.write_json(tmp_path / "study.json", old)
     written = (tmp_path / "study.json").stat().st_mtime_ns
     assert folder(tmp_path, names=("badge",), seeds=[0]).description["seeds"] == [0, 1]
     assert (tmp_path / "study.json").stat().st_mtime_ns == written  # it is written where it has changed
@@ -96,12 +150,15 @@ def test_pictures_are_those_of_the_first_seeds_in_the_order_of_rounds(tmp_path):
     for most in (12, 1000):
         _folder.save_pictures(place, rows, np.arange(100) * 2, most=most)
         ids = np.sort([*dict.fromkeys(order)][:most])
-        same(results.read_pictures(path), results.Pictures(ids, np.round(rows[ids] / 399 * 255), 2 * ids))
+        same(
+            results.read_pictures(path, place.description),
+            results.Pictures(ids, np.round(rows[ids] / 399 * 255), 2 * ids),
+        )
     before = path.stat().st_mtime_ns
     _folder.save_pictures(place, rows, np.arange(100) * 2)
     assert path.stat().st_mtime_ns == before
     _folder.save_pictures(place, rows.astype(np.uint8), np.arange(100))
-    np.testing.assert_array_equal(results.read_pictures(path).images, rows.astype(np.uint8)[ids])
+    np.testing.assert_array_equal(results.read_pictures(path, place.description).images, rows.astype(np.uint8)[ids])
 
 
 def test_every_bit_of_the_data_is_in_its_digest():

@@ -69,10 +69,10 @@ def test_what_is_missing_is_added_and_nothing_is_taken_away(home, tmp_path, monk
     first = contents(tmp_path / "cells")
     assert [len(compiled), len(first)] == [1, 1]
 
-    def fails(folder, strategy, cell):
+    def fails(folder, description, strategy, cell):
         if strategy == "bald":
             raise KeyboardInterrupt
-        return write_cell(folder, strategy, cell)
+        return write_cell(folder, description, strategy, cell)
 
     with monkeypatch.context() as patched:
         patched.setattr(results, "write_cell", fails)
@@ -132,7 +132,7 @@ def test_every_seed_stops_for_itself_and_a_bar_shows_what_is_left(stopped):
     np.testing.assert_array_equal(runs.diagnostics["query_targets"], known)
     assert runs.diagnostics["reliability_accuracy"].shape == (3, 4, 15)
     assert "reliability_accuracy" not in runs.metrics
-    (cell,) = results.read_cells(folder, "bald")
+    (cell,) = results.read_cells(folder, found.description)["bald"]
     assert [cell.chunk, runs.seeds.tolist()] == [8, [0, 1, 2]]  # two for each of four devices, and padding is dropped
     asked = [*runs.initial[0], *runs.indices[0].ravel()]
     ids = sorted(index for index in asked if index >= 0)
@@ -156,7 +156,7 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(stopped, tmp_path):
     for field in ("seeds", "initial", "indices", "num_labelled", "num_picked", "stopped"):
         np.testing.assert_array_equal(getattr(streamed, field), getattr(runs, field)[:2])
     close([streamed.scores, streamed.metrics["nll"]], [runs.scores[:2], runs.metrics["nll"][:2]], rtol=1e-5)
-    assert len(results.read_cells(tmp_path, "bald")) == 2  # a seed a call
+    assert len(results.read_cells(tmp_path, results.read_description(tmp_path))["bald"]) == 2  # a seed a call
     before = contents(tmp_path)
     next(tmp_path.glob("cells/*00001.npz")).unlink()
     run_images(tmp_path, train=train, num_seeds=2)
@@ -177,6 +177,10 @@ DIFFERENT = [
     ({"about": study.About(config={"rate": 0.5})}, "config=None, but now it is {'rate': 0.5}: use another folder"),
     ({"strategies": loops(num_samples=7)}, r"loops\['random'\] is another program than .* its 2 cells"),
     ({"strategies": {}}, "loops is empty"),
+    ({"strategies": {"a\0": None}}, r"loops holds 'a\\x00', but '\\x00' cannot be written"),
+    ({"about": study.About(name="a\nb")}, r"about holds 'a\\nb', but"),
+    ({"about": study.About(class_names=["a", "\ud800"])}, r"about holds '\\ud800', but"),
+    ({"about": study.About(config={"a": ["\x85"]})}, r"about.config holds '\\x85', but"),
     ({"num_seeds": 0}, "num_seeds=0"),
     ({"num_rounds": 0}, "num_rounds=0"),
     ({"num_initial": -1}, "num_initial=-1"),
@@ -213,7 +217,9 @@ def test_what_a_killed_process_left_is_removed_and_two_writers_are_refused(home,
         with pytest.raises(ValueError, match="is being written to by another process"):
             run(tmp_path, num_seeds=5)
     (tmp_path / "study.json").unlink()
-    with pytest.raises(ValueError, match=r"has cells, such as bald-00000-00003.npz, but no study.json: empty it"):
+    with pytest.raises(
+        ValueError, match=r"has cells, such as bald-00000-00003.npz, but no study.json: restore it from"
+    ):
         run(tmp_path, num_seeds=5)
 
 

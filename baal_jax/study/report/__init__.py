@@ -35,16 +35,17 @@ def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
         ValueError: there is no study in the folder, or results are given without a path.
 
     Example:
-        >>> import json, pathlib, tempfile
-        >>> from baal_jax.study import report
+        >>> import tempfile
+        >>> from baal_jax.study import report, results
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     study = {"format": 1, "name": "begun a minute ago", "strategies": ["random", "bald"]}
-        ...     _ = pathlib.Path(folder, "study.json").write_text(json.dumps(study))
-        ...     path = report.write(folder)
+        ...     study = {"name": "begun a minute ago", "strategies": ["random", "bald"]}
+        ...     path = report.write(results.Results(study, {}, None), f"{folder}/report.html")
         ...     "nothing is there of random, bald" in path.read_text()
         True
     """
     if isinstance(study, Results) and path is None:
         raise ValueError("path=None, but results have no folder to write to: pass path")
     where = Path(str(study)) / "report.html" if path is None else Path(path)
+    if path is not None:
+        where.parent.mkdir(parents=True, exist_ok=True)
     return files.write_text(where, page(study if isinstance(study, Results) else read(study)))

@@ -43,6 +43,7 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
     if not study.runs:
         raise ValueError("the study has no runs yet, so that there is nothing to draw: wait for its first cell")
     paths = []
+    Path(out).mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_SETTINGS):
         for name, figure in _all(study):
             for kind in formats:
