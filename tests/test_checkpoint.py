@@ -160,7 +160,7 @@ def test_numbers_count_upwards_and_only_the_newest_stay(keep, left, tmp_path):
         with pytest.raises(ValueError, match="number=-1"):
             saved.save(-1, 0)
         (tmp_path / "step_00000007.npz").write_bytes(b"PK")
-        with pytest.raises(ValueError, match=r"step_00000007.npz is damaged .*: delete it to go on"):
+        with pytest.raises(ValueError, match=r"step_00000007.npz: cannot be read .*: delete it to go on"):
             saved.restore(0)
     assert "keep=0" in refused(tmp_path, keep=0)
     with opened(tmp_path / "many", keep=keep) as saved:
@@ -224,7 +224,7 @@ def test_lines_of_a_journal(tmp_path):
     for wrong, number in ((lines[::-1], 1), (lines[1:], 1), ([lines[0], *lines], 2), ([lines[0], b'{"i": \n'], 2)):
         path.write_bytes(b"".join(wrong))
         with pytest.raises(
-            ValueError, match=rf"rounds.jsonl, line {number}, is damaged .*: delete the file and its ch"
+            ValueError, match=rf"rounds.jsonl, line {number}: cannot be read .*: delete the file and its ch"
         ):
             checkpoint.keep_lines(path, 2)
 

@@ -14,8 +14,7 @@ import numpy as np
 import optax
 
 from baal_jax import data, losses, models, posteriors
-from baal_jax._util import images
-from baal_jax._util.reading import reading
+from baal_jax._util import files, images
 from baal_jax.training import trainer
 from baal_jax.typing import Dataset, Model, Posterior
 
@@ -61,7 +60,7 @@ def problem(options: Any) -> Problem:
 
 def _problem_from_arrays(path: Path) -> Problem:
     names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
-    with reading(f"data={str(path)!r}", _CURE):
+    with files.about(f"data={str(path)!r}", _CURE):
         arrays = _arrays(path, names, ["class_names"])
         train, test = (data.from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
         kinds = [(part.inputs.shape[1:], part.targets.shape[1:], part.targets.dtype.kind) for part in (train, test)]
@@ -83,7 +82,7 @@ def pool(options: Any, kind: str) -> Pool:
         return _pool_from_pictures(path, options.url_prefix, (options.image_size, options.image_size))
     if not path.is_file() or path.suffix != ".npz":
         raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file")
-    with reading(f"data={name!r}", _CURE):
+    with files.about(f"data={name!r}", _CURE):
         arrays = _arrays(path, ["inputs"], ["references", "embeddings"])
         inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
         embeddings = np.asarray(data.from_arrays(arrays.get("embeddings", inputs)).inputs)
@@ -104,9 +103,9 @@ def _pool_from_pictures(folder: Path, url_prefix: str, size: tuple[int, int]) ->
         raise ValueError(f"data={str(folder)!r} holds no {', '.join(PICTURES)} files: give a folder of images")
     pictures = []
     for file in paths:
-        with reading(repr(str(file)), "rename it: its name is no text"):
+        with files.about(repr(str(file)), "rename it: its name is no text"):
             str(file).encode("utf-8")
-        with reading(file, "repair or remove it"):
+        with files.about(file, "repair or remove it"):
             pictures.append(images.decode(file.read_bytes(), size, 3))
     names = [file.relative_to(folder).as_posix() for file in paths]
     names = [url_prefix + quote(name) if url_prefix else name for name in names]  # quoted where it is part of a URL

@@ -22,18 +22,20 @@ _CURE = "delete the file and its checkpoints"
 
 @contextmanager
 def about(path: Path | str, cure: str | None = None) -> Iterator[None]:
-    """Errors name the file; with a cure, that of whatever goes wrong where damaged or missing files are read."""
+    """Errors name the file. With a cure, whatever goes wrong is a ValueError: damaged files can raise all kinds."""
     try:
         yield
-    except OSError as error:
-        if cure is not None and isinstance(error, FileNotFoundError):
-            raise ValueError(f"{path} is missing: {cure}") from error
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except ImportError:
+        raise
     except Exception as error:
-        if cure is None:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of what is in the file
+            if cure is not None and isinstance(error, FileNotFoundError):
+                raise ValueError(f"{path} is missing: {cure}") from error
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if cure is None or (isinstance(error, ValueError) and str(path) in str(error)):
             raise
-        why = error if isinstance(error, ValueError) else repr(error)
-        raise ValueError(f"{path} is damaged or belongs elsewhere ({why}): {cure}") from error
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: cannot be read ({said[:200]}): {cure}") from error
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Complete lines, and what they hold; each has the checksum of itself and of those before it."""
     lines, crc = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], 0
     for number, line in enumerate(lines, 1):
-        with about(f"{path}, line {number},", _CURE):
+        with about(f"{path}, line {number}", _CURE):
             text, _, said = (line := line.decode("utf-8")).removesuffix("}").rpartition(_CRC[1:])
             crc = zlib.crc32((text := text.removesuffix(",") + "}").encode(), crc)
             if crc != int(said):

@@ -11,8 +11,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from baal_jax._util import checks
-from baal_jax._util.reading import reading
+from baal_jax._util import checks, files
 
 Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
@@ -285,7 +284,7 @@ def _answers_of(
     cancelled: list[datetime | None] = []
     for position, annotation in enumerate(annotations):
         place = f"{where}, annotation {position}"
-        with reading(place, "the file is damaged"):
+        with files.about(place, "the file is damaged"):
             time = _time_of(annotation)
             if annotation.get("was_cancelled") not in (None, False, True):
                 raise ValueError(f"was_cancelled is {_shown(annotation['was_cancelled'])}")

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from baal_jax._util import checks
-from baal_jax._util.reading import reading
+from baal_jax._util import checks, files
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, PyTree
 
@@ -170,7 +169,7 @@ def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regr
 
 
 def _rows(path: Path) -> np.ndarray:
-    with reading(path, "save it as text in UTF-8"):
+    with files.about(path, "save it as text in UTF-8"):
         lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
     numbered = [(i + 1, line) for i, line in enumerate(lines) if line]
     if numbered and not any(_NUMBER.fullmatch(cell) for cell in numbered[0][1]):

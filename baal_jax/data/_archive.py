@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from baal_jax._util.reading import reading
+from baal_jax._util import files
 
 
 def read_python_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Pixels ``uint8[N, 3072]`` and labels ``[N]`` of one batch file; refuses what is damaged or more than arrays."""
-    with reading(where, "download it again"):
+    with files.about(where, "download it again"):
         _scan(content)
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()  # strings of Python 2 are bytes
         by_name = {_text(name): getattr(value, "array", value) for name, value in batch.items()}

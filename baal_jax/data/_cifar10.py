@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from baal_jax._util.reading import reading
+from baal_jax._util import files
 from baal_jax.data import _tfds
 from baal_jax.data._archive import read_python_batch
 from baal_jax.data._tfds import CIFAR10_CLASSES
@@ -110,7 +110,7 @@ def _contents(place: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
                 raise ValueError(f"{place / name} is missing: unpack the archive again")
             yield name, (place / name).read_bytes()
         return
-    with reading(place, _CURE):
+    with files.about(place, _CURE):
         with gzip.open(place) as stream:  # to its end, where the checksum of the whole is
             total = sum(map(len, iter(lambda: stream.read(2**20), b"")))
         with tarfile.open(place) as archive:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from baal_jax._util import checks
-from baal_jax._util.reading import reading
+from baal_jax._util import checks, files
 
 _CHUNK = 2048  # records in memory at a time
 _CHUNK_BYTES = 2**26  # of that many rows as long as the longest
@@ -22,7 +21,7 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
 
 def _array_records(path: Path) -> Iterator[list[bytes]]:
     module = checks.optional_import("array_record.python.array_record_module", "data")
-    with reading(path, CURE):
+    with files.about(path, CURE):
         reader = module.ArrayRecordReader(str(path))
         total = reader.num_records()
         for position in range(0, total, _CHUNK):

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from baal_jax._util import checks, images
-from baal_jax._util.reading import reading
+from baal_jax._util import checks, files, images
 from baal_jax.data import _records
 from baal_jax.typing import Dataset
 
@@ -149,7 +148,7 @@ def _from_examples(split: str, examples: Iterable[Mapping[str, Any]], source: So
 def _read_split(folder: Path, split: str, file_format: str, source: Source) -> Dataset:
     shards, names = _shards(folder, split, file_format), _names(source.name, folder, source.label)
     number, channels = _declared(folder, source.label, source.image)
-    with reading(folder, _records.CURE):
+    with files.about(folder, _records.CURE):
         decoded, total = _decoded(shards, file_format, source, channels), sum(length for _, length in shards)
         return _assembled(f"{folder}, split {split}", total, len(names) if names else number, decoded)
 
@@ -196,13 +195,13 @@ def _decoded(shards: list[tuple[Path, int]], file_format: str, source: Source, c
 
 def _decode(path: Path, number: int, record: bytes, source: Source, channels: int | None) -> tuple[np.ndarray, int]:
     where = f"{path}, record {number}"
-    with reading(where, _records.CURE):
+    with files.about(where, _records.CURE):
         features = _records.parse_example(record)
     encoded, target = features.get(source.image), features.get(source.label)
     if not isinstance(encoded, bytes) or not isinstance(target, int):
         needed = f"needs an encoded {source.image} and an integer {source.label}, but holds {sorted(features)}"
         raise ValueError(f"{where}: {needed}: name the features with image=… and label=…")
-    with reading(where, _records.CURE):
+    with files.about(where, _records.CURE):
         return images.decode(encoded, source.size, channels), target
 
 
@@ -211,7 +210,7 @@ def _newest_version(name: str, root: Path) -> Path | None:
     for folder in (root / name, root):
         versions = {}
         for path in (*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")):
-            with reading(path, _records.CURE):
+            with files.about(path, _records.CURE):
                 found = _json(path).get("name", "").split("/")[0]
                 if found == name.split("/")[0]:
                     versions[path.parent] = _version(path.parent)
@@ -238,7 +237,7 @@ def _json(path: Path) -> Any:
 def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]]:
     """The files of a split, and how many records each of them should hold."""
     info = folder / "dataset_info.json"
-    with reading(info, _records.CURE):
+    with files.about(info, _records.CURE):
         described = _json(info)
         splits = {part["name"]: part for part in described.get("splits", [])}
         if split not in splits:
@@ -272,7 +271,7 @@ def _names(name: str, folder: Path, label: str) -> tuple[str, ...] | None:
     path, number = folder / f"{label}.labels.txt", _declared(folder, label)[0]
     if not path.exists():
         return None
-    with reading(path, _records.CURE):
+    with files.about(path, _records.CURE):
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
         first = {one: i for i, one in reversed([*enumerate(names)])}
         for i, one in enumerate(names):
@@ -288,7 +287,7 @@ def _names(name: str, folder: Path, label: str) -> tuple[str, ...] | None:
 def _declared(folder: Path, label: str, image: str = "") -> tuple[int | None, int | None]:
     """How many classes and how many channels there are, where ``features.json`` tells."""
     path = folder / "features.json"
-    with reading(path, _records.CURE):
+    with files.about(path, _records.CURE):
         features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
         number = features.get(label, {}).get("classLabel", {}).get("numClasses")
         dimensions = features.get(image, {}).get("image", {}).get("shape", {}).get("dimensions", [])

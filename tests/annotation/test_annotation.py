@@ -400,7 +400,7 @@ def test_what_is_no_export_of_this_project_is_refused_and_nothing_is_written(ask
     np.testing.assert_array_equal(foreign.indices, query.indices)  # its ids fit
     never = exported(query, answer("bee"))
     never[2]["data"]["baal_index"] = min({*range(40)} - {*query.indices.tolist()})
-    not_json = r"export\.json is damaged .*: export again, as JSON"
+    not_json = r"export\.json: cannot be read .*: export again, as JSON"
     path = tmp_path / "export.json"
     for content, message in (
         (b"\xff\xfe\x00", not_json),
@@ -432,18 +432,30 @@ def test_files_that_are_lost_or_of_another_version_are_named(tmp_path):
     query = {"round": 0, "indices": [0, 0], "references": ["", ""], "scores": [None] * 2, "predictions": None}
     index, said = str(query_0.indices[0]), {"target": 0, "round": 0, "annotator": None, "time": None}
     for name, content, message in (
-        ("labels.json", {"labels": {}}, "is damaged .*'skipped'.*: restore it from a backup"),
-        ("labels.json", {"labels": {index: said | {"target": 3}}, "skipped": {}}, "is damaged .* has the target 3"),
-        ("labels.json", {"labels": {index: said | {"time": "noon"}}, "skipped": {}}, "is damaged .*noon"),
-        ("labels.json", {"labels": {index: said}, "skipped": {index: said}}, "is damaged .*query-0000.json, if"),
-        ("labels.json", {"labels": {index: said | {"round": 2}}, "skipped": {}}, "is damaged .*query-0002.json, if"),
-        ("query-0000.json", query | {"indices": [0, 0]}, "is damaged .*indices holds 0 more than once"),
-        ("query-0000.json", query | {"indices": [0, 40]}, "is damaged .*indices holds 40, outside"),
-        ("query-0000.json", query | {"indices": [0, 1]}, "is damaged .*its references are not those of the project"),
+        ("labels.json", {"labels": {}}, ": cannot be read .*'skipped'.*: restore it from a backup"),
+        (
+            "labels.json",
+            {"labels": {index: said | {"target": 3}}, "skipped": {}},
+            ": cannot be read .* has the target 3",
+        ),
+        ("labels.json", {"labels": {index: said | {"time": "noon"}}, "skipped": {}}, ": cannot be read .*noon"),
+        ("labels.json", {"labels": {index: said}, "skipped": {index: said}}, ": cannot be read .*query-0000.json, if"),
+        (
+            "labels.json",
+            {"labels": {index: said | {"round": 2}}, "skipped": {}},
+            ": cannot be read .*query-0002.json, if",
+        ),
+        ("query-0000.json", query | {"indices": [0, 0]}, ": cannot be read .*indices holds 0 more than once"),
+        ("query-0000.json", query | {"indices": [0, 40]}, ": cannot be read .*indices holds 40, outside"),
+        (
+            "query-0000.json",
+            query | {"indices": [0, 1]},
+            ": cannot be read .*its references are not those of the project",
+        ),
     ):
         whole = (home / name).read_bytes()
         files.write_json(home / name, content, files.digest(project))
-        rejects(f"{name} {message}", ask, home)
+        rejects(f"{name}{message}", ask, home)
         (home / name).write_bytes(whole)
     (home / "project.json").write_text('{"format": 1}')
     rejects("project.json has format 1, but this version reads 3", ask, home)
