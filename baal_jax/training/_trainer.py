@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, sources
+from baal_jax._util.numerics import as_float
 from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
@@ -266,7 +267,8 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
                 batch = _read(recipe, dataset, plan(total + index))
                 return batch.key, batch.inputs
 
-            average = Variables(kept, state.variables.collections)
+            params = averaging.cast_like(kept, state.variables.params)
+            average = Variables(params, state.variables.collections)
             state = state._replace(variables=averaging.with_new_statistics(model, average, later))
         return state._replace(steps=jnp.where(_have_moved(first, state), state.steps, 0))
 
@@ -440,7 +442,8 @@ def _one_each(name: str, losses: Array, size: int) -> Array:
 def _keep_first(recipe: _Recipe, variables: Variables) -> PyTree:
     """What is kept on the way: the mean weights, or the smallest validation loss and its weights, or nothing."""
     if recipe.average_from is not None:
-        return variables.params
+        # In half precision a mean stands still after a few hundred steps.
+        return jax.tree.map(lambda leaf: as_float(leaf) if leaf.dtype.itemsize < 4 else leaf, variables.params)
     return None if recipe.validation is None else (jnp.full((), jnp.inf, jnp.float32), variables)
 
 

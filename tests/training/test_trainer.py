@@ -298,6 +298,41 @@ def test_new_statistics_are_those_of_a_hundred_batches_whatever_the_momentum():
     assert (float(new.params), new.collections["calls"].dtype) == (2.0, jnp.int32)
 
 
+@pytest.mark.parametrize("variance", [1e-8, 9.2e5, 1e12])
+def test_new_statistics_keep_their_digits_whatever_their_size(variance):
+    scales, momentum = np.sqrt(np.float64([variance, variance])), np.float32([0.9, 0.99])
+    rows = (np.random.default_rng(0).normal(size=(8, 64, 2)) * scales).astype(np.float32)
+
+    def train(variables, inputs, key):
+        running = momentum * variables.collections + (1 - momentum) * jnp.var(inputs, axis=0)
+        return None, running
+
+    model, weights = Model(None, None, train), np.float64(momentum[:, None]) ** np.arange(7, -1, -1)
+    seen = np.sum(weights * np.float64(rows).var(axis=1).T, axis=1) / weights.sum(axis=1)
+    for start in (np.ones(2), np.float64([2, 0.5]) * seen):
+        given = Variables((), jnp.asarray(start, jnp.float32))
+        new = jax.jit(lambda v: averaging.with_new_statistics(model, v, lambda i: (None, jnp.asarray(rows)[i]), 8))(
+            given
+        )
+        close(new.collections, seen, rtol=1e-5, atol=0)
+
+
+def test_a_mean_of_half_precision_weights_does_not_stand_still(key):
+    """Weights that are one for the first half of the steps and two then: a step more is less than bfloat16 tells."""
+
+    def update(gradients, count, params=None):
+        return jax.tree.map(lambda leaf: jnp.where(count == 299, 1, 0).astype(leaf.dtype), gradients), count + 1
+
+    jump = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    model = baal.from_functions(
+        lambda key, inputs: jnp.ones((3, 1), jnp.bfloat16), lambda params, x, key: x.astype(jnp.bfloat16) @ params
+    )
+    options = {"num_steps": 600, "batch_size": 2, "average_from": 0.0}
+    state = baal.trainer(jump, lambda outputs, targets: outputs[:, 0], **options)(model)(key, DATA, first(12))
+    assert state.variables.params.dtype == jnp.bfloat16
+    assert weights_of(state).tolist() == [1.5] * 3
+
+
 def test_statistics_of_averaged_weights_are_made_from_the_batches_that_would_come_next(key):
     def train(variables, inputs, key):
         return inputs[:, None] + variables.params, {"ids": inputs + variables.params, "noise": jax.random.uniform(key)}
