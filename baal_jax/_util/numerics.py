@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -67,6 +68,17 @@ def entropy(log_p: Array) -> Array:
     possible = ~jnp.isneginf(log_p)
     safe = jnp.where(possible, log_p, 0.0)
     return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0.0), axis=-1)
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(condition: Array) -> Array:
+    """``condition bool[]``; under ``vmap`` whether it holds for any, so that a ``cond`` does not compute both sides."""
+    return condition
+
+
+@anywhere.def_vmap
+def _anywhere_rule(_: int, __: Any, condition: Array) -> tuple[Array, bool]:
+    return anywhere(jnp.any(condition)), False
 
 
 def rank_values(scores: Array, available: Array) -> Array:

@@ -85,7 +85,7 @@ def fit_temperature(problem: Problem, penalty: float | Array, bounds: tuple[floa
         # −inf · (1/T) has no slope in T.
         return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t))) + penalty * log_t**2
 
-    low, high = np.log(bounds)
+    low, high = np.log(bounds).tolist()
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
     values = jax.lax.map(objective, grid)
     # Of points that are as good as the best, the one nearest to the identity.
