@@ -71,14 +71,14 @@ def entropy(log_p: Array) -> Array:
 
 
 @jax.custom_batching.custom_vmap
-def anywhere(condition: Array) -> Array:
-    """``condition bool[]``; under ``vmap`` whether it holds for any, so that a ``cond`` does not compute both sides."""
-    return condition
+def largest(value: Array) -> Array:
+    """``value []``, and under ``vmap`` the largest of all: branches and loops on it stay such; each masks its own."""
+    return value
 
 
-@anywhere.def_vmap
-def _anywhere_rule(_: int, __: Any, condition: Array) -> tuple[Array, bool]:
-    return anywhere(jnp.any(condition)), False
+@largest.def_vmap
+def _largest(_: int, __: Any, values: Array) -> tuple[Array, bool]:
+    return largest(jnp.max(values)), False
 
 
 def rank_values(scores: Array, available: Array) -> Array:

@@ -59,7 +59,7 @@ def sum_over_labelled(
             return jax.tree.map(jnp.add, total[0], sums), last
 
         # As many as the labels need; one at least, for what is wanted of the last batch.
-        return jax.lax.cond(numerics.anywhere((index == 0) | (index * size < number)), more, lambda: total), None
+        return jax.lax.cond(numerics.largest((index == 0) | (index * size < number)), more, lambda: total), None
 
     shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

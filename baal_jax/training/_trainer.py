@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, sources
-from baal_jax._util.numerics import as_float
+from baal_jax._util.numerics import as_float, largest
 from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
@@ -315,7 +315,9 @@ def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | N
 
 def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Callable, carry: _Carry) -> _Carry:
     if num_steps is None:
-        return jax.lax.fori_loop(0, total, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
+        return jax.lax.fori_loop(
+            0, largest(jnp.asarray(total)), lambda i, carry: step(carry, plan(i.astype(jnp.int32))), carry
+        )
     # A plan is some forty operations on a handful of numbers, which inside of the loop would take longer than a small
     # network. Outside they are the same operations for all steps at once.
     plans = jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32))
@@ -451,7 +453,7 @@ def _keep(
     recipe: _Recipe, model: Model, kept: PyTree, variables: Variables, number: Array, total: Array | int
 ) -> PyTree:
     if recipe.average_from is not None:
-        before = number - averaging.share(recipe.average_from, total)
+        before = jnp.where(number < total, number - averaging.share(recipe.average_from, total), -1)
         return averaging.running_mean(kept, variables.params, before)
     if recipe.validation is None:
         return None
@@ -462,5 +464,5 @@ def _keep(
         value = jnp.mean(losses.astype(jnp.float32))
         return jax.lax.cond(value < kept[0], lambda: (value, variables), lambda: kept)
 
-    due = ((number + 1) % recipe.validate_every == 0) | (number + 1 == total)
+    due = ((number + 1) % recipe.validate_every == 0) & (number < total) | (number + 1 == total)
     return jax.lax.cond(due, look, lambda: kept)
