@@ -318,10 +318,19 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
         return jax.lax.fori_loop(
             0, largest(jnp.asarray(total)), lambda i, carry: step(carry, plan(i.astype(jnp.int32))), carry
         )
-    # A plan is some forty operations on a handful of numbers, which inside of the loop would take longer than a small
-    # network. Outside they are the same operations for all steps at once.
-    plans = jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32))
-    return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
+
+    # A plan is some forty operations on a handful of numbers, which in every step would take longer than a small
+    # network. So they are made for many steps at once, but not for all, which would take memory.
+    def some(start: Array, carry: _Carry, size: int) -> _Carry:
+        plans = jax.vmap(plan)(start + jnp.arange(size, dtype=jnp.int32))
+        return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
+
+    if num_steps <= 64:
+        return some(jnp.int32(0), carry, num_steps)
+    size = max((size for size in range(32, 65) if num_steps % size == 0), default=64)
+    turn = lambda index, carry: some(index.astype(jnp.int32) * size, carry, size)  # noqa: E731
+    carry, rest = jax.lax.fori_loop(0, num_steps // size, turn, carry), num_steps % size
+    return some(jnp.int32(num_steps - rest), carry, rest) if rest else carry
 
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:

@@ -166,6 +166,20 @@ def test_every_pass_shows_every_labelled_example_once():
     same(np.bincount(np.ravel(shown)), [0, 32, 32, 0, 0, 32, 0, 32])
 
 
+def test_neither_the_memory_of_a_fit_nor_what_it_reads_depends_on_how_its_steps_are_planned(key):
+    def fit(num_steps):
+        return baal.trainer(diary(300), baal.losses.squared_error, num_steps=num_steps, batch_size=12)(line())
+
+    lowered = (fit(num_steps).lower(key, DATA, first(12)) for num_steps in (100, 100_000))
+    few, many = (program.compile().memory_analysis().temp_size_in_bytes for program in lowered)
+    assert few == many
+    # Whole parts alone, and with a rest, of which each step is that of a single part.
+    pages = [fit(num_steps)(key, DATA, first(5)).opt_state[1] for num_steps in (60, 128, 131)]
+    for page, length in zip(pages, (60, 128, 131), strict=True):
+        same(page[:length], pages[2][:length])
+        assert [bool(np.any(page[number])) for number in (length - 1, length)] == [True, False]
+
+
 @pytest.mark.parametrize("length", [{"num_steps": 6}, {"num_epochs": 3}], ids=["steps", "epochs"])
 def test_only_labelled_examples_are_seen_and_a_growing_set_compiles_once(length, key):
     fit = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, batch_size=8, **length)(linear())
