@@ -35,6 +35,17 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
     return call
 
 
+def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jax.jit) -> Any:
+    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold.
+
+    A ``jit`` of the module would keep them for ever, with networks and data that they captured.
+    """
+    programs = vars(owner).setdefault("_programs", {})
+    if (function, static) not in programs:
+        programs[function, static] = jit(lambda *arguments: function(*static, *arguments))
+    return programs[function, static]
+
+
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of logits ``[S, N, …, C]``, which looks at their shape, and for probabilities if concrete."""
 

@@ -466,10 +466,10 @@ def _keep(
         return averaging.running_mean(kept, variables.params, before)
     if recipe.validation is None:
         return None
-    inputs, targets = recipe.validation
 
     def look() -> PyTree:
-        losses = recipe.loss(model.deterministic(variables, inputs), targets)
+        one_batch = lambda rows: recipe.loss(model.deterministic(variables, rows.inputs), rows.targets)  # noqa: E731
+        losses = sources.in_batches(one_batch, recipe.validation, max(recipe.batch_size, 256))
         value = jnp.mean(losses.astype(jnp.float32))
         return jax.lax.cond(value < kept[0], lambda: (value, variables), lambda: kept)
 

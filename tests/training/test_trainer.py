@@ -389,6 +389,23 @@ def test_the_best_of_the_weights_looked_at_is_returned(length, key):
     assert chosen == [6, 9, 10, 3]
 
 
+def test_a_large_validation_set_is_judged_in_batches_by_the_same_loss(key):
+    rows = np.resize(np.asarray(DATA.inputs), (2004, 3))  # the same twelve again and again
+    many, few = (baal.Dataset(rows[:n], rows[:n] @ np.float32([1, 2, 3])) for n in (2004, 12))
+    wide = baal.from_functions(
+        lambda key, inputs: 0.1 * jax.random.normal(key, (3, 1000)),
+        lambda params, inputs, key: (jnp.tanh(inputs @ params) @ params.T)[:, :1],
+    )
+
+    def fit(validation):
+        options = {"num_steps": 4, "batch_size": 12, "validate_every": 1}
+        return baal.trainer(optax.sgd(1e-3), baal.losses.squared_error, validation=validation, **options)(wide)
+
+    given = key, DATA, first(12)
+    assert fit(many).lower(*given).compile().memory_analysis().temp_size_in_bytes < 2e6  # 8 MB would be all at once
+    close(fit(many)(*given), fit(few)(*given))
+
+
 def test_of_equally_good_weights_the_first_are_kept(key):
     held_out = baal.Dataset(jnp.zeros((2, 3)), jnp.ones(2))  # of which no weights know anything
     state = full_batch(num_steps=4, validation=held_out, validate_every=1)(key, DATA, first(12))
