@@ -123,23 +123,9 @@ def trainer(
     if unlabelled is None and unlabelled_batch_size is not None:
         raise ValueError(f"unlabelled_batch_size={unlabelled_batch_size} without unlabelled: give both or neither")
     num_unlabelled = checks.optional_int("unlabelled_batch_size", unlabelled_batch_size) or batch_size
-    recipe = _Recipe(
-        optimizer,
-        loss,
-        num_steps,
-        num_epochs,
-        batch_size,
-        augment,
-        regularizer,
-        average_from,
-        warm_start,
-        validation,
-        validate_every,
-        unlabelled,
-        num_unlabelled,
-        task,
-    )
-    return _Trainer(recipe, task)
+    steps = num_steps, num_epochs, batch_size, augment, regularizer
+    weights = average_from, warm_start, validation, validate_every
+    return _Trainer(_Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task), task)
 
 
 class _Trainer(NamedTuple):
