@@ -24,13 +24,7 @@ _MOST = 2**28  # outputs of all draws on a batch: 1 GiB
 
 
 def predict(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    inputs: PyTree,
-    *,
-    num_samples: int = 20,
-    batch_size: int | None = 256,
+    key: Key, posterior: Posterior, state: Any, inputs: PyTree, *, num_samples: int = 20, batch_size: int | None = 256
 ) -> PyTree:
     """Outputs of every draw on every example.
 
@@ -55,7 +49,7 @@ def predict(
         >>> baal.predict(jax.random.key(0), scaled, None, jnp.ones((5, 3)), num_samples=4, batch_size=2).shape
         (4, 5, 3)
     """
-    return _program(posterior, num_samples, batch_size, _by_example)(key, state, inputs)
+    return _program(posterior, num_samples, batch_size, _swapped, True)(key, state, inputs)
 
 
 def score(
@@ -87,7 +81,7 @@ def score(
         ValueError: as in :func:`predict`.
     """
     num_samples = distinct(posterior, num_samples)
-    return _program(posterior, num_samples, batch_size, _Scores(score_fn))(key, state, inputs)
+    return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 
 def evaluate(
@@ -125,10 +119,10 @@ def evaluate(
     metrics = metrics_of("dataset", posterior, state, dataset, metrics)
     num_samples = distinct(posterior, num_samples)
     if not sources.is_source(dataset.inputs):
-        summary = _program(posterior, num_samples, batch_size, metrics.summarise)(key, state, dataset.inputs)
+        summary = _program(posterior, num_samples, batch_size, metrics.summarise, False)(key, state, dataset.inputs)
     else:
         drawn = _drawn(key, posterior, state, num_samples)
-        run = partial(_program(posterior, num_samples, None, metrics.summarise), key, drawn)
+        run = partial(_program(posterior, num_samples, None, metrics.summarise, False), key, drawn)
         summary = sources.mapped(run, dataset.inputs, batch_size)
     return numerics.jit_with_nan(metrics.compute)(summary, dataset.targets)
 
@@ -141,21 +135,13 @@ def _drawn(key: Key, posterior: Posterior, state: Any, num_samples: int) -> "Dra
     return numerics.jit_for(posterior.apply, draw, posterior, num_samples, None)(key, state)
 
 
-def _summarised(posterior: Posterior, num: int, batch_size: int | None, function: SummaryFn, *given: PyTree) -> PyTree:
+def _summarised(
+    posterior: Posterior, num: int, size: int | None, function: Callable[..., Any], of_logits: bool, *given: PyTree
+) -> PyTree:
     key, state, inputs = given
-    summary = summarise(key, posterior, state, inputs, function, num_samples=num, batch_size=batch_size)
-    return _swapped(summary) if function is _by_example else summary
-
-
-class _Scores(NamedTuple):
-    score_fn: ScoreFn
-
-    def __call__(self, predictions: Predictions) -> Array:
-        return self.score_fn(predictions.logits)
-
-
-def _by_example(predictions: Predictions) -> PyTree:
-    return _swapped(predictions.logits)
+    summary_fn = (lambda predictions: function(predictions.logits)) if of_logits else function
+    summary = summarise(key, posterior, state, inputs, summary_fn, num_samples=num, batch_size=size)
+    return _swapped(summary) if function is _swapped else summary
 
 
 def _swapped(tree: PyTree) -> PyTree:
@@ -229,19 +215,12 @@ def draw(
     drawn = Drawn(state, posterior.sample(key, state, checks.positive_int("num_samples", num_samples)))
     if target_inputs is None:
         return drawn
-    options: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
-    logits = summarise(key, posterior, drawn, target_inputs, _by_example, **options)
-    return drawn._replace(target_logits=_swapped(logits))
+    logits = _summarised(posterior, num_samples, batch_size, _swapped, True, key, drawn, target_inputs)
+    return drawn._replace(target_logits=logits)
 
 
 def predict_stream(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    source: Source,
-    *,
-    num_samples: int = 20,
-    batch_size: int = 256,
+    key: Key, posterior: Posterior, state: Any, source: Source, *, num_samples: int = 20, batch_size: int = 256
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 

@@ -72,9 +72,8 @@ def run(
     others = test, target_inputs, stop_inputs
     blank: Any = None
     if stop is not None:
-        outcome = jax.eval_shape(
-            lambda *given: _one_round(loop, *given), state, (shapes_of_dataset(dataset)[0], *others)
-        )[1]
+        shapes = shapes_of_dataset(dataset)[0]
+        outcome = jax.eval_shape(lambda *given: _one_round(loop, *given), state, (shapes, *others))[1]
         state, blank = _remember(stop, outcome, state), outcome.info
     # A first state may hold Python numbers, a carry may not.
     state = state._replace(step=jnp.asarray(state.step, jnp.int32))

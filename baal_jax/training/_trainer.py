@@ -253,8 +253,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
                 batch = _read(recipe, dataset, plan(total + index))
                 return batch.key, batch.inputs
 
-            params = averaging.cast_like(kept, state.variables.params)
-            average = Variables(params, state.variables.collections)
+            average = Variables(averaging.cast_like(kept, state.variables.params), state.variables.collections)
             state = state._replace(variables=averaging.with_new_statistics(model, average, later))
         return state._replace(steps=jnp.where(_have_moved(first, state), state.steps, 0))
 
@@ -301,9 +300,8 @@ def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | N
 
 def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Callable, carry: _Carry) -> _Carry:
     if num_steps is None:
-        return jax.lax.fori_loop(
-            0, largest(jnp.asarray(total)), lambda i, carry: step(carry, plan(i.astype(jnp.int32))), carry
-        )
+        end = largest(jnp.asarray(total))
+        return jax.lax.fori_loop(0, end, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
 
     # A plan is some forty operations on a handful of numbers, which in every step would take longer than a small
     # network. So they are made for many steps at once, but not for all, which would take memory.

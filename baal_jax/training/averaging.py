@@ -66,8 +66,8 @@ def with_new_statistics(
         end, own, share = carried
         added = after(floats(jnp.zeros_like, end))
         # The difference to another start, as large as what is added, tells the momentum to the last bit.
-        start = floats(lambda own: jnp.where(own == 0, 1, jnp.abs(own)), added)
-        momentum = floats(lambda moved, own, start: (moved - own) / start, after(start), added, start)
+        start = floats(lambda added: jnp.where(added == 0, 1, jnp.abs(added)), added)
+        momentum = floats(lambda moved, added, start: (moved - added) / start, after(start), added, start)
         own = floats(lambda own, momentum, added: momentum * own + added, own, momentum, added)
         return after(end), own, floats(jnp.multiply, share, momentum)
 
