@@ -7,7 +7,7 @@ examples or on the number of devices, because a draw is one function.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,8 @@ SummaryFn = Callable[[Predictions], PyTree]
 _MOST = 2**28  # outputs of all draws on a batch: 1 GiB
 
 
-@partial(jax.jit, static_argnames=("posterior", "num_samples", "batch_size"))
 def predict(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    inputs: PyTree,
-    *,
-    num_samples: int = 20,
-    batch_size: int | None = 256,
+    key: Key, posterior: Posterior, state: Any, inputs: PyTree, *, num_samples: int = 20, batch_size: int | None = 256
 ) -> PyTree:
     """Outputs of every draw on every example.
 
@@ -56,15 +49,9 @@ def predict(
         >>> baal.predict(jax.random.key(0), scaled, None, jnp.ones((5, 3)), num_samples=4, batch_size=2).shape
         (4, 5, 3)
     """
-
-    def by_example(predictions: Predictions) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), predictions.logits)
-
-    outputs = summarise(key, posterior, state, inputs, by_example, num_samples=num_samples, batch_size=batch_size)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), outputs)
+    return _program(posterior, num_samples, batch_size, _swapped, True)(key, state, inputs)
 
 
-@partial(jax.jit, static_argnames=("posterior", "score_fn", "num_samples", "batch_size"))
 def score(
     key: Key,
     posterior: Posterior,
@@ -93,12 +80,8 @@ def score(
     Raises:
         ValueError: as in :func:`predict`.
     """
-
-    def scores(predictions: Predictions) -> Array:
-        return score_fn(predictions.logits)
-
     num_samples = distinct(posterior, num_samples)
-    return summarise(key, posterior, state, inputs, scores, num_samples=num_samples, batch_size=batch_size)
+    return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 
 def evaluate(
@@ -134,26 +117,35 @@ def evaluate(
         ValueError: as in :func:`predict`, or targets are not right, or do not tell what is learnt.
     """
     metrics = metrics_of("dataset", posterior, state, dataset, metrics)
+    num_samples = distinct(posterior, num_samples)
     if not sources.is_source(dataset.inputs):
-        summary = _mapped(key, posterior, state, dataset.inputs, metrics, num_samples, batch_size)
+        summary = _program(posterior, num_samples, batch_size, metrics.summarise, False)(key, state, dataset.inputs)
     else:
-        on_batch = lambda inputs: _mapped(key, posterior, state, inputs, metrics, num_samples, None)  # noqa: E731
-        summary = sources.mapped(on_batch, dataset.inputs, batch_size)
+        drawn = _drawn(key, posterior, state, num_samples)
+        run = partial(_program(posterior, num_samples, None, metrics.summarise, False), key, drawn)
+        summary = sources.mapped(run, dataset.inputs, batch_size)
     return numerics.jit_with_nan(metrics.compute)(summary, dataset.targets)
 
 
-@partial(jax.jit, static_argnums=(1, 4, 5, 6))
-def _mapped(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    inputs: PyTree,
-    metrics: MetricSet,
-    num_samples: int,
-    batch_size: int | None,
+def _program(posterior: Posterior, *static: Any) -> Callable[..., Any]:
+    return numerics.jit_for(posterior.apply, _summarised, posterior, *static)
+
+
+def _drawn(key: Key, posterior: Posterior, state: Any, num_samples: int) -> "Drawn":
+    return numerics.jit_for(posterior.apply, draw, posterior, num_samples, None)(key, state)
+
+
+def _summarised(
+    posterior: Posterior, num: int, size: int | None, function: Callable[..., Any], of_logits: bool, *given: PyTree
 ) -> PyTree:
-    num_samples = distinct(posterior, num_samples)
-    return summarise(key, posterior, state, inputs, metrics.summarise, num_samples=num_samples, batch_size=batch_size)
+    key, state, inputs = given
+    summary_fn = (lambda predictions: function(predictions.logits)) if of_logits else function
+    summary = summarise(key, posterior, state, inputs, summary_fn, num_samples=num, batch_size=size)
+    return _swapped(summary) if function is _swapped else summary
+
+
+def _swapped(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
 def distinct(posterior: Posterior, num_samples: int) -> int:
@@ -176,13 +168,10 @@ def summarise(
 ) -> PyTree:
     """The engine: maps ``summary_fn`` over batches of examples. To be used inside ``jit``.
 
-    Batch ``j`` of ``J`` holds the examples ``j, j + J, j + 2J, …``, so that with inputs sharded over their first axis
-    every device works on examples of its own in every batch.
-
     Args:
         key: a typed key, for the draws.
         posterior: what to draw from.
-        state: what ``posterior.fit`` returned.
+        state: what ``posterior.fit`` returned, or :class:`Drawn` already: then neither key nor targets are read.
         inputs: array or pytree ``[N, …]``.
         summary_fn: :class:`~baal_jax.Predictions` of a batch ``->`` pytree ``[B, …]``.
         num_samples: ``S``.
@@ -193,44 +182,45 @@ def summarise(
     Returns:
         Pytree ``[N, …]``.
     """
-    checks.typed_key("key", key)
-    num_samples = checks.positive_int("num_samples", num_samples)
     num_examples = checks.leading_axis("inputs", inputs)
-    given = checks.optional_int("batch_size", batch_size)
-    batch_size = given or num_examples
-    draws = posterior.sample(key, state, num_samples)
-    target_logits = None if target_inputs is None else _apply(posterior, state, draws, target_inputs)
+    if not isinstance(state, Drawn):
+        state = draw(posterior, num_samples, batch_size, key, state, target_inputs)
 
     def one_batch(batch: PyTree) -> PyTree:
-        embeddings = None if features is None else features(state, batch)
-        return summary_fn(Predictions(_apply(posterior, state, draws, batch), embeddings, target_logits))
+        embeddings = None if features is None else features(state.fitted, batch)
+        outputs = _apply(posterior, state.fitted, state.draws, batch)
+        return summary_fn(Predictions(outputs, embeddings, state.target_logits))
 
-    if given is not None:
+    size = checks.optional_int("batch_size", batch_size) or max(num_examples, 1)
+    if batch_size is not None:
         first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
-        numbers = jax.tree.leaves(jax.eval_shape(partial(_apply, posterior), state, draws, first))
-        batch_size = max(1, min(batch_size, _MOST // max(1, sum(leaf.size for leaf in numbers))))
-    num_batches = -(-num_examples // batch_size)
-    if num_batches <= 1:
-        return one_batch(inputs)
-    rows = -(-num_examples // num_batches)  # even batches: at most num_batches - 1 rows of padding
-    strided = jax.tree.map(
-        lambda leaf: sources.pad(leaf, rows * num_batches).reshape(rows, num_batches, *leaf.shape[1:]), inputs
-    )
-    summaries = jax.lax.map(
-        lambda j: one_batch(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
-        jnp.arange(num_batches),
-    )
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:num_examples], summaries)
+        numbers = jax.eval_shape(lambda first: _apply(posterior, state.fitted, state.draws, first), first)
+        size = max(1, min(size, _MOST // max(1, sum(leaf.size for leaf in jax.tree.leaves(numbers)))))
+    return sources.in_batches(one_batch, inputs, size)
+
+
+class Drawn(NamedTuple):
+    """Stands for a fit in :func:`summarise` where many calls share its draws, and predictions on the target inputs."""
+
+    fitted: Any
+    draws: PyTree
+    target_logits: PyTree = None
+
+
+def draw(
+    posterior: Posterior, num_samples: int, batch_size: int | None, key: Key, state: Any, target_inputs: PyTree = None
+) -> Drawn:
+    """Draws, and their outputs on the target inputs; arguments as in :func:`summarise`."""
+    checks.typed_key("key", key)
+    drawn = Drawn(state, posterior.sample(key, state, checks.positive_int("num_samples", num_samples)))
+    if target_inputs is None:
+        return drawn
+    logits = _summarised(posterior, num_samples, batch_size, _swapped, True, key, drawn, target_inputs)
+    return drawn._replace(target_logits=logits)
 
 
 def predict_stream(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    source: Source,
-    *,
-    num_samples: int = 20,
-    batch_size: int = 256,
+    key: Key, posterior: Posterior, state: Any, source: Source, *, num_samples: int = 20, batch_size: int = 256
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 
@@ -254,7 +244,8 @@ def predict_stream(
     Raises:
         ValueError: the source is empty, or a number is not positive.
     """
-    run = partial(predict, key, posterior, state, num_samples=num_samples, batch_size=None)
+    drawn = _drawn(key, posterior, state, num_samples)
+    run = partial(predict, key, posterior, drawn, num_samples=num_samples, batch_size=None)
     return sources.stream(run, source, batch_size, axis=1)
 
 
@@ -285,7 +276,8 @@ def score_stream(
     Raises:
         ValueError: as in :func:`predict_stream`.
     """
-    run = partial(score, key, posterior, state, score_fn=score_fn, num_samples=num_samples, batch_size=None)
+    drawn = _drawn(key, posterior, state, distinct(posterior, num_samples))
+    run = partial(score, key, posterior, drawn, score_fn=score_fn, num_samples=num_samples, batch_size=None)
     return np.concatenate(list(sources.stream(run, source, batch_size)))
 
 

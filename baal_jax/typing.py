@@ -166,7 +166,8 @@ class Trainer(Protocol):
 
     ``penalty``: ``(params, num_labelled) -> float`` is added to the mean loss. ``transform``: an optax transformation,
     chained behind the optimizer, so that it sees the final updates and keeps what it gathers in the optimizer state,
-    as its last part; its ``update`` is told ``total_steps`` of the fit.
+    as its last part; its ``update`` is told ``total_steps`` of the fit, and under
+    ``vmap``, where others go on, may be called beyond: it stands still then.
     """
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit: ...

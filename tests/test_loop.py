@@ -1,13 +1,16 @@
 """The loop: its keys, what it picks, and what reaches its parts. Many seeds: contracts/test_stopping."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import checkpoint, data, heuristics, metrics, pool, selection
-from tests.fixtures import SPY, close, clouds, count_compilations, random_network, same, same_key
+from baal_jax import calibration, checkpoint, data, heuristics, metrics, pool, posteriors, selection, stopping
+from tests.fixtures import SPY, Net, close, clouds, count_compilations, random_network, same, same_key, trainer
 
 SIZE, ROUNDS = 100, 4
 KEY = jax.random.key(7)
@@ -341,3 +344,48 @@ def test_beginnings_and_runs_that_make_no_sense_are_refused():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("kind", ["plain", "validation", "calibrated", "pretrained"])
+def test_a_loop_that_is_deleted_frees_what_it_held(kind):
+    """Without jax.clear_caches(): data, weights and programs belong to the loop, not to this process."""
+    kept = {}
+
+    def note(name, thing):
+        kept[name] = weakref.ref(thing)
+        return thing
+
+    def use():
+        train, test = (
+            baal.Dataset(note(f"{name} data", jnp.asarray(part.inputs)), part.targets)
+            for name, part in zip(("train", "test"), clouds(20, 9), strict=True)
+        )
+        model = baal.from_linen(Net())
+        if kind == "pretrained":
+            weights = jax.tree.map(lambda leaf: note("weights", leaf + 1), model.init(KEY, train.inputs[:1]))
+            model = model._replace(init=lambda key, inputs: weights)
+        posterior = posteriors.mc_dropout(model, trainer(validation=test if kind == "validation" else None))
+        note("fit", posterior.fit)
+        if kind == "calibrated":
+            options = {"validation": test, "num_samples": 2}
+            posterior = calibration.calibrated(posterior, calibration.temperature(), **options)
+        loop = baal.active_loop(posterior, selection.top_k_epig(), query_size=2, num_samples=2)
+        note("step", loop.step)
+        targets = note("targets", train.inputs[:3] + 1)
+        state, _ = loop.step(loop.init(KEY, train, num_initial=5), train, targets)
+        on_host = train._replace(inputs=data.View(np.asarray(train.inputs)))
+        state, _ = loop.step(state, on_host, targets)
+        loop.evaluate(state, test)
+        loop.predict(state, test.inputs)
+        given, options = (KEY, posterior, state.posterior), {"num_samples": 2}
+        baal.predict(*given, test.inputs, **options)
+        baal.score(*given, test.inputs, heuristics.bald, **options)
+        baal.score_stream(*given, on_host.inputs, heuristics.bald, **options)
+        baal.evaluate(*given, test, **options)
+        rule = stopping.plateau("accuracy", 2)
+        baal.run(loop, KEY, train, test, num_initial=5, num_rounds=2, target_inputs=targets, stop=rule)
+
+    use()
+    gc.collect()
+    assert len(kept) >= 5
+    assert [name for name, thing in kept.items() if thing() is not None] == []

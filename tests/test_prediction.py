@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax import heuristics, metrics
+from baal_jax import heuristics, metrics, prediction
+from baal_jax.data import View
 from tests.fixtures import LINEAR, SPY, close
 
 SIZE, DRAWS, CLASSES = 72, 5, 3
@@ -100,7 +101,7 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
     ):
         shapes.clear()
         call()
-        assert set(shapes) - {1, "1 draws"} == {"20 draws", batch}  # and one for the shape of an output
+        assert set(shapes) - {1, "1 draws", "20 draws"} == {batch}  # and one for the shape of an output
     shapes.clear()
     list(baal.predict_stream(KEY, posterior, None, rows[:17]))  # as the last batch of all
     assert not shapes
@@ -120,3 +121,52 @@ def test_arguments_that_make_no_sense_are_refused():
                 function(**call | arguments)
     with pytest.raises(ValueError, match=r"72 inputs, but targets of shape \(3"):
         baal.evaluate(KEY, LINEAR, STATE, baal.Dataset(INPUTS, np.zeros(3, int)))
+
+
+def counted(calls, name, out):
+    """Notes down that the device computes ``out``."""
+    jax.debug.callback(lambda _: calls.append(name), jax.tree.leaves(out)[0])
+    return out
+
+
+def test_of_a_source_draws_and_what_they_say_of_targets_are_computed_once():
+    """SWAG estimates batch statistics for every draw, which takes as long as predicting."""
+    calls, rows, targets = [], np.arange(40, dtype=np.float32)[:, None] * np.ones(3, np.float32), np.ones((7, 3), "f4")
+    posterior = baal.Posterior(
+        fit=lambda key, dataset, labelled, previous=None: jnp.zeros(()),
+        sample=lambda key, state, number: counted(calls, "sample", jax.random.normal(key, (number,))),
+        apply=lambda state, draw, x: counted(calls, "targets", x * draw) if len(x) == 7 else x * draw,
+    )
+    dataset = baal.Dataset(View(rows), np.arange(40) % 3)
+    given, options = (KEY, posterior, jnp.zeros(())), {"num_samples": 4, "batch_size": 16}
+    loop = baal.active_loop(posterior, baal.selection.top_k_epig(), query_size=2, **options)
+    state = loop.init(KEY, dataset, num_initial=2)
+    for call, expected in (
+        (lambda: list(baal.predict_stream(*given, dataset.inputs, **options)), ["sample"]),
+        (lambda: baal.score_stream(*given, dataset.inputs, heuristics.bald, **options), ["sample"]),
+        (lambda: baal.evaluate(*given, dataset, metrics=baal.metrics.classification(), **options), ["sample"]),
+        (lambda: loop.step(state, dataset, targets), ["sample", "targets"]),
+    ):
+        calls.clear()
+        call()
+        jax.effects_barrier()
+        assert sorted(set(calls)) == expected
+        assert calls.count("sample") == 1
+        assert calls.count("targets") <= 4  # one a draw
+
+
+def test_target_inputs_are_predicted_in_batches():
+    def apply(state, draw, inputs):  # a wide hidden layer, which nothing fuses
+        return jnp.sort(inputs @ (state + draw)) @ state.T
+
+    def both(made):
+        return made.logits[0, :, 0] + jnp.max(made.target_logits)
+
+    def memory(batch_size):
+        given = KEY, SPY._replace(apply=apply)
+        options = {"num_samples": 2, "batch_size": batch_size}
+        run = jax.jit(lambda state, x, y: prediction.summarise(*given, state, x, both, target_inputs=y, **options))
+        program = run.lower(*(jax.ShapeDtypeStruct(shape, "f4") for shape in ((3, 1000), (8, 3), (4096, 3))))
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(32) < 0.1 * memory(4096)

@@ -6,6 +6,7 @@ for ever. So large matrices are factorised one after the other there, and many s
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 from jax import Array
 
+product = partial(jnp.matmul, precision="highest")
 _SMALL = 16  # rows, up to which elimination is written out
 
 
@@ -24,35 +26,61 @@ class Eliminated(NamedTuple):
     solution: Array  # [N, C, R], A⁻¹ B
 
 
-def each(function: Callable[..., Any], *arguments: Array) -> Any:
-    """``function(*arguments)``, one after the other on a CPU wherever ``vmap`` makes a batch of it."""
+def _each(function: Callable[..., Any], *arguments: Array) -> Any:
+    """``function(*arguments)``, one after the other on a CPU wherever ``vmap`` makes a batch of it; not transposed."""
     alone = jax.custom_batching.sequential_vmap(function)
     return jax.lax.platform_dependent(*arguments, cpu=alone, default=function)
 
 
+@jax.custom_jvp
 def cholesky(matrix: Array) -> Array:
     """Lower triangular ``L`` with ``L Lᵀ = matrix [D, D]``."""
-    return each(jnp.linalg.cholesky, matrix)
+    return _each(jnp.linalg.cholesky, matrix)
 
 
+@cholesky.defjvp
+def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    root, change = cholesky(*primals), (tangents[0] + tangents[0].T) / 2
+    inner = solve_triangular(root, solve_triangular(root, change, lower=True).T, lower=True)
+    return root, product(root, jnp.tril(inner) - jnp.diag(jnp.diagonal(inner)) / 2)
+
+
+@jax.custom_jvp
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues ``[D]``, ascending, and eigenvectors ``[D, D]`` of a symmetric matrix."""
-    return each(lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrix)
+    return _each(lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrix)
+
+
+@eigh.defjvp
+def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    values, vectors = eigh(*primals)
+    inner = product(product(vectors.T, (tangents[0] + tangents[0].T) / 2), vectors)
+    gaps = values[None] - values[:, None]  # equal eigenvalues have no vectors of their own
+    turn = jnp.where(gaps == 0, 0.0, inner / jnp.where(gaps == 0, 1.0, gaps))
+    return (values, vectors), (jnp.diagonal(inner), product(vectors, turn))
 
 
 def triangular_root(rows: Array) -> Array:
     """Upper triangular ``R`` with ``RᵀR = rowsᵀ rows``, for ``rows [N, D]`` and ``N ≥ D``."""
-    return each(lambda rows: jnp.linalg.qr(rows, mode="r"), rows)
+    return _each(lambda rows: jnp.linalg.qr(rows, mode="r"), rows)
 
 
 def inverse(matrix: Array) -> Array:
     """Of one matrix ``[D, D]``."""
-    return each(jnp.linalg.inv, matrix)
+    return _each(jnp.linalg.inv, matrix)
 
 
-def solve_triangular(matrix: Array, right: Array, **options: Any) -> Array:
+def solve_triangular(matrix: Array, right: Array, *, lower: bool = False, trans: str = "N") -> Array:
     """As ``jax.scipy.linalg.solve_triangular``, for one matrix ``[D, D]``."""
-    return each(lambda matrix, right: jax.scipy.linalg.solve_triangular(matrix, right, **options), matrix, right)
+    whole = jnp.tril(matrix) if lower else jnp.triu(matrix)
+
+    def solver(trans: str) -> Callable[[Any, Array], Array]:
+        call = partial(jax.scipy.linalg.solve_triangular, lower=lower, trans=trans)
+        return lambda _, right: _each(call, matrix, right)
+
+    # Derivatives in both modes are solutions of the same two kinds, so they are never a batch of calls either.
+    multiply = partial(product, whole if trans == "N" else whole.T)
+    return jax.lax.custom_linear_solve(multiply, right, solver(trans), solver("T" if trans == "N" else "N"))
 
 
 def eliminate(matrices: Array, right: Array) -> Eliminated:
@@ -62,7 +90,7 @@ def eliminate(matrices: Array, right: Array) -> Eliminated:
     """
     size = matrices.shape[-1]
     if size > _SMALL:
-        return jax.vmap(lambda matrix, right: each(_by_cholesky, matrix, right))(matrices, right)
+        return jax.vmap(_by_cholesky)(matrices, right)
     rest = jnp.moveaxis(jnp.concatenate([matrices, right], axis=-1), 0, -1)  # [C, C + R, N]: vectorised over matrices
     pivots, halves = [], []
     for turn in range(size):
@@ -75,8 +103,7 @@ def eliminate(matrices: Array, right: Array) -> Eliminated:
 
 
 def _by_cholesky(matrix: Array, right: Array) -> Eliminated:
-    root = jnp.linalg.cholesky(matrix)
+    root = cholesky(matrix)
     diagonal = jnp.diagonal(root)
-    half = jax.scipy.linalg.solve_triangular(root, right, lower=True)
-    whole = jax.scipy.linalg.solve_triangular(root, half, lower=True, trans="T")
-    return Eliminated(diagonal**2, half * diagonal[:, None], whole)
+    half = solve_triangular(root, right, lower=True)
+    return Eliminated(diagonal**2, half * diagonal[:, None], solve_triangular(root, half, lower=True, trans="T"))

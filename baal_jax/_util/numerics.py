@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -32,6 +33,17 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
 
     vars(call).update(lower=jitted.lower, eval_shape=jitted.eval_shape)
     return call
+
+
+def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jax.jit) -> Any:
+    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold.
+
+    A ``jit`` of the module would keep them for ever, with networks and data that they captured.
+    """
+    programs = vars(owner).setdefault("_programs", {})
+    if (function, static) not in programs:
+        programs[function, static] = jit(lambda *arguments: function(*static, *arguments))
+    return programs[function, static]
 
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +79,17 @@ def entropy(log_p: Array) -> Array:
     possible = ~jnp.isneginf(log_p)
     safe = jnp.where(possible, log_p, 0.0)
     return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0.0), axis=-1)
+
+
+@jax.custom_batching.custom_vmap
+def largest(value: Array) -> Array:
+    """``value []``, and under ``vmap`` the largest of all: branches and loops on it stay such; each masks its own."""
+    return value
+
+
+@largest.def_vmap
+def _largest(_: int, __: Any, values: Array) -> tuple[Array, bool]:
+    return largest(jnp.max(values)), False
 
 
 def rank_values(scores: Array, available: Array) -> Array:

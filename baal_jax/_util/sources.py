@@ -90,6 +90,27 @@ def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) ->
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
+def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:
+    """``function`` of arrays ``[N, …]``, at most ``batch_size`` examples at a time, inside ``jit``.
+
+    Batch ``j`` of ``J`` holds the examples ``j, j + J, j + 2J, …``, so that with inputs sharded over their first axis
+    every device works on examples of its own in every batch.
+    """
+    total = jax.tree.leaves(inputs)[0].shape[0]
+    num_batches = -(-total // batch_size)
+    if num_batches <= 1:
+        return function(inputs)
+    rows = -(-total // num_batches)  # even batches: at most num_batches - 1 rows of padding
+    strided = jax.tree.map(
+        lambda leaf: jnp.asarray(pad(leaf, rows * num_batches)).reshape(rows, num_batches, *leaf.shape[1:]), inputs
+    )
+    outputs = jax.lax.map(
+        lambda j: function(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
+        jnp.arange(num_batches),
+    )
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:total], outputs)
+
+
 def pad(leaf: Any, length: int) -> Any:
     """Repeats the last example up to ``length``, so that padding is as harmless as data."""
     missing = length - leaf.shape[0]

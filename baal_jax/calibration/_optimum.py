@@ -92,7 +92,7 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
     def objective(log_t: Array) -> Array:
         return loss(log_t) + price * log_t**2
 
-    low, high = np.log(bounds)
+    low, high = np.log(bounds).tolist()
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
     values = jax.lax.map(objective, grid)
     # Of points that are as good as the best, the one nearest to the identity.

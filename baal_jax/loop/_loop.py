@@ -12,7 +12,7 @@ from baal_jax import pool as pools
 from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.pool import PoolState
-from baal_jax.prediction import distinct, evaluate, predict, summarise
+from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
 from baal_jax.typing import (
     Acquisition,
@@ -139,14 +139,16 @@ def active_loop(
         read |= {"num_samples": distinct(posterior, num_samples), "batch_size": batch_size}
         return summarise(key, posterior, fitted, inputs, acquisition.summarise, **read)
 
-    candidates, select = partial(_candidates, max_sample), partial(_select, acquisition, sizes)
+    # No partial and no function of the module: what jax compiles of these it keeps as long as they live.
+    candidates = lambda *given: _candidates(max_sample, *given)  # noqa: E731
+    select = lambda *given: _select(acquisition, sizes, *given)  # noqa: E731
     parts = Round(fit, candidates, summarise_inputs, select, _advance)
 
     def compose(parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> Any:
         fitted, selection, info = query(loop._replace(round=parts), state, dataset, target_inputs)
         return parts.advance(state, fitted, selection), info
 
-    as_one_program = jax.jit(partial(compose, parts))
+    as_one_program = jax.jit(lambda *given: compose(parts, *given))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         in_parts = sources.is_source(dataset.inputs) or checks.debugs_nans()  # a fit of NaN is seen there
@@ -167,6 +169,9 @@ def active_loop(
     init = partial(_init, posterior, sizes[0])
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
     jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
+    if acquisition.summarise is not None:
+        read = posterior, distinct(posterior, num_samples), batch_size
+        vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
     given = sizes, batch_size, posterior, metrics
     loop = ActiveLoop(init, step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
@@ -220,7 +225,10 @@ def query(
         fitted = parts.fit(keys.fit, *_labelled_part(dataset, state, capacity))
         ids, available = parts.candidates(keys.subset, state)
         source = dataset.inputs if ids is None else sources.View(dataset.inputs, ids=np.asarray(ids))
-        summarise_batch = partial(parts.summarise, keys.draws, fitted, target_inputs=target_inputs)
+        # Once for all batches, where the part is the loop's own.
+        draw_once = getattr(parts.summarise, "draw", lambda key, fitted, target_inputs: fitted)
+        drawn = draw_once(keys.draws, fitted, target_inputs)
+        summarise_batch = partial(parts.summarise, keys.draws, drawn, target_inputs=target_inputs)
         summary = sources.mapped(summarise_batch, source, loop.batch_size)
     selection, info = parts.select(keys.select, state, summary, ids, available)
     return fitted, selection, info._replace(num_failed_fits=_failed_fits(fitted, info.num_labelled))
@@ -390,7 +398,7 @@ def _select(
         picked = select(different[0])
     else:
         which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(state.step, len(sizes) - 1)]
-        picked = jax.lax.switch(which, [partial(select, size) for size in different])
+        picked = jax.lax.switch(which, [lambda size=size: select(size) for size in different])
     if ids is not None:
         picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
     return picked, _describe(state.pool, picked, summary, available)

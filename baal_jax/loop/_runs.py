@@ -72,7 +72,8 @@ def run(
     others = test, target_inputs, stop_inputs
     blank: Any = None
     if stop is not None:
-        outcome = jax.eval_shape(partial(_one_round, loop), state, (shapes_of_dataset(dataset)[0], *others))[1]
+        shapes = shapes_of_dataset(dataset)[0]
+        outcome = jax.eval_shape(lambda *given: _one_round(loop, *given), state, (shapes, *others))[1]
         state, blank = _remember(stop, outcome, state), outcome.info
     # A first state may hold Python numbers, a carry may not.
     state = state._replace(step=jnp.asarray(state.step, jnp.int32))
@@ -84,7 +85,8 @@ def run(
         asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
         capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
     elif not checks.debugs_nans() or (stop is not None and not checks.is_concrete(state)):
-        return _scan(loop, num_rounds, stop, state, dataset, *others)
+        program = numerics.jit_for(loop.step, _scan, loop, num_rounds, stop, jit=numerics.jit_with_nan)
+        return program(state, dataset, *others)
     infos = []
     for _ in range(num_rounds):
         over = stop is not None and bool(state.stopping[1])
@@ -127,17 +129,17 @@ def ready(
     return loop._replace(metrics=metrics), state
 
 
-@partial(numerics.jit_with_nan, static_argnums=(0, 1, 2))
 def _scan(
     loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any
 ) -> tuple[LoopState, StepInfo]:
-    turn = partial(_watched_round, loop, stop, None)
+    # A partial would be kept by the caches of jax, as long as the module.
+    turn = lambda *given: _watched_round(loop, stop, None, *given)  # noqa: E731
 
     def one(state: LoopState, _: None) -> tuple[LoopState, StepInfo]:
         if stop is None:
             return turn(state, *data)
         blank = jax.eval_shape(turn, state, *data)[1]
-        return jax.lax.cond(state.stopping[1], partial(_no_round, blank), turn, state, *data)
+        return jax.lax.cond(state.stopping[1], lambda *given: _no_round(blank, *given), turn, state, *data)
 
     return jax.lax.scan(one, state, None, length=num_rounds)
 

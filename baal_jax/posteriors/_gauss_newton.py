@@ -5,21 +5,19 @@ added to every eigenvalue, so covariances, draws and the marginal likelihood cos
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import linalg
+from baal_jax._util import linalg, numerics
+from baal_jax._util.linalg import product
 
 Structure = Literal["full", "kronecker", "diagonal"]
 
 _MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and an eigendecomposition of some seconds
 _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenvalue: beyond, float32 cannot tell
-
-product = partial(jnp.matmul, precision="highest")
 
 
 class Curvature(NamedTuple):
@@ -55,14 +53,17 @@ def sum_over_labelled(
         chosen = ids[jnp.minimum(rows, jnp.maximum(number - 1, 0))]
         return function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], dataset), rows < number)
 
-    def add(index: Array, total: tuple[Any, Any]) -> tuple[Any, Any]:
-        sums, last = run(index)
-        return jax.tree.map(jnp.add, total[0], sums), last
+    def add(total: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
+        def more() -> tuple[Any, Any]:
+            sums, last = jax.checkpoint(run)(index)
+            return jax.tree.map(jnp.add, total[0], sums), last
+
+        # As many as the labels need; one at least, for what is wanted of the last batch.
+        return jax.lax.cond(numerics.largest((index == 0) | (index * size < number)), more, lambda: total), None
 
     shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    # As many turns as the labels need; one at least, for what is wanted of the last batch.
-    return jax.lax.fori_loop(jnp.int32(0), jnp.maximum((number + size - 1) // size, 1), add, start)
+    return jax.lax.scan(add, start, jnp.arange(-(-labelled.shape[0] // size), dtype=jnp.int32))[0]
 
 
 def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array, ...]:

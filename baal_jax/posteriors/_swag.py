@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks
+from baal_jax._util import checks, numerics
 from baal_jax.training import averaging, batches, tasks
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
@@ -172,10 +172,10 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
         # Counted from the end, so that the last weights are a snapshot.
-        due = (state.step >= first) & ((window - 1 - (state.step - first)) % stride == 0)
+        due = (state.step >= first) & (state.step < total_steps) & ((window - 1 - (state.step - first)) % stride == 0)
         new = optax.apply_updates(params, updates)
-        state = jax.lax.cond(due, lambda: _with_snapshot(state, new), lambda: state)
-        return updates, state._replace(step=state.step + 1)
+        state = jax.lax.cond(numerics.largest(due), lambda: _with_snapshot(state, new, due), lambda: state)
+        return updates, state._replace(step=jnp.minimum(state.step + 1, total_steps))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -190,17 +190,18 @@ def _require_snapshots(total: int, start: float, every: int | None, least: int) 
         )
 
 
-def _with_snapshot(state: SwagMoments, params: PyTree) -> SwagMoments:
-    """Welford's recursion: no difference of large numbers, no negative variance."""
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoments:
+    """Welford's recursion where ``due``: no difference of large numbers, no negative variance."""
     number, ring = state.num_snapshots, state.deviations
-    share = 1.0 / (number + 1).astype(jnp.float32)
-    mean = jax.tree.map(lambda old, new: old + share * (new - old), state.mean, params)
-    gain = jax.tree.map(lambda new, old, mean: (new - old) * (new - mean), params, state.mean, mean)
-    squares = jax.tree.map(jnp.add, state.squares, gain)
+    share = jnp.where(due, 1.0 / (number + 1).astype(jnp.float32), 0.0)
+    change = jax.tree.map(lambda new, old: new.astype(jnp.float32) - old, params, state.mean)
+    mean = jax.tree.map(lambda old, change: old + share * change, state.mean, change)
+    squares = jax.tree.map(lambda old, change: old + (due - share) * change**2, state.squares, change)
     if ring is not None:
-        ring = jax.tree.map(lambda rows, new, mean: rows.at[number % rows.shape[0]].set(new - mean), ring, params, mean)
-    return state._replace(num_snapshots=number + 1, mean=mean, squares=squares, deviations=ring)
+        place = number % jax.tree.leaves(ring)[0].shape[0]
+        row = jax.tree.map(lambda rows, change: jnp.where(due, (1 - share) * change, rows[place]), ring, change)
+        ring = jax.tree.map(lambda rows, row: rows.at[place].set(row), ring, row)
+    return state._replace(num_snapshots=number + due, mean=mean, squares=squares, deviations=ring)
 
 
 def _mean(state: TrainState) -> PyTree:

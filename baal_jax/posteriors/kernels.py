@@ -103,7 +103,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
 
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
-        for weights, bias in params:
+        for weights, bias in jax.tree.map(_float, params):
             hidden = layer.function(product(hidden, weights) + bias[None])
         return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
@@ -199,7 +199,7 @@ def convolutional(
         return layers, jax.random.rademacher(key_signs, (*x.shape[1:-1], num_features), jnp.float32)
 
     def features(params: tuple[list[tuple[Array, Array]], Array], x: Array) -> Array:
-        layers, signs = params
+        layers, signs = jax.tree.map(_float, params)
         hidden = _float(x)
         for weights, bias in layers:
             hidden = layer.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))

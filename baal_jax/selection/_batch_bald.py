@@ -114,7 +114,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
         joint, index, left = carry
         joint = _resampled(key, joint, log_probs[index], num_kept)
         # Sampled entropies need not shrink: nothing is known of an example before it is evaluated.
-        unknown = jnp.where(broken, jnp.nan, jnp.inf)
+        unknown = jnp.where(broken, jnp.nan, jnp.full_like(noise, jnp.inf))
         gains, evaluated = _evaluate(joint, log_probs, noise, unknown, left & ~broken)
         index, gain, left = pick(gains, left)
         return (joint, index, left), (index, gain, evaluated)

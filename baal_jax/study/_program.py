@@ -119,7 +119,9 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
 
     shapes = shapes_of_dataset(data.train)[0]
-    whole = jax.jit(partial(_one_seed, loop, rounds)).lower(jnp.zeros((), jnp.int32), data._replace(train=shapes))
+    whole = jax.jit(lambda *given: _one_seed(loop, rounds, *given)).lower(
+        jnp.zeros((), jnp.int32), data._replace(train=shapes)
+    )
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, sources
+from baal_jax._util.numerics import as_float, largest
 from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
@@ -122,23 +123,9 @@ def trainer(
     if unlabelled is None and unlabelled_batch_size is not None:
         raise ValueError(f"unlabelled_batch_size={unlabelled_batch_size} without unlabelled: give both or neither")
     num_unlabelled = checks.optional_int("unlabelled_batch_size", unlabelled_batch_size) or batch_size
-    recipe = _Recipe(
-        optimizer,
-        loss,
-        num_steps,
-        num_epochs,
-        batch_size,
-        augment,
-        regularizer,
-        average_from,
-        warm_start,
-        validation,
-        validate_every,
-        unlabelled,
-        num_unlabelled,
-        task,
-    )
-    return _Trainer(recipe, task)
+    steps = num_steps, num_epochs, batch_size, augment, regularizer
+    weights = average_from, warm_start, validation, validate_every
+    return _Trainer(_Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task), task)
 
 
 class _Trainer(NamedTuple):
@@ -266,7 +253,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
                 batch = _read(recipe, dataset, plan(total + index))
                 return batch.key, batch.inputs
 
-            average = Variables(kept, state.variables.collections)
+            average = Variables(averaging.cast_like(kept, state.variables.params), state.variables.collections)
             state = state._replace(variables=averaging.with_new_statistics(model, average, later))
         return state._replace(steps=jnp.where(_have_moved(first, state), state.steps, 0))
 
@@ -313,11 +300,21 @@ def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | N
 
 def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Callable, carry: _Carry) -> _Carry:
     if num_steps is None:
-        return jax.lax.fori_loop(0, total, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
-    # A plan is some forty operations on a handful of numbers, which inside of the loop would take longer than a small
-    # network. Outside they are the same operations for all steps at once.
-    plans = jax.vmap(plan)(jnp.arange(num_steps, dtype=jnp.int32))
-    return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
+        end = largest(jnp.asarray(total))
+        return jax.lax.fori_loop(0, end, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
+
+    # A plan is some forty operations on a handful of numbers, which in every step would take longer than a small
+    # network. So they are made for many steps at once, but not for all, which would take memory.
+    def some(start: Array, carry: _Carry, size: int) -> _Carry:
+        plans = jax.vmap(plan)(start + jnp.arange(size, dtype=jnp.int32))
+        return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
+
+    if num_steps <= 64:
+        return some(jnp.int32(0), carry, num_steps)
+    size = max((size for size in range(32, 65) if num_steps % size == 0), default=64)
+    turn = lambda index, carry: some(index.astype(jnp.int32) * size, carry, size)  # noqa: E731
+    carry, rest = jax.lax.fori_loop(0, num_steps // size, turn, carry), num_steps % size
+    return some(jnp.int32(num_steps - rest), carry, rest) if rest else carry
 
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
@@ -440,7 +437,8 @@ def _one_each(name: str, losses: Array, size: int) -> Array:
 def _keep_first(recipe: _Recipe, variables: Variables) -> PyTree:
     """What is kept on the way: the mean weights, or the smallest validation loss and its weights, or nothing."""
     if recipe.average_from is not None:
-        return variables.params
+        # In half precision a mean stands still after a few hundred steps.
+        return jax.tree.map(lambda leaf: as_float(leaf) if leaf.dtype.itemsize < 4 else leaf, variables.params)
     return None if recipe.validation is None else (jnp.full((), jnp.inf, jnp.float32), variables)
 
 
@@ -448,16 +446,16 @@ def _keep(
     recipe: _Recipe, model: Model, kept: PyTree, variables: Variables, number: Array, total: Array | int
 ) -> PyTree:
     if recipe.average_from is not None:
-        before = number - averaging.share(recipe.average_from, total)
+        before = jnp.where(number < total, number - averaging.share(recipe.average_from, total), -1)
         return averaging.running_mean(kept, variables.params, before)
     if recipe.validation is None:
         return None
-    inputs, targets = recipe.validation
 
     def look() -> PyTree:
-        losses = recipe.loss(model.deterministic(variables, inputs), targets)
+        one_batch = lambda rows: recipe.loss(model.deterministic(variables, rows.inputs), rows.targets)  # noqa: E731
+        losses = sources.in_batches(one_batch, recipe.validation, max(recipe.batch_size, 256))
         value = jnp.mean(losses.astype(jnp.float32))
         return jax.lax.cond(value < kept[0], lambda: (value, variables), lambda: kept)
 
-    due = ((number + 1) % recipe.validate_every == 0) | (number + 1 == total)
+    due = ((number + 1) % recipe.validate_every == 0) & (number < total) | (number + 1 == total)
     return jax.lax.cond(due, look, lambda: kept)

@@ -53,28 +53,36 @@ def with_new_statistics(
     if not jax.tree.leaves(old):
         return variables
 
-    def is_float(leaf: Array) -> bool:
-        return jnp.issubdtype(leaf.dtype, jnp.floating)
+    def floats(function: Callable[..., Array], *trees: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, *more: function(x, *more) if jnp.issubdtype(x.dtype, jnp.floating) else x, *trees)
 
-    def step(index: Array, carried: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    def step(index: Array, carried: tuple[PyTree, PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
         key, inputs = inputs_of(index.astype(jnp.int32))
-        # Training reads no running statistics: the compiler runs the network once for both.
-        one, other = (model.train(Variables(variables.params, start), inputs, key)[1] for start in carried)
-        return cast_like(one, carried[0]), cast_like(other, carried[1])
+
+        def after(start: PyTree) -> PyTree:
+            # Training reads no running statistics: the compiler runs the network once for all three.
+            return cast_like(model.train(Variables(variables.params, start), inputs, key)[1], start)
+
+        end, own, share = carried
+        added = after(floats(jnp.zeros_like, end))
+        # The difference to another start, as large as what is added, tells the momentum to the last bit.
+        start = floats(lambda added: jnp.where(added == 0, 1, jnp.abs(added)), added)
+        momentum = floats(lambda moved, added, start: (moved - added) / start, after(start), added, start)
+        own = floats(lambda own, momentum, added: momentum * own + added, own, momentum, added)
+        return after(end), own, floats(jnp.multiply, share, momentum)
 
     # A running mean keeps a share of what it started from: 37 % after 100 batches with a momentum of 0.99, and the
-    # momentum is not known here. Two passes that start one apart end apart by just that share, so it can be taken out.
-    shifted = jax.tree.map(lambda leaf: leaf + jnp.ones((), leaf.dtype) if is_float(leaf) else leaf, old)
-    ends = jax.lax.fori_loop(0, num_batches, step, (old, shifted))
+    # momentum is not known here. So what it makes of the batches alone is gathered beside it, with that share.
+    first = old, floats(jnp.zeros_like, old), floats(jnp.ones_like, old)
+    end, own, share = jax.lax.fori_loop(0, num_batches, step, first)
 
-    def without_start(start: Array, end: Array, other_end: Array) -> Array:
-        if not is_float(end):
-            return end
-        share = other_end - end
-        running = (share > 1e-3) & (share < 0.999)  # others have forgotten their start, or no batch changes them
-        return jnp.where(running, (end - share * start) / jnp.where(running, 1 - share, 1), end).astype(end.dtype)
+    def without_start(end: Array, start: Array, own: Array, share: Array) -> Array:
+        rest = share * start
+        # Others are no such mean (power iterations), or no batch changes them.
+        running = (share < 0.9999) & (jnp.abs(end - rest - own) <= 0.01 * (jnp.abs(rest) + jnp.abs(own)))
+        return jnp.where(running, own / jnp.where(running, 1 - share, 1), end)
 
-    return variables._replace(collections=jax.tree.map(without_start, old, *ends))
+    return variables._replace(collections=floats(without_start, end, old, own, share))
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

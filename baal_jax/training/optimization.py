@@ -53,7 +53,12 @@ class Optimizer(NamedTuple):
         steps = state.steps + 1
         share = jnp.maximum(1.0 / steps.astype(jnp.float32), 0.02)
         new = TrainState(Variables(params, collections), opt_state, steps, state.loss + share * (value - state.loss))
-        return averaging.cast_like(new, state)
+        new = averaging.cast_like(new, state)
+        if isinstance(self.total, int):
+            return new
+        # Under vmap some fits end before others. The state of the transform, which may be large, is its own affair.
+        held = jax.tree.map(lambda new, old: jnp.where(state.steps < self.total, new, old), new, state)
+        return held if self.transform is None else held._replace(opt_state=(held.opt_state[0], new.opt_state[1]))
 
     def finish(self, state: TrainState) -> TrainState:
         """Applies what gradients are gathered still, and gives the weights to evaluate."""

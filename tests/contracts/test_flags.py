@@ -91,7 +91,7 @@ def test_float64_data_and_parameters_are_learnt_from_and_kept(name):
 
 def traced(name, dtype):
     """A selection as text, and the types of what it gives."""
-    acquisition = selection.REGISTRY[name](**({"num_configurations": 27} if name == "batch_bald" else {}))
+    acquisition = selection.REGISTRY[name](**({"num_configurations": 9} if name == "batch_bald" else {}))
 
     def picks(key, *given):
         summary = None if acquisition.summarise is None else acquisition.summarise(baal.Predictions(*given))
@@ -117,6 +117,17 @@ def test_heuristics_keep_the_type_of_the_logits(name):
         for dtype in (np.float32, np.float64):
             logits = jax.ShapeDtypeStruct((5, 12, 3), dtype)
             assert jax.eval_shape(heuristics.REGISTRY[name], logits).dtype == dtype
+
+
+@pytest.mark.parametrize("kernel", [kernels.dense(2), kernels.convolutional(1, 2)])
+def test_features_of_a_kernel_are_float32_whatever_its_parameters(kernel):
+    rows = INPUTS.reshape(14, 2, 2, 1)
+    params = kernel.init(KEY, rows, 8)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        features = kernel.features(wide, rows)
+    assert features.dtype == jnp.float32
+    np.testing.assert_allclose(features, kernel.features(params, rows), rtol=1e-5, atol=1e-6)
 
 
 def test_picks_are_the_same_with_the_flag_on_float32_data():

@@ -71,6 +71,21 @@ def test_moments_are_those_of_the_iterates_and_a_warm_start_gathers_anew(rank, s
         close(flat(moments.deviations), ring, rtol=2e-3, atol=1e-4 * np.abs(ring).max())
 
 
+def test_under_vmap_fits_of_different_lengths_are_those_alone_and_no_ring_is_copied():
+    trainer = baal.trainer(optax.sgd(RATE), losses.squared_error, num_epochs=4, batch_size=4, warm_start=True)
+    posterior, keys = swag(two_leaves(), trainer, 500, start=0.0), jax.random.split(jax.random.key(0), 3)
+    labelled, given = jnp.stack([first(num) for num in (0, 5, 12)]), (keys[0], DATA, first(12))
+    before = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), posterior.fit(*given))
+    fit = jax.jit(jax.vmap(lambda *one: posterior.fit(one[0], DATA, *one[1:])))
+    program = fit.lower(keys, labelled, before).compile()
+    states = program(keys, labelled, before)
+    assert states.steps.tolist() == states.moments.num_snapshots.tolist() == [0, 5, 12]
+    for i in range(3):
+        state, one = (jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (states, before))
+        close(state, posterior.fit(keys[i], DATA, labelled[i], one))
+    assert program.memory_analysis().temp_size_in_bytes < flat(states.moments.deviations).nbytes
+
+
 @pytest.mark.parametrize(("rank", "total", "count"), [(8, 400, 20), (8, 236, 30), (30, 400, 34)])
 def test_at_least_twenty_snapshots_and_the_rank_by_default(rank, total, count):
     state = swag(two_leaves(), trainer(total), rank).fit(jax.random.key(0), DATA, first(12))

@@ -166,6 +166,20 @@ def test_every_pass_shows_every_labelled_example_once():
     same(np.bincount(np.ravel(shown)), [0, 32, 32, 0, 0, 32, 0, 32])
 
 
+def test_neither_the_memory_of_a_fit_nor_what_it_reads_depends_on_how_its_steps_are_planned(key):
+    def fit(num_steps):
+        return baal.trainer(diary(300), baal.losses.squared_error, num_steps=num_steps, batch_size=12)(line())
+
+    lowered = (fit(num_steps).lower(key, DATA, first(12)) for num_steps in (100, 100_000))
+    few, many = (program.compile().memory_analysis().temp_size_in_bytes for program in lowered)
+    assert few == many
+    # Whole parts alone, and with a rest, of which each step is that of a single part.
+    pages = [fit(num_steps)(key, DATA, first(5)).opt_state[1] for num_steps in (60, 128, 131)]
+    for page, length in zip(pages, (60, 128, 131), strict=True):
+        same(page[:length], pages[2][:length])
+        assert [bool(np.any(page[number])) for number in (length - 1, length)] == [True, False]
+
+
 @pytest.mark.parametrize("length", [{"num_steps": 6}, {"num_epochs": 3}], ids=["steps", "epochs"])
 def test_only_labelled_examples_are_seen_and_a_growing_set_compiles_once(length, key):
     fit = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, batch_size=8, **length)(linear())
@@ -298,6 +312,41 @@ def test_new_statistics_are_those_of_a_hundred_batches_whatever_the_momentum():
     assert (float(new.params), new.collections["calls"].dtype) == (2.0, jnp.int32)
 
 
+@pytest.mark.parametrize("variance", [1e-8, 9.2e5, 1e12])
+def test_new_statistics_keep_their_digits_whatever_their_size(variance):
+    scales, momentum = np.sqrt(np.float64([variance, variance])), np.float32([0.9, 0.99])
+    rows = (np.random.default_rng(0).normal(size=(8, 64, 2)) * scales).astype(np.float32)
+
+    def train(variables, inputs, key):
+        running = momentum * variables.collections + (1 - momentum) * jnp.var(inputs, axis=0)
+        return None, running
+
+    model, weights = Model(None, None, train), np.float64(momentum[:, None]) ** np.arange(7, -1, -1)
+    seen = np.sum(weights * np.float64(rows).var(axis=1).T, axis=1) / weights.sum(axis=1)
+    for start in (np.ones(2), np.float64([2, 0.5]) * seen):
+        given = Variables((), jnp.asarray(start, jnp.float32))
+        new = jax.jit(lambda v: averaging.with_new_statistics(model, v, lambda i: (None, jnp.asarray(rows)[i]), 8))(
+            given
+        )
+        close(new.collections, seen, rtol=1e-5, atol=0)
+
+
+def test_a_mean_of_half_precision_weights_does_not_stand_still(key):
+    """Weights that are one for the first half of the steps and two then: a step more is less than bfloat16 tells."""
+
+    def update(gradients, count, params=None):
+        return jax.tree.map(lambda leaf: jnp.where(count == 299, 1, 0).astype(leaf.dtype), gradients), count + 1
+
+    jump = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    model = baal.from_functions(
+        lambda key, inputs: jnp.ones((3, 1), jnp.bfloat16), lambda params, x, key: x.astype(jnp.bfloat16) @ params
+    )
+    options = {"num_steps": 600, "batch_size": 2, "average_from": 0.0}
+    state = baal.trainer(jump, lambda outputs, targets: outputs[:, 0], **options)(model)(key, DATA, first(12))
+    assert state.variables.params.dtype == jnp.bfloat16
+    assert weights_of(state).tolist() == [1.5] * 3
+
+
 def test_statistics_of_averaged_weights_are_made_from_the_batches_that_would_come_next(key):
     def train(variables, inputs, key):
         return inputs[:, None] + variables.params, {"ids": inputs + variables.params, "noise": jax.random.uniform(key)}
@@ -338,6 +387,23 @@ def test_the_best_of_the_weights_looked_at_is_returned(length, key):
         assert int(state.steps) == 10
         chosen.append(best)
     assert chosen == [6, 9, 10, 3]
+
+
+def test_a_large_validation_set_is_judged_in_batches_by_the_same_loss(key):
+    rows = np.resize(np.asarray(DATA.inputs), (2004, 3))  # the same twelve again and again
+    many, few = (baal.Dataset(rows[:n], rows[:n] @ np.float32([1, 2, 3])) for n in (2004, 12))
+    wide = baal.from_functions(
+        lambda key, inputs: 0.1 * jax.random.normal(key, (3, 1000)),
+        lambda params, inputs, key: (jnp.tanh(inputs @ params) @ params.T)[:, :1],
+    )
+
+    def fit(validation):
+        options = {"num_steps": 4, "batch_size": 12, "validate_every": 1}
+        return baal.trainer(optax.sgd(1e-3), baal.losses.squared_error, validation=validation, **options)(wide)
+
+    given = key, DATA, first(12)
+    assert fit(many).lower(*given).compile().memory_analysis().temp_size_in_bytes < 2e6  # 8 MB would be all at once
+    close(fit(many)(*given), fit(few)(*given))
 
 
 def test_of_equally_good_weights_the_first_are_kept(key):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,14 @@ def test_factorisations_are_those_of_numpy(rng):
     close(solved, np.linalg.solve(root.swapaxes(-1, -2), matrix))
 
 
+def slopes(matrix):
+    def total(matrix):
+        parts = (*linalg.eliminate(matrix[None], matrix[None]), *linalg.eigh(matrix))
+        return sum(jnp.sum(part) for part in parts)
+
+    return jax.jvp(jax.grad(total), (matrix,), (matrix,))
+
+
 @pytest.mark.skipif(
     jax.default_backend() != "cpu",
     reason="LAPACK serves CPUs alone: other backends lower these to kernels of their own",
@@ -60,6 +69,7 @@ def test_no_batch_of_lapack_calls_is_compiled(rng):
     for function, arguments in (
         (all_of, positive(rng, 5, 6)[None]),
         (linalg.eliminate, (positive(rng, 10, 17).reshape(5, 2, 17, 17), np.ones((5, 2, 17, 3), np.float32))),
+        (slopes, (positive(rng, 5, 17),)),
     ):
         calls = re.findall(
             r"custom_call @(lapack_s\w+)\(.*-> \(?tensor<([\dx]+)xf32>",

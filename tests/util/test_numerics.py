@@ -69,3 +69,13 @@ def test_means_and_log_variances_share_the_last_axis():
         numerics.mean_and_log_variance("some", outputs[..., :3], None)
     with pytest.raises(ValueError, match="some has shape"):
         numerics.mean_and_log_variance("some", outputs[0], 1.0)
+
+
+def test_a_condition_of_all_members_stays_a_branch():
+    def one(x):
+        return jax.lax.cond(numerics.largest(x > 2), jnp.sin, jnp.cos, x)
+
+    for x in (np.float32([0, 1, 2]), np.float32([1, 2, 3])):
+        for function, given in ((jax.vmap(one), x), (jax.vmap(jax.vmap(one)), x[None])):
+            np.testing.assert_array_equal(jax.jit(function)(given), (jnp.sin if x[2] > 2 else jnp.cos)(given))
+            assert " cond[" in str(jax.make_jaxpr(function)(given))
