@@ -26,14 +26,6 @@ from baal_jax.annotation._label_studio import Annotations, from_label_studio, la
 from baal_jax.annotation._project import Ingested, Query, answers, ingest, propose, start
 
 __all__ = [
-    "Annotations",
-    "Ingested",
-    "Query",
-    "answers",
-    "from_label_studio",
-    "ingest",
-    "labelling_config",
-    "propose",
-    "start",
-    "to_label_studio",
-]
+    "Annotations", "Ingested", "Query", "answers", "from_label_studio", "ingest", "labelling_config", "propose",
+    "start", "to_label_studio",
+]  # fmt: skip

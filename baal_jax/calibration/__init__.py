@@ -24,13 +24,6 @@ REGISTRY: dict[str, Callable[..., Scaling]] = {"dirichlet": dirichlet, "temperat
 """Name → builder of a :class:`Scaling`, all of whose arguments have defaults."""
 
 __all__ = [
-    "REGISTRY",
-    "AffineParams",
-    "CalibratedState",
-    "Scaling",
-    "TemperatureParams",
-    "calibrated",
-    "dirichlet",
-    "temperature",
-    "vector",
-]
+    "REGISTRY", "AffineParams", "CalibratedState", "Scaling", "TemperatureParams", "calibrated", "dirichlet",
+    "temperature", "vector",
+]  # fmt: skip

@@ -6,14 +6,6 @@ from baal_jax.data._cifar10 import CIFAR10_CLASSES, cifar10
 from baal_jax.data._tfds import class_names, from_tfds
 
 __all__ = [
-    "CIFAR10_CLASSES",
-    "Regression",
-    "View",
-    "cifar10",
-    "class_names",
-    "digits",
-    "from_arrays",
-    "from_huggingface",
-    "from_tfds",
-    "uci",
-]
+    "CIFAR10_CLASSES", "Regression", "View", "cifar10", "class_names", "digits", "from_arrays", "from_huggingface",
+    "from_tfds", "uci",
+]  # fmt: skip
