@@ -40,7 +40,7 @@ def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callabl
 
     A ``jit`` of the module would keep them for ever, with networks and data that they captured.
     """
-    programs = vars(owner).setdefault("_programs", {})
+    programs = getattr(owner, "__dict__", {}).setdefault("_programs", {})
     if (function, static) not in programs:
         programs[function, static] = jit(lambda *arguments: function(*static, *arguments))
     return programs[function, static]
