@@ -140,7 +140,7 @@ def calibrated(
         wanted = jnp.where(number < folds, 0, wanted) if held_out is None else jnp.minimum(wanted, number // 2)
         rows = _in_random_order(key_split, labelled, max_held_out)
         rows = jnp.pad(rows, (0, -rows.size % folds))
-        counts = jnp.arange(rows.size) < jnp.minimum(wanted, max_held_out)
+        counts = jnp.arange(rows.size, dtype=jnp.int32) < jnp.minimum(wanted, max_held_out)
         key_folds, key_draws = jax.random.split(key_draws)
         examples = _taken(dataset, rows)
         outputs = unseen(key_folds, dataset, labelled, rows, counts), outputs_of(key_draws, base, examples.inputs)

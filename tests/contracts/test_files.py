@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import resource
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -253,6 +252,7 @@ def test_what_is_killed_goes_on_and_ends_as_if_in_peace(name, tmp_path):
 
 def test_a_full_disk_is_said_with_the_file_and_what_is_there_stays_whole(program):
     _, go_on, folder, expected = program
+    resource = pytest.importorskip("resource")  # which Windows lacks
     (soft, hard), said = resource.getrlimit(resource.RLIMIT_FSIZE), []
     for size in (1, *[size - 1 for size in sorted(map(len, expected.values()))]):  # a file grows to no more
         try:

@@ -226,6 +226,7 @@ from tests.contracts.test_files import WRITERS
 from tests.fixtures import same
 for name in ("checkpoint", "journal cut to its checkpoint", "study", "labelling project", "query", "answers"):
     folder = Path(sys.argv[1], name)
+    folder.mkdir()
     WRITERS[name].old(folder)
     WRITERS[name].new(folder)
     same(WRITERS[name].read(folder), WRITERS[name].value)

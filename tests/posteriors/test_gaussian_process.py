@@ -218,10 +218,15 @@ def test_features_are_activations_of_a_random_network_which_has_the_covariances_
 
 
 @pytest.mark.parametrize(
-    ("kernel", "inputs"),
-    [(kernels.dense(2), VECTORS), (kernels.dense(2, activation="erf"), VECTORS), (kernels.convolutional(2, 3), IMAGES)],
+    ("kernel", "inputs", "rounding"),
+    [
+        (kernels.dense(2), VECTORS, 2e-6),
+        # The arc sine near one gives the root of what rounding takes, on some processors.
+        (kernels.dense(2, activation="erf"), VECTORS, 5e-4),
+        (kernels.convolutional(2, 3), IMAGES, 2e-6),
+    ],
 )
-def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs):
+def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs, rounding):
     @jax.jit
     def everything(many, x):
         slope = jax.grad(lambda a: kernel.gram(a, x)[0, 0])(x)
@@ -229,7 +234,7 @@ def test_equal_inputs_have_their_variance_and_a_slope(kernel, inputs):
 
     gram, diagonal, slope, twice = everything(np.concatenate([inputs, 1e-3 * inputs, 1e3 * inputs]), inputs[:1])
     gram = np.asarray(gram)
-    close(np.diag(gram), diagonal, 2e-6)
+    close(np.diag(gram), diagonal, rounding)
     close(gram, gram.T, 2e-6)
     assert np.linalg.eigvalsh(gram.astype(np.float64) / gram.max()).min() > -1e-6
     close(slope, twice / 2, 1e-3, 1e-4)  # a symmetric function: its slope in one argument is half that of the diagonal

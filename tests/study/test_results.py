@@ -58,10 +58,10 @@ def test_a_cell_that_does_not_belong_to_its_study_is_refused_by_name(tmp_path):
     with _folder.opened(tmp_path, asked) as place:
         place.add("random", results.Cell(first, "none", 1))
     for strategy, other, message in (
-        ("random", second._replace(indices=second.indices + 100), "00001.npz .*ids are int32 .*outside of the pool"),
-        ("random", second._replace(scores=second.scores[:, :1]), "00001.npz .*not all of it has 1 seeds and 2 rounds"),
-        ("bald", second, "bald-00001-00001.npz .*does not know the strategy 'bald'"),
-        ("random", second._replace(metrics={}), r"random-\*.npz .*seed 1 is of another program or kind of"),
+        ("random", second._replace(indices=second.indices + 100), "00001.npz.*ids are int32 .*outside of the pool"),
+        ("random", second._replace(scores=second.scores[:, :1]), "00001.npz.*not all of it has 1 seeds and 2 rounds"),
+        ("bald", second, "bald-00001-00001.npz.*does not know the strategy 'bald'"),
+        ("random", second._replace(metrics={}), r"random-\*.npz.*seed 1 is of another program or kind of"),
     ):
         path = results.write_cell(tmp_path, place.description, strategy, results.Cell(other, "none", 1))
         with pytest.raises(ValueError, match=message):
