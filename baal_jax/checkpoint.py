@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import jax
 
 from baal_jax._util import checks, files
-from baal_jax._util.files import append_line, keep_lines, read_lines
 
 __all__ = ["Checkpointer", "append_line", "checkpointer", "keep_lines", "read_lines"]
+
+append_line, keep_lines, read_lines = files.append_line, files.keep_lines, files.read_lines
 _NAME = r"step_([0-9]{8}|[1-9][0-9]{8,})"  # numbers of more digits come after all others
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, numerics, sources
-from baal_jax._util.sources import Source
 from baal_jax.metrics import MetricSet
 from baal_jax.training.tasks import metrics_of
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
@@ -220,7 +219,7 @@ def draw(
 
 
 def predict_stream(
-    key: Key, posterior: Posterior, state: Any, source: Source, *, num_samples: int = 20, batch_size: int = 256
+    key: Key, posterior: Posterior, state: Any, source: sources.Source, *, num_samples: int = 20, batch_size: int = 256
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 
@@ -253,7 +252,7 @@ def score_stream(
     key: Key,
     posterior: Posterior,
     state: Any,
-    source: Source,
+    source: sources.Source,
     score_fn: ScoreFn,
     *,
     num_samples: int = 20,

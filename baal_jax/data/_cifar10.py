@@ -11,7 +11,6 @@ import numpy as np
 from baal_jax._util import files
 from baal_jax.data import _tfds
 from baal_jax.data._archive import read_python_batch
-from baal_jax.data._tfds import CIFAR10_CLASSES
 from baal_jax.typing import Dataset
 
 _RECORD = 1 + 3 * 32 * 32
@@ -53,7 +52,7 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     for dataset, split in zip(datasets, ("train", "test"), strict=True):
         if dataset.inputs.shape[1:] != (32, 32, 3):
             raise ValueError(f"cifar10, {split}: images have shape {dataset.inputs.shape[1:]}, not (32, 32, 3)")
-        _tfds.check_labels(f"cifar10, {split}", dataset.targets, len(CIFAR10_CLASSES), least=0)
+        _tfds.check_labels(f"cifar10, {split}", dataset.targets, len(_tfds.CIFAR10_CLASSES), least=0)
     return datasets[0], datasets[1]
 
 
@@ -99,7 +98,7 @@ def _batch(where: str, name: str, content: bytes) -> tuple[np.ndarray, np.ndarra
     known = len(classes) == _SIZE and _SUMS.get(name)
     if known and hashlib.md5(content, usedforsecurity=False).hexdigest() != known:
         raise ValueError(f"{where}: its checksum is not that of the original: {_CURE}")
-    _tfds.check_labels(where, classes, len(CIFAR10_CLASSES), least=0)
+    _tfds.check_labels(where, classes, len(_tfds.CIFAR10_CLASSES), least=0)
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), classes
 
 

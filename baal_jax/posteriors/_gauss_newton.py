@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import linalg, numerics
-from baal_jax._util.linalg import product
 
 Structure = Literal["full", "kronecker", "diagonal"]
 
+product = linalg.product
 _MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and an eigendecomposition of some seconds
 _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenvalue: beyond, float32 cannot tell
 

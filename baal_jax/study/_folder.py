@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from baal_jax._util import __version__, files
-from baal_jax._util.images import as_bytes
+from baal_jax._util import __version__, files, images
 from baal_jax.study import results
 from baal_jax.study.results import Cell, Pictures, Results, Runs
 
@@ -137,10 +136,10 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -> Pictures:
+def save_pictures(folder: Folder, inputs: Any, targets: Any, most: int = 1000) -> Pictures:
     """What the first seed of every strategy asked for, as bytes that a page can show; ``most``, earlier rounds first.
 
-    ``images`` are ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
+    ``inputs`` are ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
     """
     firsts = [results.merge(cells) for cells in folder.cells.values()]
     rounds = max((runs.indices.shape[1] for runs in firsts), default=0)
@@ -149,7 +148,7 @@ def save_pictures(folder: Folder, images: Any, targets: Any, most: int = 1000) -
     ids = np.concatenate([np.ravel(part) for part in order]) if order else np.zeros(0, int)
     unique, first = np.unique(ids[ids >= 0], return_index=True)
     ids = np.sort(unique[np.argsort(first)][:most])
-    shown = as_bytes(np.asarray(images)[ids], of=images)
+    shown = images.as_bytes(np.asarray(inputs)[ids], of=inputs)
     content = Pictures(ids.astype(np.int32), shown, np.asarray(targets)[ids])
     path, there = folder.path / "pictures.npz", ()
     with suppress(ValueError):  # what is damaged or lost is made anew

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, sources
-from baal_jax._util.numerics import as_float, largest
+from baal_jax._util import checks, numerics, sources
 from baal_jax.models import require_stochastic
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
@@ -300,7 +299,7 @@ def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | N
 
 def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Callable, carry: _Carry) -> _Carry:
     if num_steps is None:
-        end = largest(jnp.asarray(total))
+        end = numerics.largest(jnp.asarray(total))
         return jax.lax.fori_loop(0, end, lambda index, carry: step(carry, plan(index.astype(jnp.int32))), carry)
 
     # A plan is some forty operations on a handful of numbers, which in every step would take longer than a small
@@ -438,7 +437,7 @@ def _keep_first(recipe: _Recipe, variables: Variables) -> PyTree:
     """What is kept on the way: the mean weights, or the smallest validation loss and its weights, or nothing."""
     if recipe.average_from is not None:
         # In half precision a mean stands still after a few hundred steps.
-        return jax.tree.map(lambda leaf: as_float(leaf) if leaf.dtype.itemsize < 4 else leaf, variables.params)
+        return jax.tree.map(lambda leaf: numerics.as_float(leaf) if leaf.dtype.itemsize < 4 else leaf, variables.params)
     return None if recipe.validation is None else (jnp.full((), jnp.inf, jnp.float32), variables)
 
 
