@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from baal_jax import heuristics, metrics
+from baal_jax import calibration, heuristics, losses, metrics, pool, selection
+from baal_jax.study import statistics
 
 
 @pytest.fixture(autouse=True)
 def _names(doctest_namespace):
-    doctest_namespace.update(jax=jax, jnp=jnp, heuristics=heuristics, metrics=metrics)
+    rooms = calibration, heuristics, losses, metrics, pool, selection, statistics
+    doctest_namespace.update({room.__name__.rpartition(".")[2]: room for room in rooms}, jax=jax, jnp=jnp)

@@ -25,7 +25,6 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
         ValueError: the shapes do not fit, or targets are not integers.
 
     Example:
-        >>> from baal_jax import losses
         >>> print(losses.cross_entropy(jnp.zeros((2, 4)), jnp.array([3, -1])))
         [1.3862944 0.       ]
     """
@@ -62,7 +61,6 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
         ValueError: the shapes do not fit.
 
     Example:
-        >>> from baal_jax import losses
         >>> print(losses.binary_cross_entropy(jnp.zeros((1, 3)), jnp.array([[0, 1, -1]])))
         [0.6931472]
     """
@@ -91,7 +89,6 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         ValueError: the shapes do not fit.
 
     Example:
-        >>> from baal_jax import losses
         >>> print(losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros(2)))
         [0.5 4.5]
     """
@@ -124,7 +121,6 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
         <https://doi.org/10.1109/ICNN.1994.374138>`_, 1994.
 
     Example:
-        >>> from baal_jax import losses
         >>> print(losses.gaussian_nll(jnp.zeros((1, 2)), jnp.zeros(1)))
         [0.9189385]
     """

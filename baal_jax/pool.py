@@ -49,7 +49,6 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
         ValueError: ``num_examples`` is not a positive integer, or ``targets`` has another length.
 
     Example:
-        >>> from baal_jax import pool
         >>> state = pool.label(pool.init(5), [3, 1])
         >>> state.labelled_at.tolist(), int(state.round), int(pool.num_labelled(state))
         ([-1, 0, -1, 0, -1], 1, 2)
@@ -85,7 +84,6 @@ def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool 
         ValueError: repeated or out-of-range ids, or ``targets`` that do not fit.
 
     Example:
-        >>> from baal_jax import pool
         >>> state = pool.init(4, targets=jnp.full(4, -1))
         >>> state = pool.label(state, [2, 0], targets=[7, 9])
         >>> state.targets.tolist(), pool.labelled(state).tolist()
@@ -210,7 +208,6 @@ def exclude(state: PoolState, indices: Any) -> PoolState:
         ValueError: repeated or out-of-range ids.
 
     Example:
-        >>> from baal_jax import pool
         >>> state = pool.label(pool.exclude(pool.init(4), [1]), [1, 2])
         >>> pool.labelled(state).tolist(), pool.available(state).tolist()
         ([False, False, True, False], [True, False, False, True])
@@ -237,7 +234,6 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
         ValueError: ``last_rounds`` is not a positive integer.
 
     Example:
-        >>> from baal_jax import pool
         >>> state = pool.label(pool.label(pool.init(4), [0]), [2])
         >>> pool.labelled(state, last_rounds=1).tolist()
         [False, False, True, False]

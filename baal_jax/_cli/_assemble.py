@@ -19,7 +19,7 @@ from baal_jax.training import trainer
 from baal_jax.typing import Dataset, Model, Posterior
 
 PICTURES = (".png", ".jpg", ".jpeg")
-_CURE = "save it again with numpy.savez"
+_CURE = "correct it, or save it again with numpy.savez"
 
 
 class Problem(NamedTuple):

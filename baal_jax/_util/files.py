@@ -135,6 +135,8 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
         path: the journal; made if it does not exist, in a folder that does.
         record: mapping; arrays become lists, and non-finite numbers null. A checksum of it and all before is added.
     """
+    if not isinstance(record, Mapping):
+        raise TypeError(f"record is a {type(record).__name__}: pass a mapping")
     path, text = Path(path), json.dumps(plain(record), allow_nan=False)
     with about(path), path.open("a+b") as file:
         size, tail = file.seek(0, os.SEEK_END), b""
@@ -144,7 +146,10 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
         lines, _, unfinished = tail.rpartition(b"\n")
         file.truncate(size - len(unfinished))
         with about(path, _CURE):
-            crc = zlib.crc32(text.encode(), int(lines.rpartition(b" ")[2].removesuffix(b"}")) if lines else 0)
+            last = lines.rpartition(b"\n")[2].removesuffix(b"}").rpartition(_CRC[2:].encode())
+            if lines and not last[1]:
+                raise ValueError("its last line has no checksum")
+            crc = zlib.crc32(text.encode(), int(last[2]) if lines else 0)
         file.write(f"{text[:-1]}{_CRC[text == '{}' :]}{crc}}}\n".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -175,6 +180,8 @@ def keep_lines(path: str | Path, count: int) -> None:
     Raises:
         ValueError: there are fewer lines than that, or one of these is damaged.
     """
+    if count < 0:
+        raise ValueError(f"count={count} must be at least 0")
     lines = [line for _, (line, _) in zip(range(count), _lines(path), strict=False)]  # whatever comes after them
     if len(lines) < count:
         raise ValueError(f"{path} holds {len(lines)} lines, but {count} belong to the checkpoint: start afresh")
@@ -229,6 +236,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, float) and not np.isfinite(value):
         return None
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"a {type(value).__name__} cannot be written as JSON: pass text, numbers, lists or mappings")
     return value
 
 
@@ -266,6 +275,8 @@ def _kind(leaf: Any) -> str:
 def _words(leaf: Any) -> np.ndarray:
     """The bits of a leaf in a dtype that every NumPy knows."""
     array = np.asarray(jax.random.key_data(leaf) if "key<" in _kind(leaf) else leaf)
+    if array.dtype.hasobject:
+        raise ValueError(f"the number {leaf} has more than 64 bits: save it as text in the configuration, or as two")
     is_foreign = array.dtype.kind == "V"  # bfloat16 and its like
     return array.view(f"u{array.itemsize}") if is_foreign else array.astype(array.dtype.newbyteorder("="), copy=False)
 

@@ -55,8 +55,12 @@ def eigh(matrix: Array) -> tuple[Array, Array]:
 def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     values, vectors = eigh(*primals)
     inner = product(product(vectors.T, (tangents[0] + tangents[0].T) / 2), vectors)
-    gaps = values[None] - values[:, None]  # equal eigenvalues have no vectors of their own
-    turn = jnp.where(gaps == 0, 0.0, inner / jnp.where(gaps == 0, 1.0, gaps))
+    gaps = values[None] - values[:, None]
+    # What is zero but for rounding stays so, and equal eigenvalues else have no vectors with a slope of their own.
+    least = values.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    null = jnp.maximum(jnp.abs(values)[None], jnp.abs(values)[:, None]) <= least
+    rate = jnp.where(gaps == 0, jnp.nan, 1.0 / jnp.where(gaps == 0, 1.0, gaps))
+    turn = inner * jnp.where(null | jnp.eye(values.size, dtype=bool), 0.0, rate)
     return (values, vectors), (jnp.diagonal(inner), product(vectors, turn))
 
 

@@ -1,6 +1,7 @@
 """Array functions in log space that the rest is written in. Scores are in nats, reductions in at least float32."""
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from baal_jax._util import checks
 
 # Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
+_FUNCTIONS, _MOST_PROGRAMS = (types.FunctionType, functools.partial, type(jax.jit(lambda: None))), 64
 
 
 def as_float(x: Array) -> Array:
@@ -40,10 +42,26 @@ def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callabl
 
     A ``jit`` of the module would keep them for ever, with networks and data that they captured.
     """
-    programs = getattr(owner, "__dict__", {}).setdefault("_programs", {})
+    if not isinstance(owner, _FUNCTIONS):  # of an object, which is not to be changed
+        return lambda *arguments: _of_module(jit, function, len(static))(*static, *arguments)
+    programs = vars(owner).setdefault("_programs", _Programs())
     if (function, static) not in programs:
+        if len(programs) == _MOST_PROGRAMS:
+            programs.clear()
         programs[function, static] = jit(lambda *arguments: function(*static, *arguments))
     return programs[function, static]
+
+
+class _Programs(dict):
+    """Programs, which are left behind where their owner is pickled."""
+
+    def __reduce__(self) -> tuple:
+        return _Programs, ()
+
+
+@functools.cache
+def _of_module(jit: Callable[..., Any], function: Callable[..., Any], count: int) -> Any:
+    return jit(function, static_argnums=tuple(range(count)))
 
 
 def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,7 +65,6 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
     Example:
-        >>> from baal_jax import calibration
         >>> scaling = calibration.temperature(penalty=0.0)
         >>> logits = jnp.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [3.0, 0.0]])  # 95 % confident, and right in 75 %
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 1]))
@@ -110,7 +109,6 @@ def vector(*, penalty: float | None = None) -> Scaling:
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
     Example:
-        >>> from baal_jax import calibration
         >>> scaling = calibration.vector(penalty=1e-3)
         >>> params = scaling.fit(jnp.zeros((4, 2)), jnp.array([0, 0, 0, 1]))      # the offset learns the frequencies
         >>> [f"{p:.2f}" for p in jax.nn.softmax(scaling.apply(params, jnp.zeros(2)))]
@@ -149,7 +147,6 @@ def dirichlet(*, off_diagonal: float | None = None, intercept: float | None = No
         calibration <https://arxiv.org/abs/1910.12656>`_, 2019.
 
     Example:
-        >>> from baal_jax import calibration
         >>> scaling = calibration.dirichlet(off_diagonal=1e-4)
         >>> logits = jnp.repeat(jnp.log(jnp.array([[0.8, 0.1, 0.1]])), 10, axis=0)
         >>> params = scaling.fit(logits, jnp.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))

@@ -64,7 +64,6 @@ def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
         ValueError: there is no such name.
 
     Example:
-        >>> from baal_jax import selection
         >>> selection.by_name("power_bald").summarise is None
         False
     """

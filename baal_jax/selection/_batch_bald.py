@@ -49,7 +49,6 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
         submodular set functions <https://doi.org/10.1007/BFb0006528>`_, 1978.
 
     Example:
-        >>> from baal_jax import selection
         >>> certain = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))  # two draws, each certain of another class
         >>> same = jnp.stack([certain, certain, certain.at[1].set(jnp.log(jnp.array([0.6, 0.4])))])  # [N, S, C]
         >>> picked = selection.batch_bald().select(jax.random.key(0), same, jnp.ones(3, bool), 2)

@@ -42,7 +42,6 @@ def cluster_margin(
         Citovsky et al., `Batch active learning at scale <https://arxiv.org/abs/2107.14263>`_, 2021.
 
     Example:
-        >>> from baal_jax import selection
         >>> acquisition = selection.cluster_margin(clusters=jnp.array([0, 0, 0, 1, 2, 2]), candidates_per_pick=2)
         >>> margins = jnp.array([-0.9, -0.1, -0.2, -0.3, -0.8, -0.9])
         >>> acquisition.select(jax.random.key(0), margins, jnp.ones(6, bool), 2).indices.tolist()
@@ -111,7 +110,6 @@ def cluster(embeddings: Array | np.ndarray, num_clusters: int) -> np.ndarray:
         ImportError: scikit-learn is not installed.
 
     Example:
-        >>> from baal_jax import selection
         >>> clusters = selection.cluster([[0.0], [9.0], [0.1], [9.1]], num_clusters=2)
         >>> bool(clusters[0] == clusters[2] != clusters[1] == clusters[3])
         True

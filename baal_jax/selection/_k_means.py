@@ -40,7 +40,6 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
         Nguyen and Smeulders, `Active learning using pre-clustering <https://doi.org/10.1145/1015330.1015349>`_, 2004.
 
     Example:
-        >>> from baal_jax import selection
         >>> embeddings = jnp.array([[0.0], [0.1], [0.3], [9.0], [9.2]])
         >>> picked = selection.k_means().select(jax.random.key(0), embeddings, jnp.ones(5, bool), 2)
         >>> picked.indices.tolist()

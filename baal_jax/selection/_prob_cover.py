@@ -41,7 +41,6 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
         Yehuda et al., `Active learning through a covering lens <https://arxiv.org/abs/2205.11320>`_, 2022.
 
     Example:
-        >>> from baal_jax import selection
         >>> embeddings = jnp.array([[0.0], [1.0], [2.0], [3.0], [8.0], [9.0]])
         >>> picked = selection.prob_cover(radius=1.2).select(jax.random.key(0), embeddings, jnp.ones(6, bool), 3)
         >>> picked.indices.tolist(), picked.scores.tolist()

@@ -55,7 +55,6 @@ def random() -> Acquisition:
         An :class:`~baal_jax.Acquisition` whose scores are the random numbers that were ranked.
 
     Example:
-        >>> from baal_jax import selection
         >>> picked = selection.random().select(jax.random.key(0), None, jnp.array([False, True, False]), 2)
         >>> picked.indices.tolist()
         [1, -1]
@@ -80,7 +79,6 @@ def precomputed(scores: Array) -> Acquisition:
         ValueError: ``scores`` has not one axis.
 
     Example:
-        >>> from baal_jax import selection
         >>> acquisition = selection.precomputed(jnp.array([0.3, 0.9, 0.5]))
         >>> acquisition.select(jax.random.key(0), None, jnp.ones(3, bool), 2).indices.tolist()
         [1, 2]

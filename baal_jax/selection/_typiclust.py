@@ -45,7 +45,6 @@ def typiclust(
         <https://arxiv.org/abs/2202.02794>`_, 2022.
 
     Example:
-        >>> from baal_jax import selection
         >>> embeddings = jnp.array([[0.0], [0.2], [0.4], [0.7], [1.0], [9.0], [9.1], [9.2], [9.3], [9.4], [9.5]])
         >>> labelled = jnp.arange(11) == 6
         >>> picked = selection.typiclust().select(jax.random.key(0), embeddings, ~labelled, 1, labelled)

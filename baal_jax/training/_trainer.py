@@ -304,16 +304,20 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
 
     # A plan is some forty operations on a handful of numbers, which in every step would take longer than a small
     # network. So they are made for many steps at once, but not for all, which would take memory.
-    def some(start: Array, carry: _Carry, size: int) -> _Carry:
-        plans = jax.vmap(plan)(start + jnp.arange(size, dtype=jnp.int32))
-        return jax.lax.scan(lambda carry, planned: (step(carry, planned), None), carry, plans, unroll=2)[0]
+    size = num_steps if num_steps <= 64 else max((n for n in range(32, 65) if num_steps % n == 0), default=64)
 
-    if num_steps <= 64:
-        return some(jnp.int32(0), carry, num_steps)
-    size = max((size for size in range(32, 65) if num_steps % size == 0), default=64)
-    turn = lambda index, carry: some(index.astype(jnp.int32) * size, carry, size)  # noqa: E731
-    carry, rest = jax.lax.fori_loop(0, num_steps // size, turn, carry), num_steps % size
-    return some(jnp.int32(num_steps - rest), carry, rest) if rest else carry
+    def some(index: Array, carry: _Carry) -> _Carry:
+        numbers = index.astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
+
+        def one(carry: _Carry, planned: tuple[Array, _Plan]) -> tuple[_Carry, None]:
+            if num_steps % size == 0:
+                return step(carry, planned[1]), None
+            # Of the last ones some are too many. A loop of their own would compile the step a second time.
+            return jax.lax.cond(planned[0] < num_steps, step, lambda carry, _: carry, carry, planned[1]), None
+
+        return jax.lax.scan(one, carry, (numbers, jax.vmap(plan)(numbers)), unroll=2)[0]
+
+    return jax.lax.fori_loop(0, -(-num_steps // size), some, carry) if num_steps > size else some(jnp.int32(0), carry)
 
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:

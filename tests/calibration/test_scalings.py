@@ -266,7 +266,13 @@ def noise(key):
     return np.stack([jax.random.normal(one, (1, 4)) for one in keys])
 
 
-def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior():
+@pytest.fixture
+def any_gain(monkeypatch):
+    """The parameters of a scaling that shows what it was given are kept."""
+    monkeypatch.setattr("baal_jax.calibration._optimum.kept", lambda *given: jnp.float32(1))
+
+
+def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(any_gain):
     posterior = recording(max_held_out=6, batch_size=4, held_out=0.3)
     key, previous, taken = jax.random.key(5), None, []
     for number in (0, 1, 4, 5, 10, 20, 40):
@@ -299,7 +305,7 @@ SEEING = baal.Posterior(
 
 
 @pytest.mark.parametrize("number", [4, 5, 23, 40])
-def test_by_default_every_label_is_predicted_by_a_fit_that_has_not_seen_it_and_by_the_one_that_stays(number):
+def test_by_default_every_label_is_predicted_by_a_fit_that_has_not_seen_it_and_by_the_one_that_stays(number, any_gain):
     posterior = calibration.calibrated(SEEING, SEEN, max_held_out=24, num_samples=2)
     labelled = jnp.asarray(np.random.default_rng(number).permutation(40) < number)
     state = posterior.fit(jax.random.key(1), baal.Dataset(jnp.eye(40), jnp.arange(40)), labelled)
@@ -316,6 +322,23 @@ def test_by_default_every_label_is_predicted_by_a_fit_that_has_not_seen_it_and_b
         assert set(ids) <= set(np.flatnonzero(labelled))
         close(weights[rows][counts], np.full(len(ids), part), 1e-6)
         same(logits[:, rows][:, counts], np.full((2, len(ids), 40), seen, np.float32))
+
+
+@pytest.mark.parametrize("kind", calibration.REGISTRY)
+def test_what_was_seen_is_no_evidence(kind):
+    """A network that is less sure of its labels than it is right, and knows nothing of others."""
+    right, noise = jax.nn.one_hot(jnp.arange(40) % 2, 2), 0.3 * jax.random.normal(jax.random.key(3), (40, 2))
+
+    def apply(state, draw, inputs):
+        return inputs @ jnp.where(state[:, None] > 0, right, noise)
+
+    posterior = calibration.calibrated(SEEING._replace(apply=apply), calibration.REGISTRY[kind](), num_samples=2)
+    state = posterior.fit(jax.random.key(1), baal.Dataset(jnp.eye(40), jnp.arange(40) % 2), jnp.ones(40, bool))
+    close(posterior.apply(state, None, jnp.eye(40)), of_identity(kind, right), 0, 1e-6)
+
+
+def of_identity(kind, logits):
+    return log_softmax(logits, axis=1) if kind == "dirichlet" else logits
 
 
 def test_with_validation_nothing_is_held_out():

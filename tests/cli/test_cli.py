@@ -215,14 +215,14 @@ def test_data_by_name(tmp_path, monkeypatch):
         ({"class_names": np.array([b"a", b"b", b"c"])}, "is no list of texts"),
         ({"class_names": np.array([["a", "b", "c"]])}, "is no list of texts"),
     ):
-        with pytest.raises(ValueError, match=f"a.npz': cannot be read .*{message}.*: save it again with numpy.savez"):
+        with pytest.raises(ValueError, match=f"a.npz': cannot be read .*{message}.*save it again with numpy.savez"):
             problem(**arrays)
     path = Path(saved(tmp_path / "a.npz"))
     whole = path.read_bytes()
     shorter = whole.replace(b"(40, 4)", b"(30, 4)", 1)  # the rest is not read, and its checksum neither
     for content in (shorter, whole[:-30], b"", b"PK", whole[:200] + b"x" + whole[201:]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.npz': cannot be read .*: save it again"):
+        with pytest.raises(ValueError, match=r"a.npz': cannot be read .*save it again"):
             _assemble.problem(_study.Study(Path(), data=str(path)))
     for model, shape in (("mlp", (64,)), ("cnn", (8, 8, 1))):
         found = problem("digits", model)

@@ -62,6 +62,12 @@ def laplace_moments(x):
     return posteriors.laplace_moments(MODEL)(state, jnp.asarray(x, jnp.float32))
 
 
+def fitted_draws(x):
+    posterior = posteriors.laplace(MODEL, untrained(WEIGHTS), batch_size=2, prior_precision=0.7)
+    state = posterior.fit(KEY, baal.Dataset(x, CLASSES), LABELLED)
+    return jnp.sum(baal.predict(KEY, posterior, state, jnp.asarray(ROWS, jnp.float32), num_samples=3) ** 2)
+
+
 def of_network(feature_fn):
     variables = baal.Variables(WEIGHTS, {})
     state = baal.TrainState(variables, (), jnp.int32(1), jnp.float32(0))
@@ -123,6 +129,8 @@ OF_ROWS = {
     "process evidence of a grid": lambda x: conditioned(x, VALUES).log_evidence,
     "process evidence of classes": lambda x: conditioned(x, CLASSES, num_classes=3).log_evidence,
     "laplace moments": laplace_moments,
+    # Of classes the curvature has directions that are zero, but for rounding.
+    "laplace draws": lambda x: fitted_draws(x.astype(jnp.float32)),
     **{
         f"laplace evidence, {structure}": lambda x, structure=structure: (
             approximated(x.astype(jnp.float32), structure, prior_precision=0.7).log_evidence

@@ -40,7 +40,6 @@ def grid(
         <https://arxiv.org/abs/2203.09410>`_, 2022.
 
     Example:
-        >>> from baal_jax import selection
         >>> from baal_jax.selection.sets import feature_maps, selectors, transforms
         >>> steps = [transforms.scale(), transforms.posterior(noise=0.1)]
         >>> acquisition = selection.grid(feature_maps.embedding, steps, selectors.max_det(noise=0.1))
@@ -116,7 +115,6 @@ def k_center(
         An :class:`~baal_jax.Acquisition`; scores are distances.
 
     Example:
-        >>> from baal_jax import selection
         >>> line = jnp.array([[0.0], [1.0], [5.0], [9.0]])
         >>> labelled = jnp.array([True, False, False, False])
         >>> selection.k_center().select(jax.random.key(0), line, ~labelled, 2, labelled).indices.tolist()

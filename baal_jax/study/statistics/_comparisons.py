@@ -131,7 +131,6 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
         Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 12 and 15.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> comparison = statistics.compare([0.8, 0.9, 0.7, 0.8, 0.9, 0.8], [0.7, 0.7, 0.6, 0.6, 0.8, 0.7])
         >>> round(comparison.difference, 3), comparison.p_value, comparison.least_p_value
         (0.133, 0.03125, 0.03125)
@@ -168,7 +167,6 @@ def holm(p_values: Any) -> np.ndarray:
         Holm, *A simple sequentially rejective multiple test procedure*, 1979.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> statistics.holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
@@ -217,7 +215,6 @@ def compare_all(
         ValueError: the baseline is not among the names, shapes differ, or the direction is not known.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> areas = {"random": [0.7, 0.6, 0.8, 0.7], "bald": [0.8, 0.7, 0.9, 0.8]}
         >>> statistics.compare_all(areas, "random", metric="accuracy")["bald"].verdict
         'too few seeds to show a difference'
@@ -274,7 +271,6 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
         ValueError: the shapes differ, a number of labels is negative, or the confidence is out of range.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> saved = statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, float("inf"), 70, 60])
         >>> saved.ratio, saved.baseline_reached
         (0.5, 4)
@@ -332,7 +328,6 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
         Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*, 2006, with data sets for our seeds.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> areas = {"random": [0.5, 0.6, 0.5, 0.4], "bald": [0.8, 0.9, 0.9, 0.7], "margin": [0.7, 0.8, 0.8, 0.6]}
         >>> ranking = statistics.rank(areas)
         >>> ranking.mean_ranks, ranking.critical_difference, ranking.groups

@@ -42,7 +42,6 @@ def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -
         ValueError: the name is another, or of no direction, as ``"coverage"`` is; the answer is not True or False.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> statistics.is_higher_better("accuracy"), statistics.is_higher_better("adaptive_ece")
         (True, False)
     """
@@ -77,7 +76,6 @@ def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curv
         ValueError: the shapes do not fit, numbers of labels decrease, or the confidence is not between 0 and 1.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> curve = statistics.mean_curve([10, 20], [[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])
         >>> curve.mean.round(3).tolist(), curve.low.round(3).tolist()
         ([0.6, 0.8], [0.352, 0.552])
@@ -160,7 +158,6 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
         ValueError: the shapes do not fit, or numbers of labels decrease.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> statistics.area([10, 20, 40], [[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]]).round(4).tolist()
         [0.7333, 0.6]
     """
@@ -192,7 +189,6 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
         ValueError: the shapes do not fit, numbers of labels decrease, or the target is NaN.
 
     Example:
-        >>> from baal_jax.study import statistics
         >>> statistics.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
         [30.0, inf]
     """
