@@ -1,5 +1,6 @@
 """A posterior whose draws are calibrated in every fit."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +52,8 @@ def calibrated(
     By default it is cross-fitted: up to ``max_held_out`` labelled examples are split into five parts, and each part is
     predicted by a fit to all labels but these. The scaling is fitted to that with weight .632, and with weight .368 to
     what the fit to all labels, which stays, predicts of them (Efron and Tibshirani): fits to fewer labels are more
-    overconfident than the one that stays, and what that has seen makes up for it. Where it does not gain half a nat on
-    what was not seen, or with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
+    overconfident than the one that stays, and what that has seen makes up for it. If that gains nothing on the unseen, or
+    with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
 
     With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
     costs two fits, but of few labels much depends on which are drawn.
@@ -149,10 +150,10 @@ def calibrated(
         weights = jnp.concatenate([jnp.where(counts, np.float32(part), 0) for part in (_UNSEEN, 1.0 - _UNSEEN)])
         both = jnp.concatenate(outputs, axis=1)
         fitted, identity = (scaling.fit(both, targets, share) for share in (weights, jnp.zeros_like(weights)))
-        # What has been seen is no evidence: a network may be less sure of all its labels than it is right.
-        judge = optimum.make_problem(outputs[0], examples.targets, counts)
-        gains = judge.loss(judge.logits), judge.loss(scaling.apply(fitted, judge.logits))
-        holds = optimum.kept(judge, *gains) > 0
+        # What was seen is no evidence: a network may be less sure of all its labels than it is right.
+        holds = optimum.gains(
+            optimum.make_problem(outputs[0], examples.targets, counts), partial(scaling.apply, fitted)
+        )
         return CalibratedState(base, jax.tree.map(lambda new, old: jnp.where(holds, new, old), fitted, identity))
 
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:

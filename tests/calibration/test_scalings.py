@@ -269,7 +269,7 @@ def noise(key):
 @pytest.fixture
 def any_gain(monkeypatch):
     """The parameters of a scaling that shows what it was given are kept."""
-    monkeypatch.setattr("baal_jax.calibration._optimum.kept", lambda *given: jnp.float32(1))
+    monkeypatch.setattr("baal_jax.calibration._optimum.gains", lambda *given: jnp.bool_(True))
 
 
 def test_a_share_of_the_labels_is_held_out_and_the_key_is_left_to_the_posterior(any_gain):
