@@ -52,7 +52,7 @@ def calibrated(
     By default it is cross-fitted: up to ``max_held_out`` labelled examples are split into five parts, and each part is
     predicted by a fit to all labels but these. The scaling is fitted to that with weight .632, and with weight .368 to
     what the fit to all labels, which stays, predicts of them (Efron and Tibshirani): fits to fewer labels are more
-    overconfident than the one that stays, and what that has seen makes up for it. If that gains nothing on the unseen, or
+    overconfident than the one that stays, and what that has seen makes up for it. If it gains nothing on the unseen, or
     with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
 
     With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
