@@ -97,10 +97,12 @@ class Variables(NamedTuple):
     Attributes:
         params: pytree that the optimizer updates.
         collections: pytree of everything else the network keeps (batch statistics, counters).
+        frozen: parameters that ``trainable`` of a trainer leaves out, in the places where ``params`` has None.
     """
 
     params: PyTree
     collections: PyTree
+    frozen: PyTree = None
 
     __repr__ = short
 

@@ -70,17 +70,17 @@ def gradient(
     if not isinstance(key, int):
         checks.typed_key("key", key)
 
-    def value(params: PyTree, collections: PyTree, example: PyTree) -> Array:
-        number = jnp.asarray(scalar(apply_to_one(model, Variables(params, collections), example)))
+    def value(params: PyTree, rest: tuple, example: PyTree) -> Array:
+        number = jnp.asarray(scalar(apply_to_one(model, Variables(params, *rest), example)))
         if number.shape:
             raise ValueError(f"scalar returned shape {number.shape} for one example, but one number is needed")
         return numerics.as_float(number)
 
     def features(state: Any, inputs: PyTree) -> Array:
-        params, collections = variables(state)
+        params, *others = variables(state)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(params)):
             raise ValueError("params hold complex numbers, whose gradients are not sketched")
-        one = partial(_gradient_parts, value, params, collections, factorise=size is not None)
+        one = partial(_gradient_parts, value, params, others, factorise=size is not None)
         pairs, rest = jax.vmap(one)(inputs)
         if size is None:
             return jnp.concatenate([rest[position] for position in sorted(rest)], axis=1)
@@ -101,13 +101,13 @@ def _default_scalar(outputs: PyTree) -> Array:
 
 
 def _gradient_parts(
-    value: Callable, params: PyTree, collections: PyTree, example: PyTree, *, factorise: bool
+    value: Callable, params: PyTree, constants: PyTree, example: PyTree, *, factorise: bool
 ) -> tuple[dict[int, tuple[Array, Array]], dict[int, Array]]:
     """The gradient of one example from one backward pass.
 
     Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     """
-    program = _program.trace(value, params, collections, example, keep_rules=True)
+    program = _program.trace(value, params, constants, example, keep_rules=True)
     layers = _program.dense_layers(program, program.arguments[0]) if factorise else {}
     position_of = {id(layer.equation): position for position, layer in layers.items()}
     leaves, structure = jax.tree.flatten(params)
@@ -130,7 +130,7 @@ def _gradient_parts(
             return [results[0] + nudges[position]]
 
         merged = jax.tree.unflatten(structure, [others.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return _program.evaluate(program, merged, collections, example, step=step)[0], reads
+        return _program.evaluate(program, merged, constants, example, step=step)[0], reads
 
     shapes = {position: layer.equation.outvars[0].aval for position, layer in layers.items()}
     nudges = {position: jnp.zeros(shape.shape, shape.dtype) for position, shape in shapes.items()}

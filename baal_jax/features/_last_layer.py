@@ -216,10 +216,10 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
 def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[_program.Program, _program.Layer]:
     """The program of a network for one example, and its last layer."""
 
-    def network(params: PyTree, collections: PyTree, example: PyTree) -> PyTree:
-        return apply_to_one(model, Variables(params, collections), example)
+    def network(params: PyTree, rest: tuple, example: PyTree) -> PyTree:
+        return apply_to_one(model, Variables(params, *rest), example)
 
-    program = _program.trace(network, *variables, example)
+    program = _program.trace(network, variables.params, variables[1:], example)
     return program, _program.last_layer(program, program.arguments[0], program.arguments[2])
 
 

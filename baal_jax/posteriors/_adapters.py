@@ -9,7 +9,7 @@ from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.training import batches, tasks
-from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
+from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, of_network, short
 
 
 class ChainState(NamedTuple):
@@ -87,14 +87,14 @@ def from_blackjax(
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: ChainState | None = None) -> ChainState:
         key_train, key_order, key_chain = jax.random.split(key, 3)
         network = train(key_train, dataset, labelled, None if previous is None else previous.network)
-        start, collections = network.variables
+        start = network.variables.params
         count = jnp.sum(labelled, dtype=jnp.int32)
         ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
         stream = batches.Stream(key_order, ids, count)
 
         def log_density(params: PyTree, seen: tuple[Dataset, Array]) -> Array:
             batch, weights = seen  # which are zero where nothing is labelled
-            losses = loss(model.deterministic(Variables(params, collections), batch.inputs), batch.targets)
+            losses = loss(model.deterministic(network.variables._replace(params=params), batch.inputs), batch.targets)
             if losses.shape != (batch_size,):
                 raise ValueError(
                     f"loss gives {losses.shape}, but one number an example is {(batch_size,)}: sum over the other axes"
@@ -126,6 +126,6 @@ def from_blackjax(
 
     def apply(state: ChainState, draw: Array, inputs: PyTree) -> PyTree:
         params = jax.tree.map(lambda leaf: leaf[draw], state.positions)
-        return model.deterministic(Variables(params, state.variables.collections), inputs)
+        return model.deterministic(state.variables._replace(params=params), inputs)
 
     return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))._replace(num_draws=num_kept)

@@ -83,13 +83,15 @@ def bayes_by_backprop(
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
     """
+    # The part that is trained, by its own paths, not by those of means and deviations.
+    model = getattr(trainer, "part", lambda model: model)(model)
     gaussian = _gaussian_model(model, checks.positive_float("initial_std", initial_std), select)
     inner = bayesian_layers(gaussian, trainer, prior_std=prior_std, kl_weight=kl_weight)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: VariationalState | None = None) -> VariationalState:
         state = inner.fit(key, dataset, labelled, None if previous is None else _to_train_state(previous))
-        params, collections = state.variables
-        return VariationalState(Variables(params["mean"], collections), params["raw_std"], *state[1:])
+        params = state.variables.params
+        return VariationalState(state.variables._replace(params=params["mean"]), params["raw_std"], *state[1:])
 
     def sample(key: Key, state: VariationalState, num_samples: int) -> PyTree:
         return inner.sample(key, _to_train_state(state), num_samples)
@@ -145,8 +147,8 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         return jax.vmap(lambda key: _draw(key, state.variables.params))(jax.random.split(key, num_samples))
 
     def apply(state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
-        params, collections = state.variables
-        return model.deterministic(Variables(_with_draw(params, draw), collections), inputs)
+        params = _with_draw(state.variables.params, draw)
+        return model.deterministic(state.variables._replace(params=params), inputs)
 
     return guarded(trainer(model, penalty=penalty), sample, apply, task_of(trainer))
 
@@ -160,9 +162,9 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
         return constant_raw_std(leaf, initial_std) if is_random else None
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        mean, collections = model.init(key, inputs)
-        spread = jax.tree_util.tree_map_with_path(raw_std, mean)
-        return Variables({"mean": mean, "raw_std": spread}, collections)
+        variables = model.init(key, inputs)
+        spread = jax.tree_util.tree_map_with_path(raw_std, variables.params)
+        return variables._replace(params={"mean": variables.params, "raw_std": spread})
 
     def drawn(call: Callable[[Variables, PyTree, Key], PyTree]) -> Callable[[Variables, PyTree, Key], PyTree]:
         def of_draw(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
@@ -180,7 +182,7 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
 
 def _to_train_state(state: VariationalState) -> TrainState:
     params = {"mean": state.variables.params, "raw_std": state.raw_std}
-    return TrainState(Variables(params, state.variables.collections), *state[2:])
+    return TrainState(state.variables._replace(params=params), *state[2:])
 
 
 def constant_raw_std(mean: Array, std: float) -> Array:
@@ -265,7 +267,7 @@ def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
     """Pairs of mean and ``raw_std``, at least one."""
     weights = []
     for part in filter(_is_gaussian, jax.tree.leaves(params, is_leaf=_is_gaussian)):
-        raw_stds, means = jax.tree.leaves(part["raw_std"], is_leaf=_is_none), jax.tree.leaves(part["mean"])
+        raw_stds, means = (jax.tree.leaves(part[name], is_leaf=_is_none) for name in ("raw_std", "mean"))
         weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
     if not weights:
         raise ValueError("no Gaussian weights: build the network from posteriors.layers, or let select pick parameters")

@@ -1,5 +1,6 @@
 """Deep ensembles: independently trained networks, each of them a draw."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,16 +17,18 @@ class EnsembleState(NamedTuple):
 
     Attributes:
         members: a :class:`~baal_jax.TrainState` whose arrays have a leading axis of members.
+        frozen: pretrained parameters that are not trained, which all members share.
     """
 
     members: TrainState
+    frozen: PyTree = None
 
     _, steps, loss = of_network("members")
 
     @property
     def variables(self) -> Variables:
         """The first member's network, for what reads a single one (``features``)."""
-        return jax.tree.map(lambda leaf: leaf[0], self.members.variables)
+        return _shared(self, jax.tree.map(lambda leaf: leaf[0], self.members.variables))
 
     __repr__ = short
 
@@ -73,8 +76,14 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
         given = jax.random.split(key, num_members), None if previous is None else previous.members
         if at_a_time >= num_members:
-            return EnsembleState(jax.vmap(member)(given))
-        return EnsembleState(jax.lax.map(member, given, batch_size=at_a_time))
+            members = jax.vmap(member)(given)
+        else:
+            members = jax.lax.map(member, given, batch_size=at_a_time)
+        variables = members.variables
+        if not _is_the_same_for_all(lambda key: member((key, None)).variables.frozen, given[0]):
+            return EnsembleState(members)
+        frozen = jax.tree.map(lambda leaf: leaf[0], variables.frozen)
+        return EnsembleState(members._replace(variables=variables._replace(frozen=None)), frozen)
 
     def sample(key: Key, state: EnsembleState, num_samples: int) -> Variables:
         order = jax.random.permutation(key, num_members)
@@ -82,6 +91,19 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
 
     def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
-        return model.deterministic(draw, inputs)
+        return model.deterministic(_shared(state, draw), inputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))._replace(num_draws=num_members)
+
+
+def _shared(state: EnsembleState, variables: Variables) -> Variables:
+    return variables if state.frozen is None else variables._replace(frozen=state.frozen)
+
+
+def _is_the_same_for_all(function: Callable[[Key], PyTree], keys: Key) -> bool:
+    """Whether what a function gives does not depend on its key, from its traced program."""
+    try:
+        jax.eval_shape(jax.vmap(function, out_axes=None), keys)
+    except ValueError:
+        return False
+    return True

@@ -114,7 +114,7 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
         hidden, outputs = jax.eval_shape(lambda: features.hidden_and_outputs(base, frozen, inputs))
         sizes = [hidden.shape[1] + index_dim, *widths, index_dim * math.prod(outputs.shape[1:])]
         learned, prior = (_init(key, sizes, hidden.dtype) for key in jax.random.split(key))
-        return Variables(learned, prior)
+        return Variables(learned, prior, {})  # parted: what a trainer selects is the network's
 
     def at(variables: Variables, inputs: PyTree, indices: Array) -> Array:
         hidden, outputs = jax.lax.stop_gradient(features.hidden_and_outputs(base, frozen, inputs))
@@ -136,7 +136,7 @@ def _model(base: Model, frozen: Variables, index_dim: int, widths: Sequence[int]
 
 def _epinet(variables: Variables, hidden: Array, indices: Array, prior_scale: float) -> Array:
     """``(g_η + α g_0)ᵀ z``, for ``[B, D]`` and indices ``[B, Z]`` or ``[1, Z]``: ``[B, C]``."""
-    learned, prior = variables
+    learned, prior, _ = variables
     indices = indices.astype(hidden.dtype)
 
     def network(layers: Sequence[tuple[Array, Array]]) -> Array:

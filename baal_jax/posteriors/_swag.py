@@ -138,7 +138,8 @@ def swag(
         trained = train(key_train, dataset, labelled, None if previous is None else previous.train)
         has_statistics = jax.tree.leaves(trained.variables.collections)
         inputs = _some_inputs(key_inputs, dataset.inputs, labelled) if has_statistics else None
-        return SwagState(network(key_statistics, _mean(trained), trained, inputs), trained, inputs)
+        mean = network(key_statistics, _mean(trained), trained, inputs)
+        return SwagState(mean, trained._replace(variables=trained.variables._replace(frozen=None)), inputs)
 
     def sample(key: Key, state: SwagState, num_samples: int) -> Variables:
         mean = _mean(state.train)
@@ -146,12 +147,15 @@ def swag(
         def draw(key: Key) -> Variables:
             key_noise, key_statistics = jax.random.split(key)
             params = jax.tree.map(jnp.add, mean, _noise(key_noise, state.moments, scale))
-            return network(key_statistics, params, state.train, state.inputs)
+            variables = state.train.variables._replace(frozen=state.variables.frozen)
+            return network(key_statistics, params, state.train._replace(variables=variables), state.inputs)._replace(
+                frozen=None
+            )
 
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 
     def apply(state: SwagState, draw: Variables, inputs: PyTree) -> PyTree:
-        return model.deterministic(draw, inputs)
+        return model.deterministic(draw._replace(frozen=state.variables.frozen), inputs)
 
     return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, numerics, sources
-from baal_jax.models import require_stochastic
+from baal_jax.models import frozen, require_stochastic, sown_losses
 from baal_jax.training import averaging, optimization, tasks
 from baal_jax.training.batches import Stream, step_key
 from baal_jax.training.semi_supervised import Augmentation, Consistency
@@ -37,6 +37,7 @@ def trainer(
     unlabelled: Consistency | None = None,
     unlabelled_batch_size: int | None = None,
     task: tasks.Task | None = None,
+    trainable: Callable[[tuple], bool] | None = None,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
@@ -74,6 +75,10 @@ def trainer(
             the reported loss.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
         task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; ours are known.
+        trainable: ``path -> bool``, which parameters are trained, such as ``lambda path: path[0] == "head"``, by the
+            names and numbers on the way to them. The rest, in :attr:`Variables.frozen`, keeps the values of
+            ``model.init``, pretrained or not, has no gradient and no optimizer state, and its batch normalisation
+            rests; posteriors spread over what is trained alone.
 
     Returns:
         ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
@@ -124,7 +129,10 @@ def trainer(
     num_unlabelled = checks.optional_int("unlabelled_batch_size", unlabelled_batch_size) or batch_size
     steps = num_steps, num_epochs, batch_size, augment, regularizer
     weights = average_from, warm_start, validation, validate_every
-    return _Trainer(_Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task), task)
+    if trainable is not None:
+        checks.function("trainable", trainable, 'lambda path: path[0] == "head"')
+    recipe = _Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task)
+    return _Trainer(recipe, task, lambda model: model if trainable is None else frozen(model, trainable))
 
 
 class _Trainer(NamedTuple):
@@ -132,13 +140,14 @@ class _Trainer(NamedTuple):
 
     recipe: _Recipe
     task: tasks.Task | None
+    part: Callable[[Model], Model] = lambda model: model  # the model whose params are what is trained
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
         if not isinstance(model, Model):
             raise TypeError(
                 f"model is a {type(model).__name__}: wrap it by baal_jax.from_linen, from_nnx or from_functions"
             )
-        recipe = self.recipe
+        recipe, model = self.recipe, self.part(model)
         if recipe.validation is not None:
             recipe = recipe._replace(validation=_judges(recipe.validation, model, self.task))
         return jax.jit(_make_fit(recipe, model, penalty, transform))
@@ -208,7 +217,7 @@ def _outputs(model: Model, inputs: PyTree) -> tuple[int, ...] | None:
 
 
 def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform: Any) -> Fit:
-    objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
+    whole = model
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
         num_examples = checks.leading_axis("dataset", dataset)
@@ -217,13 +226,17 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
         # The first three are the same with and without a fourth.
         key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.unlabelled is None else 4)
-        variables = model.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
-        _require_two_views(recipe, model, variables, dataset)
+        variables = whole.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
+        _require_two_views(recipe, whole, variables, dataset)
+        # What is not trained stays out of the loop, in which all else is carried from step to step.
+        model, rest, variables = _completed(whole, variables.frozen), variables.frozen, variables._replace(frozen=None)
+        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
         if recipe.warm_start and previous is not None:
             # All weights are zero before the first fit; steps are zero after one that moved nothing, too.
-            nonzero = jax.tree.map(lambda leaf: jnp.any(leaf != 0), previous.variables.params)
+            old = previous.variables._replace(frozen=None)
+            nonzero = jax.tree.map(lambda leaf: jnp.any(leaf != 0), old.params)
             begun = jax.tree.reduce(jnp.logical_or, nonzero, previous.steps > 0)
-            variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), previous.variables, variables)
+            variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), old, variables)
         labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
         stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
@@ -254,9 +267,19 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
 
             average = Variables(averaging.cast_like(kept, state.variables.params), state.variables.collections)
             state = state._replace(variables=averaging.with_new_statistics(model, average, later))
-        return state._replace(steps=jnp.where(_have_moved(first, state), state.steps, 0))
+        steps = jnp.where(_have_moved(first, state), state.steps, 0)
+        return state._replace(variables=state.variables._replace(frozen=rest), steps=steps)
 
     return fit
+
+
+def _completed(model: Model, rest: PyTree) -> Model:
+    """The network of what is trained, with the rest of its parameters."""
+
+    def with_rest(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda variables, *given: call(variables._replace(frozen=rest), *given)
+
+    return model if rest is None else Model(model.init, *map(with_rest, model[1:]))
 
 
 def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset) -> Array:
@@ -369,6 +392,7 @@ def _objective(
     """What a step makes smaller, and the collections after it."""
     variables = Variables(params, state.variables.collections)
     outputs, collections = model.train(variables, batch.inputs, batch.key)
+    collections, sown = sown_losses(collections)
     known = outputs
     if recipe.unlabelled is not None:
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
@@ -377,6 +401,8 @@ def _objective(
         # A row without weight may be of an unknown target.
         counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
         targets = jnp.where(counts, targets, 0.0)
+    if tasks.of_loss(recipe.loss) is not None:
+        checks.one_array(known, "the loss needs one array: say which by from_…(…, outputs=lambda out: …)")
     losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     if tasks.of_loss(recipe.loss) is None:
         _require_own_rows(recipe.loss, known, targets, recipe.batch_size)
@@ -390,6 +416,8 @@ def _objective(
         differences = _one_each("the loss of unlabelled", differences, recipe.num_unlabelled)
         weight = jnp.asarray(recipe.unlabelled.weight(state.steps)).astype(mean.dtype)
         mean += weight * jnp.max(batch.weights) * jnp.mean(differences)  # zero where nothing is labelled
+    if sown is not None:
+        mean += sown.astype(mean.dtype)
     if recipe.regularizer is not None:
         mean += jnp.asarray(recipe.regularizer(params)).astype(mean.dtype)
     if penalty is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from baal_jax.models import sown_losses
 from baal_jax.typing import Array, Key, Model, PyTree, Variables
 
 
@@ -61,7 +62,8 @@ def with_new_statistics(
 
         def after(start: PyTree) -> PyTree:
             # Training reads no running statistics: the compiler runs the network once for all three.
-            return cast_like(model.train(Variables(variables.params, start), inputs, key)[1], start)
+            after = model.train(variables._replace(collections=start), inputs, key)[1]
+            return cast_like(sown_losses(after)[0], start)
 
         end, own, share = carried
         added = after(floats(jnp.zeros_like, end))

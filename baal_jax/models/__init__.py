@@ -1,0 +1,14 @@
+"""Networks of any module system as four pure functions, :class:`~baal_jax.typing.Model`.
+
+The only folder that knows flax. No network has to be edited: a stock module works, whatever its training flag is called
+and wherever it is given. In prediction dropout is on, batch normalisation uses its running statistics, and one key is
+one function. In evaluation mode, dropout is off and no key is needed.
+"""
+
+from baal_jax.models._common import require_stochastic, sown_losses
+from baal_jax.models._functions import from_functions
+from baal_jax.models._linen import from_linen
+from baal_jax.models._nnx import from_nnx
+from baal_jax.models._pretrained import frozen
+
+__all__ = ["from_functions", "from_linen", "from_nnx", "frozen", "require_stochastic", "sown_losses"]

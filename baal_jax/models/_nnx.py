@@ -1,0 +1,160 @@
+"""Networks of flax nnx."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax.models import _flags, _pretrained
+from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
+from baal_jax.models._flags import Layers, Mode
+from baal_jax.models._linen import intercepted
+from baal_jax.typing import Key, Model, PyTree, Variables
+
+
+def from_nnx(
+    module: Any,
+    *,
+    stochastic: Sequence[type] = (),
+    frozen: Sequence[type] = (),
+    train_kwargs: Mapping[str, Any] | None = None,
+    predict_kwargs: Mapping[str, Any] | None = None,
+    outputs: Callable[[Any], PyTree] | None = None,
+) -> Model:
+    """A network from a flax nnx module, unedited.
+
+    Training runs the module as after ``module.train()`` and with the flags of :func:`from_linen` set, in its attributes
+    and its call (``rngs`` too), and in those of modules inside. In training and prediction ``nnx.Dropout`` and
+    ``nnx.MultiHeadAttention`` are held on, in prediction ``nnx.BatchNorm`` is held in evaluation mode, whatever the
+    module asks of them; in evaluation mode all of them and the flags are. Your object is never changed.
+
+    Args:
+        module: a function of ``rngs`` (by name or position) that makes the module, from which every ``init`` draws new
+            weights; a class with only ``rngs`` to give is one. Or a module, pretrained, whose weights every ``init``
+            returns to, whatever the key, and which are arguments of compiled programs. Random streams must be
+            attributes of the module.
+        stochastic: classes of your own to keep random in prediction, by the same flags.
+        frozen: classes of your own to keep in evaluation mode in prediction.
+        train_kwargs: keywords of ``__call__`` in training, in place of those flags.
+        predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
+        outputs: what to take of what the module returns, such as ``lambda out: out["logits"]``.
+
+    Returns:
+        A :class:`~baal_jax.typing.Model`. ``nnx.Param`` is trained; every other variable is carried through training.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> from flax import nnx
+        >>> class Net(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.dropout, self.dense = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.dense(self.dropout(x))
+        >>> model = baal.from_nnx(Net)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
+        (2, 3)
+    """
+    from flax import nnx
+
+    if not callable(module):
+        raise TypeError(f"module is a {type(module).__name__}: pass an nnx module, or a function that makes one")
+    layers = Layers((nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen), train_kwargs is None)
+    given = isinstance(module, nnx.Module)
+    signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
+    by_keyword = "rngs" in signature.parameters
+    losses = lambda path, leaf: _flags.is_loss(path, leaf, nnx.Variable)  # noqa: E731
+
+    def make(rngs: Any) -> Any:
+        return module(rngs=rngs) if by_keyword else module(rngs)
+
+    def split(network: Any) -> tuple:
+        return nnx.split(network, nnx.Param, nnx.RngState, losses, nnx.Intermediate, ...)
+
+    def pieces() -> tuple:
+        network = nnx.clone(module) if given else make(nnx.Rngs(0))
+        for _, layer in nnx.iter_modules(network):
+            _set(layer, _flags.of_layer(layer, True))
+        graph, _, streams, _, _, rest = split(network)
+        arrays = [path for path, leaf in nnx.to_flat_state(rest) if not isinstance(leaf, nnx.Variable)]
+        static[:] = graph, type(network), arrays, _flags.keywords(network, type(network).__call__, *asked)
+        return nnx.to_pure_dict(streams)
+
+    static: list = []
+    asked = train_kwargs, predict_kwargs
+    streams = pieces() if given else jax.eval_shape(pieces)
+    try:
+        hash(static[0])
+    except TypeError:  # a plain array among the attributes, which flax takes for static where it is traced
+        streams = pieces()
+    stream_leaves, stream_structure = jax.tree.flatten(streams)
+    graph, cls, plain, keywords = static
+    call = cls.__call__
+    takes_rngs = "rngs" in inspect.signature(call).parameters
+
+    def build(variables: Variables, key: Key) -> Any:
+        leaves = []
+        for i, leaf in enumerate(stream_leaves):  # every stream gets a key of its own, and its count starts again
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                stream = jax.random.fold_in(key, i)
+                leaves.append(jax.random.split(stream, leaf.shape) if leaf.shape else stream)
+            else:
+                leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
+        parts = (variables.params, variables.collections, jax.tree.unflatten(stream_structure, leaves))
+        return nnx.merge(graph, *(nnx.State(part) for part in parts))
+
+    def variables_of(network: Any) -> tuple[Variables, PyTree]:
+        _, params, _, lost, _, rest = split(network)
+        collections = nnx.to_pure_dict(rest)
+        for path in plain:
+            node, place = network, collections
+            for name in path:
+                node = getattr(node, name) if hasattr(node, str(name)) else node[name]
+                place = place.setdefault(name, node if name is path[-1] else {})
+        return Variables(nnx.to_pure_dict(params), collections), nnx.to_pure_dict(lost)
+
+    def init(key: Key, inputs: PyTree) -> Variables:
+        fresh, seen = variables_of(module if given else make(nnx.Rngs(key)))[0], []
+        jax.eval_shape(lambda: run(fresh, inputs, key, Mode.TRAIN, seen))
+        if layers.asked:
+            require_learning(seen)
+        return fresh
+
+    def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode, seen: list | None = None) -> tuple:
+        network, seen = build(variables, key), [] if seen is None else seen
+        for path, layer in nnx.iter_modules(network):
+            _set(layer, _flags.of_layer(layer, mode is not Mode.EVALUATE))
+            if layer is not network or isinstance(layer, layers.random + layers.norms):
+                _tell(layer, layers, mode, _pretrained.rests(variables, path), seen)
+        more = {"rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))} if takes_rngs else {}
+        args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key)
+        with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
+            returned = network(*args, **kwargs)
+        after, lost = variables_of(network)
+        return returned, with_losses(after.collections, lost if mode is Mode.TRAIN else None)
+
+    start = _pretrained.starting_from(init, variables_of(module)[0]) if given else init
+    return model_of(start, run, outputs, OWN_LAYERS)
+
+
+def _set(layer: Any, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+
+
+def _tell(layer: Any, layers: Layers, mode: Mode, rests: bool, seen: list) -> None:
+    """Gives a layer a class whose calls are told what ``layers`` say."""
+    cls = type(layer)
+    if not callable(layer) or not _flags.of_call(cls.__call__, True):
+        return
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, attributes = layers.told(self, cls.__call__, args, kwargs, mode, rests)
+        _set(self, attributes)
+        seen.append(rests or layers.learns(self, cls.__call__, args, kwargs))
+        return cls.__call__(self, *args, **kwargs)
+
+    metaclass: Any = type(cls)
+    object.__setattr__(layer, "__class__", metaclass(cls.__name__, (cls,), {"__call__": call}))
