@@ -9,7 +9,7 @@ from flax import nnx
 
 import baal_jax as baal
 from baal_jax._util import random
-from baal_jax.models import require_stochastic
+from baal_jax.models import require_stochastic, sown_losses
 from baal_jax.typing import Variables
 from tests import networks
 from tests.fixtures import close, same
@@ -56,14 +56,15 @@ def test_a_model_is_the_stock_module_with_randomness_where_it_belongs(name, key)
     @jax.jit
     def everything(start):
         trained, collections = model.train(start, INPUTS, key_train)
+        collections, loss = sown_losses(collections)
         moved = start._replace(collections=collections)
         batches = np.stack([INPUTS, INPUTS[::-1], *[INPUTS] * 6])
         draws = jax.vmap(model.apply, (None, 0, 0))(moved, batches, jnp.stack([one, one, *more]))
         key_dropout = jax.random.fold_in(random.vectorised(key_train), 0)
         by_hand = stock(name, start, True, key_dropout) if name.startswith("Linen") else None
-        return trained, moved, draws, by_hand, (model.deterministic(moved, INPUTS), stock(name, moved, False)[0])
+        return trained, moved, loss, draws, by_hand, (model.deterministic(moved, INPUTS), stock(name, moved, False)[0])
 
-    trained, moved, draws, by_hand, deterministic = everything(start)
+    trained, moved, loss, draws, by_hand, deterministic = everything(start)
     if by_hand:
         close((trained, moved.collections), (by_hand[0], dict(by_hand[1])), rtol=1e-5)
     close(*deterministic, rtol=1e-5)  # with running statistics that are not those of this batch
@@ -79,6 +80,7 @@ def test_a_model_is_the_stock_module_with_randomness_where_it_belongs(name, key)
     assert all(jax.tree.leaves(kept))
     if name == "LinenCounter":
         same(moved.collections, {"counters": {"calls": 1}})  # what was sown is not state
+        close(loss, INPUTS.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["stock", "own"])

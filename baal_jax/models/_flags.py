@@ -129,13 +129,17 @@ class Layers(NamedTuple):
 
     def told(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping, mode: Mode, rests: bool) -> _Told:
         """The call of a layer; ``rests`` where nothing in it is trained."""
+        training = self.training(layer, mode, rests)
         if isinstance(layer, self.norms):
-            held = mode is not Mode.TRAIN or rests
-            return _told(layer, call, args, kwargs, not held, held=held, fields=held)
+            return _told(layer, call, args, kwargs, training, held=not training, fields=not training)
         held = isinstance(layer, self.random)
         if not held and not self.asked:
             return args, dict(kwargs), {}
-        return _told(layer, call, args, kwargs, mode is not Mode.EVALUATE, held=held, fields=True)
+        return _told(layer, call, args, kwargs, training, held=held, fields=True)
+
+    def training(self, layer: Any, mode: Mode, rests: bool) -> bool:
+        """Whether a layer is to do as in training."""
+        return mode is Mode.TRAIN and not rests if isinstance(layer, self.norms) else mode is not Mode.EVALUATE
 
     def learns(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping) -> bool | None:
         """Whether a call in training learns batch statistics; None of a layer that has none."""

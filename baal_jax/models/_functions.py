@@ -32,7 +32,7 @@ def from_functions(
         nothing else was given.
 
     Raises:
-        ValueError: neither ``init`` nor ``variables``; when it is used, ``variables`` that do not fit the network.
+        ValueError: when it is used, ``variables`` that do not fit the network.
 
     Example:
         >>> import baal_jax as baal
@@ -45,8 +45,6 @@ def from_functions(
         >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
         (2, 3)
     """
-    if init is None and variables is None:
-        raise ValueError("init=None without variables: give a function that makes parameters, or the parameters")
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode) -> tuple[PyTree, PyTree]:
         if mode is Mode.EVALUATE and deterministic is not None:

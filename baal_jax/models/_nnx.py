@@ -117,17 +117,18 @@ def from_nnx(
 
     def init(key: Key, inputs: PyTree) -> Variables:
         fresh, seen = variables_of(module if given else make(nnx.Rngs(key)))[0], []
-        jax.eval_shape(lambda: run(fresh, inputs, key, Mode.TRAIN, seen))
-        if layers.asked:
+        if layers.asked and inputs is not None:
+            jax.eval_shape(lambda: run(fresh, inputs, key, Mode.TRAIN, seen))
             require_learning(seen)
         return fresh
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode, seen: list | None = None) -> tuple:
         network, seen = build(variables, key), [] if seen is None else seen
         for path, layer in nnx.iter_modules(network):
-            _set(layer, _flags.of_layer(layer, mode is not Mode.EVALUATE))
+            rests = _pretrained.rests(variables, path)
+            _set(layer, _flags.of_layer(layer, layers.training(layer, mode, rests)))
             if layer is not network or isinstance(layer, layers.random + layers.norms):
-                _tell(layer, layers, mode, _pretrained.rests(variables, path), seen)
+                _tell(layer, layers, mode, rests, seen)
         more = {"rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))} if takes_rngs else {}
         args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key)
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge

@@ -79,11 +79,11 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
             members = jax.vmap(member)(given)
         else:
             members = jax.lax.map(member, given, batch_size=at_a_time)
-        variables = members.variables
-        if not _is_the_same_for_all(lambda key: member((key, None)).variables.frozen, given[0]):
+        frozen = lambda member: getattr(getattr(member, "variables", None), "frozen", None)  # noqa: E731
+        if frozen(members) is None or not _is_the_same_for_all(lambda key: frozen(member((key, None))), given[0]):
             return EnsembleState(members)
-        frozen = jax.tree.map(lambda leaf: leaf[0], variables.frozen)
-        return EnsembleState(members._replace(variables=variables._replace(frozen=None)), frozen)
+        shared = jax.tree.map(lambda leaf: leaf[0], frozen(members))
+        return EnsembleState(members._replace(variables=members.variables._replace(frozen=None)), shared)
 
     def sample(key: Key, state: EnsembleState, num_samples: int) -> Variables:
         order = jax.random.permutation(key, num_members)
@@ -97,7 +97,8 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
 
 def _shared(state: EnsembleState, variables: Variables) -> Variables:
-    return variables if state.frozen is None else variables._replace(frozen=state.frozen)
+    frozen = getattr(state, "frozen", None)
+    return variables if frozen is None else variables._replace(frozen=frozen)
 
 
 def _is_the_same_for_all(function: Callable[[Key], PyTree], keys: Key) -> bool:
