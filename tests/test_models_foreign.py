@@ -20,7 +20,7 @@ DATA, LABELLED = baal.Dataset(INPUTS, np.arange(12) % 3), np.arange(12) < 8
 
 
 def trainer(**options):
-    return baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=4, batch_size=4, **options)
+    return baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=8, batch_size=4, **options)
 
 
 class Body(nn.Module):
@@ -188,9 +188,11 @@ def test_a_network_is_taken_as_it_is(name, key):
 
     drawn, trained, *fixed = calls(variables)
     assert fixed[0].shape == drawn[0].shape == (6, 3)
-    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3 and np.abs(trained[0] - trained[1]).max() > 1e-3
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    assert np.abs(trained[0] - trained[1]).max() > 1e-3
     gradient = features.gradient(model, sketch_size=4, variables=lambda variables: variables)(variables, rows(0))
-    assert gradient.shape == (6, 4) and np.ptp(gradient) > 0
+    assert gradient.shape == (6, 4)
+    assert np.ptp(gradient) > 0
 
 
 class OtherFlag(nn.Module):
@@ -199,7 +201,7 @@ class OtherFlag(nn.Module):
     flag: str = "isTraining"
 
     @nn.compact
-    def __call__(self, x, isTraining: bool = False, phase: bool = False):  # noqa: N803
+    def __call__(self, x, isTraining: bool = False, phase: bool = False):
         train = {"isTraining": isTraining, "phase": phase}[self.flag]
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x) * 10 + 5)
         return Body()(x, train)
@@ -261,22 +263,23 @@ def test_a_flag_of_any_name_and_place_turns_training_on(name, key):
     assert np.abs(one - two).max() > 1e-3
     after, _ = models.sown_losses(after)
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max() > 1e-3, after, variables.collections)
-    assert jax.tree.leaves(moved) and all(jax.tree.leaves(moved))
+    assert jax.tree.leaves(moved)
+    assert all(jax.tree.leaves(moved))
     again = model.deterministic(variables, INPUTS)
     same(again[:3], model.deterministic(variables, INPUTS[:3]))
 
 
 def test_a_network_whose_statistics_no_flag_reaches_is_refused_with_the_cure(key):
     for module in (OtherFlag("phase"), Wrapper(OtherFlag("phase"))):
-        with pytest.raises(ValueError, match="learns nothing in training.*train_kwargs"):
+        with pytest.raises(ValueError, match=r"learns nothing in training.*train_kwargs"):
             baal.from_linen(module).init(key, INPUTS)
     baal.from_linen(OtherFlag("phase"), train_kwargs={}).init(key, INPUTS)
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
 def test_several_outputs_are_refused_with_the_cure(kind, key):
+    fit = posteriors.deep_ensemble(baal.from_linen(Structured(kind)), trainer(), 2).fit
     with pytest.raises(ValueError, match="outputs=lambda"):
-        fit = posteriors.deep_ensemble(baal.from_linen(Structured(kind)), trainer(), 2).fit
         jax.eval_shape(fit, key, DATA, LABELLED)
 
 
@@ -343,15 +346,17 @@ def test_what_is_not_trained_stays_as_it_was_given_bit_for_bit(name, key):
     variables = final.posterior.variables
     same(variables.frozen, {**variables.frozen, "trunk": given["params"]["trunk"], "norm": given["params"]["norm"]})
     same(variables.collections["batch_stats"], given["batch_stats"])
-    assert variables.params["trunk"]["kernel"] is None and int(infos.num_failed_fits.sum()) == 0
+    assert variables.params["trunk"]["kernel"] is None
+    assert int(infos.num_failed_fits.sum()) == 0
     assert np.isfinite(infos.metrics["nll"]).all()
     head = jax.tree.leaves(variables.params)
     assert {leaf.shape for leaf in head} == {(8, 3), (3,)}
     if name == "deep_ensemble":
         heads = final.posterior.members.variables.params["head"]["kernel"]
-        assert final.posterior.frozen["trunk"]["kernel"].shape == (5, 8) and np.abs(heads[0] - heads[1]).max() > 0.1
+        assert final.posterior.frozen["trunk"]["kernel"].shape == (5, 8)
+        assert np.abs(heads[0] - heads[1]).max() > 0.1
     drawn = posterior.sample(key, final.posterior, 2)
-    assert 400 > sum(leaf.nbytes for leaf in jax.tree.leaves(drawn))  # no trunk in it
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(drawn)) < 400  # no trunk in it
     hidden = jax.nn.relu((INPUTS @ given["params"]["trunk"]["kernel"]) / np.sqrt(1 + 1e-5))
     close(features.last_hidden(model)(final.posterior, INPUTS), hidden, rtol=1e-4, atol=1e-6)
 
@@ -368,19 +373,20 @@ def test_pretrained_weights_are_arguments_and_what_rests_costs_no_backward_pass(
     assert max(len(whole.as_text()), len(part.as_text())) < 4e5 < sum(leaf.nbytes for leaf in jax.tree.leaves(given))
     flops = [lowered.compile().cost_analysis()["flops"] for lowered in (part, whole)]
     forward = 2 * 256 * 2048 * 2048
-    assert flops[0] <= 1.1 * forward and flops[1] >= 1.9 * forward
+    assert flops[0] <= 1.1 * forward
+    assert flops[1] >= 1.9 * forward
 
 
 def test_weights_that_do_not_fit_and_selections_of_nothing_are_refused(key):
     given = pretrained()
+    wrong = {"params": {"head": {"kernel": np.zeros((8, 5), np.float32)}}}
     with pytest.raises(ValueError, match=r"params/head/kernel of shape \(8, 5\).*leave it out"):
-        wrong = {"params": {"head": {"kernel": np.zeros((8, 5), np.float32)}}}
         baal.from_linen(Trunk(), variables=wrong).init(key, INPUTS)
-    with pytest.raises(ValueError, match="params/other/kernel.*nothing"):
+    with pytest.raises(ValueError, match=r"params/other/kernel.*nothing"):
         baal.from_linen(Trunk(), variables={"params": {"other": {"kernel": np.zeros(3)}}}).init(key, INPUTS)
     with pytest.raises(ValueError, match="no 'params'"):
         baal.from_linen(Trunk(), variables=given["params"])
-    with pytest.raises(ValueError, match="trainable selects nothing.*trunk"):
+    with pytest.raises(ValueError, match=r"trainable selects nothing.*trunk"):
         jax.eval_shape(trainer(trainable=lambda path: False)(baal.from_linen(Trunk())), key, DATA, LABELLED)
 
 
@@ -393,7 +399,8 @@ def test_none_among_parameters_and_a_tree_of_labels(make, key):
     )
     labels = {"w": "slow", "b": "still", "activation": None}
     by_label = optax.multi_transform({"slow": optax.adam(1e-2), "still": optax.set_to_zero()}, labels)
-    fit = make(model, baal.trainer(by_label, baal.losses.cross_entropy, num_steps=4, batch_size=4)).fit
+    fit = make(model, baal.trainer(by_label, baal.losses.cross_entropy, num_steps=8, batch_size=4)).fit
     state = fit(key, DATA, LABELLED)
     same(state.variables.params["b"], np.zeros(3, np.float32))
-    assert np.isfinite(state.loss) and state.variables.params["activation"] is None
+    assert np.isfinite(state.loss)
+    assert state.variables.params["activation"] is None

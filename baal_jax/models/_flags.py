@@ -69,7 +69,7 @@ def _told(
     return bound.args[1:], bound.kwargs, attributes
 
 
-def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any) -> tuple[tuple, dict]:
+def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any, mode: Mode) -> tuple[tuple, dict]:
     """Arguments after ``self``: inputs, flags and, where the call asks for one, a key.
 
     A dict goes in by keyword where its keys are parameters, a tuple by position where there are as many, all else as
@@ -95,7 +95,8 @@ def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any
     else:
         args = (inputs,)
     taken = {*given, *(p.name for p in places[: len(args)])}
-    given |= {name: key for name in named if name in _KEYS and name not in taken and name not in keywords}
+    asks = [p.name for p in named.values() if p.name in _KEYS and (mode is not Mode.EVALUATE or p.default is p.empty)]
+    given |= {name: key for name in asks if name not in taken and name not in keywords}
     by_position = [p.name for p in positional if p.kind is p.POSITIONAL_ONLY]
     args = (*args, *(keywords[name] for name in by_position[len(args) :] if name in keywords))
     return args, {**given, **{name: value for name, value in keywords.items() if name not in by_position}}

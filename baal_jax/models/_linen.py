@@ -29,8 +29,8 @@ def from_linen(
     The module is called in training mode: flags by the usual names (``train``, ``is_training``, ``deterministic``,
     ``eval_mode``, …) are set in its constructor and its call, and in those of modules inside. In training and
     prediction ``nn.Dropout`` and ``nn.MultiHeadDotProductAttention`` are held on, in prediction ``nn.BatchNorm`` is
-    held in evaluation mode, whatever the module asks of them. In evaluation mode, that is where all of them and the flags are.
-    Axes that the module names for data parallelism may be unbound, boxes of partitioned parameters are taken off.
+    held in evaluation mode, whatever the module asks of them; in evaluation mode all of them and the flags are. Axes
+    that the module names for data parallelism may be unbound, boxes of partitioned parameters are taken off.
 
     Args:
         module: a linen module. Inputs that are a dict go in by keyword where the keys are parameters of its call, those
@@ -84,7 +84,7 @@ def from_linen(
         return module.clone(**fields) if fields else module
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode, seen: list | None = None) -> tuple:
-        args, kwargs = _flags.arguments(call, inputs, keywords[mode], key)
+        args, kwargs = _flags.arguments(call, inputs, keywords[mode], key, mode)
         arrays = {"params": variables.params, **variables.collections}
         mutable = flax.core.DenyList("params")  # even in prediction: what is written there is dropped, not refused
         with among(mode, variables, [] if seen is None else seen):
@@ -95,7 +95,7 @@ def from_linen(
 
     def init(key: Key, inputs: PyTree) -> Variables:
         key_params, key_streams = jax.random.split(key)
-        args, kwargs = _flags.arguments(call, inputs, keywords[Mode.TRAIN], key_streams)
+        args, kwargs = _flags.arguments(call, inputs, keywords[Mode.TRAIN], key_streams, Mode.TRAIN)
         rngs = {**streams(key_streams), "params": key_params}
         with among(Mode.TRAIN, Variables({}, {}), []):
             arrays = nn.unbox(dict(told(Mode.TRAIN).init(rngs, *args, **kwargs)))

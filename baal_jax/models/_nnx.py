@@ -130,7 +130,7 @@ def from_nnx(
             if layer is not network or isinstance(layer, layers.random + layers.norms):
                 _tell(layer, layers, mode, rests, seen)
         more = {"rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))} if takes_rngs else {}
-        args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key)
+        args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key, mode)
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
             returned = network(*args, **kwargs)
         after, lost = variables_of(network)

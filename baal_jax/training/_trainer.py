@@ -401,8 +401,9 @@ def _objective(
         # A row without weight may be of an unknown target.
         counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
         targets = jnp.where(counts, targets, 0.0)
-    if tasks.of_loss(recipe.loss) is not None:
-        checks.one_array(known, "the loss needs one array: say which by from_…(…, outputs=lambda out: …)")
+    if tasks.of_loss(recipe.loss) is not None and not hasattr(known, "shape"):
+        cure = "say what the loss is to be given by from_…(…, outputs=lambda out: …)"
+        raise ValueError(f"the network returns a {type(known).__name__}, not an array: {cure}")
     losses = _one_each("loss", recipe.loss(known, targets), recipe.batch_size)
     if tasks.of_loss(recipe.loss) is None:
         _require_own_rows(recipe.loss, known, targets, recipe.batch_size)

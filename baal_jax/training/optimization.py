@@ -30,7 +30,7 @@ class Optimizer(NamedTuple):
 
     def init(self, params: PyTree) -> PyTree:
         """State before the first step, in a pair with that of the transform."""
-        own = self.own.init(params)
+        own = _for(self.own, params).init(params)
         return own if self.transform is None else (own, self.transform.init(params))
 
     def step(self, objective: Callable[[PyTree], tuple[tuple[Array, PyTree], PyTree]], state: TrainState) -> TrainState:
@@ -40,7 +40,8 @@ class Optimizer(NamedTuple):
         params = state.variables.params
         (value, collections), gradients = objective(params)
         told = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params)[0][0]}
-        own = self.own if isinstance(self.own, optax.MultiSteps) else optax.with_extra_args_support(self.own)
+        own = _for(self.own, params)
+        own = own if isinstance(own, optax.MultiSteps) else optax.with_extra_args_support(own)
         opt_state = state.opt_state if self.transform is None else state.opt_state[0]
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
             updates, opt_state = own.update(gradients, opt_state, params, **told)
@@ -93,3 +94,24 @@ class Optimizer(NamedTuple):
                     params = schedule_free_eval_params(node, state.variables.params)
                 return state.variables._replace(params=averaging.cast_like(params, state.variables.params))
         return state.variables
+
+
+def _for(own: Any, params: PyTree) -> Any:
+    """``own``; applied to means and deviations one by one where it holds a tree (labels, a mask) for the network's."""
+    if not isinstance(params, dict) or {*params} != {"mean", "raw_std"}:
+        return own
+    try:
+        jax.eval_shape(own.init, params)
+    except (TypeError, ValueError):
+        import optax
+
+        def init(params: PyTree) -> PyTree:
+            return {name: own.init(part) for name, part in params.items()}
+
+        def update(updates: PyTree, state: PyTree, params: PyTree, **told: Any) -> tuple[PyTree, PyTree]:
+            each = optax.with_extra_args_support(own).update
+            parts = {name: each(updates[name], state[name], params[name], **told) for name in params}
+            return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
+
+        return optax.GradientTransformationExtraArgs(init, update)
+    return own
