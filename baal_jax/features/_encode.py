@@ -6,7 +6,7 @@ import re
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,16 @@ from baal_jax._util import checks, files, sources
 _EVERY = 1.0  # seconds between records of what is done, each of which waits for the disk
 
 
-def encode(
-    apply: Callable[[Any], Any], inputs: Any, batch_size: int = 256, *, cache: str | Path | None = None
-) -> np.ndarray:
+def encode(apply: Callable, inputs: Any, batch_size: int = 256, *, cache: str | Path | None = None) -> np.ndarray:
     """Embeds every example once. With a cache, one that is killed goes on, and memory does not grow with ``N``.
 
     Args:
         apply: ``inputs [B, …] -> [B, D]``, compiled here; weights may be closed over. A row must not depend on the
             others (batch statistics): the last batch is padded.
         inputs: array or pytree ``[N, …]``, or a source on the host (``__len__``, ``__getitem__``; a memory map).
-        batch_size: ``B``; another one may go on with a cache.
-        cache: a path ending with ``.npy``, which has its name only when it is whole. ``….npy.json`` beside it holds
-            digests of the program (as this version of jax prints it), of its weights, and of all inputs, of which
-            those of a source are compared by shape, number and up to 16 examples.
+        batch_size: ``B``. Another one may go on with a cache, with other roundings.
+        cache: a ``.npy`` file, which has its name only when it is whole. ``….npy.json`` beside it knows the program (as
+            this version of jax prints it), the weights and all inputs; those of a source are compared by 16 of them.
 
     Returns:
         NumPy ``[N, D]``, at least float32; with a cache a read-only memory map.
@@ -49,20 +46,17 @@ def encode(
     checks.function("apply", apply, "lambda x: network.apply(variables, x)")
     if not (total := sources.length(inputs)):
         raise ValueError("inputs is empty: give examples")
-    shapes = sources.shapes_of(inputs)
-    two = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), shapes)
+    some = sources.load(inputs, np.linspace(0, total - 1, 16).astype(int))
     compiled = jax.jit(lambda batch: apply(batch))  # of a new function: what it closes over may have changed
-    traced = compiled.trace(two)  # the same whatever the batch size
-    out = traced.out_info
-    if np.shape(out)[:-1] != (2,) or not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"apply returns {out} for two examples, but floats [B, D] are needed: reshape or average them")
+    out = (traced := compiled.trace(some)).out_info
+    if np.shape(out)[:-1] != (16,) or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"apply returns {out} for 16 examples, but floats [B, D] are needed: reshape or average them")
     dtype = np.promote_types(out.dtype, np.float32)
     if cache is None:
         return np.concatenate([rows for rows, _ in _encoded(compiled, inputs, batch_size, dtype)])
     (path := Path(cache)).parent.mkdir(parents=True, exist_ok=True)
-    spread = sources.load(inputs, np.linspace(0, total - 1, min(total, 16)).astype(int))
-    digests = {"inputs": files.digest([f"{shapes}", _crcs(spread, 16)]), "encoder": _digest(traced.jaxpr)}
-    asked = {**digests, "shape": [total, out.shape[1]], "dtype": dtype.name}
+    asked = {"inputs": _crcs(some, 16), "shape": [total, out.shape[1]], "dtype": dtype.str}
+    asked["encoder"] = _digest(traced.jaxpr)
     with nullcontext() if path.exists() else files.lock(path.parent, f".{path.name}.lock"):
         _fill(path, asked, inputs, lambda *start: _encoded(compiled, inputs, batch_size, dtype, *start))
     return np.load(path, mmap_mode="r")
@@ -82,59 +76,51 @@ def _fill(path: Path, asked: dict[str, Any], inputs: Any, encoded: Callable[...,
             raise ValueError(f"cache={str(path)!r} holds embeddings of another encoder or inputs ({other[0]}): {cure}")
         with files.about(place, cure):
             rows = np.load(place, mmap_mode="r")
-            if [[*rows.shape], rows.dtype.name, _crcs(rows, now["rows"])] != [
-                asked["shape"],
-                asked["dtype"],
-                now["crcs"],
-            ]:
+            is_whole = [[*rows.shape], rows.dtype.str] == [asked["shape"], asked["dtype"]]
+            if not is_whole or _crcs(rows, now["rows"]) != now["crcs"] or (place == path and now["rows"] < total):
                 raise ValueError("its checksum is another")
     else:
         record.unlink(missing_ok=True)
-        with files.about(partial):  # zeros, which are filled in
+        with files.about(partial):
             rows = np.lib.format.open_memmap(partial, "w+", np.dtype(asked["dtype"]), tuple(asked["shape"]))
-    kept, since = [], time.monotonic()
+    since = time.monotonic()
     for part, seen in encoded(now["rows"], now["seen"]) if now["rows"] < total else ():
-        kept.append(part)
-        done = now["rows"] + sum(map(len, kept))
-        if done == total or time.monotonic() - since > _EVERY:
-            with files.about(partial), partial.open("r+b") as file:
-                file.seek(rows.offset + rows[: now["rows"]].nbytes)
-                file.write(content := np.concatenate(kept))
-                file.flush()
+        start, done = rows.offset + rows[: now["rows"]].nbytes, now["rows"] + len(part)
+        with files.about(partial), partial.open("r+b") as file:  # no memory map: a full disk would end the process
+            file.seek(start)
+            file.write(part)
+            file.flush()
+            if is_due := done == total or time.monotonic() - since > _EVERY:
                 os.fsync(file.fileno())
-            now = {"rows": done, "crcs": _crcs(content, len(content), now["crcs"]), "seen": seen}
+        now = {"rows": done, "crcs": _crcs(part, len(part), now["crcs"]), "seen": seen}
+        if is_due:
             files.write_json(record, asked | now)
-            kept, since = [], time.monotonic()
+            since = time.monotonic()
     if place == partial:
         files.rename(partial, path)
 
 
-def _encoded(
-    compiled: Callable, inputs: Any, batch_size: int, dtype: Any, done: int = 0, seen: list[int] | None = None
-) -> Iterator[tuple[np.ndarray, list[int] | None]]:
+def _encoded(compiled: Any, inputs: Any, batch_size: int, dtype: Any, done: int = 0, seen: Any = None) -> Iterator:
     """Embeddings of each batch from row ``done`` on, and the checksums of all inputs up to its end."""
     try:
         from tqdm import tqdm
     except ImportError:
-        tqdm = lambda batches, **_: batches  # noqa: E731
-    read = deque()
+        tqdm = lambda batches, *_, **__: batches  # noqa: E731
+    read, left = deque(), sources.length(inputs) - done
     batches = sources.stream(lambda batch: (read.append(batch), compiled(batch))[1], inputs, batch_size, start=done)
-    left = -(-(sources.length(inputs) - done) // batch_size)
-    for rows in tqdm(batches, "encode", left, unit="batch", delay=2):
+    for rows in tqdm(batches, "encode", -(-left // batch_size), unit="batch", delay=2):
         rows, batch = rows.astype(dtype, copy=False), read.popleft()
         if not (finite := np.isfinite(rows).all(axis=1)).all():
             wrong = (done + np.flatnonzero(~finite))[:5].tolist()
-            raise ValueError(
-                f"apply gives non-finite embeddings of inputs {wrong} …: look at these, and at the weights"
-            )
+            raise ValueError(f"apply gives non-finite embeddings of inputs {wrong} …: look at these and the weights")
         done, seen = done + len(rows), None if seen is None else _crcs(batch, len(rows), seen)
         yield rows, seen
 
 
-def _crcs(arrays: Any, stop: int, crcs: Sequence[int] = ()) -> list[int]:
+def _crcs(arrays: Any, stop: int, before: Any = ()) -> list[int]:
     """Checksums of the first rows of each leaf, which go on from those of all rows before."""
     leaves = jax.tree.leaves(arrays)
-    crcs = [*crcs] or [0] * len(leaves)
+    crcs = [*before] or [0] * len(leaves)
     for start in range(0, stop, 256):
         parts = [np.ascontiguousarray(leaf[start : min(start + 256, stop)]) for leaf in leaves]
         crcs = [zlib.crc32(part.reshape(-1).view(np.uint8), crc) for part, crc in zip(parts, crcs, strict=True)]
@@ -142,9 +128,8 @@ def _crcs(arrays: Any, stop: int, crcs: Sequence[int] = ()) -> list[int]:
 
 
 def _digest(program: Any) -> str:
-    """Of what is computed and of all it closes over, that of functions compiled before included."""
-    checksum = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(program)).encode())
-    programs = [program]
+    """Of what is computed and of all it closes over, also within functions that were compiled before."""
+    checksum, programs = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(program)).encode()), [program]
     for now in programs:  # which grow meanwhile
         literals = [getattr(atom, "val", None) for equation in now.eqns for atom in equation.invars]
         values = [*getattr(now, "consts", ()), *(value for value in literals if np.ndim(value))]
