@@ -46,6 +46,7 @@ class Config(harness.Rounds):
         text: column of the text.
         label: column of the class.
         pooling: of the embeddings of a text's tokens.
+        num_pool: texts to choose from, at most.
         num_test: texts held out.
         max_tokens: of a text; the rest is cut off.
     """
@@ -55,8 +56,10 @@ class Config(harness.Rounds):
     text: str = "text"
     label: str = "label"
     pooling: Literal["mean", "mean_max"] = "mean"
+    num_pool: int = 3000
     num_test: int = 2000
     max_tokens: int = 64
+    seeds: int = 10
     query_size: int = 20
     rounds: int = 10
     out: Path = Path("results/text_embeddings")
@@ -75,7 +78,7 @@ def main(config: Config) -> study.results.Results:
         raise SystemExit(f"--num-test {config.num_test} must lie between 1 and the {len(texts)} texts there are")
     test, train = (
         baal.Dataset(embeddings[ids], classes[ids].astype(np.int32))
-        for ids in (order[: config.num_test], order[config.num_test :])
+        for ids in (order[: config.num_test], order[config.num_test :][: config.num_pool])
     )
     mean, std = train.inputs.mean(axis=0), train.inputs.std(axis=0) + 1e-6
     train, test = (part._replace(inputs=(part.inputs - mean) / std) for part in (train, test))

@@ -16,7 +16,7 @@ from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
 _MOST_WEIGHTS = 1024  # of an exact Hessian: 4 MiB, and a Cholesky factor of some milliseconds
-_ROWS = 256  # labelled rows in work at a time
+_ROWS = 128  # labelled rows in work at a time
 _MOST_STEPS = 100
 _RANGE = 2.0**16  # prior precisions lie within this factor of 1
 _GAIN = 0.01  # nats, less of which are no reason to change the prior
@@ -226,7 +226,9 @@ def _optimum(rows: _Rows, contrasts: Array, start: Array, precision: Array, spec
         look = functools.partial(_matrix_free, rows, contrasts, precision, spectrum)
 
     def more(now: _Newton) -> Array:
-        return (now.turn < _MOST_STEPS) & (now.size * now.length > 8 * epsilon * jnp.max(jnp.abs(now.weights)))
+        # What is left after a step grows with its square, and the last one is taken unseen.
+        least = epsilon**0.5 / 4 * jnp.max(jnp.abs(now.weights))
+        return (now.turn < _MOST_STEPS) & (now.size * now.length > least)
 
     def walk(now: _Newton) -> _Newton:
         trial = now.weights + now.length * now.step
@@ -244,6 +246,7 @@ def _optimum(rows: _Rows, contrasts: Array, start: Array, precision: Array, spec
     factors = (jnp.zeros(shape, start.dtype),) if spectrum is None else ()
     begin = _Newton(start, unknown, jnp.zeros_like(start), jnp.ones_like(precision), unknown, factors, jnp.int32(0))
     last = jax.lax.while_loop(more, walk, begin)
+    last = last._replace(weights=last.weights + last.length * last.step)
     if spectrum is None:
         half = jnp.sum(jnp.log(jnp.diagonal(last.factors[0]))) - start.size / 2 * jnp.log(precision)
         return _Fit(last.weights, last.factors, precision, -last.value - half)
@@ -260,12 +263,13 @@ def _exact(rows: _Rows, contrasts: Array, precision: Array, weights: Array) -> t
 
     def of(x: Array, y: Array) -> tuple[Array, Array, Array]:
         value, slope, p = _likelihood(x, y, weights, contrasts)
-        hessian = _gauss_newton.factors("full", x, _laplacian(p[:, :, None] * p[:, None, :]))[0]
-        return value, slope, hessian
+        each = (x[:, :, None] * p[:, None, :]).reshape(x.shape[0], -1)
+        return value, slope, product(each.T, each)
 
-    value, slope, hessian = _sum(rows, contrasts, of)
-    hessian = jnp.einsum("icjd,ck,dl->ikjl", hessian, contrasts, contrasts, precision="highest")
-    hessian = hessian.reshape(weights.size, weights.size)
+    value, slope, pairs = _sum(rows, contrasts, of)
+    pairs = jnp.moveaxis(pairs.reshape(2 * (weights.shape[0], contrasts.shape[0])), 2, 1)  # [P, P, C, C]
+    hessian = product(product(contrasts.T, _laplacian(pairs)), contrasts)
+    hessian = jnp.moveaxis(hessian, 2, 1).reshape(weights.size, weights.size)
     # Rounding leaves eigenvalues uncertain by this much, more than the prior where features are large.
     diagonal = precision + weights.size / 8 * jnp.finfo(weights.dtype).eps * jnp.diagonal(hessian)
     factor = linalg.cholesky(hessian + jnp.diag(diagonal))
