@@ -82,7 +82,9 @@ def score(
     num_samples = distinct(posterior, num_samples)
     if sources.is_source(inputs):
         size = len(inputs) if batch_size is None else batch_size
-        return score_stream(key, posterior, state, inputs, score_fn, num_samples=num_samples, batch_size=size)
+        return jnp.asarray(
+            score_stream(key, posterior, state, inputs, score_fn, num_samples=num_samples, batch_size=size)
+        )
     return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 

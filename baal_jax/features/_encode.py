@@ -123,7 +123,7 @@ def _crcs(arrays: Any, stop: int, before: Any = ()) -> list[int]:
     crcs = [*before] or [0] * len(leaves)
     for start in range(0, stop, 256):
         parts = [np.ascontiguousarray(leaf[start : min(start + 256, stop)]) for leaf in leaves]
-        crcs = [zlib.crc32(part.reshape(-1).view(np.uint8), crc) for part, crc in zip(parts, crcs, strict=True)]
+        crcs = [zlib.crc32(part.reshape(-1).view(np.uint8).data, crc) for part, crc in zip(parts, crcs, strict=True)]
     return crcs
 
 
@@ -134,6 +134,6 @@ def _digest(program: Any) -> str:
         literals = [getattr(atom, "val", None) for equation in now.eqns for atom in equation.invars]
         values = [*getattr(now, "consts", ()), *(value for value in literals if np.ndim(value))]
         for words in files.packed([value[...] for value in values]).values():
-            checksum.update(np.ascontiguousarray(words).reshape(-1).view(np.uint8))
+            checksum.update(np.ascontiguousarray(words).reshape(-1).view(np.uint8).data)
         programs += [leaf for each in now.eqns for leaf in jax.tree.leaves(each.params) if hasattr(leaf, "eqns")]
     return checksum.hexdigest()
