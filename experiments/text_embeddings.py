@@ -14,7 +14,7 @@ and with `--pooling mean_max` the maximum, of the embeddings of its tokens. One 
 by seed; its folder holds a table of all rounds, and `python -m baal_jax report FOLDER` makes a page of it.
 
 Accuracy with 200 labels by the first command: random .736, margin .744, BALD .698, BADGE .739, TypiClust .753. Mean
-accuracy from 20 to 200 labels against random, with 95 % intervals over 10 seeds: margin −.009 [−.014, −.003], BALD −.046
+accuracy from 20 to 200 labels against random, 95 % intervals over 10 seeds: margin −.009 [−.014, −.003], BALD −.046
 [−.055, −.034], BADGE −.005 [−.012, .003], TypiClust +.003 [−.002, .008]: nothing is shown to beat random labels here.
 267 s of processor time on two cores of an AMD EPYC with AVX-512 (440 s by the clock, beside three other processes).
 """

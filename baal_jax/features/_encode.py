@@ -131,7 +131,7 @@ def _digest(program: Any) -> str:
     """Of what is computed and of all it closes over, also within functions that were compiled before."""
     checksum, programs = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(program)).encode()), [program]
     for now in programs:  # which grow meanwhile
-        literals = [getattr(atom, "val", None) for equation in now.eqns for atom in equation.invars]
+        literals: list[Any] = [getattr(atom, "val", None) for equation in now.eqns for atom in equation.invars]
         values = [*getattr(now, "consts", ()), *(value for value in literals if np.ndim(value))]
         for words in files.packed([value[...] for value in values]).values():
             checksum.update(np.ascontiguousarray(words).reshape(-1).view(np.uint8).data)
