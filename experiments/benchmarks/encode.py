@@ -8,7 +8,9 @@ seen while a quarter and all of the images are encoded, each in a process of its
     python experiments/benchmarks/encode.py
     python experiments/benchmarks/encode.py --dtype uint8
 
-RESULT_LINE
+60,000 images of floats: bare calls 7.6 s (6.7 to 10.6), encode 8.5 s (6.0 to 13.1), with a cache 6.4 s (5.8 to 9.9), a
+finished cache 0.34 s; 16 MB of memory for 15,000 images and 13 MB for 60,000. Two cores of an AMD EPYC with AVX-512,
+beside three other processes, which is where the ranges come from.
 """
 
 from __future__ import annotations
