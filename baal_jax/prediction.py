@@ -67,7 +67,7 @@ def score(
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        inputs: array or pytree ``[N, …]``.
+        inputs: array or pytree ``[N, …]``; of a source the scores are those of :func:`score_stream`.
         score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``. It is compiled in: reuse the same function object, a
             new lambda compiles again.
         num_samples: ``S``, as in :func:`predict`.
@@ -80,6 +80,11 @@ def score(
         ValueError: as in :func:`predict`.
     """
     num_samples = distinct(posterior, num_samples)
+    if sources.is_source(inputs):
+        size = len(inputs) if batch_size is None else batch_size
+        return jnp.asarray(
+            score_stream(key, posterior, state, inputs, score_fn, num_samples=num_samples, batch_size=size)
+        )
     return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 

@@ -76,6 +76,39 @@ class Predictions(NamedTuple):
 
     __repr__ = short
 
+    @classmethod
+    def from_probabilities(cls, probabilities: Any, features: Any = None, target_probabilities: Any = None) -> Any:
+        """Predictions of a model that gives probabilities, such as a forest's ``predict_proba`` of every tree.
+
+        Args:
+            probabilities: ``[S, N, …, C]``, or ``[N, C]`` of a single draw; their logarithms are logits, −inf for 0.
+            features: as above.
+            target_probabilities: ``[S, M, C]`` on the target inputs.
+
+        Raises:
+            ValueError: rows are negative, or do not add up to 1 within .001 (where they can be looked at).
+
+        Example:
+            >>> print(Predictions.from_probabilities(np.array([[0.5, 0.5], [1.0, 0.0]])).logits)
+            [[[-0.6931472 -0.6931472]
+              [ 0.              -inf]]]
+        """
+        logits = [None if p is None else _log(p) for p in (probabilities, target_probabilities)]
+        return cls(logits[0], features, logits[1])
+
+
+def _log(probabilities: Any) -> Array:
+    p = jax.numpy.asarray(probabilities)
+    p = p[None] if p.ndim == 2 else p
+    if p.ndim < 3:
+        raise ValueError(f"probabilities have shape {p.shape}, but [S, N, …, C] or [N, C] is needed: stack the draws")
+    if not isinstance(p, core.Tracer):
+        wrong = ~np.asarray(jax.numpy.all(p >= 0, -1) & (abs(p.astype(np.float32).sum(-1) - 1) < 1e-3))
+        if wrong.any():
+            row = np.asarray(p)[wrong][0][:6].tolist()
+            raise ValueError(f"{wrong.sum()} rows are no probabilities, such as {row}: pass logits as they are")
+    return jax.numpy.log(p.astype(jax.numpy.promote_types(p.dtype, np.float32)))
+
 
 class Selection(NamedTuple):
     """The examples that an acquisition picked.

@@ -49,11 +49,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # a temporary file is private, what it becomes is not
-            os.replace(temporary, path)
+            rename(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to tell
                 os.unlink(temporary)
             raise
+
+
+def rename(source: Path | str, path: Path) -> None:
+    """Gives a durable file its name, durably."""
+    with about(path):
+        os.replace(source, path)
         if hasattr(os, "O_DIRECTORY"):  # a rename is durable once its folder is, which Windows does not open
             folder = os.open(path.parent, os.O_DIRECTORY)
             try:
@@ -203,14 +209,14 @@ def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, name: str = "lock") -> Iterator[None]:
     """Keeps other processes out of a folder; the system takes a lock back when its process dies, however it dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two writers are not told apart there
         yield
         return
-    with (folder / "lock").open("a+b", buffering=0) as file:
+    with (folder / name).open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -218,7 +224,7 @@ def lock(folder: Path) -> Iterator[None]:
             holder = file.read(32).decode(errors="replace").strip() or "unknown"
             cure = f"wait for it (process {holder}), or choose another folder"
             raise ValueError(f"folder={str(folder)!r} is being written to by another process: {cure}") from error
-        with about(folder / "lock"):
+        with about(folder / name):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield

@@ -1,4 +1,4 @@
-"""Pools that stay on the host: anything with ``__len__`` and ``__getitem__`` but arrays, and these in a View."""
+"""Pools on the host: memory maps, all with ``__len__`` and ``__getitem__`` but arrays, and these in a View."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,11 +21,16 @@ class Source(Protocol):
 
 def is_source(inputs: Any) -> bool:
     """Whether ``inputs`` are read example by example; arrays, and dictionaries and tuples of them, are not."""
-    if isinstance(inputs, list):
+    if isinstance(inputs, list | np.memmap):  # ``numpy.asarray`` of a memory map is an array
         return True
     if isinstance(inputs, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct):
         return False
     return jax.tree_util.all_leaves([inputs]) and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+
+
+def length(inputs: Any) -> int:
+    """Examples of a source, or of a pytree of arrays."""
+    return len(inputs) if is_source(inputs) else checks.leading_axis("inputs", inputs)
 
 
 def refuse_traced(state: Any) -> None:
@@ -36,8 +41,8 @@ def refuse_traced(state: Any) -> None:
 
 def load(source: Source, ids: Any) -> Any:
     """Inputs ``[b, …]`` of the examples ``ids``, a slice or integers, in NumPy."""
-    if isinstance(source, np.ndarray | jax.Array):
-        return np.asarray(source[ids])
+    if isinstance(source, np.ndarray) or not is_source(source):
+        return jax.tree.map(lambda leaf: np.asarray(leaf[ids]), source)
     ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *_items(source, ids))
 
@@ -52,23 +57,23 @@ def _items(source: Source, ids: list[int]) -> list[Any]:
 
 def shapes_of(source: Source) -> Any:
     """What the whole source would be on the device, as shapes, which its first item tells."""
-    rows = lambda leaf: jax.ShapeDtypeStruct((len(source), *leaf.shape[1:]), jnp.asarray(leaf).dtype)  # noqa: E731
-    return jax.tree.map(rows, load(source, [0]))
+    rows = lambda leaf: jax.ShapeDtypeStruct((length(source), *leaf.shape[1:]), jnp.asarray(leaf).dtype)  # noqa: E731
+    return jax.tree.map(rows, load(source, np.arange(1)))
 
 
-def stream(run: Callable[[Any], Any], source: Source, batch_size: int, axis: int = 0) -> Iterator[Any]:
+def stream(run: Callable[[Any], Any], source: Any, batch_size: int, axis: int = 0, start: int = 0) -> Iterator[Any]:
     """Yields ``run(inputs [B, …])`` of every batch, in NumPy and without padding; ``axis`` is that of the examples."""
-    batch_size, total = checks.positive_int("batch_size", batch_size), len(source)
+    batch_size, total = checks.positive_int("batch_size", batch_size), length(source)
     if total == 0:
         raise ValueError("source is empty: there is nothing to predict")
 
     def outputs() -> Iterator[Any]:
         # Two batches are in flight: the host loads one while the device computes the other.
         dispatched: deque[tuple[Any, int]] = deque()
-        for start in range(0, total, batch_size):
-            ids = slice(start, min(start + batch_size, total))
+        for first in range(start, total, batch_size):
+            ids = slice(first, min(first + batch_size, total))
             inputs = jax.tree.map(lambda leaf: pad(leaf, batch_size), load(source, ids))
-            dispatched.append((run(inputs), ids.stop - start))
+            dispatched.append((run(inputs), ids.stop - first))
             if len(dispatched) == 2:
                 yield _read_back(*dispatched.popleft(), axis)
         yield _read_back(*dispatched.popleft(), axis)

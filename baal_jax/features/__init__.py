@@ -5,10 +5,12 @@ loop as ``features=``. Here are those that belong to a network: :func:`last_hidd
 :func:`last_layer_gradient`, the gradients of that layer; :func:`gradient`, the gradient of everything, sketched. All of
 them read :attr:`~baal_jax.typing.Model.deterministic`, so they are features of the weights of a fit, not of a draw.
 
-Embeddings of your own need nothing from here: ``lambda state, inputs: inputs["embedding"]`` is a feature function.
+Embeddings of your own need nothing from here: ``lambda state, inputs: inputs["embedding"]`` is a feature function, and
+:func:`encode` makes them once, with any network.
 """
 
+from baal_jax.features._encode import encode
 from baal_jax.features._gradient import gradient
 from baal_jax.features._last_layer import Head, head, hidden_and_outputs, last_hidden, last_layer_gradient
 
-__all__ = ["Head", "gradient", "head", "hidden_and_outputs", "last_hidden", "last_layer_gradient"]
+__all__ = ["Head", "encode", "gradient", "head", "hidden_and_outputs", "last_hidden", "last_layer_gradient"]

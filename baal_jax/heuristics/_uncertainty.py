@@ -27,8 +27,10 @@ def margin(logits: Array) -> Array:
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
-    best = jax.lax.top_k(_mean_probs(logits), 2)[0]
-    return best[..., 1] - best[..., 0]
+    p = _mean_probs(logits)
+    # Not top_k: on a CPU a sort, before which all else would be computed anew for every comparison.
+    first = jnp.arange(p.shape[-1]) == jnp.argmax(p, axis=-1, keepdims=True)
+    return jnp.max(p, axis=-1, where=~first, initial=0.0) - jnp.sum(p, axis=-1, where=first)
 
 
 @numerics.on_logits
@@ -136,4 +138,5 @@ def variance(outputs: Array) -> Array:
 
 
 def _mean_probs(logits: Array) -> Array:
-    return jnp.exp(numerics.log_mean_exp(numerics.log_probs(logits)))
+    p = jax.nn.softmax(numerics.as_float(logits), axis=-1)
+    return p[0] + jnp.mean(p - p[:1], axis=0)  # exact where all are equal

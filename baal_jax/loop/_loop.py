@@ -327,8 +327,12 @@ def _init(
     if sources.is_source(dataset.inputs):
         room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
+        if isinstance(dataset.targets, np.ndarray) and dataset.targets.dtype.kind in "iu":
+            shapes = shapes._replace(targets=np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype))
+    if state.targets is not None:  # people will name more classes
+        shapes = shapes._replace(targets=jax.tree.map(partial(jax.eval_shape, jnp.asarray), shapes.targets))
     labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)
-    fitted = jax.eval_shape(posterior.fit, key_rounds, shapes, labelled)
+    fitted = tasks.shape_of_fit(posterior.fit, key_rounds, shapes, labelled)
     if dataset.targets is not None:
         # The second look is at targets, for which the shape of the outputs is needed; their signs are those of a
         # simulation where labels are looked up.

@@ -13,6 +13,7 @@ from baal_jax.posteriors._dropout_gp import DropoutGPState, dropout_gp
 from baal_jax.posteriors._epinet import EpinetState, epinet
 from baal_jax.posteriors._gaussian_process import GaussianProcessState, gaussian_process, gaussian_process_moments
 from baal_jax.posteriors._laplace import LaplaceState, Moments, laplace, laplace_moments, probit
+from baal_jax.posteriors._logistic_regression import LogisticState, logistic_regression
 from baal_jax.posteriors._mc_dropconnect import mc_dropconnect
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
@@ -24,7 +25,7 @@ REGISTRY = {builder.__name__: builder for builder in _BUILDERS}
 
 __all__ = [
     "REGISTRY", "ChainState", "DropoutGPState", "EnsembleState", "EpinetState", "GaussianProcessState", "LaplaceState",
-    "Moments", "SwagMoments", "SwagState", "VariationalState", "bayes_by_backprop", "bayesian_layers", "deep_ensemble",
+    "LogisticState", "Moments", "SwagMoments", "SwagState", "VariationalState", "bayes_by_backprop", "bayesian_layers", "deep_ensemble",
     "dropout_gp", "epinet", "from_blackjax", "gaussian_process", "gaussian_process_moments", "kernels", "laplace",
-    "laplace_moments", "mc_dropconnect", "mc_dropout", "probit", "swag",
+    "laplace_moments", "logistic_regression", "mc_dropconnect", "mc_dropout", "probit", "swag",
 ]  # fmt: skip

@@ -33,6 +33,7 @@ class GaussianProcessState(NamedTuple):
         scale: ``float32[]``, factor of the kernel.
         log_evidence: ``float32[]``, log marginal likelihood of the known targets.
         features: parameters of the random features.
+        unit: ``float32[]``, what the inputs here and all others are divided by, 1 unless the kernel reads it off them.
     """
 
     inputs: Array
@@ -44,6 +45,7 @@ class GaussianProcessState(NamedTuple):
     scale: Array
     log_evidence: Array
     features: PyTree
+    unit: Array
 
     __repr__ = short
 
@@ -142,6 +144,10 @@ def gaussian_process(
         seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
         targets, given, known, mean = seen
         known &= jnp.arange(size, dtype=jnp.int32) < count
+        unit = jnp.ones((), jnp.float32)
+        if kernel.unit is not None:
+            unit = kernel.unit(inputs, known)
+            inputs = inputs.astype(jnp.float32) / unit
         # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
         covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
         targets = jnp.where(known[:, None], targets - mean, 0.0)
@@ -162,7 +168,8 @@ def gaussian_process(
         variances, cholesky, log_evidence = conditioned(*best)
         targets = jnp.where(count > size, jnp.nan, targets)
         params = kernel.init(key, inputs[:1], num_features)
-        return GaussianProcessState(inputs, known, targets, variances, cholesky, mean, best[0], log_evidence, params)
+        rest = variances, cholesky, mean, best[0], log_evidence, params, unit
+        return GaussianProcessState(inputs, known, targets, *rest)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
         num_examples = checks.leading_axis("dataset", dataset)
@@ -189,6 +196,7 @@ def gaussian_process(
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
     def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
+        inputs = _in_units(kernel, state, inputs)
         prior = product(features(state, inputs), draw.prior)
         return state.mean + prior + product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
 
@@ -208,11 +216,16 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
     Returns:
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
     """
+    inputs = _in_units(kernel, state, inputs)
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)
     mean = state.mean + product(covariance, _solve(state, state.targets))
     whitened = jax.vmap(lambda factor: linalg.solve_triangular(factor, covariance.T, lower=True))(state.cholesky)
     variance = state.scale * kernel.diagonal(inputs)[:, None] - jnp.sum(whitened**2, axis=1).T
     return mean, jnp.broadcast_to(jnp.maximum(variance, 0.0), mean.shape)
+
+
+def _in_units(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Array:
+    return inputs if kernel.unit is None else inputs.astype(jnp.float32) / state.unit
 
 
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:

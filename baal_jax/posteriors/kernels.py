@@ -1,4 +1,4 @@
-r"""Covariance functions of infinitely wide networks before training (NNGP kernels).
+r"""Covariance functions: the squared exponential, and those of infinitely wide networks before training (NNGP).
 
 As layers of Gaussian weights grow wide, outputs become a Gaussian process, whose covariance follows layer by layer:
 
@@ -33,12 +33,61 @@ class Kernel(NamedTuple):
         init: ``(key, x [1, …], num_features) -> params``, for ``features``; of ``x`` only the shape counts.
         features: ``(params, x [N, …]) -> float32[N, D]`` whose inner products have the variances of the kernel exactly
             and its other covariances nearly, with an error that falls as ``1/√num_features``.
+        unit: ``(x [L, …], known bool[L]) -> float32[]``, what inputs are divided by before all else, read off the
+            labelled ones; None for nothing.
     """
 
     gram: Callable[[Array, Array], Array]
     diagonal: Callable[[Array], Array]
     init: Callable[[Array, Array, int], Any]
     features: Callable[[Any, Array], Array]
+    unit: Callable[[Array, Array], Array] | None = None
+
+
+def rbf(length_scale: float | None = None) -> Kernel:
+    r"""The squared-exponential kernel (radial basis function, RBF), for features such as embeddings.
+
+    .. math:: k(x, x') = \exp\bigl(-\|x - x'\|^2 / 2\ell^2\bigr)
+
+    Args:
+        length_scale: :math:`\ell`; None takes it from the labelled inputs, the root of half their mean squared distance,
+            or ``√D`` where they do not differ.
+
+    Returns:
+        A :class:`Kernel` of inputs ``[N, …]``, which are flattened; its random features are those of Fourier.
+
+    References:
+        Rahimi and Recht, `Random features for large-scale kernel machines
+        <https://papers.nips.cc/paper/3182-random-features-for-large-scale-kernel-machines>`_, 2007.
+
+    Example:
+        >>> from baal_jax.posteriors import kernels
+        >>> print(kernels.rbf(1.0).gram(jnp.zeros((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]])))
+        [[1.         0.36787945]]
+    """
+    scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
+
+    def flat(x: Array) -> Array:
+        return _float(x).reshape(x.shape[0], -1) / scale
+
+    def gram(x1: Array, x2: Array) -> Array:
+        centre = jnp.mean(flat(x2), axis=0, keepdims=True)
+        x1, x2 = flat(x1) - centre, flat(x2) - centre
+        inner = product(x1, x2.T) - (jnp.sum(x1**2, axis=1)[:, None] + jnp.sum(x2**2, axis=1)[None]) / 2
+        return jnp.exp(jnp.minimum(inner, 0.0))
+
+    def init(key: Array, x: Array, num_features: int) -> Array:
+        return jax.random.normal(key, (flat(x).shape[1], max(num_features // 2, 1)), jnp.float32)
+
+    def features(params: Array, x: Array) -> Array:
+        angles = product(flat(x), params)
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1) / math.sqrt(params.shape[1])
+
+    def unit(x: Array, known: Array) -> Array:
+        variance = jnp.sum(jnp.var(flat(x), axis=0, where=known[:, None]))
+        return jnp.sqrt(jnp.where(variance > 0, variance, float(flat(x).shape[1])))
+
+    return Kernel(gram, lambda x: jnp.ones(x.shape[0]), init, features, unit if length_scale is None else None)
 
 
 def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt(2.0), bias_std: float = 0.1) -> Kernel:

@@ -13,6 +13,7 @@ from baal_jax.selection._cluster_margin import cluster, cluster_margin
 from baal_jax.selection._k_means import k_means
 from baal_jax.selection._prob_cover import prob_cover
 from baal_jax.selection._rank import precomputed, random, top_k, top_k_epig
+from baal_jax.selection._select import select
 from baal_jax.selection._stochastic import power, softmax, softrank
 from baal_jax.selection._typiclust import typiclust
 from baal_jax.selection.sets._acquisitions import (
@@ -44,7 +45,7 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 __all__ = [
     "REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
     "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power", "precomputed",
-    "prob_cover", "random", "sets", "softmax", "softrank", "top_k", "top_k_epig", "typiclust",
+    "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig", "typiclust",
 ]  # fmt: skip
 
 

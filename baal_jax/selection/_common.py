@@ -70,7 +70,7 @@ def read_features(predictions: Predictions) -> PyTree:
     if predictions.features is None:
         raise ValueError(
             "features is None: pass features=(state, inputs) -> [B, D] to active_loop, for example "
-            "baal_jax.features.last_hidden(model), or embeddings to loop.init"
+            "baal_jax.features.last_hidden(model), embeddings to loop.init, or Predictions(logits, features) to select"
         )
     rows = checks.leading_axis("features", predictions.features)
     if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:

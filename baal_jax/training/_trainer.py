@@ -117,7 +117,7 @@ def trainer(
     task = tasks.of_loss(loss) if task is None else task
     if validation is not None:
         tasks.admit("validation", validation, task)
-        if sources.is_source(validation.inputs):
+        if sources.is_source(validation.inputs) and not isinstance(validation.inputs, np.ndarray):
             raise ValueError("validation.inputs is a source on the host, but part of the program: load it whole")
     if validation is not None and average_from is not None:
         raise ValueError(f"average_from={average_from} beside validation: give one, both choose the weights")

@@ -207,12 +207,22 @@ def guarded(fit: Callable, sample: Callable, apply: Callable, task: Task | None)
         if task is classification and getattr(getattr(dataset, "targets", None), "shape", ())[1:] == (1,):
             vector = dataset._replace(targets=dataset.targets[:, 0])
         if checks.is_concrete(dataset):
-            fitted = partial(jax.eval_shape, fit, key, vector, labelled, previous)
+            fitted = partial(shape_of_fit, fit, key, vector, labelled, previous)
             admit("dataset", dataset, task, lambda: output_shape(inner, fitted(), dataset))
         return fit(key, vector, labelled, previous)
 
     vars(checked).update({name: getattr(fit, name) for name in ("lower", "eval_shape") if hasattr(fit, name)})
     return inner._replace(fit=checked)
+
+
+def shape_of_fit(fit: Callable, key: Array, dataset: Dataset, *others: Any) -> PyTree:
+    """What ``fit`` would return, as shapes; it sees targets that are concrete, of which classes may be counted."""
+    targets = dataset.targets
+    if not isinstance(targets, np.ndarray | jax.Array) or not checks.is_concrete(targets):
+        return jax.eval_shape(fit, key, dataset, *others)
+    targets = jnp.asarray(targets)
+    seen = lambda key, inputs, *others: fit(key, Dataset(inputs, targets), *others)  # noqa: E731
+    return jax.eval_shape(seen, key, dataset.inputs, *others)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -18,14 +18,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from baal_jax import annotation, checkpoint
+from baal_jax import annotation, checkpoint, features
+from baal_jax.features import _encode
 from baal_jax.study import _folder, results
 from tests.fixtures import same
 from tests.study.files import make_results
@@ -235,6 +239,38 @@ def journalled(folder):
     return checkpoint.read_lines(folder / "rounds.jsonl")
 
 
+ROWS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+
+
+class Ending:
+    """Rows that can be read so often."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        self.reads -= 1
+        if self.reads < 0:
+            raise EOFError
+        return ROWS[index]
+
+
+def embedded(folder, scale=1.0, inputs=ROWS):
+    """Embeddings in a file, recorded after every batch."""
+    with mock.patch.object(_encode, "_EVERY", -1.0):
+        apply = lambda x: jnp.tanh(x * scale)  # noqa: E731
+        return np.array(features.encode(apply, inputs, batch_size=2, cache=folder / "rows.npy"))
+
+
+def half_embedded(folder, scale=1.0):
+    """Ends in the middle, after the 16 rows that are looked at first."""
+    with suppress(EOFError):
+        embedded(folder, scale, Ending(16 + 12))
+
+
 KINDS = {
     "checkpoint": Kind(
         lambda folder: [save(number, folder) for number in (1, 2)],
@@ -244,6 +280,8 @@ KINDS = {
     "journal": Kind(journal, journalled),
     "study": Kind(whole_study, whole_study, partial(whole_study, key=1)),
     "labelling project": Kind(labelled, of_project, partial(labelled, rate=0.25)),
+    "embeddings": Kind(embedded, embedded, partial(embedded, scale=2.0)),
+    "embeddings begun": Kind(half_embedded, embedded, partial(half_embedded, scale=2.0)),
 }
 
 
@@ -270,7 +308,7 @@ def skipped(folder):
         annotation.ingest(folder, export)
 
 
-PROGRAMS = {"study": whole_study, "steps": steps, "project": skipped}
+PROGRAMS = {"study": whole_study, "steps": steps, "project": skipped, "embeddings": embedded}
 
 
 def contents(folder):

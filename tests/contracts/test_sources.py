@@ -55,6 +55,7 @@ SOURCES = members(
         "list": lambda rows, folder: list(rows),
         "one by one": lambda rows, folder: OneByOne(rows),
         "whole batches": lambda rows, folder: WholeBatches(rows),
+        "memory map": memory_map,
         "view of a memory map": lambda rows, folder: data.View(memory_map(rows, folder)),
         "view of a part of every item": lambda rows, folder: data.View(
             [(row, 7) for row in rows], lambda item: item[0]
@@ -96,6 +97,9 @@ def test_predictions_come_in_order_and_batches_and_scores_and_metrics_are_those_
     scores = baal.score_stream(KEY, POSTERIOR, STATE, source, heuristics.bald, **OPTIONS)
     assert all(isinstance(part, np.ndarray) for part in [*parts, scores])
     close((np.concatenate(parts, axis=1), scores), of_arrays[:2])
+    for batch_size in (BATCH, None):
+        options = OPTIONS | {"batch_size": batch_size}
+        close(baal.score(KEY, POSTERIOR, STATE, source, heuristics.bald, **options), of_arrays[1])
     dataset = TRAIN._replace(inputs=source)
     for batch_size in (BATCH, None):
         options = OPTIONS | {"batch_size": batch_size}
@@ -108,6 +112,10 @@ def test_rounds_pick_the_same_examples(source, of_arrays):
     dataset = baal.Dataset(source, np.asarray(TRAIN.targets))
     state, infos = baal.run(LOOP, KEY, dataset, None, num_initial=5, num_rounds=2)
     same(infos.indices, of_arrays[3])
+    if isinstance(source, np.ndarray):  # which may be what a round is evaluated on, where other sources may not
+        _, evaluated = baal.run(LOOP, KEY, dataset, dataset, num_initial=5, num_rounds=2)
+        same(evaluated.indices, infos.indices)
+        assert np.isfinite(evaluated.metrics["accuracy"]).all()
     with pytest.raises(ValueError, match="cannot be read inside jit"):
         jax.vmap(lambda state: LOOP.step(state, dataset))(jax.tree.map(lambda leaf: leaf[None], state))
     with pytest.raises(ValueError, match=f"dataset has {SIZE} inputs, but targets of shape .{SIZE - 1}"):
@@ -123,10 +131,11 @@ def test_examples_can_be_loaded_by_ids_and_tell_their_shapes(source):
         assert sources.shapes_of(items) == shapes
 
 
-def test_what_is_a_source_and_what_a_view_reads():
+def test_what_is_a_source_and_what_a_view_reads(tmp_path):
+    assert not sources.is_source(np.asarray(memory_map(ROWS, tmp_path)))  # in memory
     for inputs in (ROWS, jnp.zeros(2), np.float32(3), jax.ShapeDtypeStruct((3,), jnp.float32), {"a": ROWS}, (ROWS,), 3):
         assert not sources.is_source(inputs)
-    for inputs in ([], [ROWS], "text", data.View(ROWS), OneByOne(ROWS)):
+    for inputs in ([], [ROWS], "text", data.View(ROWS), OneByOne(ROWS), memory_map(ROWS, tmp_path)):
         assert sources.is_source(inputs)
     # A view reads what is asked for.
     rows = OneByOne([(10.0 * i, i) for i in range(6)])
