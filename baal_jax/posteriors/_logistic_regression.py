@@ -317,8 +317,9 @@ def _pairs(x: Array, y: Array, weights: Array, contrasts: Array) -> Array:
 
 def _laplacian(pairs: Array) -> Array:
     """``diag(p) − p pᵀ [C, C]`` from ``p pᵀ``, whose rows add up to 0 exactly."""
-    off = pairs * (1.0 - jnp.eye(pairs.shape[-1], dtype=pairs.dtype))
-    return jnp.sum(off, axis=-1)[..., None] * jnp.eye(pairs.shape[-1], dtype=pairs.dtype) - off
+    own = jnp.broadcast_to(jnp.eye(pairs.shape[-1], dtype=bool), pairs.shape)
+    off = jnp.where(own, 0.0, pairs)
+    return jnp.where(own, jnp.sum(off, axis=-1, keepdims=True), -off)
 
 
 def _sum(rows: _Rows, contrasts: Array, function: Callable[[Array, Array], Any]) -> Any:

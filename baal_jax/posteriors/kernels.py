@@ -84,8 +84,10 @@ def rbf(length_scale: float | None = None) -> Kernel:
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1) / math.sqrt(params.shape[1])
 
     def unit(x: Array, known: Array) -> Array:
-        variance = jnp.sum(jnp.var(flat(x), axis=0, where=known[:, None]))
-        return jnp.sqrt(jnp.where(variance > 0, variance, float(flat(x).shape[1])))
+        shares = known / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
+        centred = flat(x) - product(shares, flat(x))[None]
+        variance = product(shares, jnp.sum(centred**2, axis=1))
+        return jnp.sqrt(jnp.where(variance > 0, variance, float(centred.shape[1])))
 
     return Kernel(gram, lambda x: jnp.ones(x.shape[0]), init, features, unit if length_scale is None else None)
 
