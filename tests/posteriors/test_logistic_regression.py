@@ -42,6 +42,7 @@ def fitted(name, precision, previous=None):
     return posterior_of(precision).fit(KEY, *CLASSES[name], previous)
 
 
+@functools.cache
 def expected(name, precision):
     (inputs, targets), labelled = CLASSES[name]
     known = labelled & (targets >= 0)
@@ -117,6 +118,7 @@ def test_beyond_the_exact_hessian_draws_are_of_two_kronecker_factors(monkeypatch
 
 
 def test_the_precision_of_the_largest_evidence_is_climbed_to():
+    ends = set()
     for name in ("many", "few", "separable"):
         values = {tau: expected(name, tau)[2][2] for tau in 2.0 ** np.arange(-16, 17)}
         tau, (previous, steps) = 1.0, (None, 0)
@@ -130,7 +132,8 @@ def test_the_precision_of_the_largest_evidence_is_climbed_to():
         assert float(state.prior_precision) == tau, name
         np.testing.assert_allclose(state.log_evidence, values[tau], rtol=1e-3)
         assert float(fitted(name, "evidence", state).prior_precision) == tau  # it stays
-    assert float(fitted("many", "evidence").prior_precision) != 1.0
+        ends.add(tau)
+    assert len(ends) > 1
     # Without labels nothing tells: whatever was before.
     assert float(fitted("nothing", "evidence", fitted("separable", "evidence")).prior_precision) == 1.0
 
