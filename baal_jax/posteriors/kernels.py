@@ -33,8 +33,7 @@ class Kernel(NamedTuple):
         init: ``(key, x [1, …], num_features) -> params``, for ``features``; of ``x`` only the shape counts.
         features: ``(params, x [N, …]) -> float32[N, D]`` whose inner products have the variances of the kernel exactly
             and its other covariances nearly, with an error that falls as ``1/√num_features``.
-        unit: ``(x [L, …], known bool[L]) -> float32[]``, what inputs are divided by before all else, read off the
-            labelled ones; None for nothing.
+        unit: ``(x [L, …], known bool[L]) -> float32[]``, by which inputs are divided first; None for 1.
     """
 
     gram: Callable[[Array, Array], Array]
@@ -45,24 +44,16 @@ class Kernel(NamedTuple):
 
 
 def rbf(length_scale: float | None = None) -> Kernel:
-    r"""The squared-exponential kernel (radial basis function, RBF), for features such as embeddings.
-
-    .. math:: k(x, x') = \exp\bigl(-\|x - x'\|^2 / 2\ell^2\bigr)
+    r"""The squared-exponential kernel (RBF), :math:`\exp(-\|x - x'\|^2 / 2\ell^2)`, for features such as embeddings.
 
     Args:
-        length_scale: :math:`\ell`; None takes it from the labelled inputs, the root of half their mean squared distance,
-            or ``√D`` where they do not differ.
+        length_scale: :math:`\ell`; None for the root of half the mean squared distance of labelled inputs.
 
     Returns:
-        A :class:`Kernel` of inputs ``[N, …]``, which are flattened; its random features are those of Fourier.
-
-    References:
-        Rahimi and Recht, `Random features for large-scale kernel machines
-        <https://papers.nips.cc/paper/3182-random-features-for-large-scale-kernel-machines>`_, 2007.
+        A :class:`Kernel` of inputs ``[N, …]``, which are flattened, with Fourier features (Rahimi and Recht 2007).
 
     Example:
-        >>> from baal_jax.posteriors import kernels
-        >>> print(kernels.rbf(1.0).gram(jnp.zeros((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]])))
+        >>> print(rbf(1.0).gram(jnp.zeros((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]])))
         [[1.         0.36787945]]
     """
     scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
@@ -80,16 +71,16 @@ def rbf(length_scale: float | None = None) -> Kernel:
         return jax.random.normal(key, (flat(x).shape[1], max(num_features // 2, 1)), jnp.float32)
 
     def features(params: Array, x: Array) -> Array:
-        angles = product(flat(x), params)
+        angles = product(flat(x), _float(params))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1) / math.sqrt(params.shape[1])
 
     def unit(x: Array, known: Array) -> Array:
-        shares = known / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
-        centred = flat(x) - product(shares, flat(x))[None]
-        variance = product(shares, jnp.sum(centred**2, axis=1))
-        return jnp.sqrt(jnp.where(variance > 0, variance, float(centred.shape[1])))
+        shares = known.astype(jnp.float32) / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
+        variance = product(shares, jnp.sum((flat(x) - product(shares, flat(x))[None]) ** 2, axis=1))
+        return jnp.sqrt(jnp.where(variance > 0, variance, float(flat(x).shape[1])))
 
-    return Kernel(gram, lambda x: jnp.ones(x.shape[0]), init, features, unit if length_scale is None else None)
+    ones = lambda x: jnp.ones(x.shape[0], jnp.float32)  # noqa: E731
+    return Kernel(gram, ones, init, features, unit if length_scale is None else None)
 
 
 def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt(2.0), bias_std: float = 0.1) -> Kernel:

@@ -64,7 +64,9 @@ def test_the_optimum_is_that_of_float64_and_of_scikit_learn(precision, way):
     for name in CLASSES:
         design, targets, (weights, _, _) = expected(name, precision)
         found = np.asarray(fitted(name, precision).weights, float)
-        np.testing.assert_allclose(found, weights, rtol=1e-4, atol=3e-5 * max(np.abs(weights).max(), 1e-3), err_msg=name)
+        np.testing.assert_allclose(
+            found, weights, rtol=1e-4, atol=3e-5 * max(np.abs(weights).max(), 1e-3), err_msg=name
+        )
         if len(set(targets)) == 3 and name != "large features":
             theirs = laplace_oracle.logistic_map(design, targets, precision)
             np.testing.assert_allclose(found, theirs, rtol=1e-3, atol=1e-4 * np.abs(weights).max(), err_msg=name)
@@ -83,7 +85,7 @@ def contrasts_of(matrix):
 @pytest.mark.parametrize("name", ["many", "separable", "nothing"])
 def test_draws_and_evidence_are_those_of_the_gaussian_around_it(name):
     posterior, state = posterior_of(0.5), fitted(name, 0.5)
-    design, _, (weights, hessian, evidence) = expected(name, 0.5)
+    _, _, (_, hessian, evidence) = expected(name, 0.5)
     covariance = contrasts_of(np.linalg.inv(hessian + 0.5 * np.eye(15)))
     # The root that makes a draw of white noise, and not its noisy estimate from many draws.
     (factor,) = state.factors
@@ -121,7 +123,7 @@ def test_the_precision_of_the_largest_evidence_is_climbed_to():
     ends = set()
     for name in ("many", "few", "separable"):
         values = {tau: expected(name, tau)[2][2] for tau in 2.0 ** np.arange(-16, 17)}
-        tau, (previous, steps) = 1.0, (None, 0)
+        tau, steps = 1.0, 0
         state = fitted(name, "evidence")
         # Up first, then down, where .01 nats are gained.
         for factor in (2.0, 0.5):

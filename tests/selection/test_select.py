@@ -69,7 +69,7 @@ def test_what_is_missing_or_does_not_fit_is_named(acquisition, predictions, opti
 
 
 def test_a_committee_of_trees_votes():
-    """Query by committee (Dagan and Engelson 1995) over the trees of a forest, which are sure of most of what they say."""
+    """Query by committee (Dagan and Engelson 1995), whose trees are sure of most of what they say."""
     from sklearn.ensemble import RandomForestClassifier
 
     targets = (FEATURES[:, 0] > 0).astype(int) + (FEATURES[:, 1] > 0)
