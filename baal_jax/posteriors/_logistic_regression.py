@@ -10,11 +10,10 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from baal_jax._util import checks, linalg, numerics
-from baal_jax.posteriors import _gauss_newton
-from baal_jax.posteriors._gauss_newton import product
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
+product = linalg.product
 _MOST_WEIGHTS = 1024  # of an exact Hessian: 4 MiB, and a Cholesky factor of some milliseconds
 _ROWS = 128  # labelled rows in work at a time
 _MOST_STEPS = 100
@@ -149,9 +148,10 @@ def logistic_regression(
             flat = noise.reshape(num_samples, -1).T
             noise = linalg.solve_triangular(state.factors[0], flat, lower=True, trans="T").T.reshape(noise.shape)
         else:
-            values, *basis = state.factors
+            values, left, right = state.factors
             spread = jax.lax.rsqrt(values + state.prior_precision)
-            noise = jax.vmap(lambda noise: _gauss_newton.multiply(tuple(basis), spread, noise))(noise)
+            turned = spread[None] * product(product(left.T, noise), right)
+            noise = product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
         return state.weights[None] + product(noise, jnp.asarray(_contrasts(size), kind).T)
 
     def apply(state: LogisticState, draw: Array, inputs: PyTree) -> Array:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks
-from baal_jax.posteriors._gauss_newton import product
+from baal_jax._util import checks, linalg
 
+_product = linalg.product
 _MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
 
 
@@ -64,19 +64,19 @@ def rbf(length_scale: float | None = None) -> Kernel:
     def gram(x1: Array, x2: Array) -> Array:
         centre = jnp.mean(flat(x2), axis=0, keepdims=True)
         x1, x2 = flat(x1) - centre, flat(x2) - centre
-        inner = product(x1, x2.T) - (jnp.sum(x1**2, axis=1)[:, None] + jnp.sum(x2**2, axis=1)[None]) / 2
+        inner = _product(x1, x2.T) - (jnp.sum(x1**2, axis=1)[:, None] + jnp.sum(x2**2, axis=1)[None]) / 2
         return jnp.exp(jnp.minimum(inner, 0.0))
 
     def init(key: Array, x: Array, num_features: int) -> Array:
         return jax.random.normal(key, (flat(x).shape[1], max(num_features // 2, 1)), jnp.float32)
 
     def features(params: Array, x: Array) -> Array:
-        angles = product(flat(x), _float(params))
+        angles = _product(flat(x), _float(params))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1) / math.sqrt(params.shape[1])
 
     def unit(x: Array, known: Array) -> Array:
         shares = known.astype(jnp.float32) / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
-        variance = product(shares, jnp.sum((flat(x) - product(shares, flat(x))[None]) ** 2, axis=1))
+        variance = _product(shares, jnp.sum((flat(x) - _product(shares, flat(x))[None]) ** 2, axis=1))
         return jnp.sqrt(jnp.where(variance > 0, variance, float(flat(x).shape[1])))
 
     ones = lambda x: jnp.ones(x.shape[0], jnp.float32)  # noqa: E731
@@ -133,7 +133,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
-        covariance = layer.affine(product(flat(x1), flat(x2).T) / flat(x1).shape[1])
+        covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
         for v1, v2 in zip(variances(x1)[:-1], variances(x2)[:-1], strict=True):
             covariance = layer.affine(layer.covariance(covariance, v1[:, None], v2[None]))
         return covariance
@@ -146,7 +146,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
         for weights, bias in jax.tree.map(_float, params):
-            hidden = layer.function(product(hidden, weights) + bias[None])
+            hidden = layer.function(_product(hidden, weights) + bias[None])
         return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
     return Kernel(gram, lambda x: variances(x)[-1], init, features)

@@ -21,8 +21,8 @@ def select(
     Args:
         key: a typed key, of what is random in the acquisition.
         acquisition: of :mod:`baal_jax.selection`.
-        predictions: logits (or regression outputs) ``[S, N, …, C]``, NumPy or JAX, of all examples in memory; or
-            :class:`~baal_jax.Predictions`, which may hold features ``[N, D]`` beside them, or in their place.
+        predictions: logits (or regression outputs) ``[S, N, …, C]`` of all examples, or
+            :class:`~baal_jax.Predictions`, with features ``[N, D]`` beside them or in their place.
         available: ``bool[N]``, what can be picked; None for all.
         query_size: ``Q``, at most ``N``.
         labelled: ``bool[N]``, for acquisitions that read the labelled rows too.

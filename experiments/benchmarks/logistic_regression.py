@@ -64,6 +64,7 @@ def main(config: Config) -> None:
     firsts, seconds = {}, {name: [] for name in sides}
     for name, side in sides.items():
         firsts[name] = timed(side)[1]
+        print(f"{name}: first call {firsts[name]:.2f} s", flush=True)
     for _ in range(config.repeats):
         for name, side in sides.items():
             labelled, spent = timed(side)
@@ -92,7 +93,9 @@ def heads(config: Config) -> dict:
         "point estimate": posteriors.logistic_regression(10, prior_precision=1.0, point_estimate=True),
         f"{config.num_samples} draws": posteriors.logistic_regression(10, prior_precision=1.0),
         f"{config.num_samples} draws, evidence": posteriors.logistic_regression(10),
-        "Gaussian process": posteriors.gaussian_process(kernels.rbf(), num_classes=10, max_labelled=most, scale=16.0),
+        "Gaussian process": posteriors.gaussian_process(
+            kernels.rbf(), num_classes=10, max_labelled=most, num_features=256
+        ),
     }
 
 
