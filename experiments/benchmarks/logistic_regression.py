@@ -59,8 +59,8 @@ def main(config: Config) -> None:
     compare_optima(train, picks)
     on_device = jax.device_put(train)
     sides = {f"scikit-learn, {kind}": lambda kind=kind: sklearn_loop(config, train, first, kind) for kind in MODELS}
-    for name, posterior in heads(config).items():
-        sides[f"baal_jax, {name}"] = our_loop(config, posterior, on_device, first)
+    for name, (posterior, num_samples) in heads(config).items():
+        sides[f"baal_jax, {name}"] = our_loop(config, posterior, num_samples, on_device, first)
     firsts, seconds = {}, {name: [] for name in sides}
     for name, side in sides.items():
         firsts[name] = timed(side)[1]
@@ -89,13 +89,13 @@ MODELS = {
 def heads(config: Config) -> dict:
     """Ours; room for as many labels as there will be in the Gaussian process."""
     most = config.query_size * (config.rounds + 1)
+    process = posteriors.gaussian_process(kernels.rbf(), num_classes=10, max_labelled=most, num_features=256)
+    draws = config.num_samples
     return {
-        "point estimate": posteriors.logistic_regression(10, prior_precision=1.0, point_estimate=True),
-        f"{config.num_samples} draws": posteriors.logistic_regression(10, prior_precision=1.0),
-        f"{config.num_samples} draws, evidence": posteriors.logistic_regression(10),
-        "Gaussian process": posteriors.gaussian_process(
-            kernels.rbf(), num_classes=10, max_labelled=most, num_features=256
-        ),
+        "point estimate": (posteriors.logistic_regression(10, prior_precision=1.0, point_estimate=True), 1),
+        f"{draws} draws": (posteriors.logistic_regression(10, prior_precision=1.0), draws),
+        f"{draws} draws, evidence": (posteriors.logistic_regression(10), draws),
+        "Gaussian process, 4 draws": (process, 4),
     }
 
 
@@ -115,10 +115,10 @@ def sklearn_loop(config: Config, train: baal.Dataset, first: np.ndarray, kind: s
     return np.array(order)
 
 
-def our_loop(config: Config, posterior: baal.Posterior, train: baal.Dataset, first: np.ndarray):
+def our_loop(config: Config, posterior: baal.Posterior, draws: int, train: baal.Dataset, first: np.ndarray):
     """The same, all rounds in one program."""
     acquisition = selection.top_k(heuristics.margin)
-    loop = baal.active_loop(posterior, acquisition, query_size=config.query_size, num_samples=config.num_samples)
+    loop = baal.active_loop(posterior, acquisition, query_size=config.query_size, num_samples=draws)
     pool = baal.pool.label(baal.pool.init(len(train.targets)), jnp.asarray(first))
     state = loop.init(jax.random.key(0), train, pool=pool)
 
