@@ -81,17 +81,13 @@ class Predictions(NamedTuple):
         """Predictions of a model that gives probabilities, such as a forest's ``predict_proba`` of every tree.
 
         Args:
-            probabilities: ``[S, N, …, C]``, or ``[N, C]`` of a single draw; their logarithms are logits, −inf for 0.
+            probabilities: ``[S, N, …, C]``, or ``[N, C]`` of one draw; a ``ValueError`` unless rows add up to 1.
             features: as above.
             target_probabilities: ``[S, M, C]`` on the target inputs.
 
-        Raises:
-            ValueError: rows are negative, or do not add up to 1 within .001 (where they can be looked at).
-
         Example:
-            >>> print(Predictions.from_probabilities(np.array([[0.5, 0.5], [1.0, 0.0]])).logits)
-            [[[-0.6931472 -0.6931472]
-              [ 0.              -inf]]]
+            >>> Predictions.from_probabilities(np.array([[0.5, 0.5], [1.0, 0.0]])).logits.tolist()
+            [[[-0.6931471824645996, -0.6931471824645996], [0.0, -inf]]]
         """
         logits = [None if p is None else _log(p) for p in (probabilities, target_probabilities)]
         return cls(logits[0], features, logits[1])

@@ -29,7 +29,8 @@ def margin(logits: Array) -> Array:
     """
     p = _mean_probs(logits)
     # Not top_k: on a CPU a sort, before which all else would be computed anew for every comparison.
-    first = jnp.arange(p.shape[-1]) == jnp.argmax(p, axis=-1, keepdims=True)
+    best = jax.lax.argmax(p, p.ndim - 1, jnp.int32)[..., None]
+    first = jax.lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == best
     return jnp.max(p, axis=-1, where=~first, initial=0.0) - jnp.sum(p, axis=-1, where=first)
 
 

@@ -328,7 +328,9 @@ def _init(
         room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
         if isinstance(dataset.targets, np.ndarray) and dataset.targets.dtype.kind in "iu":
-            shapes = shapes._replace(targets=np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype))
+            shapes = shapes._replace(
+                targets=np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype)
+            )
     if state.targets is not None:  # people will name more classes
         shapes = shapes._replace(targets=jax.tree.map(partial(jax.eval_shape, jnp.asarray), shapes.targets))
     labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)

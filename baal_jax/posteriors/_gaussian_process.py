@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, linalg
-from baal_jax.posteriors._gauss_newton import product
 from baal_jax.posteriors.kernels import Kernel
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
+product = linalg.product
 _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken

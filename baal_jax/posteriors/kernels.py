@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks
-from baal_jax.posteriors._gauss_newton import product
+from baal_jax._util import checks, linalg
 
+_product = linalg.product
 _MAX_ELEMENTS = 2**24  # of what a Gram matrix is computed from, at a time
 
 
@@ -33,8 +33,7 @@ class Kernel(NamedTuple):
         init: ``(key, x [1, …], num_features) -> params``, for ``features``; of ``x`` only the shape counts.
         features: ``(params, x [N, …]) -> float32[N, D]`` whose inner products have the variances of the kernel exactly
             and its other covariances nearly, with an error that falls as ``1/√num_features``.
-        unit: ``(x [L, …], known bool[L]) -> float32[]``, what inputs are divided by before all else, read off the
-            labelled ones; None for nothing.
+        unit: ``(x [L, …], known bool[L]) -> float32[]``, by which inputs are divided first; None for 1.
     """
 
     gram: Callable[[Array, Array], Array]
@@ -45,24 +44,16 @@ class Kernel(NamedTuple):
 
 
 def rbf(length_scale: float | None = None) -> Kernel:
-    r"""The squared-exponential kernel (radial basis function, RBF), for features such as embeddings.
-
-    .. math:: k(x, x') = \exp\bigl(-\|x - x'\|^2 / 2\ell^2\bigr)
+    r"""The squared-exponential kernel (RBF), :math:`\exp(-\|x - x'\|^2 / 2\ell^2)`, for features such as embeddings.
 
     Args:
-        length_scale: :math:`\ell`; None takes it from the labelled inputs, the root of half their mean squared distance,
-            or ``√D`` where they do not differ.
+        length_scale: :math:`\ell`; None for the root of half the mean squared distance of labelled inputs.
 
     Returns:
-        A :class:`Kernel` of inputs ``[N, …]``, which are flattened; its random features are those of Fourier.
-
-    References:
-        Rahimi and Recht, `Random features for large-scale kernel machines
-        <https://papers.nips.cc/paper/3182-random-features-for-large-scale-kernel-machines>`_, 2007.
+        A :class:`Kernel` of inputs ``[N, …]``, which are flattened, with Fourier features (Rahimi and Recht 2007).
 
     Example:
-        >>> from baal_jax.posteriors import kernels
-        >>> print(kernels.rbf(1.0).gram(jnp.zeros((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]])))
+        >>> print(rbf(1.0).gram(jnp.zeros((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]])))
         [[1.         0.36787945]]
     """
     scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
@@ -73,21 +64,23 @@ def rbf(length_scale: float | None = None) -> Kernel:
     def gram(x1: Array, x2: Array) -> Array:
         centre = jnp.mean(flat(x2), axis=0, keepdims=True)
         x1, x2 = flat(x1) - centre, flat(x2) - centre
-        inner = product(x1, x2.T) - (jnp.sum(x1**2, axis=1)[:, None] + jnp.sum(x2**2, axis=1)[None]) / 2
+        inner = _product(x1, x2.T) - (jnp.sum(x1**2, axis=1)[:, None] + jnp.sum(x2**2, axis=1)[None]) / 2
         return jnp.exp(jnp.minimum(inner, 0.0))
 
     def init(key: Array, x: Array, num_features: int) -> Array:
         return jax.random.normal(key, (flat(x).shape[1], max(num_features // 2, 1)), jnp.float32)
 
     def features(params: Array, x: Array) -> Array:
-        angles = product(flat(x), params)
+        angles = _product(flat(x), _float(params))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1) / math.sqrt(params.shape[1])
 
     def unit(x: Array, known: Array) -> Array:
-        variance = jnp.sum(jnp.var(flat(x), axis=0, where=known[:, None]))
+        shares = known.astype(jnp.float32) / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
+        variance = _product(shares, jnp.sum((flat(x) - _product(shares, flat(x))[None]) ** 2, axis=1))
         return jnp.sqrt(jnp.where(variance > 0, variance, float(flat(x).shape[1])))
 
-    return Kernel(gram, lambda x: jnp.ones(x.shape[0]), init, features, unit if length_scale is None else None)
+    ones = lambda x: jnp.ones(x.shape[0], jnp.float32)  # noqa: E731
+    return Kernel(gram, ones, init, features, unit if length_scale is None else None)
 
 
 def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt(2.0), bias_std: float = 0.1) -> Kernel:
@@ -140,7 +133,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
 
     def gram(x1: Array, x2: Array) -> Array:
-        covariance = layer.affine(product(flat(x1), flat(x2).T) / flat(x1).shape[1])
+        covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
         for v1, v2 in zip(variances(x1)[:-1], variances(x2)[:-1], strict=True):
             covariance = layer.affine(layer.covariance(covariance, v1[:, None], v2[None]))
         return covariance
@@ -153,7 +146,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     def features(params: list[tuple[Array, Array]], x: Array) -> Array:
         hidden = flat(x)
         for weights, bias in jax.tree.map(_float, params):
-            hidden = layer.function(product(hidden, weights) + bias[None])
+            hidden = layer.function(_product(hidden, weights) + bias[None])
         return layer.readout(hidden, hidden.shape[1], variances(x)[-1])
 
     return Kernel(gram, lambda x: variances(x)[-1], init, features)

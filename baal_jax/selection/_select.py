@@ -1,7 +1,5 @@
 """An acquisition of predictions that are there already, of whatever library."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -23,8 +21,8 @@ def select(
     Args:
         key: a typed key, of what is random in the acquisition.
         acquisition: of :mod:`baal_jax.selection`.
-        predictions: logits (or regression outputs) ``[S, N, …, C]``, NumPy or JAX, of all examples in memory; or
-            :class:`~baal_jax.Predictions`, which may hold features ``[N, D]`` beside them, or in their place.
+        predictions: logits (or regression outputs) ``[S, N, …, C]`` of all examples, or
+            :class:`~baal_jax.Predictions`, with features ``[N, D]`` beside them or in their place.
         available: ``bool[N]``, what can be picked; None for all.
         query_size: ``Q``, at most ``N``.
         labelled: ``bool[N]``, for acquisitions that read the labelled rows too.
@@ -50,15 +48,15 @@ def select(
     given = Predictions(*jax.tree.map(jnp.asarray, tuple(given)))
     for leaf in jax.tree.leaves(given.logits):
         checks.draws("predictions", leaf)
+    masks = [None if mask is None else jnp.asarray(mask) for mask in (available, labelled)]
+    if any(mask is not None and (mask.dtype != bool or mask.ndim != 1) for mask in masks):
+        raise ValueError("available and labelled must be masks, bool[N]: make one with baal_jax.pool.available(pool)")
     counts = [leaf.shape[1] for leaf in jax.tree.leaves(given.logits)]
-    counts += [leaf.shape[0] for leaf in jax.tree.leaves((given.features, available, labelled))]
+    counts += [leaf.shape[0] for leaf in jax.tree.leaves((given.features, masks))]
     if len(set(counts)) != 1:
         raise ValueError(f"predictions, available and labelled are of {counts} examples: pass one number of them")
     if acquisition.reads_labelled and labelled is None:
         raise ValueError("labelled is None, but this acquisition reads labelled rows: pass labelled=bool[N]")
-    masks = [None if mask is None else jnp.asarray(mask) for mask in (available, labelled)]
-    if any(mask is not None and (mask.dtype != bool or mask.ndim != 1) for mask in masks):
-        raise ValueError("available and labelled must be masks, bool[N]: make one with baal_jax.pool.available(pool)")
     summary = None if acquisition.summarise is None else acquisition.summarise(given)
     available = jnp.ones(counts[0], bool) if masks[0] is None else masks[0]
     return acquisition.select(key, summary, available, query_size, masks[1])

@@ -50,6 +50,8 @@ class Narrow(nn.Module):
 def built(name, model, **options):
     if name == "gaussian_process":
         return posteriors.gaussian_process(kernels.dense(1), num_classes=3, num_features=16)
+    if name == "logistic_regression":
+        return posteriors.logistic_regression(3)
     settings = {"deep_ensemble": {"num_members": 2}, "mc_dropconnect": {"rate": 0.3}, "swag": {"rank": 2}}
     return posteriors.REGISTRY[name](model, trainer(**options), **settings.get(name, {}))
 
@@ -60,7 +62,7 @@ def kinds(tree):
 
 # jax_enable_x64
 
-MEMBERS = (*posteriors.REGISTRY, "gaussian_process")
+MEMBERS = (*posteriors.REGISTRY, "gaussian_process", "logistic_regression")
 OPTIONS = {  # of training, each traced with MC dropout
     "average": lambda data: {"average_from": 0.5},
     "epochs": lambda data: {"num_steps": None, "num_epochs": 2},

@@ -263,3 +263,40 @@ def test_integers_are_inputs_and_images_are_flattened():
     close((kernel.gram(images, images), kernel.diagonal(images)), (expected, np.diag(expected)), 1e-6)
     pictures = jax.ShapeDtypeStruct((2, 4, 4, 1), jnp.uint8)
     assert jax.eval_shape(kernels.convolutional(1).gram, pictures, pictures).dtype == jnp.float32
+
+
+def test_the_squared_exponential_kernel_is_its_formula_and_its_features_have_it():
+    far = VECTORS + 1e3  # distances by inner products would lose these digits
+    exact = np.exp(-np.sum((far[:, None].astype(float) - far[None]) ** 2, axis=-1) / (2 * 1.5**2))
+    kernel = kernels.rbf(1.5)
+    close(kernel.gram(far, far[:3]), exact[:, :3], 1e-4, 1e-6)
+    close(kernel.diagonal(far), np.ones(5))
+    keys = jax.random.split(KEY, 50)
+    features = jax.vmap(lambda key: kernel.features(kernel.init(key, VECTORS[:1], 60), VECTORS))(keys)
+    products = np.asarray(features) @ np.swapaxes(features, 1, 2)
+    close(np.diagonal(products, axis1=1, axis2=2), np.ones((50, 5)), 1e-5)
+    close(products.mean(axis=0), exact, 0, 0.06)
+    assert kernel.unit is None
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_its_length_scale_is_that_of_the_labelled_inputs(task):
+    kernel, seen = kernels.rbf(), INPUTS[LABELLED].astype(float)
+    length = np.mean(np.sum((seen[:, None] - seen[None]) ** 2, axis=-1) / 2) ** 0.5
+    moved, fits = 7 * INPUTS + 3, []
+    for found, inputs in ((kernel, INPUTS), (kernel, moved), (kernels.rbf(length), INPUTS)):
+        given = {"scale": 1.0, "noise": 0.5} if task == "regression" else {"scale": 1.0}  # well conditioned
+        posterior = gaussian_process(found, num_features=WIDTH, **given, **OPTIONS[task])
+        # What is not labelled is anywhere.
+        data = baal.Dataset(np.where(LABELLED[:, None], inputs, 99 * inputs), TARGETS[task])
+        state = posterior.fit(KEY, data, LABELLED)
+        moments = gaussian_process_moments(found, state, jnp.asarray(inputs))
+        fits.append((state.unit, moments, state.log_evidence))
+        draws = baal.predict(jax.random.key(1), posterior, state, inputs, num_samples=3)
+        assert np.isfinite(draws).all()
+    np.testing.assert_allclose([fit[0] for fit in fits], [length, 7 * length, 1.0], rtol=1e-5)
+    for fit in fits[1:]:
+        close(fit[1], fits[0][1], 1e-3, 1e-3)
+        np.testing.assert_allclose(fit[2], fits[0][2], rtol=1e-3)
+    nothing = gaussian_process(kernel, num_features=8, **OPTIONS[task])
+    assert float(nothing.fit(KEY, baal.Dataset(INPUTS, TARGETS[task]), NOTHING).unit) == np.float32(3**0.5)

@@ -23,6 +23,8 @@ def climb(slope):
 
 BUILDERS = posteriors.REGISTRY | {
     "gaussian_process": lambda model, trainer, **options: posteriors.gaussian_process(kernels.dense(1), **options),
+    "logistic_regression": lambda model, trainer, **options: posteriors.logistic_regression(**options),
+    "rbf": lambda model, trainer, **options: kernels.rbf(**options),
     "from_blackjax": lambda model, trainer, step_size=0.1, **options: from_blackjax(
         model, trainer, climb, lambda outputs, targets: (outputs - targets) ** 2, step_size=step_size, **options
     ),
@@ -44,6 +46,8 @@ OPTIONS = {
         "num_features": (0,),
     },
     "laplace": {"structure": ("dense",), "prior_precision": (0.0,), "noise": (-1.0,), "batch_size": (0,)},
+    "logistic_regression": {"num_classes": (1, 2.5), "prior_precision": (0.0, "best"), "bias": (-1.0, float("inf"))},
+    "rbf": {"length_scale": (0.0,)},
     "mc_dropconnect": {"rate": (0, 1.0, -0.1, True, 2)},
     "swag": {"rank": (-1, 1), "start": (1.0, -0.1), "every": (0,), "scale": (-1.0,)},
     "BayesianDense": {"estimator": ("rank_one",), "initial_std": (0.0, -1.0)},
