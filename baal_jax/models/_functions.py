@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from baal_jax.models import _pretrained
+from baal_jax.models import _flags, _pretrained
 from baal_jax.models._common import model_of
-from baal_jax.models._flags import Mode
 from baal_jax.typing import Key, Model, PyTree, Variables
 
 
@@ -46,8 +45,8 @@ def from_functions(
         (2, 3)
     """
 
-    def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode) -> tuple[PyTree, PyTree]:
-        if mode is Mode.EVALUATE and deterministic is not None:
+    def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode) -> tuple[PyTree, PyTree]:
+        if mode is _flags.Mode.EVALUATE and deterministic is not None:
             return deterministic(variables.params, inputs), variables.collections
         return apply(variables.params, inputs, key), variables.collections
 

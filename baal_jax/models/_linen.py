@@ -9,7 +9,6 @@ import jax
 
 from baal_jax.models import _flags, _pretrained
 from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
-from baal_jax.models._flags import Mode
 from baal_jax.typing import Key, Model, PyTree, Variables
 
 
@@ -79,11 +78,11 @@ def from_linen(
         # A stream that has no name here is read from "params", as flax does when it initialises.
         return {name: jax.random.fold_in(key, i) for i, name in enumerate((*rng_collections, "params"))}
 
-    def told(mode: Mode) -> Any:
-        fields = _flags.of_layer(module, mode is not Mode.EVALUATE) if asked else {}
+    def told(mode: _flags.Mode) -> Any:
+        fields = _flags.of_layer(module, mode is not _flags.Mode.EVALUATE) if asked else {}
         return module.clone(**fields) if fields else module
 
-    def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode, seen: list | None = None) -> tuple:
+    def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
         args, kwargs = _flags.arguments(call, inputs, keywords[mode], key, mode)
         arrays = {"params": variables.params, **variables.collections}
         mutable = flax.core.DenyList("params")  # even in prediction: what is written there is dropped, not refused
@@ -91,18 +90,18 @@ def from_linen(
             returned, after = told(mode).apply(arrays, *args, rngs=streams(key), mutable=mutable, **kwargs)
         after = nn.unbox(after)
         state = {name: after.get(name, old) for name, old in variables.collections.items()}
-        return returned, with_losses(state, after.get("losses") if mode is Mode.TRAIN else None)
+        return returned, with_losses(state, after.get("losses") if mode is _flags.Mode.TRAIN else None)
 
     def init(key: Key, inputs: PyTree) -> Variables:
         key_params, key_streams = jax.random.split(key)
-        args, kwargs = _flags.arguments(call, inputs, keywords[Mode.TRAIN], key_streams, Mode.TRAIN)
+        args, kwargs = _flags.arguments(call, inputs, keywords[_flags.Mode.TRAIN], key_streams, _flags.Mode.TRAIN)
         rngs = {**streams(key_streams), "params": key_params}
-        with among(Mode.TRAIN, Variables({}, {}), []):
-            arrays = nn.unbox(dict(told(Mode.TRAIN).init(rngs, *args, **kwargs)))
+        with among(_flags.Mode.TRAIN, Variables({}, {}), []):
+            arrays = nn.unbox(dict(told(_flags.Mode.TRAIN).init(rngs, *args, **kwargs)))
         collections = {name: value for name, value in arrays.items() if name not in ("params", "losses")}
         fresh, seen = Variables(arrays.get("params", {}), collections), []
         # What a call makes longer was sown: it is a record of calls, not state of the network.
-        after = jax.eval_shape(lambda: run(fresh, inputs, key_streams, Mode.TRAIN, seen)[1])
+        after = jax.eval_shape(lambda: run(fresh, inputs, key_streams, _flags.Mode.TRAIN, seen)[1])
         if asked:
             require_learning(seen)
         return fresh._replace(collections={n: v for n, v in collections.items() if _same_shapes(v, after.get(n))})
@@ -119,7 +118,7 @@ def from_linen(
 @contextmanager
 def intercepted(
     asked: bool,
-    mode: Mode,
+    mode: _flags.Mode,
     given: Variables,
     seen: list,
     *,
@@ -134,7 +133,7 @@ def intercepted(
     def intercept(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         layer, own = context.module, getattr(type(context.module), "__call__", None)  # noqa: B004
         if context.method_name == "setup" and asked and not isinstance(layer, layers.norms):
-            for name, value in _flags.of_layer(layer, mode is not Mode.EVALUATE).items():
+            for name, value in _flags.of_layer(layer, mode is not _flags.Mode.EVALUATE).items():
                 object.__setattr__(layer, name, value)
         if context.method_name != "__call__" or own is None:
             return next_call(*args, **kwargs)

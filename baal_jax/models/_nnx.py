@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from baal_jax.models import _flags, _pretrained
 from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
-from baal_jax.models._flags import Layers, Mode
 from baal_jax.models._linen import intercepted
 from baal_jax.typing import Key, Model, PyTree, Variables
 
@@ -61,7 +60,9 @@ def from_nnx(
 
     if not callable(module):
         raise TypeError(f"module is a {type(module).__name__}: pass an nnx module, or a function that makes one")
-    layers = Layers((nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen), train_kwargs is None)
+    layers = _flags.Layers(
+        (nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen), train_kwargs is None
+    )
     given = isinstance(module, nnx.Module)
     signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
     by_keyword = "rngs" in signature.parameters
@@ -118,11 +119,11 @@ def from_nnx(
     def init(key: Key, inputs: PyTree) -> Variables:
         fresh, seen = variables_of(module if given else make(nnx.Rngs(key)))[0], []
         if layers.asked and inputs is not None:
-            jax.eval_shape(lambda: run(fresh, inputs, key, Mode.TRAIN, seen))
+            jax.eval_shape(lambda: run(fresh, inputs, key, _flags.Mode.TRAIN, seen))
             require_learning(seen)
         return fresh
 
-    def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode, seen: list | None = None) -> tuple:
+    def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
         network, seen = build(variables, key), [] if seen is None else seen
         for path, layer in nnx.iter_modules(network):
             rests = _pretrained.rests(variables, path)
@@ -134,7 +135,7 @@ def from_nnx(
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
             returned = network(*args, **kwargs)
         after, lost = variables_of(network)
-        return returned, with_losses(after.collections, lost if mode is Mode.TRAIN else None)
+        return returned, with_losses(after.collections, lost if mode is _flags.Mode.TRAIN else None)
 
     start = _pretrained.starting_from(init, variables_of(module)[0]) if given else init
     return model_of(start, run, outputs, OWN_LAYERS)
@@ -145,7 +146,7 @@ def _set(layer: Any, attributes: Mapping[str, Any]) -> None:
         setattr(layer, name, value)
 
 
-def _tell(layer: Any, layers: Layers, mode: Mode, rests: bool, seen: list) -> None:
+def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, seen: list) -> None:
     """Gives a layer a class whose calls are told what ``layers`` say."""
     cls = type(layer)
     if not callable(layer) or not _flags.of_call(cls.__call__, True):
