@@ -50,7 +50,7 @@ def test_every_step_has_weights_of_one_key_and_dropout_of_another(rng):
     expected = drawn(key_weights, [MEAN["a"], MEAN["b"]["kernel"]], raws)
     trained, collections = model.train(variables, INPUTS, key)
     for name, called in (("apply", model.apply(variables, INPUTS, key)), ("train", trained)):
-        (found, kept), inputs, used, method = called
+        (found, kept, _), inputs, used, method = called
         assert method == name
         same((inputs, kept), (INPUTS, variables.collections))
         same_key(used, key_model)

@@ -114,7 +114,7 @@ def test_draws_have_mean_and_covariance_of_the_gaussian():
     posterior = swag(baal.Model(None, None, None, lambda *arguments: arguments), untrained(), rank=4, scale=0)
     drawn = flat(jax.jit(posterior.sample, static_argnums=2)(jax.random.key(0), state, 3).params)
     same(drawn, np.tile(flat(state.moments.mean), (3, 1)))
-    assert posterior.apply(None, "draw", "inputs") == ("draw", "inputs")
+    assert posterior.apply(state, state.variables, "inputs") == (state.variables, "inputs")
 
     # A weight that never moved has a gradient.
     def total(squares):
