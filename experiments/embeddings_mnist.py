@@ -82,10 +82,11 @@ def main(config: Config) -> study.results.Results:
         progress=True,
     )
     print(statistics.markdown(statistics.summary(results)))
-    accuracy = results.metrics["accuracy"]
-    for name, runs in zip(results.strategies, accuracy, strict=True):
-        at = {labels: np.mean(runs[:, np.asarray(results.num_labelled) == labels]) for labels in (100, 200, 300)}
-        print(f"{name:24}", "  ".join(f"{value:.4f} at {labels}" for labels, value in at.items()))
+    for name, runs in results.runs.items():
+        for labels in (100, 200, 300):
+            accuracy = runs.metrics["accuracy"][runs.num_labelled == labels]
+            if accuracy.size:
+                print(f"{name:24} {labels:4} labels  accuracy {accuracy.mean():.4f}")
     print(f"{config.seeds} seeds of {len(loops)} loops in {time.perf_counter() - start:.0f} s")
     return results
 
