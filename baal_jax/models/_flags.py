@@ -128,6 +128,10 @@ class Layers(NamedTuple):
     norms: tuple[type, ...]
     asked: bool
 
+    def with_norm(self, layer: Any, is_norm: bool) -> "Layers":
+        """The same, with the class of ``layer`` among ``norms`` where it is one."""
+        return self._replace(norms=(*self.norms, type(layer))) if is_norm else self
+
     def told(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping, mode: Mode, rests: bool) -> _Told:
         """The call of a layer; ``rests`` where nothing in it is trained."""
         training = self.training(layer, mode, rests)

@@ -93,7 +93,8 @@ def from_nnx(
     stream_leaves, stream_structure = jax.tree.flatten(streams)
     graph, cls, plain, keywords = static
     call = cls.__call__
-    takes_rngs = "rngs" in inspect.signature(call).parameters
+    asks = inspect.signature(call).parameters.get("rngs")
+    as_key = asks is not None and any(kind in str(asks.annotation) for kind in ("Array", "Key"))
 
     def build(variables: Variables, key: Key) -> Any:
         leaves = []
@@ -127,10 +128,14 @@ def from_nnx(
         network, seen = build(variables, key), [] if seen is None else seen
         for path, layer in nnx.iter_modules(network):
             rests = _pretrained.rests(variables, path)
-            _set(layer, _flags.of_layer(layer, layers.training(layer, mode, rests)))
-            if layer is not network or isinstance(layer, layers.random + layers.norms):
-                _tell(layer, layers, mode, rests, seen)
-        more = {"rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))} if takes_rngs else {}
+            # A module with batch statistics and no modules in it is a normalisation, whatever its class.
+            statistics = any(isinstance(leaf, nnx.BatchStat) for leaf in vars(layer).values())
+            kinds = layers.with_norm(layer, statistics and len(list(nnx.iter_modules(layer))) == 1)
+            _set(layer, _flags.of_layer(layer, kinds.training(layer, mode, rests)))
+            if layer is not network or isinstance(layer, kinds.random + kinds.norms):
+                _tell(layer, kinds, mode, rests, seen)
+        own_key = jax.random.fold_in(key, len(stream_leaves))
+        more = {} if asks is None else {"rngs": own_key if as_key else nnx.Rngs(own_key)}
         args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key, mode)
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
             returned = network(*args, **kwargs)
