@@ -126,6 +126,8 @@ def from_nnx(
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
         network, seen = build(variables, key), [] if seen is None else seen
+        own_key = jax.random.fold_in(key, len(stream_leaves))
+        spare = nnx.Rngs(jax.random.fold_in(own_key, 1))  # for layers that were made without a stream
         for path, layer in nnx.iter_modules(network):
             rests = _pretrained.rests(variables, path)
             # A module with batch statistics and no modules in it is a normalisation, whatever its class.
@@ -133,8 +135,7 @@ def from_nnx(
             kinds = layers.with_norm(layer, statistics and len(list(nnx.iter_modules(layer))) == 1)
             _set(layer, _flags.of_layer(layer, kinds.training(layer, mode, rests)))
             if layer is not network or isinstance(layer, kinds.random + kinds.norms):
-                _tell(layer, kinds, mode, rests, seen)
-        own_key = jax.random.fold_in(key, len(stream_leaves))
+                _tell(layer, kinds, mode, rests, seen, spare)
         more = {} if asks is None else {"rngs": own_key if as_key else nnx.Rngs(own_key)}
         args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key, mode)
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
@@ -151,7 +152,7 @@ def _set(layer: Any, attributes: Mapping[str, Any]) -> None:
         setattr(layer, name, value)
 
 
-def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, seen: list) -> None:
+def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, seen: list, spare: Any) -> None:
     """Gives a layer a class whose calls are told what ``layers`` say."""
     cls = type(layer)
     if not callable(layer) or not _flags.of_call(cls.__call__, True):
@@ -160,6 +161,8 @@ def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, see
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs, attributes = layers.told(self, cls.__call__, args, kwargs, mode, rests)
         _set(self, attributes)
+        if isinstance(layer, layers.random) and getattr(self, "rngs", spare) is kwargs.get("rngs") is None:
+            kwargs["rngs"] = spare
         seen.append(rests or layers.learns(self, cls.__call__, args, kwargs))
         return cls.__call__(self, *args, **kwargs)
 
