@@ -71,6 +71,15 @@ class WithKey(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
+class WithNoise(nn.Module):
+    """Two inputs and a key of a name of its own, which it cannot do without."""
+
+    @nn.compact
+    def __call__(self, x, y, noise_rng, train: bool = False):
+        noise = jax.random.normal(noise_rng, x.shape) if train else jnp.zeros_like(x)
+        return nn.Dense(3, name="head")(x + y + noise)
+
+
 @flax.struct.dataclass
 class Output:
     logits: jax.Array
@@ -180,6 +189,7 @@ NETWORKS = {
     "any number": (lambda: baal.from_linen(Several()), (INPUTS, INPUTS[:, :2])),
     "a pair as one": (lambda: baal.from_linen(Pair()), (INPUTS, INPUTS)),
     "a key": (lambda: baal.from_linen(WithKey()), INPUTS),
+    "a key of another name": (lambda: baal.from_linen(WithNoise()), (INPUTS, INPUTS)),
     "a tuple out": (lambda: baal.from_linen(Structured("tuple"), outputs=lambda out: out[0]), INPUTS),
     "a dict out": (lambda: baal.from_linen(Structured("dict"), outputs=lambda out: out["logits"]), INPUTS),
     "a dataclass out": (lambda: baal.from_linen(Structured("dataclass"), outputs=lambda out: out.logits), INPUTS),
