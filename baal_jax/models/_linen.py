@@ -35,7 +35,7 @@ def from_linen(
         module: a linen module. Inputs that are a dict go in by keyword where the keys are parameters of its call, those
             in a tuple by position where it takes as many; a parameter ``key`` or ``rng`` is given one.
         stochastic: classes of your own to keep random in prediction (DropPath, noise layers), by the same flags.
-        frozen: classes of your own to keep in evaluation mode in prediction (normalisation with running statistics).
+        frozen: classes of your own to keep in evaluation mode in prediction. Layers with ``batch_stats`` are so anyhow.
         rng_collections: names of the random streams that the module reads.
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training. Pass

@@ -35,7 +35,7 @@ def from_nnx(
             returns to, whatever the key, and which are arguments of compiled programs. Random streams must be
             attributes of the module.
         stochastic: classes of your own to keep random in prediction, by the same flags.
-        frozen: classes of your own to keep in evaluation mode in prediction.
+        frozen: classes of your own to keep in evaluation mode in prediction. Those with ``nnx.BatchStat`` are anyhow.
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
         outputs: what to take of what the module returns, such as ``lambda out: out["logits"]``.
