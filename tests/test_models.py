@@ -87,11 +87,11 @@ def test_a_model_is_the_stock_module_with_randomness_where_it_belongs(name, key)
 @pytest.mark.parametrize("system", ["linen", "nnx"])
 def test_normalisation_rests_in_prediction_and_dropout_does_not(system, own, key):
     if system == "linen":
-        model = baal.from_linen(networks.LinenNormed(own), frozen=(networks.Centre,))
+        model = baal.from_linen(networks.LinenNormed(own))
     else:
         module = networks.NnxNormed(nnx.Rngs(0), own)
         module.eval()  # training turns it on all the same
-        model = baal.from_nnx(module, frozen=(networks.NnxCentre,))
+        model = baal.from_nnx(module)
     of_name = lambda path, leaf: np.full(leaf.shape, 4.0 if "var" in jax.tree_util.keystr(path) else 0.5, np.float32)  # noqa: E731
     variables = jax.tree_util.tree_map_with_path(of_name, jax.eval_shape(model.init, key, FLAT[:1]))
 

@@ -71,6 +71,15 @@ class WithKey(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
+class WithNoise(nn.Module):
+    """Two inputs and a key of a name of its own, which it cannot do without."""
+
+    @nn.compact
+    def __call__(self, x, y, noise_rng, train: bool = False):
+        noise = jax.random.normal(noise_rng, x.shape) if train else jnp.zeros_like(x)
+        return nn.Dense(3, name="head")(x + y + noise)
+
+
 @flax.struct.dataclass
 class Output:
     logits: jax.Array
@@ -151,6 +160,26 @@ class NnxBridge(nnx.Module):
         return self.head(self.trunk(x, train))
 
 
+class NnxKey(nnx.Module):
+    """Is handed a key under the name of streams, and draws from it itself."""
+
+    def __init__(self, rngs):
+        self.head = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x, *, rngs: jax.Array, train: bool = False):
+        return self.head(x * jax.random.bernoulli(rngs, 0.5, x.shape).astype(x.dtype) if train else x)
+
+
+class NnxLate(nnx.Module):
+    """Made for evaluation alone: its dropout has no stream."""
+
+    def __init__(self, rngs):
+        self.dropout, self.head = nnx.Dropout(0.5), nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x, training: bool = False):
+        return self.head(self.dropout(x, deterministic=not training))
+
+
 TOKENS = {"input_ids": IDS, "attention_mask": IDS > 0}
 NETWORKS = {
     "a dict by keyword": (lambda: baal.from_linen(Tokens()), TOKENS),
@@ -160,6 +189,7 @@ NETWORKS = {
     "any number": (lambda: baal.from_linen(Several()), (INPUTS, INPUTS[:, :2])),
     "a pair as one": (lambda: baal.from_linen(Pair()), (INPUTS, INPUTS)),
     "a key": (lambda: baal.from_linen(WithKey()), INPUTS),
+    "a key of another name": (lambda: baal.from_linen(WithNoise()), (INPUTS, INPUTS)),
     "a tuple out": (lambda: baal.from_linen(Structured("tuple"), outputs=lambda out: out[0]), INPUTS),
     "a dict out": (lambda: baal.from_linen(Structured("dict"), outputs=lambda out: out["logits"]), INPUTS),
     "a dataclass out": (lambda: baal.from_linen(Structured("dataclass"), outputs=lambda out: out.logits), INPUTS),
@@ -169,6 +199,8 @@ NETWORKS = {
     "a stream of its own": (lambda: baal.from_linen(OwnStream()), INPUTS),
     "nnx, a plain array": (lambda: baal.from_nnx(NnxTable), INPUTS),
     "nnx, an instance": (lambda: baal.from_nnx(NnxTable(nnx.Rngs(0))), INPUTS),
+    "nnx, a key": (lambda: baal.from_nnx(NnxKey), INPUTS),
+    "nnx, no stream": (lambda: baal.from_nnx(NnxLate), INPUTS),
     "nnx, a linen module inside": (lambda: baal.from_nnx(NnxBridge(nnx.Rngs(0))), INPUTS),
 }
 
@@ -274,6 +306,36 @@ def test_a_network_whose_statistics_no_flag_reaches_is_refused_with_the_cure(key
         with pytest.raises(ValueError, match=r"learns nothing in training.*train_kwargs"):
             baal.from_linen(module).init(key, INPUTS)
     baal.from_linen(OtherFlag("phase"), train_kwargs={}).init(key, INPUTS)
+
+
+class Centred(nn.Module):
+    """Dropout after a mean of the batch, or a running one."""
+
+    collection: str
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        class Centre(nn.Module):
+            collection: str
+
+            @nn.compact
+            def __call__(self, x, train: bool):
+                mean = self.variable(self.collection, "mean", lambda: jnp.ones((1, x.shape[-1])))
+                before, now = mean.value, x.mean(axis=0, keepdims=True)
+                mean.value = 0.9 * before + 0.1 * now
+                return x - (now if train else before)
+
+        return nn.Dropout(0.5, deterministic=not train)(Centre(self.collection, name="centre")(x, train))
+
+
+@pytest.mark.parametrize(("collection", "rests"), [("batch_stats", True), ("running", False)])
+def test_what_keeps_batch_statistics_is_a_normalisation_whatever_its_class(collection, rests, key):
+    model = baal.from_linen(Centred(collection))
+    variables = model.init(key, INPUTS)
+    drawn = model.apply(variables, INPUTS, key)
+    kept = 2 * (INPUTS - variables.collections[collection]["centre"]["mean"])
+    close(drawn, np.where(drawn == 0, 0.0, kept), rtol=1e-5)  # the mean of one example is the example
+    assert rests == bool(drawn.any())
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])

@@ -82,7 +82,7 @@ def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any
     inputs_by_name = inputs._asdict() if hasattr(inputs, "_asdict") else inputs
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     places = [p for p in positional if p.name not in flags]
-    needed = [p for p in places if p.default is p.empty]
+    needed = [p for p in places if p.default is p.empty and not _is_key(p)]
     any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     given: dict[str, Any] = {}
     if isinstance(inputs_by_name, Mapping) and inputs_by_name and set(inputs_by_name) <= set(named):
@@ -95,11 +95,17 @@ def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any
     else:
         args = (inputs,)
     taken = {*given, *(p.name for p in places[: len(args)])}
-    asks = [p.name for p in named.values() if p.name in _KEYS and (mode is not Mode.EVALUATE or p.default is p.empty)]
+    asks = [p.name for p in named.values() if _is_key(p) and (mode is not Mode.EVALUATE or p.default is p.empty)]
     given |= {name: key for name in asks if name not in taken and name not in keywords}
     by_position = [p.name for p in positional if p.kind is p.POSITIONAL_ONLY]
     args = (*args, *(keywords[name] for name in by_position[len(args) :] if name in keywords))
     return args, {**given, **{name: value for name, value in keywords.items() if name not in by_position}}
+
+
+def _is_key(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter wants a key: by its name, or by the end of it where there is no call without it."""
+    required = parameter.default is parameter.empty
+    return parameter.name in _KEYS or (required and parameter.name.endswith(("_key", "_rng")))
 
 
 def keywords(
@@ -127,6 +133,10 @@ class Layers(NamedTuple):
     random: tuple[type, ...]
     norms: tuple[type, ...]
     asked: bool
+
+    def with_norm(self, layer: Any, is_norm: bool) -> "Layers":
+        """The same, with the class of ``layer`` among ``norms`` where it is one."""
+        return self._replace(norms=(*self.norms, type(layer))) if is_norm else self
 
     def told(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping, mode: Mode, rests: bool) -> _Told:
         """The call of a layer; ``rests`` where nothing in it is trained."""

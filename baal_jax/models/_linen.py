@@ -35,7 +35,7 @@ def from_linen(
         module: a linen module. Inputs that are a dict go in by keyword where the keys are parameters of its call, those
             in a tuple by position where it takes as many; a parameter ``key`` or ``rng`` is given one.
         stochastic: classes of your own to keep random in prediction (DropPath, noise layers), by the same flags.
-        frozen: classes of your own to keep in evaluation mode in prediction (normalisation with running statistics).
+        frozen: classes of your own to keep in evaluation mode in prediction. Layers with ``batch_stats`` are so anyhow.
         rng_collections: names of the random streams that the module reads.
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training. Pass
@@ -128,10 +128,11 @@ def intercepted(
     """Tells linen layers that are called meanwhile the mode, and keeps what batch normalisation is told in ``seen``."""
     import flax.linen as nn
 
-    layers = _flags.Layers((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), (nn.BatchNorm, *frozen), asked)
+    known = _flags.Layers((nn.Dropout, nn.MultiHeadDotProductAttention, *stochastic), (nn.BatchNorm, *frozen), asked)
 
     def intercept(next_call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         layer, own = context.module, getattr(type(context.module), "__call__", None)  # noqa: B004
+        layers = known.with_norm(layer, _keeps_statistics(layer))
         if context.method_name == "setup" and asked and not isinstance(layer, layers.norms):
             for name, value in _flags.of_layer(layer, mode is not _flags.Mode.EVALUATE).items():
                 object.__setattr__(layer, name, value)
@@ -151,6 +152,12 @@ def intercepted(
 
     with nn.intercept_methods(intercept):
         yield
+
+
+def _keeps_statistics(layer: Any) -> bool:
+    """Whether there are batch statistics in a layer itself and no layers: a normalisation, whatever its class."""
+    parts = [layer.variables.get(name, {}) for name in ("batch_stats", "params")]
+    return bool(parts[0]) and not any(isinstance(leaf, Mapping) for part in parts for leaf in part.values())
 
 
 def _same_shapes(left: PyTree, right: PyTree) -> bool:

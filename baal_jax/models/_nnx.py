@@ -35,7 +35,7 @@ def from_nnx(
             returns to, whatever the key, and which are arguments of compiled programs. Random streams must be
             attributes of the module.
         stochastic: classes of your own to keep random in prediction, by the same flags.
-        frozen: classes of your own to keep in evaluation mode in prediction.
+        frozen: classes of your own to keep in evaluation mode in prediction. Those with ``nnx.BatchStat`` are anyhow.
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
         outputs: what to take of what the module returns, such as ``lambda out: out["logits"]``.
@@ -93,7 +93,8 @@ def from_nnx(
     stream_leaves, stream_structure = jax.tree.flatten(streams)
     graph, cls, plain, keywords = static
     call = cls.__call__
-    takes_rngs = "rngs" in inspect.signature(call).parameters
+    asks = inspect.signature(call).parameters.get("rngs")
+    as_key = asks is not None and any(kind in str(asks.annotation) for kind in ("Array", "Key"))
 
     def build(variables: Variables, key: Key) -> Any:
         leaves = []
@@ -125,12 +126,17 @@ def from_nnx(
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
         network, seen = build(variables, key), [] if seen is None else seen
+        own_key = jax.random.fold_in(key, len(stream_leaves))
+        spare = nnx.Rngs(jax.random.fold_in(own_key, 1))  # for layers that were made without a stream
         for path, layer in nnx.iter_modules(network):
             rests = _pretrained.rests(variables, path)
-            _set(layer, _flags.of_layer(layer, layers.training(layer, mode, rests)))
-            if layer is not network or isinstance(layer, layers.random + layers.norms):
-                _tell(layer, layers, mode, rests, seen)
-        more = {"rngs": nnx.Rngs(jax.random.fold_in(key, len(stream_leaves)))} if takes_rngs else {}
+            # A module with batch statistics and no modules in it is a normalisation, whatever its class.
+            statistics = any(isinstance(leaf, nnx.BatchStat) for leaf in vars(layer).values())
+            kinds = layers.with_norm(layer, statistics and len(list(nnx.iter_modules(layer))) == 1)
+            _set(layer, _flags.of_layer(layer, kinds.training(layer, mode, rests)))
+            if layer is not network or isinstance(layer, kinds.random + kinds.norms):
+                _tell(layer, kinds, mode, rests, seen, spare)
+        more = {} if asks is None else {"rngs": own_key if as_key else nnx.Rngs(own_key)}
         args, kwargs = _flags.arguments(call, inputs, {**keywords[mode], **more}, key, mode)
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
             returned = network(*args, **kwargs)
@@ -146,7 +152,7 @@ def _set(layer: Any, attributes: Mapping[str, Any]) -> None:
         setattr(layer, name, value)
 
 
-def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, seen: list) -> None:
+def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, seen: list, spare: Any) -> None:
     """Gives a layer a class whose calls are told what ``layers`` say."""
     cls = type(layer)
     if not callable(layer) or not _flags.of_call(cls.__call__, True):
@@ -155,6 +161,8 @@ def _tell(layer: Any, layers: _flags.Layers, mode: _flags.Mode, rests: bool, see
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs, attributes = layers.told(self, cls.__call__, args, kwargs, mode, rests)
         _set(self, attributes)
+        if isinstance(layer, layers.random) and getattr(self, "rngs", spare) is kwargs.get("rngs") is None:
+            kwargs["rngs"] = spare
         seen.append(rests or layers.learns(self, cls.__call__, args, kwargs))
         return cls.__call__(self, *args, **kwargs)
 
