@@ -163,8 +163,7 @@ def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float
         return models.from_linen(MLP(num_outputs, rate))
     if name == "cnn":
         if len(input_shape) != 3:
-            shape = tuple(input_shape)
-            raise ValueError(f"model='cnn' needs images [H, W, C], but an example has shape {shape}: use mlp")
+            raise ValueError(f"model='cnn' needs images [H, W, C], but inputs are {tuple(input_shape)}: use mlp")
         return models.from_linen(SmallCNN(num_outputs, rate))
     module, _, attribute = name.partition(":")
     if not attribute:

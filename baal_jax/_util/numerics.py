@@ -160,8 +160,6 @@ def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tup
     if noise is not None:
         return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
     if outputs.shape[-1] % 2:
-        raise ValueError(
-            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed: or pass noise="
-        )
+        raise ValueError(f"{name} has shape {outputs.shape}, but means and as many log-variances are needed, or noise=")
     mean, log_variance = jnp.split(outputs, 2, axis=-1)
     return mean, log_variance

@@ -55,11 +55,11 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
 
 def _all(study: Results) -> Iterator[tuple[str, Any]]:
     styles = plots.styles_of(study.runs, study.description.get("baseline"))
-    label = "mean score of the pool"
     for metric in _content.metrics(study):
         values = {name: runs.metrics[metric] for name, runs in study.runs.items() if metric in runs.metrics}
         yield from _curves(f"curves_{results.slug(metric)}", study, values, metric, styles)
-    yield from _curves("mean_score", study, {name: runs.mean_score for name, runs in study.runs.items()}, label, styles)
+    scores = {name: runs.mean_score for name, runs in study.runs.items()}
+    yield from _curves("mean_score", study, scores, "mean score of the pool", styles)
     names = _content.class_names(study)
     histograms = {name: h for name, runs in study.runs.items() if (h := _content.entropies(runs)) is not None}
     if histograms:

@@ -102,9 +102,8 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
 
     .. math:: [\,\bar d - s\, t^*_{(1 + c)/2},\; \bar d - s\, t^*_{(1 - c)/2}\,].
 
-    In simulated studies of 4 to 20 seeds, the interval of 95 % held the true difference in 94 to 95 % of them for
-    normal differences, 92 to 95 % for exponential ones and heavy tails (Student's t with 3 degrees of freedom) and 89
-    to 92 % for log-normal ones. With fewer than four seeds the interval is infinite.
+    In simulated studies of 4 to 20 seeds, the interval of 95 % held the true difference in 94 to 95 % for normal, 92 to
+    95 % for exponential and Student's t(3), 89 to 92 % for log-normal ones. With fewer than four seeds it is infinite.
 
     The p-value is that of the sign-flip test: if the two do not differ, each difference could have had the other sign,
 
@@ -195,9 +194,8 @@ def compare_all(
 ) -> dict[str, Verdict]:
     """Comparison of every strategy with a baseline, with verdicts that hold all together.
 
-    The chance that any of the verdicts ``"better"`` or ``"worse"`` is false is at most ``1 - confidence``
-    (:func:`holm`). Where even the clearest difference would not have been enough, the verdict says so instead of
-    ``"no difference shown"``, which never means that there is none. Intervals are not widened for their number.
+    The chance that any ``"better"`` or ``"worse"`` is false is at most ``1 - confidence`` (:func:`holm`). ``"no
+    difference shown"`` never means that there is none. Intervals are not widened for their number.
 
     Args:
         values: name → ``float[seeds]``, such as areas, of the same seeds in the same order.
@@ -250,9 +248,8 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
 
     .. math:: \rho = \operatorname{median}(a) / \operatorname{median}(b)
 
-    Seeds that never reached the target are censored: they count as needing more labels than any other, which a median
-    can bear. So do runs that stopped before they reached it, though nobody knows how many labels they would have
-    needed. The interval holds the percentiles of :math:`\rho^*` over seeds drawn with replacement, in pairs. Where
+    Seeds that never reached the target, or stopped before, are censored: they count as needing more labels than any
+    other. The interval holds the percentiles of :math:`\rho^*` over seeds drawn with replacement, in pairs. Where
     neither median of a draw is finite, or both are 0, the ratio could be anything: such a draw counts as 0 below and as
     inf above, and so does every draw of fewer than six seeds (at 95 %), which chance alone too often puts on one side.
     Of equal strategies, 5 to 7 % of intervals left out 1 in simulated studies of 6 or 7 seeds, 0 to 5 % of 8 to 20.
@@ -308,9 +305,8 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
 
     If strategies are alike, each seed could as well have ranked them in any other order. The p-value is the share of
     these :math:`(k!)^n` orders whose :math:`\chi^2` is as large, and the critical difference the smallest that ``D``
-    exceeds in at most ``α`` of them. Up to half a million are counted, as those of 20 seeds of two strategies; of more,
-    10,000 are drawn, always the same. Unless Friedman's test rejects, all strategies are one group. So where all are
-    alike, the chance that any are told apart is at most ``α``, for every number of strategies and seeds.
+    exceeds in at most ``α`` of them. Up to half a million are counted; of more, 10,000 are drawn, always the same.
+    Unless Friedman's test rejects, all strategies are one group: of equal ones, any are told apart in at most ``α``.
 
     Args:
         values: name → ``float[seeds]``, such as areas, of the same seeds in the same order. A strategy without values

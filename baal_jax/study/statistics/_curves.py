@@ -140,16 +140,14 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
 
     .. math:: \frac{1}{b - a} \int_a^b f(n)\, dn
 
-    ``f`` is linear between rounds (the trapezoid rule, with the values at ``a`` and ``b`` interpolated), and the
-    integral runs over numbers of labels, so that runs which labelled in steps of different sizes are alike. NaN rounds
-    do not count. In the limit ``a = b`` it is the value there.
+    ``f`` is linear between rounds, and the integral runs over numbers of labels, so that steps of different sizes are
+    alike. NaN rounds do not count. In the limit ``a = b`` it is the value there.
 
     Args:
         num_labelled: as in :func:`mean_curve`.
         values: ``float[seeds, R]``; NaN after a run has stopped.
         low: ``a``, a number or ``[seeds]``. By default, where the latest of these runs begins.
-        high: ``b``, likewise. By default, where the first of these runs to end has ended. To compare strategies, pass
-            the :func:`shared_range` of all of them.
+        high: ``b``, likewise. By default, where the first of these runs ends. For strategies: :func:`shared_range`.
 
     Returns:
         ``float[seeds]``; NaN for a run that does not cover the range.

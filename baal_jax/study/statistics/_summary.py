@@ -93,8 +93,8 @@ def summary(
 ) -> Summary:
     """Everything this module computes, for one metric of a study, finished or not.
 
-    Strategies are compared by their areas, seed by seed over the labels that all of them have seen
-    (:func:`shared_range`); a seed that a strategy lacks is left out of its comparison, and of the ranks of all.
+    Strategies are compared by areas, seed by seed over the :func:`shared_range` of labels; a seed that one lacks is
+    left out of its comparison, and of the ranks of all.
 
     Args:
         results: from :func:`baal_jax.study.results.read`.
