@@ -33,7 +33,7 @@ class Propose:
         kind: Of what people are shown; image by default.
         url_prefix: Put before names of image files, for Label Studio's local storage: /data/local-files/?d=photos/.
         image_size: Images of a folder are resized to this many pixels on each side; 32 by default.
-        model: mlp by default, cnn, or package.module:factory (num_outputs -> linen module, or a function rngs -> nnx module).
+        model: mlp by default, cnn, or package.module:factory (num_outputs -> linen module, or function rngs -> nnx).
         rate: Dropout of mlp and cnn; 0.5 by default.
         posterior: mc_dropout by default; or deep_ensemble, swag, laplace, …
         strategy: power_bald by default, for numbers variance; or bald, margin, badge, batch_bald, …

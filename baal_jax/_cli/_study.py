@@ -31,7 +31,7 @@ class Study:
         strategies: What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores
             is labelled; or a ranking and a heuristic, such as power_bald. Random, or else the first, is the baseline.
         posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; all strategies run with each.
-        model: mlp, cnn, or package.module:factory (num_outputs -> linen module, or a function rngs -> nnx module).
+        model: mlp, cnn, or package.module:factory (num_outputs -> linen module, or function rngs -> nnx).
         rate: Dropout of mlp and cnn.
         features: What badge and other selections of sets read.
         seeds: Runs of every strategy.

@@ -128,7 +128,7 @@ def draws(name: str, logits: Any) -> None:
     if logits is None:
         raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
     if logits.ndim < 3:
-        cure = f"[S, N, …, C] is needed: a single prediction [N, C] becomes one draw by {name}[None]"
+        cure = f"draws, examples and classes [S, N, …, C] are needed: [N, C] becomes one draw by {name}[None]"
         raise ValueError(f"{name} has shape {logits.shape}, but {cure}")
 
 

@@ -153,6 +153,15 @@ def classes_for(name: str, logits: Array, targets: Array) -> Array:
     return targets
 
 
+def targets_for(name: str, outputs: Array, targets: Array) -> Array:
+    """Targets in shape and type of the outputs; a single output dimension may be missing."""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        targets = targets[..., None]
+    if outputs.shape != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape}, but {name} {outputs.shape}: make them equal")
+    return targets.astype(outputs.dtype)
+
+
 def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
     """Both ``[S, N, …, C]``."""
     checks.draws(name, outputs)

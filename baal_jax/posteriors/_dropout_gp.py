@@ -155,14 +155,9 @@ def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
     """What was seen beyond the mean, ``[B, …, C]``, and where anything was, up to broadcasting."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
-            raise ValueError(
-                f"targets {targets.dtype}{targets.shape} are classes for outputs {(*targets.shape, 'C')}, but these "
-                f"are {outputs.shape}: make real values float32"
-            )
+            need = f"outputs {(*targets.shape, 'C')}, but these are {outputs.shape}: make real values float32"
+            raise ValueError(f"targets {targets.dtype}{targets.shape} are classes for {need}")
         return jnp.zeros_like(outputs), (targets >= 0)[..., None]
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        targets = targets[..., None]
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    targets = numerics.targets_for("the outputs", outputs, targets)
     known = ~jnp.isnan(targets)
-    return jnp.where(known, targets.astype(outputs.dtype) - outputs, 0.0), known
+    return jnp.where(known, targets - outputs, 0.0), known

@@ -306,7 +306,7 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
     If strategies are alike, each seed could as well have ranked them in any other order. The p-value is the share of
     these :math:`(k!)^n` orders whose :math:`\chi^2` is as large, and the critical difference the smallest that ``D``
     exceeds in at most ``α`` of them. Up to half a million are counted; of more, 10,000 are drawn, always the same.
-    Unless Friedman's test rejects, all strategies are one group: of equal ones, any are told apart in at most ``α``.
+    Unless Friedman's test rejects, all strategies are one group: the chance to tell equal ones apart is at most ``α``.
 
     Args:
         values: name → ``float[seeds]``, such as areas, of the same seeds in the same order. A strategy without values
