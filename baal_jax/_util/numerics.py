@@ -110,6 +110,18 @@ def _largest(_: int, __: Any, values: Array) -> tuple[Array, bool]:
     return largest(jnp.max(values)), False
 
 
+def bisect(uphill: Callable[[Array], Array], ends: tuple[Array, Array], halvings: int) -> Array:
+    """The place between two ends to whose right ``uphill`` is true."""
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        beyond = uphill(middle)
+        return jnp.where(beyond, ends[0], middle), jnp.where(beyond, middle, ends[1])
+
+    left, right = jax.lax.fori_loop(0, halvings, halve, ends)
+    return 0.5 * (left + right)
+
+
 def rank_values(scores: Array, available: Array) -> Array:
     """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
     scores = scores.astype(jnp.float32)

@@ -200,11 +200,8 @@ def propose(
         state = LoopState(key_rounds, answered, None, step=jnp.asarray(max(number - 1, 0), jnp.int32))
         fitted, selection, info = query_pool(loop, state, Dataset(inputs), target_inputs)
         if int(info.num_failed_fits):
-            warnings.warn(
-                "the fit is not finite or ended where it began: look at the learning rate, the loss and the validation "
-                "set before you ask people",
-                stacklevel=2,
-            )
+            look = "look at the learning rate, the loss and the validation set before you ask people"
+            warnings.warn(f"the fit is not finite or ended where it began: {look}", stacklevel=2)
         rows = np.maximum(np.asarray(selection.indices), 0)
         queried = sources.load(inputs, rows) if on_host else jax.tree.map(lambda leaf: leaf[rows], inputs)
         outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)

@@ -11,8 +11,7 @@ it is the textbook method and the problem is convex (temperature: in ``1/T``). W
 convex: the temperature is searched over its whole range, the other two descend from the best temperature. To calibrate
 the average itself, fit and apply to ``metrics.model_average(logits)``.
 
-:func:`calibrated` makes a posterior of any posterior, so that :func:`~baal_jax.active_loop` calibrates in every round,
-before it scores.
+:func:`calibrated` makes a posterior of any posterior, so that a loop calibrates in every round, before it scores.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,5 @@
 """A posterior whose draws are calibrated in every fit."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -58,17 +57,15 @@ def calibrated(
     With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
     costs two fits, but of few labels much depends on which are drawn.
 
-    The posterior is used as it is and gets the key of the fit itself: ``state.base`` is bit for bit what
-    ``posterior.fit`` returns for the same arguments. A posterior that starts warm has seen before what is held out now,
-    so the other fits start anew.
+    ``state.base`` is bit for bit what ``posterior.fit`` returns for the same arguments. The other fits start anew: a
+    warm one would have seen before what is held out now.
 
     Args:
         posterior: any posterior of classes with one array of outputs.
         scaling: from :func:`temperature`, :func:`vector`, :func:`dirichlet`, or your own.
         held_out: the share of a single split, more than 0 and at most 0.5; None for cross-fitting.
         max_held_out: the most examples that are held out. The compiled program predicts this many in every fit.
-        validation: labelled examples beside the pool to fit the scaling to; nothing is held out then. They are part of
-            the compiled program.
+        validation: labelled examples beside the pool to fit to, part of the program; nothing is held out then.
         num_samples: ``S``, draws that the scaling is fitted to.
         batch_size: held-out examples in work at a time, None for all.
 
@@ -151,9 +148,8 @@ def calibrated(
         both = jnp.concatenate(outputs, axis=1)
         fitted, identity = (scaling.fit(both, targets, share) for share in (weights, jnp.zeros_like(weights)))
         # What was seen is no evidence: a network may be less sure of all its labels than it is right.
-        holds = optimum.gains(
-            optimum.make_problem(outputs[0], examples.targets, counts), partial(scaling.apply, fitted)
-        )
+        problem = optimum.make_problem(outputs[0], examples.targets, counts)
+        holds = problem.loss(scaling.apply(fitted, problem.logits)) < problem.loss(problem.logits)
         return CalibratedState(base, jax.tree.map(lambda new, old: jnp.where(holds, new, old), fitted, identity))
 
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:
