@@ -56,8 +56,7 @@ class Checkpointer(NamedTuple):
         """Reads a checkpoint.
 
         Args:
-            like: the structure, shapes and dtypes to expect, such as ``jax.eval_shape(make_state)`` or a state. A leaf
-                with a sharding gives its placement.
+            like: structure, shapes and dtypes to expect: ``jax.eval_shape(make_state)`` or a state, placed alike.
             number: which checkpoint; by default the newest.
 
         Returns:
