@@ -136,11 +136,9 @@ class View:
         self.ids = None if ids is None else np.maximum(np.asarray(ids), 0)
 
     def __len__(self) -> int:
-        """How many."""
         return len(self.source) if self.ids is None else len(self.ids)
 
     def __getitem__(self, index: int) -> Any:
-        """One example."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Any) -> list[Any]:

@@ -154,9 +154,8 @@ def propose(
 
     Args:
         folder: of a project that :func:`start` began.
-        loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
-            same labels it picks the same examples. Nothing is carried from query to query but the answers, so a
-            posterior that reads its last state (``warm_start``, ``retrain_every``) starts anew each time.
+        loop: fits, scores and picks as in :func:`~baal_jax.run`: the same from the same key and labels. Only answers
+            are carried on: a posterior that reads its last state (``warm_start``, ``retrain_every``) starts anew.
         inputs: ``[N, …]`` of the pool, or a source on the host.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.

@@ -101,7 +101,6 @@ def combine(
 
     .. math:: s = \sum_j \frac{w_j}{\sum_i w_i} s_j
 
-
     Args:
         score_fns: ``J`` heuristics.
         weights: ``J`` non-negative weights, not all zero; equal ones by default.

@@ -31,13 +31,12 @@ def run(
 ) -> tuple[LoopState, StepInfo]:
     """Several rounds, the same as calling ``loop.step`` that often: one compiled ``lax.scan``.
 
-    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it; ``jax.lax.map`` runs them one after the
-    other in one program, as CPUs do: there it is as fast for dense networks and several times faster for convolutions.
-    ``jax.grad`` goes through where the trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then, since its root
-    has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
-    round are in the pool but not in a fit; ask for one round more to see what they bring. Under ``jax_debug_nans``
-    rounds are a Python loop, so that a fit or a prediction of NaN is an error where it happens, and the NaN that
-    :class:`~baal_jax.StepInfo` defines is none. JAX refuses both in what a ``jit`` of your own returns.
+    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it, ``jax.lax.map`` one after the other, as CPUs
+    do: as fast for dense networks and several times faster for convolutions. ``jax.grad`` goes through where the
+    trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then. A pool that runs out stops being labelled: later
+    rounds pick nothing. The labels of the last round are in the pool but not in a fit; ask for one round more to see
+    what they bring. Under ``jax_debug_nans`` rounds are a Python loop, so that a fit or a prediction of NaN is an error
+    where it happens, and the NaN that :class:`~baal_jax.StepInfo` defines is none, but in a ``jit`` of your own.
 
     Args:
         loop: from :func:`active_loop`.
@@ -56,7 +55,7 @@ def run(
         ``(state, infos)``: the last state, and every :class:`~baal_jax.StepInfo` stacked along a leading axis ``R``.
 
     Raises:
-        ValueError: a number is not positive, not just one of ``key`` and ``state`` is given, or it has another criterion.
+        ValueError: a number is not positive, ``key`` and ``state`` are both or neither there, or of another criterion.
     """
     if not isinstance(loop, ActiveLoop):
         raise TypeError(f"loop is a {type(loop).__name__}: make one with baal_jax.active_loop(posterior, acquisition)")

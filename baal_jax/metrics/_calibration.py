@@ -1,8 +1,7 @@
 """Calibration errors and reliability diagrams: whether predictions are as often right as they are confident.
 
-All of them sum the same thing. The calibration error of a bin with ``n_b`` of ``N`` examples is
-``n_b/N · |acc_b − conf_b|``, which is ``|Σ (correct − confidence)| / N`` over the bin, so one signed sum a cell will do
-(:func:`_gaps`). A cell is a bin, or a bin of a class; what differs is only which examples share a cell.
+The error of a bin with ``n_b`` of ``N`` examples, ``n_b/N · |acc_b − conf_b|``, is ``|Σ (correct − confidence)| / N``
+over the bin, so one signed sum a cell will do (:func:`_gaps`), which is a bin, or a bin of a class.
 """
 
 import math

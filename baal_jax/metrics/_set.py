@@ -207,9 +207,6 @@ def regression(
     .. math:: \mathrm{NLL} = \tfrac12 \log 2\pi\sigma_n^2 + \frac{(y_n - \bar f_n)^2}{2 \sigma_n^2},
               \qquad \sigma_n^2 = \mathrm{Var}_s f_{sn} + \sigma^2
 
-    ``"crps"`` is :func:`gaussian_crps` of the same Gaussian. These four keep two numbers an example and output
-    dimension, however many draws there are. What reads the draws themselves keeps more, and has to be asked for.
-
     Args:
         noise_variance: ``σ²``, the variance of the observation noise. By default it is what the variance over the draws
             leaves of the mean squared error, for each output dimension, on the data that are evaluated: draws of a mean

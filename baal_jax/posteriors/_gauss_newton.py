@@ -42,8 +42,7 @@ def sum_over_labelled(
 ) -> tuple[Any, Any]:
     """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape.
 
-    ``function(batch, counts bool[B])`` returns what is added up and, beside it, what is wanted of the last batch alone.
-    Rows that do not count fill the last batch up.
+    ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     """
     size = min(batch_size, labelled.shape[0])
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0).astype(jnp.int32)

@@ -23,8 +23,7 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
 
     Without a radius it is the largest at which a share of at least ``purity`` of all balls holds one class of k-means,
     whose seeds are all that is random. Features are used as they are; the paper's are self-supervised, of length 1.
-
-    Memory is ``64 N`` numbers at a time, not the graph of neighbours, whose columns are computed twice at most.
+    Memory is ``64 N`` numbers at a time, not the graph of neighbours.
 
     Args:
         radius: ``δ``, in units of the features; None to estimate it each time.

@@ -21,9 +21,7 @@ def grid(
     *,
     reads_labelled: bool = True,
 ) -> Acquisition:
-    r"""A set acquisition from its three parts.
-
-    A map makes features of predictions, transforms make others of them (a sketch), and a selector picks a set.
+    r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
 
     Args:
         features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
@@ -217,11 +215,9 @@ def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = featur
         <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
     selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
-    names: dict[FeatureMap, tuple[str, ...]] = {
-        feature_maps.badge: ("classification",),
-        feature_maps.badge_multi_label: ("multi_label",),
-    }
-    return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=names.get(features))
+    tasks: dict[FeatureMap, tuple[str, ...]] = {feature_maps.badge: ("classification",)}
+    tasks[feature_maps.badge_multi_label] = ("multi_label",)
+    return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=tasks.get(features))
 
 
 def batch_bald_gaussian(
@@ -242,10 +238,8 @@ def batch_bald_gaussian(
         use_labelled: condition on what is labelled; posterior draws know of it already.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
-
-    References:
-        Those of :func:`batch_bald` and :func:`grid`.
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding. Papers:
+        those of :func:`batch_bald` and :func:`grid`.
     """
     noise = checks.positive_float("noise", noise)
     determinant = selectors.max_det(noise, use_labelled=use_labelled)

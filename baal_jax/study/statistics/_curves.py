@@ -113,9 +113,7 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of labels that all strategies have seen, seed by seed.
-
-    Only there can they be compared: a run that stopped early says nothing about what more labels would have given.
+    """Numbers of labels that all strategies have seen, seed by seed: only there can they be compared.
 
     Args:
         runs: for each strategy ``num_labelled`` and ``values`` as in :func:`area`, all with the same seeds.
