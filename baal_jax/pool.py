@@ -56,9 +56,7 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
         with jax.debug_nans(False):  # what is unknown may be NaN
             targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
-            raise ValueError(
-                f"targets has shape {targets.shape}, but a first axis of num_examples={num_examples} is needed"
-            )
+            raise ValueError(f"targets has shape {targets.shape}, but rows for num_examples={num_examples} are needed")
     return PoolState(jnp.full(num_examples, _AVAILABLE, jnp.int32), jnp.zeros((), jnp.int32), targets)
 
 

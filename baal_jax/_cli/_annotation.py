@@ -119,13 +119,9 @@ def propose(wanted: Propose) -> None:
     pool = _assemble.pool(settings, kind)
     num_classes = None if class_names is None else len(class_names)
     model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
-    loop = active_loop(
-        by_name[settings.posterior],
-        selection.by_name(settings.strategy),
-        query_size=settings.query_size,
-        num_samples=settings.num_samples,
-        features=features.last_hidden(model),
-    )
+    acquisition, hidden = selection.by_name(settings.strategy), features.last_hidden(model)
+    sizes = {"query_size": settings.query_size, "num_samples": settings.num_samples}
+    loop = active_loop(by_name[settings.posterior], acquisition, features=hidden, **sizes)
     config = settings._asdict()
     annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}

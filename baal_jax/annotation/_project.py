@@ -107,12 +107,9 @@ def start(
         ValueError: the folder holds another project or what is left of one, or text is missing or cannot be written.
     """
     folder = Path(folder)
-    content = {
-        "kind": kind,
-        "class_names": None if class_names is None else [str(name) for name in class_names],
-        "config": files.plain(config or {}),
-        "references": [str(reference) for reference in references],
-    }
+    names = None if class_names is None else [str(name) for name in class_names]
+    content = {"kind": kind, "class_names": names, "config": files.plain(config or {})}
+    content["references"] = [str(reference) for reference in references]
     if not content["references"]:
         raise ValueError("references is empty: give one for each example of the pool")
     for name in ("class_names", "references", "config"):
@@ -168,8 +165,7 @@ def propose(
         A :class:`Query`. ``query-R.json`` and ``query-R.label_studio.json`` are in the folder.
 
     Raises:
-        ValueError: there is no project, a file of it is damaged, lost or another's (named, with the cure), the inputs
-            are not its, or everything has been asked for.
+        ValueError: no project, a file of it is damaged, lost or another's (named), other inputs, or nothing is left.
     """
     folder = Path(folder)
     project = _read(folder)
@@ -367,7 +363,6 @@ def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
 
 
 def _write_labels(folder: Path, project: str, labels: Mapping[int, Any], skipped: Mapping[int, Any]) -> None:
-    content: dict[str, Any] = {}
-    for name, said in (("labels", labels), ("skipped", skipped)):
-        content[name] = {str(index): said[index] for index in sorted(said)}
+    parts = {"labels": labels, "skipped": skipped}
+    content = {name: {str(index): said[index] for index in sorted(said)} for name, said in parts.items()}
     files.write_json(folder / "labels.json", content, project)

@@ -50,15 +50,13 @@ def calibrated(
 
     By default it is cross-fitted: up to ``max_held_out`` labelled examples are split into five parts, and each part is
     predicted by a fit to all labels but these. The scaling is fitted to that with weight .632, and with weight .368 to
-    what the fit to all labels, which stays, predicts of them (Efron and Tibshirani): fits to fewer labels are more
-    overconfident than the one that stays, and what that has seen makes up for it. If it gains nothing on the unseen, or
-    with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
+    what the fit to all labels, which stays, predicts of them (Efron and Tibshirani). If it gains nothing on the unseen,
+    or with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
 
     With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
     costs two fits, but of few labels much depends on which are drawn.
 
-    ``state.base`` is bit for bit what ``posterior.fit`` returns for the same arguments. The other fits start anew: a
-    warm one would have seen before what is held out now.
+    ``state.base`` is bit for bit what ``posterior.fit`` returns for the same arguments. Other fits never start warm.
 
     Args:
         posterior: any posterior of classes with one array of outputs.

@@ -30,8 +30,7 @@ def from_tfds(
 ) -> tuple[Dataset, ...]:
     """An image classification set that TensorFlow Datasets prepared.
 
-    Directories of array_record and of tfrecord files are read without TensorFlow. Other file formats go through
-    ``tfds.load``, where TensorFlow is installed. Nothing is ever downloaded.
+    Files of array_record and tfrecord are read without TensorFlow, others by ``tfds.load``. Nothing is downloaded.
 
     Args:
         name: "mnist", "cifar100" or "my_set/my_config".
@@ -116,8 +115,7 @@ def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
 
 
 def _load_with_tensorflow(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
-    missing = [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]:
         tried.append(f"tfds.load: {missing[0]} is not installed")
         return None
     tfds = checks.optional_import("tensorflow_datasets", "data")

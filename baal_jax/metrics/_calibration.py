@@ -91,9 +91,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
 
 @compiled("num_bins")
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
-    """:func:`ece` among the examples of each true class, as Baal has it.
-
-    It asks whether the confidence is right where the truth is ``c``; :func:`classwise_ece`, whether that of ``c`` is.
+    """:func:`ece` among the examples of each true class, as Baal has it (:func:`classwise_ece`: of each probability).
 
     Args:
         log_probs: ``[N, …, C]``.

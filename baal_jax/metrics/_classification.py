@@ -253,8 +253,6 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
     .. math:: \mathrm{AUROC}_c = \frac{1}{N_c \, N_{\bar c}} \sum_{n:\, y_n = c} \; \sum_{m:\, y_m \neq c}
               \bigl( [\bar p_{nc} > \bar p_{mc}] + \tfrac12 [\bar p_{nc} = \bar p_{mc}] \bigr)
 
-    Exact, in ``O(N log N)`` a class.
-
     Args:
         log_probs: ``[N, …, C]``.
         targets: ``int[N, …]``.

@@ -14,9 +14,8 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
 
     .. math:: \log \tfrac1S \sum_s \prod_{n \in \text{group}} p_s(y_n)
 
-    Groups are of any examples: ``jnp.arange(N).reshape(-1, 10)`` are ten neighbours each, and ids may repeat, as in
-    dyadic sampling (all members of a group are one of two examples). With ``S`` draws a value is at best ``log S``
-    below that of the best draw, so large groups need many.
+    Groups are of any examples: ``jnp.arange(N).reshape(-1, 10)`` are ten neighbours each, and ids may repeat (dyadic
+    sampling). With ``S`` draws a value is at best ``log S`` below that of the best draw: large groups need many.
 
     Args:
         outputs: ``[S, N, …, C]`` logits; for regression means, or with ``noise=None`` means and log-variances.

@@ -107,8 +107,7 @@ def multi_label() -> MetricSet:
     ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; its ``"ece"``.
 
     Returns:
-        A :class:`MetricSet` for outputs ``[S, N, …, C]``, a logit for each label, and targets of 0 and 1 ``[N, …, C]``;
-        a negative target or NaN is unknown and does not count.
+        A :class:`MetricSet` for logits ``[S, N, …, C]`` and targets of 0, 1, and (unknown) −1 or NaN, ``[N, …, C]``.
 
     References:
         Read et al., `Classifier chains for multi-label classification
@@ -329,7 +328,6 @@ def _names(extra: Sequence[str]) -> tuple[str, ...]:
 
 
 def _chosen(extra: tuple[str, ...], available: dict[str, Metric]) -> dict[str, Metric]:
-    unknown = [name for name in extra if name not in available]
-    if unknown:
+    if unknown := [name for name in extra if name not in available]:
         raise ValueError(f"extra holds {unknown[0]!r}, which is not one of {', '.join(available)}")
     return {name: available[name] for name in extra}

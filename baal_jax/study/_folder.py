@@ -60,8 +60,7 @@ class Folder:
 
     def require_same_program(self, strategy: str, program: str) -> None:
         """Refuses to go on with another program than the one that made the cells which are there."""
-        other = [cell for cell in self.cells.get(strategy, []) if cell.program != program]
-        if other:
+        if other := [cell for cell in self.cells.get(strategy, []) if cell.program != program]:
             cells = f"made its {len(other)} cells in {str(self.path)!r}"
             why = "the loop, the data's shapes, the number of devices or the versions (in study.json) have changed"
             cure = f"Give it another name, use another folder, or delete cells/{results.slug(strategy)}-*.npz"

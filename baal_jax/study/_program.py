@@ -48,8 +48,7 @@ class Program(NamedTuple):
 def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
-    Without it XLA shares its cores among the operations of one run, and small ones leave most of them idle. It has no
-    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is. Call it at the top of a script.
+    Call it at the top of a script. It has no effect on a GPU or a TPU, nor where ``XLA_FLAGS`` counts the devices.
 
     Args:
         num_cores: how many; all by default.

@@ -24,8 +24,7 @@ def grid(
     r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
 
     Args:
-        features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
-            :mod:`~baal_jax.selection.sets.feature_maps` or your own.
+        features: ``Predictions -> [B, D]``, or factors whose inner products multiply; ``feature_maps`` or your own.
         transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
         reads_labelled: whether a part reads what is labelled; if none does, False allows ``max_sample`` in the loop.
@@ -229,7 +228,7 @@ def batch_bald_gaussian(
 
     With the covariance of Monte-Carlo draws as kernel this is for regression with one output what BatchBALD is for
     classification; for features of a network it is the Bayesian linear model on them. Covariances of several outputs
-    are added up, as if one label were of their sum: a stand-in, not the information of a vector.
+    are added up, as if one label were of their sum: a stand-in. Papers: those of :func:`batch_bald` and :func:`grid`.
 
     Args:
         features: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` (the default) for
@@ -238,8 +237,7 @@ def batch_bald_gaussian(
         use_labelled: condition on what is labelled; posterior draws know of it already.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding. Papers:
-        those of :func:`batch_bald` and :func:`grid`.
+        An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
     """
     noise = checks.positive_float("noise", noise)
     determinant = selectors.max_det(noise, use_labelled=use_labelled)

@@ -99,8 +99,7 @@ def seeds_of(results: Results) -> list[int]:
 def notices(results: Results) -> list[str]:
     """What is missing or ended early, in sentences."""
     sentences = []
-    absent = [name for name in results.description["strategies"] if name not in results.runs]
-    if absent:
+    if absent := [name for name in results.description["strategies"] if name not in results.runs]:
         sentences.append(f"The study is unfinished: nothing is there of {', '.join(absent)}.")
     wanted = seeds_of(results)
     lacking: dict[tuple[int, ...], list[str]] = {}
@@ -119,8 +118,7 @@ def notices(results: Results) -> list[str]:
             sentences.append(f"{name}: {ended.size} of {len(runs.seeds)} runs stopped early, at {labels} labels.")
             sentences[-1] += " Its later means are of the runs that went on."
         for metric, values in runs.metrics.items():
-            bad = int((~np.isfinite(values) & ~runs.stopped).sum())
-            if bad:
+            if bad := int((~np.isfinite(values) & ~runs.stopped).sum()):
                 sentences.append(f"{name}: {metric} is non-finite in {bad} rounds.")
     return sentences
 

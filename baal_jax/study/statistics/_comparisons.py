@@ -138,8 +138,7 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
     with np.errstate(invalid="ignore"):
         differences = first - second
     differences = differences[np.isfinite(differences)]
-    count = len(differences)
-    if not count:
+    if not (count := len(differences)):
         return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     low, high = _studentised(differences, confidence, num_resamples, seed)
     p_value = _sign_flip(differences, num_resamples, seed)
@@ -221,11 +220,8 @@ def compare_all(
         raise ValueError(f"baseline={baseline!r} is not among the strategies: there are {', '.join(values)}")
     higher = is_higher_better(metric, higher_is_better)
     alpha = 1 - check_confidence(confidence)
-    comparisons = {
-        name: compare(value, values[baseline], confidence=confidence, num_resamples=num_resamples, seed=seed)
-        for name, value in values.items()
-        if name != baseline
-    }
+    one = functools.partial(compare, b=values[baseline], confidence=confidence, num_resamples=num_resamples, seed=seed)
+    comparisons = {name: one(value) for name, value in values.items() if name != baseline}
     p_values = np.array([one.p_value for one in comparisons.values()])
     adjusted = holm(p_values)
     verdicts = {}
@@ -276,8 +272,7 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     if (pairs < 0).any():
         raise ValueError(f"{pairs.min():g} labels are not a number of labels: pass what labels_to_target returns")
-    count = pairs.shape[1]
-    if not count:
+    if not (count := pairs.shape[1]):
         return Saved(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
     reached, baseline_reached = np.isfinite(pairs).sum(axis=1).tolist()
     median, baseline_median = np.median(pairs, axis=1).tolist()
@@ -296,8 +291,7 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
 def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence: float = 0.95) -> Ranking:
     r"""Rank strategies seed by seed, and test whether they differ at all, and if so, which.
 
-    With ranks :math:`r_{ij}` of ``k`` strategies over ``n`` seeds and their means :math:`\bar r_j`, Friedman's
-    statistic and the largest difference are
+    With ranks :math:`r_{ij}` of ``k`` strategies over ``n`` seeds, Friedman's statistic and the largest difference are
 
     .. math:: \chi^2 = \frac{(k - 1)\, n^2 \sum_j \bigl(\bar r_j - \frac{k + 1}{2}\bigr)^2}
               {\sum_{ij} \bigl(r_{ij} - \frac{k + 1}{2}\bigr)^2},

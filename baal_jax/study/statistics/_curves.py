@@ -119,8 +119,7 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
         runs: for each strategy ``num_labelled`` and ``values`` as in :func:`area`, all with the same seeds.
 
     Returns:
-        ``low`` and ``high``, each ``float[seeds]``. A run without any value does not count; a seed without any is NaN.
-        Where runs do not overlap, ``low`` exceeds ``high``.
+        ``low`` and ``high``, ``float[seeds]``; NaN for a seed without values, ``low`` above ``high`` without overlap.
 
     Raises:
         ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
