@@ -120,7 +120,7 @@ def propose(wanted: Propose) -> None:
     num_classes = None if class_names is None else len(class_names)
     model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
     acquisition, hidden = selection.by_name(settings.strategy), features.last_hidden(model)
-    sizes = {"query_size": settings.query_size, "num_samples": settings.num_samples}
+    sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
     loop = active_loop(by_name[settings.posterior], acquisition, features=hidden, **sizes)
     config = settings._asdict()
     annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)

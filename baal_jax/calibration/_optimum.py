@@ -111,6 +111,10 @@ def kept(problem: Problem, before: Array, after: Array) -> Array:
     return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
 
 
+def gains(problem: Problem, scaled: Callable[[Array], Array]) -> Array:
+    return problem.loss(scaled(problem.logits)) < problem.loss(problem.logits)
+
+
 def fit_affine(
     problem: Problem, is_matrix: bool, diagonal: float | None, off_diagonal: float | None, offset: float | None
 ) -> AffineParams:

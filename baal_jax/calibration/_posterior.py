@@ -1,5 +1,6 @@
 """A posterior whose draws are calibrated in every fit."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -147,7 +148,7 @@ def calibrated(
         fitted, identity = (scaling.fit(both, targets, share) for share in (weights, jnp.zeros_like(weights)))
         # What was seen is no evidence: a network may be less sure of all its labels than it is right.
         problem = optimum.make_problem(outputs[0], examples.targets, counts)
-        holds = problem.loss(scaling.apply(fitted, problem.logits)) < problem.loss(problem.logits)
+        holds = optimum.gains(problem, partial(scaling.apply, fitted))
         return CalibratedState(base, jax.tree.map(lambda new, old: jnp.where(holds, new, old), fitted, identity))
 
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:

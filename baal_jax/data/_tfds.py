@@ -106,8 +106,8 @@ def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
     """The data sets from a directory or else by ``tfds.load``, or None and lines in ``tried``."""
     root = root_of(source.data_dir)
     folder = _newest_version(source.name, root)
-    for file_format in FORMATS if folder else ():
-        if any(folder.glob(f"*.{file_format}*")):
+    for file_format in FORMATS:
+        if folder and any(folder.glob(f"*.{file_format}*")):
             return tuple(_read_split(folder, split, file_format, source) for split in source.splits)
     missing = f"no {source.name} with a dataset_info.json in {root}"
     tried.append(f"TFDS directory of array_record or tfrecord files: {f'none in {folder}' if folder else missing}")

@@ -41,7 +41,8 @@ def reliability(runs: Runs) -> Bins | None:
         return None
     count, confidence, accuracy = (_last_rounds(runs, runs.diagnostics[name]) for name in _RELIABILITY)
     _, ece = plots.pooled(np.moveaxis(count, -1, 0), np.moveaxis(np.abs(confidence - accuracy), -1, 0))
-    return Bins(*plots.pooled(count, confidence, accuracy), statistics.mean_curve(runs.num_labelled, ece).mean)
+    count, confidence, accuracy = plots.pooled(count, confidence, accuracy)
+    return Bins(count, confidence, accuracy, statistics.mean_curve(runs.num_labelled, ece).mean)
 
 
 def entropies(runs: Runs) -> np.ndarray | None:
