@@ -34,8 +34,7 @@ def from_tfds(
 
     Args:
         name: "mnist", "cifar100" or "my_set/my_config".
-        data_dir: the root of the TFDS directories, the folder of the set, or that of one version of it; by default
-            ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        data_dir: of all sets, one or a version of it; by default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
         splits: which parts.
         image: name of the feature with the picture.
         label: name of the feature with the class.

@@ -150,10 +150,9 @@ def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
 
 
 def _coarse(joint: _Joint, num_groups: int) -> _Joint:
-    """Groups of similar configurations, each with its mean posterior.
+    """Groups of configurations that point to the same draw, and as clearly, each with its mean posterior.
 
-    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above. Configurations
-    that point to the same draw, and as clearly, are grouped.
+    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above.
     """
     num, num_draws = joint.log_weights.shape
     order = jnp.lexsort((jnp.max(joint.log_weights, axis=1), jnp.argmax(joint.log_weights, axis=1)))

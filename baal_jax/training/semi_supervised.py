@@ -60,8 +60,7 @@ def probability_difference(first: Array, second: Array) -> Array:
         [0.25]
     """
     _require_classes(first, second, "pass distance=semi_supervised.squared_difference for regression")
-    difference = jnp.exp(numerics.log_probs(first)) - jnp.exp(numerics.log_probs(second))
-    return jnp.mean(difference**2, axis=-1)
+    return squared_difference(jnp.exp(numerics.log_probs(first)), jnp.exp(numerics.log_probs(second)))
 
 
 def squared_difference(first: Array, second: Array) -> Array:

@@ -151,7 +151,8 @@ def page_data(results: Results) -> dict[str, Any]:
     count = sum(runs.num_labelled.size * len(runs.metrics) for runs in all_runs)
     seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
-    pool = results.description.get("class_counts")
+    shares = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
+    pool = results.description.get("class_counts") or None
     return {
         "strategies": [
             # The colour is a variable of the style sheet, light or dark.
@@ -168,11 +169,7 @@ def page_data(results: Results) -> dict[str, Any]:
             bins and {name: _plain(part, 4) for name, part in bins._asdict().items()}
             for bins in map(reliability, all_runs)
         ],
-        "queried": {
-            "shares": [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()],
-            "known": known,
-            "pool": _plain(np.divide(pool, np.sum(pool)), 4) if pool else None,
-        }
+        "queried": {"shares": shares, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
         if queried
         else None,
         "queries": queries(results),
