@@ -30,11 +30,12 @@ def from_tfds(
 ) -> tuple[Dataset, ...]:
     """An image classification set that TensorFlow Datasets prepared.
 
-    Files of array_record and tfrecord are read without TensorFlow, others by ``tfds.load``. Nothing is downloaded.
+    Files of array_record and tfrecord need no TensorFlow, others are read by ``tfds.load``. Nothing is downloaded.
 
     Args:
         name: "mnist", "cifar100" or "my_set/my_config".
-        data_dir: of all sets, one or a version of it; by default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        data_dir: the root of the TFDS directories, the folder of the set, or that of one version of it; by default
+            ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
         splits: which parts.
         image: name of the feature with the picture.
         label: name of the feature with the class.

@@ -48,7 +48,8 @@ class Program(NamedTuple):
 def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
-    Call it at the top of a script. It has no effect on a GPU or a TPU, nor where ``XLA_FLAGS`` counts the devices.
+    XLA shares its cores among the operations of one run, and small ones leave most of them idle. Call it at the top of
+    a script. It has no effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is.
 
     Args:
         num_cores: how many; all by default.

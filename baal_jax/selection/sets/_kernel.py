@@ -47,7 +47,9 @@ def diagonal(features: Features) -> Array:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
     for factor in features.factors:
         if factor.ndim != 2:
-            raise ValueError(f"features of shape {factor.shape}, but one row an example, [N, D], is needed but by bait")
+            raise ValueError(
+                f"features of shape {factor.shape}, not one row an example, [N, D]: bait alone reads several"
+            )
     return trace(features)
 
 

@@ -220,8 +220,8 @@ def compare_all(
         raise ValueError(f"baseline={baseline!r} is not among the strategies: there are {', '.join(values)}")
     higher = is_higher_better(metric, higher_is_better)
     alpha = 1 - check_confidence(confidence)
-    one = functools.partial(compare, b=values[baseline], confidence=confidence, num_resamples=num_resamples, seed=seed)
-    comparisons = {name: one(value) for name, value in values.items() if name != baseline}
+    pair = functools.partial(compare, b=values[baseline], confidence=confidence, num_resamples=num_resamples, seed=seed)
+    comparisons = {name: pair(value) for name, value in values.items() if name != baseline}
     p_values = np.array([one.p_value for one in comparisons.values()])
     adjusted = holm(p_values)
     verdicts = {}

@@ -144,7 +144,7 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
         num_labelled: as in :func:`mean_curve`.
         values: ``float[seeds, R]``; NaN after a run has stopped.
         low: ``a``, a number or ``[seeds]``. By default, where the latest of these runs begins.
-        high: ``b``, likewise. By default, where the first of these runs ends. For strategies: :func:`shared_range`.
+        high: ``b``, likewise. By default, where the first of these runs ends; to compare: :func:`shared_range`.
 
     Returns:
         ``float[seeds]``; NaN for a run that does not cover the range.

@@ -93,7 +93,7 @@ def summary(
 ) -> Summary:
     """Everything this module computes, for one metric of a study, finished or not.
 
-    Strategies are compared by areas over the :func:`shared_range`, seed by seed; a seed that one lacks is not ranked.
+    Strategies are compared by areas over the :func:`shared_range`, seed by seed; a seed that one lacks is left out.
 
     Args:
         results: from :func:`baal_jax.study.results.read`.
