@@ -151,7 +151,7 @@ def page_data(results: Results) -> dict[str, Any]:
     count = sum(runs.num_labelled.size * len(runs.metrics) for runs in all_runs)
     seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
-    shares = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
+    by_class = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
     pool = results.description.get("class_counts") or None
     return {
         "strategies": [
@@ -169,7 +169,7 @@ def page_data(results: Results) -> dict[str, Any]:
             bins and {name: _plain(part, 4) for name, part in bins._asdict().items()}
             for bins in map(reliability, all_runs)
         ],
-        "queried": {"shares": shares, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
+        "queried": {"shares": by_class, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
         if queried
         else None,
         "queries": queries(results),
