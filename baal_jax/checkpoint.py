@@ -56,8 +56,7 @@ class Checkpointer(NamedTuple):
         """Reads a checkpoint.
 
         Args:
-            like: the structure, shapes and dtypes to expect, such as ``jax.eval_shape(make_state)`` or a state. A leaf
-                with a sharding gives its placement.
+            like: structure, shapes and dtypes to expect: ``jax.eval_shape(make_state)`` or a state, placed alike.
             number: which checkpoint; by default the newest.
 
         Returns:
@@ -128,12 +127,9 @@ def _require_same(folder: Path, config: Any) -> None:
             raise ValueError(f"{folder} holds checkpoints but no config.json: choose another folder")
         files.write_json(path, record)
     saved, now = _flat(files.read_json(path, "restore it from a backup, or choose another folder")), _flat(record)
-    different = [
-        f"\n  {name}: saved {saved.get(name, 'nothing')}, now {now.get(name, 'nothing')}"
-        for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name)
-    ]
-    if any("  versions." not in line for line in different):
+    names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    different = [f"\n  {name}: saved {saved.get(name, 'nothing')}, now {now.get(name, 'nothing')}" for name in names]
+    if any(not name.startswith("versions.") for name in names):
         cure = "Go back to that configuration, choose another folder, or delete this one"
         raise ValueError(f"{path} belongs to another configuration:{''.join(different)}\n{cure}")
     if different:

@@ -29,10 +29,8 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
         [1.3862944 0.       ]
     """
     if logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits has shape {logits.shape} with a single class, whose loss is always 0: let the model return "
-            "heuristics.binary_logits(logits)"
-        )
+        cure = "whose loss is always 0: let the model return heuristics.binary_logits(logits)"
+        raise ValueError(f"logits has shape {logits.shape} with a single class, {cure}")
     targets = numerics.classes_for("logits", logits, targets)
     import optax  # heavy, and not needed to import the package
 
@@ -51,8 +49,7 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
 
     Args:
         logits: ``[B, …, C]``, one for each label.
-        targets: ``[B, …, C]`` of 0 and 1, of any type, or ``[B, …]`` for a single label; a negative one or NaN is
-            unknown and does not count.
+        targets: ``[B, …, C]`` of 0 and 1, or ``[B, …]`` for a single label; a negative one or NaN does not count.
 
     Returns:
         ``[B]``: the loss of each example, averaged over its labels that count.
@@ -64,12 +61,11 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
         >>> print(losses.binary_cross_entropy(jnp.zeros((1, 3)), jnp.array([[0, 1, -1]])))
         [0.6931472]
     """
-    logits, targets = numerics.as_float(logits), jnp.asarray(targets)
-    targets = _of_shape(logits, targets)
+    logits = numerics.as_float(logits)
+    targets = numerics.targets_for("the outputs", logits, jnp.asarray(targets))
     known = targets >= 0  # false for NaN
-    import optax
-
-    losses = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, targets, 0.0))
+    targets = jnp.where(known, targets, 0.0)
+    losses = -targets * jax.nn.log_sigmoid(logits) - (1.0 - targets) * jax.nn.log_sigmoid(-logits)
     return _mean_over_positions(jnp.where(known, losses, 0.0), known)
 
 
@@ -93,11 +89,9 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         [0.5 4.5]
     """
     outputs = numerics.as_float(outputs)
-    targets = _of_shape(outputs, jnp.asarray(targets))
+    targets = numerics.targets_for("the outputs", outputs, jnp.asarray(targets))
     known = ~jnp.isnan(targets)
-    import optax
-
-    errors = jnp.where(known, optax.l2_loss(outputs, jnp.where(known, targets, 0.0)), 0.0)
+    errors = jnp.where(known, 0.5 * (outputs - jnp.where(known, targets, 0.0)) ** 2, 0.0)
     return _mean_over_positions(errors, known)
 
 
@@ -127,25 +121,14 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 2:
         targets = targets[..., None]
     if outputs.shape != (*targets.shape[:-1], 2 * targets.shape[-1]):
-        raise ValueError(
-            f"outputs have shape {outputs.shape}, but a mean and a log-variance for each of the targets "
-            f"{targets.shape} are needed in the last axis"
-        )
+        need = f"a mean and a log-variance for each of the targets {targets.shape} are needed in the last axis"
+        raise ValueError(f"outputs have shape {outputs.shape}, but {need}")
     mean, log_variance = jnp.split(numerics.as_float(outputs), 2, axis=-1)
     targets = numerics.as_float(targets)
     known = ~jnp.isnan(targets)
     errors = jnp.where(known, targets, 0.0) - jnp.where(known, mean, 0.0)
     losses = 0.5 * (jnp.log(2 * jnp.pi) + log_variance + errors**2 * jnp.exp(-log_variance))
     return _mean_over_positions(jnp.where(known, losses, 0.0), known)
-
-
-def _of_shape(outputs: Array, targets: Array) -> Array:
-    """Targets in shape and type of the outputs, of which a single one may be missing."""
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        targets = targets[..., None]
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
-    return targets.astype(outputs.dtype)
 
 
 def _mean_over_positions(losses: Array, known: Array) -> Array:

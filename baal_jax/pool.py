@@ -21,8 +21,7 @@ class PoolState(NamedTuple):
     """Which examples are labelled, and since when.
 
     Attributes:
-        labelled_at: ``int32[N]``, the round in which an example was labelled; −1 while it is available, −2 once it is
-            excluded: never queried and never trained on.
+        labelled_at: ``int32[N]``, the round in which an example was labelled; −1 while available, −2 once excluded.
         round: ``int32[]``, the round that the next labels belong to.
         targets: ``[N, …]`` labels collected so far, where people give them; None when the data set knows them already.
     """
@@ -39,8 +38,7 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
 
     Args:
         num_examples: ``N``.
-        targets: ``[N, …]`` array to store labels in as they arrive (start from ``jnp.full(N, -1)``), or None when the
-            data set already holds them.
+        targets: ``[N, …]`` to store labels in as they arrive (``jnp.full(N, -1)``); None where the data set has them.
 
     Returns:
         The :class:`PoolState`.
@@ -58,18 +56,15 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
         with jax.debug_nans(False):  # what is unknown may be NaN
             targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
-            raise ValueError(
-                f"targets has shape {targets.shape}, but its first axis must be num_examples={num_examples}"
-            )
+            raise ValueError(f"targets has shape {targets.shape}, but rows for num_examples={num_examples} are needed")
     return PoolState(jnp.full(num_examples, _AVAILABLE, jnp.int32), jnp.zeros((), jnp.int32), targets)
 
 
 def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool = True) -> PoolState:
     """Labels examples in the current round.
 
-    An example that is labelled already keeps its round, an excluded one stays excluded, and −1 is padding that labels
-    nothing. Eager calls refuse repeated and out-of-range ids; inside compiled code a repeated id counts once and an
-    out-of-range one not at all.
+    A labelled example keeps its round, an excluded one stays excluded, and −1 labels nothing. Eager calls refuse
+    repeated and out-of-range ids; in compiled code a repeated id counts once and an out-of-range one not at all.
 
     Args:
         state: the pool.
@@ -118,9 +113,7 @@ def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
     """
     indices = _as_ids(state, indices)
     if state.targets is None:
-        raise ValueError(
-            "targets were given to a pool that stores none: make it with pool.init(num_examples, targets=…)"
-        )
+        raise ValueError("targets given to a pool that stores none: make it with pool.init(num_examples, targets=…)")
     targets = jnp.asarray(targets, state.targets.dtype).reshape((-1, *state.targets.shape[1:]))
     if targets.shape[0] != indices.shape[0]:
         raise ValueError(f"targets holds {targets.shape[0]} labels for {indices.shape[0]} indices: pass one for each")
@@ -212,12 +205,7 @@ def exclude(state: PoolState, indices: Any) -> PoolState:
         >>> pool.labelled(state).tolist(), pool.available(state).tolist()
         ([False, False, True, False], [True, False, False, True])
     """
-    return _exclude(state, _as_ids(state, indices))
-
-
-@numerics.jit_with_nan
-def _exclude(state: PoolState, indices: Array) -> PoolState:
-    return state._replace(labelled_at=_set(state.labelled_at, indices, jnp.full(indices.shape, _EXCLUDED, jnp.int32)))
+    return state._replace(labelled_at=_set(state.labelled_at, _as_ids(state, indices), _EXCLUDED))
 
 
 def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
@@ -270,7 +258,7 @@ def _get(state: PoolState, indices: Array) -> Array:
 
 
 @numerics.jit_with_nan  # targets that are still unknown
-def _set(array: Array, indices: Array, values: Array) -> Array:
+def _set(array: Array, indices: Array, values: Array | int) -> Array:
     # A negative index would wrap around to the last example, even under mode="drop".
     return array.at[indices].set(values, mode="drop", wrap_negative_indices=False)
 
@@ -302,10 +290,7 @@ def first_query(
     if acquisition.summarise is not None:
         if embeddings is None:
             raise ValueError("embeddings is None: an acquisition that reads features needs embeddings=[N, D] here")
-        if checks.leading_axis("embeddings", embeddings) != free.shape[0]:
-            raise ValueError(
-                f"embeddings of {checks.leading_axis('embeddings', embeddings)} examples for {free.shape[0]}: "
-                "one row for every example of the data set is needed"
-            )
+        if (rows := checks.leading_axis("embeddings", embeddings)) != free.shape[0]:
+            raise ValueError(f"embeddings of {rows} examples for {free.shape[0]}: pass one row for every example")
         summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
     return acquisition.select(key, summary, free, num, labelled(state))

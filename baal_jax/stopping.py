@@ -77,8 +77,7 @@ def low_uncertainty(threshold: float) -> Criterion:
     """Stops when the mean score of the pool (``StepInfo.mean_score``) is below ``threshold``, strictly.
 
     Args:
-        threshold: in the units of the heuristic. A mean score of NaN, which acquisitions without a score have, never
-            stops.
+        threshold: in the units of the heuristic. NaN, the mean of acquisitions without a score, never stops.
 
     Returns:
         A :class:`Criterion`.
@@ -98,8 +97,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
 
     .. math:: |m_i - m_t| \le a + r\,|m_t| \quad \text{for } t - p \le i \le t
 
-    It is a plateau, not the lack of improvement. A history of exactly ``patience`` values is enough when all of them
-    agree.
+    It is a plateau, not the lack of improvement. Exactly ``patience`` values are enough when all of them agree.
 
     Args:
         metric: a name in ``StepInfo.metrics``, whose value is a number.
@@ -143,9 +141,8 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     .. math:: \tfrac1w \sum_{i=0}^{w-1} \kappa(\hat y_{t-i}, \hat y_{t-i-1}) \ge \tau, \qquad
               \kappa = \frac{p_o - p_e}{1 - p_e}
 
-    ``p_o`` is the share of the stop inputs on which both fits predict the same class, ``p_e`` the share expected of two
-    independent predictors with their class frequencies. Two fits that predict one and the same class everywhere have
-    ``κ = 1``.
+    ``p_o`` is the share of the stop inputs on which both fits predict the same class, ``p_e`` the one expected of two
+    independent predictors with their class frequencies. Fits that predict one and the same class have ``κ = 1``.
 
     Args:
         threshold: ``τ``.
@@ -167,9 +164,8 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     def init(outcome: Outcome) -> _Agreement:
         if outcome.log_probs is None:
             raise ValueError("stabilising_predictions needs stop_inputs: give the run some unlabelled inputs")
-        return _Agreement(
-            jnp.zeros(outcome.log_probs.shape[:-1], jnp.int32), jnp.zeros(window, jnp.float32), jnp.zeros((), jnp.int32)
-        )
+        predicted = jnp.zeros(outcome.log_probs.shape[:-1], jnp.int32)
+        return _Agreement(predicted, jnp.zeros(window, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(memory: _Agreement, outcome: Outcome) -> tuple[_Agreement, Array]:
         predicted = jnp.argmax(outcome.log_probs, axis=-1).astype(jnp.int32)
@@ -230,8 +226,7 @@ def _metric(outcome: Outcome, name: str) -> Array:
 
 
 def _kappa(before: Array, now: Array, num_classes: int) -> Array:
-    total = before.size
-    agree = jnp.sum(before == now) / total
-    counts = [jnp.sum(jax.nn.one_hot(predicted.ravel(), num_classes), axis=0) / total for predicted in (before, now)]
-    chance = jnp.sum(counts[0] * counts[1])
+    agree = jnp.sum(before == now) / now.size
+    shares = [jnp.sum(jax.nn.one_hot(classes.ravel(), num_classes), axis=0) / now.size for classes in (before, now)]
+    chance = jnp.sum(shares[0] * shares[1])
     return jnp.where(chance < 1, (agree - chance) / jnp.where(chance < 1, 1 - chance, 1.0), 1.0)

@@ -33,8 +33,7 @@ class Propose:
         kind: Of what people are shown; image by default.
         url_prefix: Put before names of image files, for Label Studio's local storage: /data/local-files/?d=photos/.
         image_size: Images of a folder are resized to this many pixels on each side; 32 by default.
-        model: mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function
-            from rngs to an nnx module; mlp by default.
+        model: mlp by default, cnn, or package.module:factory (num_outputs -> linen module, or function rngs -> nnx).
         rate: Dropout of mlp and cnn; 0.5 by default.
         posterior: mc_dropout by default; or deep_ensemble, swag, laplace, …
         strategy: power_bald by default, for numbers variance; or bald, margin, badge, batch_bald, …
@@ -120,13 +119,9 @@ def propose(wanted: Propose) -> None:
     pool = _assemble.pool(settings, kind)
     num_classes = None if class_names is None else len(class_names)
     model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
-    loop = active_loop(
-        by_name[settings.posterior],
-        selection.by_name(settings.strategy),
-        query_size=settings.query_size,
-        num_samples=settings.num_samples,
-        features=features.last_hidden(model),
-    )
+    acquisition, hidden = selection.by_name(settings.strategy), features.last_hidden(model)
+    sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
+    loop = active_loop(by_name[settings.posterior], acquisition, features=hidden, **sizes)
     config = settings._asdict()
     annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}

@@ -118,8 +118,7 @@ def _arrays(path: Path, required: Sequence[str], optional: Sequence[str]) -> dic
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
-        missing = [name for name in required if name not in file]
-        if missing:
+        if missing := [name for name in required if name not in file]:
             raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
         return {name: file[name] for name in (*required, *optional) if name in file}
 
@@ -145,12 +144,8 @@ def learners(
 ) -> tuple[Model, dict[str, Posterior]]:
     """The network that options name, and posteriors of it and its trainer by name; without classes for numbers."""
     model = network(options.model, num_classes or 1, input_shape, options.rate)
-    fit = trainer(
-        optax.adam(options.learning_rate),
-        losses.squared_error if num_classes is None else losses.cross_entropy,
-        num_steps=options.num_steps,
-        batch_size=options.batch_size,
-    )
+    loss = losses.squared_error if num_classes is None else losses.cross_entropy
+    fit = trainer(optax.adam(options.learning_rate), loss, num_steps=options.num_steps, batch_size=options.batch_size)
     for name in names:
         if name not in posteriors.REGISTRY:
             raise ValueError(f"posterior={name!r} is unknown: use one of {', '.join(posteriors.REGISTRY)}")
@@ -163,8 +158,7 @@ def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float
         return models.from_linen(MLP(num_outputs, rate))
     if name == "cnn":
         if len(input_shape) != 3:
-            shape = tuple(input_shape)
-            raise ValueError(f"model='cnn' needs images [H, W, C], but an example has shape {shape}: use mlp")
+            raise ValueError(f"model='cnn' needs images [H, W, C], but inputs are {tuple(input_shape)}: use mlp")
         return models.from_linen(SmallCNN(num_outputs, rate))
     module, _, attribute = name.partition(":")
     if not attribute:
@@ -178,8 +172,7 @@ def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float
         return models.from_linen(made)
     if callable(made):
         return models.from_nnx(made)
-    kind = type(made).__name__
-    raise ValueError(f"model={name!r} made {kind}: return a linen module, or a function from rngs to an nnx module")
+    raise ValueError(f"model={name!r} made {type(made).__name__}: return a linen module, or rngs -> nnx module")
 
 
 class MLP(nn.Module):

@@ -10,9 +10,8 @@ from baal_jax.study import report, results
 class Report:
     """Writes a study as one self-contained HTML page.
 
-    The page needs no network and no other file: open it in a browser, or mail it. It holds learning curves whose bands
-    and strategies can be switched, the statistics, what was queried round by round, histograms of uncertainty,
-    calibration, and the exact configuration. A study that is still running is shown as far as it has come.
+    The page needs no network and no other file: open it in a browser, or mail it. It holds learning curves, statistics,
+    what was queried, uncertainty, calibration and the configuration, of a study that still runs as far as it has come.
 
         python -m baal_jax report runs/digits
         python -m baal_jax report runs/digits --out digits.html --figures paper/figures

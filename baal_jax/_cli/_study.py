@@ -15,9 +15,8 @@ from baal_jax.study import report, statistics
 class Study:
     """Compares strategies of active learning, every one with many seeds.
 
-    Every strategy is one compiled program, and every core of the machine runs a seed of its own. What has been computed
-    is on disk at once: the same command goes on where it was killed, and asked for more seeds or more strategies it
-    computes what is new. Prints the statistics; report.html in the folder has the curves.
+    Every core runs a seed of its own. The same command goes on where it was killed, and asked for more seeds or more
+    strategies it computes what is new. Prints the statistics; report.html in the folder has the curves.
 
         python -m baal_jax study runs/digits
         python -m baal_jax study runs/digits --strategies random bald margin badge --seeds 40 --target 0.9
@@ -32,8 +31,7 @@ class Study:
         strategies: What to compare: random, batch_bald, badge, …; a heuristic such as margin, the top of whose scores
             is labelled; or a ranking and a heuristic, such as power_bald. Random, or else the first, is the baseline.
         posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; all strategies run with each.
-        model: mlp, cnn, or package.module:factory, where factory(num_outputs) returns a linen module, or a function
-            from rngs to an nnx module.
+        model: mlp, cnn, or package.module:factory (num_outputs -> linen module, or function rngs -> nnx).
         rate: Dropout of mlp and cnn.
         features: What badge and other selections of sets read.
         seeds: Runs of every strategy.

@@ -122,28 +122,22 @@ def indices(name: str, values: Any, num_examples: int) -> None:
 def draws(name: str, logits: Any) -> None:
     """Refuses what cannot be ``[S, N, …, C]``."""
     if isinstance(logits, list | tuple | dict):
-        raise ValueError(
-            f"{name} is a {type(logits).__name__} of outputs: score several outputs with heuristics.combine"
-        )
+        raise ValueError(f"{name} is a {type(logits).__name__} of outputs: score several with heuristics.combine")
     if logits is None and not name.startswith("target_"):
         raise ValueError(f"{name} is None: there is no fit to predict with, select from embeddings alone")
     if logits is None:
         raise ValueError(f"{name} is None: pass the inputs that matter as target_inputs to step or run")
     if logits.ndim < 3:
-        raise ValueError(
-            f"{name} has shape {logits.shape}, but draws, examples and classes [S, N, …, C] are needed: "
-            f"a single deterministic prediction [N, C] becomes one draw by {name}[None]"
-        )
+        cure = f"draws, examples and classes [S, N, …, C] are needed: [N, C] becomes one draw by {name}[None]"
+        raise ValueError(f"{name} has shape {logits.shape}, but {cure}")
 
 
 def classes(name: str, logits: Any) -> None:
     """Refuses what cannot be ``[S, N, …, C]`` with at least two classes."""
     draws(name, logits)
     if logits.shape[-1] < 2:
-        raise ValueError(
-            f"{name} has shape {logits.shape} with a single class: turn sigmoid outputs into two with "
-            "heuristics.binary_logits"
-        )
+        cure = "turn sigmoid outputs into two with heuristics.binary_logits"
+        raise ValueError(f"{name} has shape {logits.shape} with a single class: {cure}")
 
 
 def no_probabilities(name: str, logits: Any) -> None:

@@ -21,10 +21,8 @@ def png(image: np.ndarray) -> bytes:
     # Differences between neighbours compress better where pictures are photographs, the bytes themselves elsewhere.
     differences = image.copy()
     differences[:, 1:] -= image[:, :-1]
-    lines = (
-        np.concatenate([np.full((height, 1), kind, np.uint8), rows.reshape(height, -1)], axis=1).tobytes()
-        for kind, rows in ((0, image), (1, differences))
-    )
+    flat = ((kind, rows.reshape(height, -1)) for kind, rows in ((0, image), (1, differences)))
+    lines = (np.insert(rows, 0, kind, axis=1).tobytes() for kind, rows in flat)
     content = min((zlib.compress(part, 9) for part in lines), key=len)
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")

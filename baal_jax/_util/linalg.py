@@ -88,10 +88,7 @@ def solve_triangular(matrix: Array, right: Array, *, lower: bool = False, trans:
 
 
 def eliminate(matrices: Array, right: Array) -> Eliminated:
-    """Elimination without pivoting (Gauss, Jordan) in many small symmetric systems, ``A X = B`` with ``A = L D Lᵀ``.
-
-    ``matrices``, ``A [N, C, C]``, are positive definite, and ``right`` is ``B [N, C, R]``.
-    """
+    """Solves ``A X = B`` without pivoting, ``A = L D Lᵀ``; ``A [N, C, C]`` positive definite, ``B [N, C, R]``."""
     size = matrices.shape[-1]
     if size > _SMALL:
         return jax.vmap(_by_cholesky)(matrices, right)

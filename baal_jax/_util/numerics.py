@@ -110,6 +110,18 @@ def _largest(_: int, __: Any, values: Array) -> tuple[Array, bool]:
     return largest(jnp.max(values)), False
 
 
+def bisect(uphill: Callable[[Array], Array], ends: tuple[Array, Array], halvings: int) -> Array:
+    """The place between two ends to whose right ``uphill`` is true."""
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        beyond = uphill(middle)
+        return jnp.where(beyond, ends[0], middle), jnp.where(beyond, middle, ends[1])
+
+    left, right = jax.lax.fori_loop(0, halvings, halve, ends)
+    return 0.5 * (left + right)
+
+
 def rank_values(scores: Array, available: Array) -> Array:
     """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
     scores = scores.astype(jnp.float32)
@@ -153,6 +165,15 @@ def classes_for(name: str, logits: Array, targets: Array) -> Array:
     return targets
 
 
+def targets_for(name: str, outputs: Array, targets: Array) -> Array:
+    """Targets in shape and type of the outputs; a single output dimension may be missing."""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        targets = targets[..., None]
+    if outputs.shape != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape}, but {name} {outputs.shape}: make them equal")
+    return targets.astype(outputs.dtype)
+
+
 def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
     """Both ``[S, N, …, C]``."""
     checks.draws(name, outputs)
@@ -160,8 +181,6 @@ def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tup
     if noise is not None:
         return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
     if outputs.shape[-1] % 2:
-        raise ValueError(
-            f"{name} has shape {outputs.shape}, but means and as many log-variances are needed: or pass noise="
-        )
+        raise ValueError(f"{name} has shape {outputs.shape}, but means and as many log-variances are needed, or noise=")
     mean, log_variance = jnp.split(outputs, 2, axis=-1)
     return mean, log_variance

@@ -106,13 +106,10 @@ def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> 
     if num_batches <= 1:
         return function(inputs)
     rows = -(-total // num_batches)  # even batches: at most num_batches - 1 rows of padding
-    strided = jax.tree.map(
-        lambda leaf: jnp.asarray(pad(leaf, rows * num_batches)).reshape(rows, num_batches, *leaf.shape[1:]), inputs
-    )
-    outputs = jax.lax.map(
-        lambda j: function(jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)),
-        jnp.arange(num_batches),
-    )
+    padded = jax.tree.map(lambda leaf: jnp.asarray(pad(leaf, rows * num_batches)), inputs)
+    strided = jax.tree.map(lambda leaf: leaf.reshape(rows, num_batches, *leaf.shape[1:]), padded)
+    batch = lambda j: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)  # noqa: E731
+    outputs = jax.lax.map(lambda j: function(batch(j)), jnp.arange(num_batches))
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:total], outputs)
 
 
@@ -144,11 +141,9 @@ class View:
         self.ids = None if ids is None else np.maximum(np.asarray(ids), 0)
 
     def __len__(self) -> int:
-        """How many."""
         return len(self.source) if self.ids is None else len(self.ids)
 
     def __getitem__(self, index: int) -> Any:
-        """One example."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Any) -> list[Any]:

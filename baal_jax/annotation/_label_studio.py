@@ -161,9 +161,8 @@ def from_label_studio(
         :class:`Annotations`.
 
     Raises:
-        ValueError: the export is not a list of tasks with annotations, a task has no ``baal_index`` or another's, is of
-            another project, an id is out of range, was never asked for or is there twice, or an answer does not fit the
-            labelling interface. The message names the task.
+        ValueError, which names the task: it has no annotations or is of another project, its ``baal_index`` is missing,
+            out of range, never asked for or there twice, or an answer does not fit the labelling interface.
 
     Example:
         >>> from baal_jax import annotation

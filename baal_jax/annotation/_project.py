@@ -107,12 +107,9 @@ def start(
         ValueError: the folder holds another project or what is left of one, or text is missing or cannot be written.
     """
     folder = Path(folder)
-    content = {
-        "kind": kind,
-        "class_names": None if class_names is None else [str(name) for name in class_names],
-        "config": files.plain(config or {}),
-        "references": [str(reference) for reference in references],
-    }
+    names = None if class_names is None else [str(name) for name in class_names]
+    content = {"kind": kind, "class_names": names, "config": files.plain(config or {})}
+    content["references"] = [str(reference) for reference in references]
     if not content["references"]:
         raise ValueError("references is empty: give one for each example of the pool")
     for name in ("class_names", "references", "config"):
@@ -154,9 +151,8 @@ def propose(
 
     Args:
         folder: of a project that :func:`start` began.
-        loop: fits, scores and picks, with all its options, as :func:`~baal_jax.run` does: from the same key and the
-            same labels it picks the same examples. Nothing is carried from query to query but the answers, so a
-            posterior that reads its last state (``warm_start``, ``retrain_every``) starts anew each time.
+        loop: fits, scores and picks as in :func:`~baal_jax.run`: the same from the same key and labels. Only answers
+            are carried on: a posterior that reads its last state (``warm_start``, ``retrain_every``) starts anew.
         inputs: ``[N, …]`` of the pool, or a source on the host.
         key: a typed key, of the whole project.
         num_initial: examples in the first query.
@@ -169,8 +165,7 @@ def propose(
         A :class:`Query`. ``query-R.json`` and ``query-R.label_studio.json`` are in the folder.
 
     Raises:
-        ValueError: there is no project, a file of it is damaged, lost or another's (named, with the cure), the inputs
-            are not its, or everything has been asked for.
+        ValueError: no project, a file of it is damaged, lost or another's (named), other inputs, or nothing is left.
     """
     folder = Path(folder)
     project = _read(folder)
@@ -200,11 +195,8 @@ def propose(
         state = LoopState(key_rounds, answered, None, step=jnp.asarray(max(number - 1, 0), jnp.int32))
         fitted, selection, info = query_pool(loop, state, Dataset(inputs), target_inputs)
         if int(info.num_failed_fits):
-            warnings.warn(
-                "the fit is not finite or ended where it began: look at the learning rate, the loss and the validation "
-                "set before you ask people",
-                stacklevel=2,
-            )
+            look = "look at the learning rate, the loss and the validation set before you ask people"
+            warnings.warn(f"the fit is not finite or ended where it began: {look}", stacklevel=2)
         rows = np.maximum(np.asarray(selection.indices), 0)
         queried = sources.load(inputs, rows) if on_host else jax.tree.map(lambda leaf: leaf[rows], inputs)
         outputs = loop.predict(loop.round.advance(state, fitted, selection), queried)
@@ -371,7 +363,6 @@ def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
 
 
 def _write_labels(folder: Path, project: str, labels: Mapping[int, Any], skipped: Mapping[int, Any]) -> None:
-    content: dict[str, Any] = {}
-    for name, said in (("labels", labels), ("skipped", skipped)):
-        content[name] = {str(index): said[index] for index in sorted(said)}
+    parts = {"labels": labels, "skipped": skipped}
+    content = {name: {str(index): said[index] for index in sorted(said)} for name, said in parts.items()}
     files.write_json(folder / "labels.json", content, project)

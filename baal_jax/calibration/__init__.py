@@ -7,12 +7,10 @@ Bayesian model average, ``apply`` changes the logits of any draw with them:
           \operatorname{softmax}\bigl(g_\theta(z_{sn})\bigr)_{y_n} + \text{penalty}(\theta)
 
 A scaling acts on each draw before the average, so a heuristic reads calibrated draws. With one prediction ``[N, …, C]``
-it is the textbook method and the problem is convex (temperature: in ``1/T``). With draws ``[S, N, …, C]`` it is not
-convex: the temperature is searched over its whole range, the other two descend from the best temperature. To calibrate
-the average itself, fit and apply to ``metrics.model_average(logits)``.
+it is the textbook method and the problem is convex (temperature: in ``1/T``); with draws ``[S, N, …, C]`` it is not. To
+calibrate the average itself, fit and apply to ``metrics.model_average(logits)``.
 
-:func:`calibrated` makes a posterior of any posterior, so that :func:`~baal_jax.active_loop` calibrates in every round,
-before it scores.
+:func:`calibrated` makes a posterior of any posterior, so that a loop calibrates in every round, before it scores.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,4 @@
-"""The optimum of a calibration: the negative log-likelihood to minimise, and the searches that find its minimum.
-
-:func:`make_problem` says what is minimised, :func:`fit_temperature` searches one number over its whole range, and
-:func:`fit_affine` descends by L-BFGS (:func:`_descend`) from the best temperature to a weight and an offset.
-"""
+"""The optimum of a calibration: the negative log-likelihood to minimise, and the searches that find its minimum."""
 
 import math
 from collections.abc import Callable
@@ -76,13 +72,10 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
 def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tuple[float, float]) -> Array:
     """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
 
-    A penalty that is None is that of a Gaussian, and then the change is shrunk.
-
-    A grid, because with several draws the loss has local minima. Bisection, because near the optimum rounding hides
-    what the loss gains, and long after that the sign of its slope is still right.
+    A penalty that is None is that of a Gaussian, and then the change is shrunk. A grid, as with several draws the loss
+    has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
     """
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
-
     price = problem.prior if penalty is None else penalty
 
     def loss(log_t: Array | float) -> Array:
@@ -101,16 +94,8 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
     uphill = slope(here) > 0
     left = jnp.where(uphill, grid[jnp.maximum(best - 1, 0)], here)
     right = jnp.where(uphill, here, grid[jnp.minimum(best + 1, _GRID - 1)])
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, right = ends
-        middle = 0.5 * (left + right)
-        uphill = slope(middle) > 0
-        return jnp.where(uphill, left, middle), jnp.where(uphill, middle, right)
-
-    left, right = jax.lax.fori_loop(0, _HALVINGS, halve, (left, right))
-    identity = jnp.clip(jnp.zeros_like(here), low, high)
-    candidates = jnp.stack([identity, 0.5 * (left + right), here])
+    flat = numerics.bisect(lambda log_t: slope(log_t) > 0, (left, right), _HALVINGS)
+    candidates = jnp.stack([jnp.clip(jnp.zeros_like(here), low, high), flat, here])
     # Rounding decides between equals, so a change has to be worth it.
     worth = jnp.array([0.0, 0.1 * _FLAT, 0.2 * _FLAT], log_p.dtype)
     log_t = candidates[jnp.argmin(jax.lax.map(objective, candidates) + worth)]
@@ -120,8 +105,7 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
 def kept(problem: Problem, before: Array, after: Array) -> Array:
     """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``.
 
-    The gain is that of all examples. Half a nat is what one free number gains of noise (Wilks), so that is taken off,
-    as James and Stein shrink.
+    The gain is that of all examples. Half a nat, what noise gives one free number (Wilks), is taken off (James, Stein).
     """
     gain = (before - after) * _PRIOR / problem.prior
     return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
@@ -138,8 +122,7 @@ def fit_affine(
 
     Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
     they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
-    well) and runs in coordinates in which the curvature there is about one, so that neither the scale of the logits nor
-    their correlation matters: what L-BFGS would learn step by step, the moments of the features tell at once.
+    well), in coordinates in which the curvature there is about one, whatever the scale and correlation of the logits.
     """
     features, impossible = split_impossible(problem.logits)
     num_classes, dtype = features.shape[-1], features.dtype

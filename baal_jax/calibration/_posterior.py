@@ -51,24 +51,20 @@ def calibrated(
 
     By default it is cross-fitted: up to ``max_held_out`` labelled examples are split into five parts, and each part is
     predicted by a fit to all labels but these. The scaling is fitted to that with weight .632, and with weight .368 to
-    what the fit to all labels, which stays, predicts of them (Efron and Tibshirani): fits to fewer labels are more
-    overconfident than the one that stays, and what that has seen makes up for it. If it gains nothing on the unseen, or
-    with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
+    what the fit to all labels, which stays, predicts of them (Efron and Tibshirani). If it gains nothing on the unseen,
+    or with fewer than five labels, the scaling is the identity. A fit costs six of the posterior's.
 
     With ``held_out`` one part is drawn, ``floor(share · labelled)`` examples and never more than half of them. That
     costs two fits, but of few labels much depends on which are drawn.
 
-    The posterior is used as it is and gets the key of the fit itself: ``state.base`` is bit for bit what
-    ``posterior.fit`` returns for the same arguments. A posterior that starts warm has seen before what is held out now,
-    so the other fits start anew.
+    ``state.base`` is bit for bit what ``posterior.fit`` returns for the same arguments. Other fits never start warm.
 
     Args:
         posterior: any posterior of classes with one array of outputs.
         scaling: from :func:`temperature`, :func:`vector`, :func:`dirichlet`, or your own.
         held_out: the share of a single split, more than 0 and at most 0.5; None for cross-fitting.
         max_held_out: the most examples that are held out. The compiled program predicts this many in every fit.
-        validation: labelled examples beside the pool to fit the scaling to; nothing is held out then. They are part of
-            the compiled program.
+        validation: labelled examples beside the pool to fit to, part of the program; nothing is held out then.
         num_samples: ``S``, draws that the scaling is fitted to.
         batch_size: held-out examples in work at a time, None for all.
 
@@ -151,9 +147,8 @@ def calibrated(
         both = jnp.concatenate(outputs, axis=1)
         fitted, identity = (scaling.fit(both, targets, share) for share in (weights, jnp.zeros_like(weights)))
         # What was seen is no evidence: a network may be less sure of all its labels than it is right.
-        holds = optimum.gains(
-            optimum.make_problem(outputs[0], examples.targets, counts), partial(scaling.apply, fitted)
-        )
+        problem = optimum.make_problem(outputs[0], examples.targets, counts)
+        holds = optimum.gains(problem, partial(scaling.apply, fitted))
         return CalibratedState(base, jax.tree.map(lambda new, old: jnp.where(holds, new, old), fitted, identity))
 
     def apply(state: CalibratedState, draw: PyTree, inputs: PyTree) -> Array:

@@ -45,14 +45,12 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
 
     It moves classes without examples with the others. The ranking of the classes in a draw stays what it was; that of
     an average over several draws can change. Where every example is classified right, a lower temperature is always
-    better: without a penalty the fit stops lowering it where the loss is within about 1e-6 nats of its infimum, or at
-    the bound.
+    better: without a penalty the fit stops where the loss is within about 1e-6 nats of its infimum, or at the bound.
 
     Args:
         penalty: ``λ``, by default ``32 / n`` for ``n`` examples (the sum of their weights; a map of classes is one): a
-            Gaussian prior of ``log T`` with a standard deviation of 1/8, which many examples outweigh and few do not;
-            and then ``log T`` is shrunk by ``max(0, 1 − 1 / (2 G))``, where ``G`` nats is the gain of all examples,
-            because noise alone gains half a nat.
+            Gaussian prior of ``log T`` with a standard deviation of 1/8; and then ``log T`` is shrunk by ``max(0, 1 − 1
+            / (2 G))``, where ``G`` nats is the gain of all examples, because noise alone gains half a nat.
         bounds: smallest and largest ``T``.
 
     Returns:
@@ -91,8 +89,7 @@ def vector(*, penalty: float | None = None) -> Scaling:
     penalty is at infinity: the fit stops on the way, where the loss hardly falls any more.
 
     By default the penalty is a Gaussian prior around the ``T`` of :func:`temperature` (1 unless every class has an
-    example), and the change is shrunk as there. A standard deviation of a scale or an offset changes a logit by 1/8 in
-    root mean square:
+    example), whose standard deviation changes a logit by 1/8 in root mean square; the change is shrunk as there:
 
     .. math:: \text{penalty} = \frac{32}n \sum_c \bigl(\max(\overline{z_c^2}, 1)\, (w_c - 1/T)^2 + b_c^2\bigr)
 
@@ -208,10 +205,8 @@ def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Ar
         raise ValueError(f"targets {targets.dtype}{targets.shape} must be integer classes [N, …]: convert them")
     draws = logits.ndim - targets.ndim - 1
     if draws not in (0, 1) or logits.shape[draws:-1] != targets.shape or 0 in (logits.shape[-1], *logits.shape[:draws]):
-        raise ValueError(
-            f"logits of shape {logits.shape} do not fit targets of shape {targets.shape}: pass [S, N, …, C] or "
-            "[N, …, C] beside [N, …]"
-        )
+        need = f"targets of shape {targets.shape}: pass [S, N, …, C] or [N, …, C] beside [N, …]"
+        raise ValueError(f"logits of shape {logits.shape} do not fit {need}")
     checks.classes("logits", logits if draws else logits[None])
     if checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
         raise ValueError(f"targets holds class {largest}, but logits has {logits.shape[-1]}: −1 stands for unknown")
@@ -219,9 +214,8 @@ def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Ar
         return logits, targets, None
     weights = jnp.asarray(weights)
     if weights.ndim < 1 or weights.shape != targets.shape[: weights.ndim]:
-        raise ValueError(
-            f"weights of shape {weights.shape} do not fit targets of shape {targets.shape}: pass [N, …] or leading axes"
-        )
+        need = f"targets of shape {targets.shape}: pass [N, …] or leading axes"
+        raise ValueError(f"weights of shape {weights.shape} do not fit {need}")
     if checks.is_concrete(weights) and not (np.isfinite(floats := np.asarray(weights, float)) & (floats >= 0)).all():
         raise ValueError("weights holds a negative number, NaN or infinity: zero leaves a position out")
     return logits, targets, weights
@@ -230,8 +224,6 @@ def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Ar
 def _classes_of(logits: Array, num_classes: int | None = None) -> Array:
     shape = getattr(logits, "shape", ())
     if not shape or shape[-1] != (num_classes or shape[-1]):
-        raise ValueError(
-            f"logits of shape {shape} do not fit a scaling of {num_classes or 'several'} classes: "
-            "pass […, C] logits of the classes that it was fitted to"
-        )
+        need = f"a scaling of {num_classes or 'several'} classes: pass […, C] logits of the classes of the fit"
+        raise ValueError(f"logits of shape {shape} do not fit {need}")
     return numerics.as_float(logits)

@@ -176,8 +176,7 @@ def _rows(path: Path) -> np.ndarray:
         numbered = numbered[1:]
     if len(numbered) < 3:
         raise ValueError(f"{path} holds {len(numbered)} examples: at least 3 are needed")
-    width = len(numbered[0][1])
-    if width < 2:
+    if (width := len(numbered[0][1])) < 2:
         raise ValueError(f"{path} has one column: inputs and a target are needed")
     for number, line in numbered:
         if len(line) != width:

@@ -29,9 +29,8 @@ _ARCHIVES = (
 def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     """50,000 + 10,000 colour images of ten classes, 32×32 pixels, decoded once.
 
-    Reads, in this order, what it finds: a TFDS directory of array_record or of tfrecord files (neither needs
-    TensorFlow), whatever ``tfds.load`` can read where TensorFlow is installed, and the original binary or python
-    archive, packed or unpacked. Nothing is downloaded.
+    Reads the first of these that is there: a TFDS directory of array_record or tfrecord files, what ``tfds.load`` reads
+    (if TensorFlow is installed), the original binary or python archive, packed or unpacked. Nothing is downloaded.
 
     Args:
         data_dir: the root of the TFDS directories, the folder of the set or of a version of it, or the folder with the

@@ -30,8 +30,7 @@ def from_tfds(
 ) -> tuple[Dataset, ...]:
     """An image classification set that TensorFlow Datasets prepared.
 
-    Directories of array_record and of tfrecord files are read without TensorFlow. Other file formats go through
-    ``tfds.load``, where TensorFlow is installed. Nothing is ever downloaded.
+    Files of array_record and tfrecord need no TensorFlow, others are read by ``tfds.load``. Nothing is downloaded.
 
     Args:
         name: "mnist", "cifar100" or "my_set/my_config".
@@ -80,17 +79,14 @@ def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "
 
 def root_of(data_dir: str | Path | None) -> Path:
     """Where data sets lie."""
-    given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(given).expanduser()
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def not_found(name: str, tried: Sequence[str], data_dir: str | Path | None) -> FileNotFoundError:
     """What was tried, and the one command that cures it."""
-    place = f", data_dir='{root_of(data_dir)}'"
-    command = (
-        f'python -m pip install tensorflow tensorflow-datasets && python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record'{place}).download_and_prepare()\""
-    )
+    code = f"tfds.builder('{name}', file_format='array_record', data_dir='{root_of(data_dir)}').download_and_prepare()"
+    command = f'python -c "import tensorflow_datasets as tfds; {code}"'
+    command = f"python -m pip install tensorflow tensorflow-datasets && {command}"
     lines = "".join(f"\n  {line}" for line in tried)
     return FileNotFoundError(f"{name} was not found. Tried:{lines}\nThis command brings it:\n  {command}")
 
@@ -110,20 +106,16 @@ def prepared(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
     """The data sets from a directory or else by ``tfds.load``, or None and lines in ``tried``."""
     root = root_of(source.data_dir)
     folder = _newest_version(source.name, root)
-    if folder is None:
-        name = source.name
-        tried.append(f"TFDS directory of array_record or tfrecord files: no {name} with a dataset_info.json in {root}")
-        return _load_with_tensorflow(source, tried)
     for file_format in FORMATS:
-        if any(folder.glob(f"*.{file_format}*")):
+        if folder and any(folder.glob(f"*.{file_format}*")):
             return tuple(_read_split(folder, split, file_format, source) for split in source.splits)
-    tried.append(f"TFDS directory {folder}: holds neither array_record nor tfrecord files")
+    missing = f"no {source.name} with a dataset_info.json in {root}"
+    tried.append(f"TFDS directory of array_record or tfrecord files: {f'none in {folder}' if folder else missing}")
     return _load_with_tensorflow(source, tried)
 
 
 def _load_with_tensorflow(source: Source, tried: list[str]) -> tuple[Dataset, ...] | None:
-    missing = [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]:
         tried.append(f"tfds.load: {missing[0]} is not installed")
         return None
     tfds = checks.optional_import("tensorflow_datasets", "data")

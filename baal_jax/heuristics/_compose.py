@@ -101,8 +101,6 @@ def combine(
 
     .. math:: s = \sum_j \frac{w_j}{\sum_i w_i} s_j
 
-    All heuristics mean "higher is more informative", so any combine; weights bring nats and variances together.
-
     Args:
         score_fns: ``J`` heuristics.
         weights: ``J`` non-negative weights, not all zero; equal ones by default.
@@ -137,7 +135,7 @@ def combine(
             return [logits[name] for name in outputs]
         if not isinstance(logits, list | tuple | dict):
             return [logits] * len(score_fns)
-        parts = list(logits.values()) if isinstance(logits, dict) else list(logits)
+        parts = list(logits.values() if isinstance(logits, dict) else logits)
         if len(parts) != len(score_fns):
             raise ValueError(f"{len(parts)} outputs for {len(score_fns)} heuristics: name them with outputs=")
         return parts
@@ -148,8 +146,6 @@ def combine(
 @functools.partial(jax.jit, static_argnames="reduction")
 def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None = None) -> Array:
     r"""One score an example out of a map or a sequence of scores, so that segmentation and token outputs rank.
-
-    Compose it with any heuristic: ``lambda logits: reduce_spatial(bald(logits), "mean")``.
 
     Args:
         scores: ``[N, …]``.

@@ -24,13 +24,10 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
         noise: ``σ``, standard deviation of the labels, where the network does not predict it.
 
     Returns:
-        ``[N, …]`` scores in nats, at least 0.
+        ``[N, …]`` scores in nats, at least 0; with the papers of :func:`bald` and :func:`expected_entropy`.
 
     Raises:
         ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
-
-    References:
-        Houlsby et al. 2011, as :func:`bald`; Depeweg et al. 2018, as :func:`expected_entropy`.
 
     Example:
         >>> means = jnp.array([[[-1.0]], [[1.0]]])                              # two draws, one example
@@ -67,13 +64,10 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
         noise: ``σ``, standard deviation of the labels, where the network does not predict it.
 
     Returns:
-        ``[N]`` scores in nats, at least 0.
+        ``[N]`` scores in nats, at least 0; with the paper of :func:`epig`.
 
     Raises:
         ValueError: either has not three axes, they differ in draws, the last axis is odd, or ``noise`` is not positive.
-
-    References:
-        Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
 
     Example:
         >>> means = jnp.array([[[-1.0]], [[1.0]]])

@@ -123,10 +123,7 @@ def uncertainty(logits: Array) -> Uncertainty:
         logits: ``[S, N, …, C]`` unnormalised log-probabilities, one array with ``C ≥ 2``, else a ``ValueError``.
 
     Returns:
-        :class:`Uncertainty` in nats, ``[N, …]`` each: :func:`entropy`, :func:`expected_entropy` and :func:`bald`.
-
-    References:
-        Depeweg et al. 2018, as :func:`expected_entropy`.
+        :class:`Uncertainty`, ``[N, …]`` nats each: :func:`entropy`, :func:`expected_entropy` (its paper), :func:`bald`.
 
     Example:
         >>> certain = jnp.log(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))          # two draws that contradict each other

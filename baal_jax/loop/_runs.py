@@ -31,13 +31,12 @@ def run(
 ) -> tuple[LoopState, StepInfo]:
     """Several rounds, the same as calling ``loop.step`` that often: one compiled ``lax.scan``.
 
-    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it; ``jax.lax.map`` runs them one after the
-    other in one program, as CPUs do: there it is as fast for dense networks and several times faster for convolutions.
-    ``jax.grad`` goes through where the trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then, since its root
-    has no gradient at 0. A pool that runs out stops being labelled: later rounds pick nothing. The labels of the last
-    round are in the pool but not in a fit; ask for one round more to see what they bring. Under ``jax_debug_nans``
-    rounds are a Python loop, so that a fit or a prediction of NaN is an error where it happens, and the NaN that
-    :class:`~baal_jax.StepInfo` defines is none. JAX refuses both in what a ``jit`` of your own returns.
+    ``jax.vmap`` over keys runs all seeds at once, as accelerators like it, ``jax.lax.map`` one after the other, as CPUs
+    do: as fast for dense networks and several times faster for convolutions. ``jax.grad`` goes through where the
+    trainer has ``num_steps``; Adam needs ``eps_root`` above 0 then. A pool that runs out stops being labelled: later
+    rounds pick nothing. The labels of the last round are in the pool but not in a fit; ask for one round more to see
+    what they bring. Under ``jax_debug_nans`` rounds are a Python loop, so that a fit or a prediction of NaN is an error
+    where it happens, and the NaN that :class:`~baal_jax.StepInfo` defines is none, but in a ``jit`` of your own.
 
     Args:
         loop: from :func:`active_loop`.
@@ -56,13 +55,10 @@ def run(
         ``(state, infos)``: the last state, and every :class:`~baal_jax.StepInfo` stacked along a leading axis ``R``.
 
     Raises:
-        ValueError: a number is not positive, both or neither of ``key`` and ``state`` are given, or ``state`` comes
-            from a run with another criterion.
+        ValueError: a number is not positive, ``key`` and ``state`` are both or neither there, or of another criterion.
     """
     if not isinstance(loop, ActiveLoop):
-        raise TypeError(
-            f"loop is a {type(loop).__name__}: make one with baal_jax.active_loop(posterior, acquisition, …)"
-        )
+        raise TypeError(f"loop is a {type(loop).__name__}: make one with baal_jax.active_loop(posterior, acquisition)")
     num_rounds = checks.positive_int("num_rounds", num_rounds)
     if (key is None) == (state is None):
         raise ValueError("give a key to start a run, or a state to continue one, not both")
@@ -151,9 +147,8 @@ def _one_round(
     dataset, test, target_inputs, stop_inputs = data
     fitted, selection, info = query(loop, state, dataset, target_inputs, capacity=capacity)
     state = loop.round.advance(state, fitted, selection)
-    info = info._replace(
-        stopped=jnp.zeros((), bool), metrics=None if test is None else loop.evaluate(state, test, loop.metrics)
-    )
+    metrics = None if test is None else loop.evaluate(state, test, loop.metrics)
+    info = info._replace(stopped=jnp.zeros((), bool), metrics=metrics)
     log_probs = None if stop_inputs is None else model_average(loop.predict(state, stop_inputs))
     return state, Outcome(state.pool, info, log_probs)
 
@@ -168,16 +163,13 @@ def _watched_round(
     return state._replace(stopping=(memory, jnp.asarray(stopped, bool))), outcome.info
 
 
-def _no_round(shapes: StepInfo, state: LoopState, *data: Any) -> tuple[LoopState, StepInfo]:
+def _no_round(shapes: StepInfo, state: LoopState, *_: Any) -> tuple[LoopState, StepInfo]:
     """A round after the run has stopped: the state as it is, numbers NaN and picks −1."""
-    del data
     blank = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
     return state, jax.tree.map(blank, shapes)._replace(
         round=state.pool.round,
         num_labelled=pools.num_labelled(state.pool),
-        num_picked=jnp.zeros((), jnp.int32),
-        num_nan=jnp.zeros((), jnp.int32),
-        num_failed_fits=jnp.zeros((), jnp.int32),
+        **dict.fromkeys(("num_picked", "num_nan", "num_failed_fits"), jnp.zeros((), jnp.int32)),
         stopped=jnp.ones((), bool),
     )
 

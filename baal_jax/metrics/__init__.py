@@ -1,8 +1,7 @@
 """Metrics of the Bayesian model average: pure functions, every example weighted alike.
 
-``log_probs`` is always the model average in probability space, ``log (1/S) Σ_s softmax(logits_s)``, as
-:func:`model_average` returns it. Examples with a negative class (in regression: a NaN target) are unknown or padding
-and do not count; with nothing that counts, a metric is NaN.
+``log_probs`` is always the model average in probability space, as :func:`model_average` returns it. Examples with a
+negative class (in regression: a NaN target) do not count; with nothing that counts, a metric is NaN.
 
 What should not be there is never taken for an ordinary value. A prediction that is NaN predicts no class: it is wrong
 for accuracy, precision, recall and F1, is in no cell of a confusion matrix and in no bin of a histogram, and makes all

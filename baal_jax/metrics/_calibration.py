@@ -1,8 +1,7 @@
 """Calibration errors and reliability diagrams: whether predictions are as often right as they are confident.
 
-All of them sum the same thing. The calibration error of a bin with ``n_b`` of ``N`` examples is
-``n_b/N · |acc_b − conf_b|``, which is ``|Σ (correct − confidence)| / N`` over the bin, so one signed sum a cell will do
-(:func:`_gaps`). A cell is a bin, or a bin of a class; what differs is only which examples share a cell.
+The error of a bin with ``n_b`` of ``N`` examples, ``n_b/N · |acc_b − conf_b|``, is ``|Σ (correct − confidence)| / N``
+over the bin, so one signed sum a cell will do (:func:`_gaps`), which is a bin, or a bin of a class.
 """
 
 import math
@@ -92,9 +91,7 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
 
 @compiled("num_bins")
 def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
-    """:func:`ece` among the examples of each true class, as Baal has it.
-
-    It asks whether the confidence is right where the truth is ``c``; :func:`classwise_ece`, whether that of ``c`` is.
+    """:func:`ece` among the examples of each true class, as Baal has it (:func:`classwise_ece`: of each probability).
 
     Args:
         log_probs: ``[N, …, C]``.

@@ -16,18 +16,6 @@ from baal_jax._util import checks, numerics
 from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, gather, is_soft, mean, predicted_class
 
 
-class _Ranking(NamedTuple):
-    """The examples of one class against the rest, best score first; what is unknown comes last."""
-
-    hits: Array  # positives so far, this example included
-    misses: Array  # known negatives so far
-    new_hits: Array  # positives of the run that ends here, 0 elsewhere
-    new_misses: Array  # negatives of the run that ends here
-    positives: Array  # []
-    negatives: Array  # []
-    valid: Array  # [], False where a known score is NaN
-
-
 @compiled("k")
 def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     """Accuracy: share of examples whose target is among the ``k`` most probable classes (of equal ones, the first).
@@ -248,10 +236,10 @@ def average_precision(log_probs: Array, targets: Array, *, average: str | None =
         [1. 1.]
     """
 
-    def area(ranking: _Ranking) -> Array:
-        seen = jnp.maximum(ranking.hits + ranking.misses, 1).astype(jnp.float32)
-        gained = ranking.new_hits.astype(jnp.float32) * (ranking.hits.astype(jnp.float32) / seen)
-        return jnp.sum(gained) / ranking.positives.astype(jnp.float32)  # 0 / 0 is NaN where the class is absent
+    def area(hits: Array, misses: Array, new_hits: Array, new_misses: Array) -> Array:
+        seen = jnp.maximum(hits + misses, 1).astype(jnp.float32)
+        gained = new_hits.astype(jnp.float32) * (hits.astype(jnp.float32) / seen)
+        return jnp.sum(gained) / jnp.sum(new_hits).astype(jnp.float32)  # 0 / 0 is NaN where the class is absent
 
     return _by_class(area, log_probs, targets, average)
 
@@ -264,8 +252,6 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
 
     .. math:: \mathrm{AUROC}_c = \frac{1}{N_c \, N_{\bar c}} \sum_{n:\, y_n = c} \; \sum_{m:\, y_m \neq c}
               \bigl( [\bar p_{nc} > \bar p_{mc}] + \tfrac12 [\bar p_{nc} = \bar p_{mc}] \bigr)
-
-    Exact, in ``O(N log N)`` a class.
 
     Args:
         log_probs: ``[N, …, C]``.
@@ -289,13 +275,13 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
         [0.5 0.5]
     """
 
-    def area_under(ranking: _Ranking) -> Array:
-        negatives, positives = ranking.negatives.astype(jnp.float32), ranking.positives.astype(jnp.float32)
+    def area_under(hits: Array, misses: Array, new_hits: Array, new_misses: Array) -> Array:
+        positives, negatives = (jnp.sum(part, dtype=jnp.int32).astype(jnp.float32) for part in (new_hits, new_misses))
         # A step as wide as the negatives of a run, and as high as the positives before it and half of those in it: the
         # trapezoid under a run of ties, in which half of the pairs are won.
-        width = ranking.new_misses.astype(jnp.float32) / negatives
-        height = (ranking.hits.astype(jnp.float32) - 0.5 * ranking.new_hits.astype(jnp.float32)) / positives
-        area = jnp.minimum(jnp.sum(jnp.where(ranking.new_misses > 0, width * height, 0.0)), 1.0)
+        width = new_misses.astype(jnp.float32) / negatives
+        height = (hits.astype(jnp.float32) - 0.5 * new_hits.astype(jnp.float32)) / positives
+        area = jnp.minimum(jnp.sum(jnp.where(new_misses > 0, width * height, 0.0)), 1.0)
         return jnp.where((positives > 0) & (negatives > 0), area, jnp.nan)
 
     return _by_class(area_under, log_probs, targets, average)
@@ -341,23 +327,22 @@ def _ratio(part: Array, whole: Array, counts: _ClassCounts, average: str | None,
     return jnp.sum(jnp.where(weights > 0, weights * values, 0.0)) / jnp.sum(weights)
 
 
-def _by_class(area: Callable[[_Ranking], Array], log_probs: Array, targets: Array, average: str | None) -> Array:
+def _by_class(area: Callable[..., Array], log_probs: Array, targets: Array, average: str | None) -> Array:
     log_probs, targets, known = gather(*fit_classes(log_probs, targets))
-    scores, truth = log_probs.reshape(targets.size, log_probs.shape[-1]), targets.ravel()
+    scores, truth, known = log_probs.reshape(targets.size, log_probs.shape[-1]), targets.ravel(), known.ravel()
 
     def one_class(c: Array, score: Array) -> Array:
-        ranking = _rank(score, truth == c, known.ravel())
-        return jnp.where(ranking.valid, area(ranking), jnp.nan)
+        return jnp.where(jnp.any(jnp.isnan(score) & known), jnp.nan, area(*_rank(score, truth == c, known)))
 
     return averaged(jax.vmap(one_class, in_axes=(0, 1))(jnp.arange(scores.shape[1], dtype=jnp.int32), scores), average)
 
 
-def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
+def _rank(score: Array, positive: Array, known: Array) -> tuple[Array, Array, Array, Array]:
+    """Positives and known negatives ``int32[N]`` among the best, and those of the run that ends here, 0 elsewhere."""
     # Unknown examples sort behind all others, −inf included: they must not cut a run of equal scores in two.
     unknown, falling, positive = jax.lax.sort((~known, -score, positive), num_keys=2)
     known = ~unknown
-    negative = known & ~positive
-    hits, misses = (jnp.cumsum(part, dtype=jnp.int32) for part in (positive, negative))
+    hits, misses = (jnp.cumsum(part, dtype=jnp.int32) for part in (positive, known & ~positive))
     changes = (falling[1:] != falling[:-1]) | (known[1:] != known[:-1])
     last = known & jnp.concatenate([changes, jnp.ones(1, bool)])[: score.shape[0]]
 
@@ -367,6 +352,4 @@ def _rank(score: Array, positive: Array, known: Array) -> _Ranking:
         before = jnp.concatenate([jnp.zeros(1, ends.dtype), ends])[: score.shape[0]]
         return jnp.where(last, so_far - before, 0)
 
-    positives, negatives = (jnp.sum(part, dtype=jnp.int32) for part in (positive, negative))
-    valid = ~jnp.any(jnp.isnan(falling) & known)
-    return _Ranking(hits, misses, gained(hits), gained(misses), positives, negatives, valid)
+    return hits, misses, gained(hits), gained(misses)

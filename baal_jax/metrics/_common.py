@@ -21,17 +21,12 @@ def _require_log_probs(log_probs: Array, *others: Any, **options: Any) -> None:
         return
     total = np.asarray(jax.nn.logsumexp(numerics.as_float(log_probs), axis=-1))
     if (np.abs(total[~np.isnan(total)]) > 0.05).any():
-        raise ValueError(
-            f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: pass "
-            "metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
-        )
+        cure = "pass metrics.model_average(logits) of draws, or jax.nn.log_softmax(logits)"
+        raise ValueError(f"log_probs of shape {np.shape(log_probs)} do not add up to 1 as probabilities: {cure}")
 
 
 def fit_classes(log_probs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Log-probabilities in at least float32, classes in int32, and which classes are known, if their shapes fit.
-
-    Of targets that are probabilities ``[N, …, C]`` the class is the most probable one.
-    """
+    """Log-probabilities in at least float32, classes (of probabilities the most probable) in int32, which are known."""
     targets = jnp.asarray(targets)
     if is_soft(log_probs, targets):
         targets = predicted_class(targets)
@@ -45,16 +40,9 @@ def is_soft(log_probs: Array, targets: Array) -> bool:
 
 
 def fit_outputs(name: str, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Outputs and targets of one shape and type, and which targets are known; unknown ones become 0.
-
-    A single output dimension may be missing from the targets.
-    """
-    outputs, targets = numerics.as_float(outputs), jnp.asarray(targets)
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        outputs = outputs[..., 0]
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets have shape {targets.shape}, but {name} {outputs.shape}: make them equal")
-    targets = targets.astype(outputs.dtype)
+    """Outputs and targets of one shape and type, and which targets are known; unknown ones become 0."""
+    outputs = numerics.as_float(outputs)
+    targets = numerics.targets_for(name, outputs, jnp.asarray(targets))
     known = ~jnp.isnan(targets)
     return outputs, jnp.where(known, targets, 0.0), known
 

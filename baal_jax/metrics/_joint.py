@@ -14,9 +14,8 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
 
     .. math:: \log \tfrac1S \sum_s \prod_{n \in \text{group}} p_s(y_n)
 
-    Groups are of any examples: ``jnp.arange(N).reshape(-1, 10)`` are ten neighbours each, and ids may repeat, as in
-    dyadic sampling (all members of a group are one of two examples). With ``S`` draws a value is at best ``log S``
-    below that of the best draw, so large groups need many.
+    Groups are of any examples: ``jnp.arange(N).reshape(-1, 10)`` are ten neighbours each, and ids may repeat (dyadic
+    sampling). With ``S`` draws a value is at best ``log S`` below that of the best draw: large groups need many.
 
     Args:
         outputs: ``[S, N, …, C]`` logits; for regression means, or with ``noise=None`` means and log-variances.
@@ -48,10 +47,8 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
 
 @partial(jax.jit, static_argnames="noise")
 def _joint_log_likelihood(outputs: Array, targets: Array, groups: Array, noise: float | None) -> Array:
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        single = _log_likelihood_of_classes(outputs, targets, noise)
-    else:
-        single = _gaussian_log_likelihood(outputs, targets, noise)
+    of_classes = jnp.issubdtype(targets.dtype, jnp.integer)
+    single = (_log_likelihood_of_classes if of_classes else _gaussian_log_likelihood)(outputs, targets, noise)
     single = jnp.sum(single, axis=tuple(range(2, single.ndim)))  # [S, N]
 
     def joint(members: Array) -> Array:
@@ -74,11 +71,7 @@ def _log_likelihood_of_classes(logits: Array, targets: Array, noise: float | Non
 
 def _gaussian_log_likelihood(outputs: Array, targets: Array, noise: float | None) -> Array:
     mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, noise)
-    if targets.ndim == mean.ndim - 2 and mean.shape[-1] == 1:
-        targets = targets[..., None]
-    if targets.shape != mean.shape[1:]:
-        raise ValueError(f"targets have shape {targets.shape}, but {mean.shape[1:]} is needed for these outputs")
-    targets = numerics.as_float(targets)
+    targets = numerics.targets_for("the outputs", mean[0], numerics.as_float(targets))
     known = ~jnp.isnan(targets)
     error = jnp.where(known, targets, 0.0)[None] - mean
     log_p = -0.5 * (jnp.log(2.0 * jnp.pi) + log_variance + error**2 * jnp.exp(-log_variance))

@@ -152,10 +152,9 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
 
     .. math:: \tfrac1S \sum_s |f_s - y| - \frac{1}{2 S^2} \sum_{s,t} |f_s - f_t|
 
-    This is the score of the empirical distribution of the draws, and of one draw the absolute error. It favours many
-    draws: those of the true distribution expect ``1 + 1/S`` times the score that the distribution itself has. ``fair``
-    divides the second sum by ``2 S (S − 1)`` instead: unbiased for any ``S``, to compare different numbers of draws,
-    but it may fall below zero. Sorting makes either ``O(S log S)`` an example.
+    The score of the empirical distribution of the draws, and of one draw the absolute error. It favours many draws:
+    those of the true distribution expect ``1 + 1/S`` times the score of the distribution itself. ``fair`` divides the
+    second sum by ``2 S (S − 1)`` instead: unbiased for any ``S``, but it may fall below zero.
 
     Args:
         draws: ``[S, N, …]``. Draws of a mean know nothing of the noise: add it, or use :func:`gaussian_crps`.
@@ -228,7 +227,7 @@ def noise_of(predicted: Array, variance: Array, targets: Array) -> Array:
     """What a variance leaves of the mean squared error, at least 0, for each output dimension."""
     errors, known, variance = _gaussian_errors(predicted, variance, targets)
     rest = jnp.where(known, errors**2 - variance, 0.0)
-    axes = tuple(range(max(min(rest.ndim, predicted.ndim - 1), 1)))
+    axes = tuple(range(max(predicted.ndim - 1, 1)))
     left = jnp.sum(rest, axis=axes) / jnp.maximum(jnp.sum(known, axis=axes), 1).astype(rest.dtype)
     return jnp.broadcast_to(jnp.maximum(left, 0.0), predicted.shape)
 
@@ -241,8 +240,6 @@ def sorted_draws(draws: Array) -> Array:
 def crps_of_sorted(draws: Array, targets: Array, fair: bool) -> Array:
     """:func:`crps` of draws ``[N, …, S]`` in rising order."""
     num_draws = draws.shape[-1]
-    if draws.ndim == targets.ndim + 2 and draws.shape[-2] == 1:
-        draws = draws[..., 0, :]
     _, targets, known = fit_outputs("draws", draws[..., 0], targets)
     distance = jnp.mean(jnp.abs(draws - targets[..., None]), axis=-1)
     # In rising order, the s-th draw is the larger one of s − 1 pairs and the smaller one of S − s, so that

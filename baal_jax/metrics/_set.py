@@ -23,8 +23,7 @@ _OF_MEAN: dict[str, Metric] = {
 class MetricSet(NamedTuple):
     """Metrics as a map over batches and a reduce over examples, like an acquisition.
 
-    A stream is mapped batch by batch, as it comes from :func:`~baal_jax.predict_stream`, and reduced once. That is
-    exact: the summary of an example does not depend on its batch, and ``compute`` sees all of them together.
+    A stream (:func:`~baal_jax.predict_stream`) is mapped batch by batch and reduced once, which changes no number.
 
     Attributes:
         summarise: ``Predictions -> summary``, a pytree with leading axis ``B``.
@@ -108,8 +107,7 @@ def multi_label() -> MetricSet:
     ``"average_precision"``, the mean over labels that occur; ``"nll"`` of a label in nats; its ``"ece"``.
 
     Returns:
-        A :class:`MetricSet` for outputs ``[S, N, …, C]``, a logit for each label, and targets of 0 and 1 ``[N, …, C]``;
-        a negative target or NaN is unknown and does not count.
+        A :class:`MetricSet` for logits ``[S, N, …, C]`` and targets of 0, 1, and (unknown) −1 or NaN, ``[N, …, C]``.
 
     References:
         Read et al., `Classifier chains for multi-label classification
@@ -133,12 +131,8 @@ def multi_label() -> MetricSet:
         """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
 
         def value(summary: Array, targets: Array) -> Array:
-            if targets.ndim + 2 == summary.ndim and summary.shape[-2] == 1:
-                targets = targets[..., None]
-            if targets.shape != summary.shape[:-1]:
-                shape = summary.shape[:-1]
-                raise ValueError(f"targets have shape {targets.shape}, but the labels {shape}: make them equal")
-            labels = jnp.where(targets >= 0, (numerics.as_float(targets) > 0.5).astype(jnp.int32), -1)
+            targets = numerics.targets_for("the labels", summary[..., 0], targets)
+            labels = jnp.where(targets >= 0, (targets > 0.5).astype(jnp.int32), -1)
             return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
 
         return value
@@ -170,9 +164,8 @@ def multi_label() -> MetricSet:
 def gaussian_regression() -> MetricSet:
     r"""RMSE, mean absolute error, NLL, CRPS and coverage of networks that predict a mean and a log-variance.
 
-    The draws are one Gaussian, of the mean of the means and the variance of the mixture,
-    :math:`\sigma_n^2 = \operatorname{Var}_s \mu_{sn} + \tfrac1S \sum_s \sigma_{sn}^2`. ``"coverage"`` is the share of
-    targets in its central interval of 90 %.
+    The draws are one Gaussian, with the mean and the variance of the mixture, :math:`\sigma_n^2 = \operatorname{Var}_s
+    \mu_{sn} + \tfrac1S \sum_s \sigma_{sn}^2`; ``"coverage"`` is that of its central interval of 90 %.
 
     Returns:
         A :class:`MetricSet` for outputs ``[S, N, …, 2C]``, as of :func:`~baal_jax.losses.gaussian_nll`.
@@ -212,9 +205,6 @@ def regression(
 
     .. math:: \mathrm{NLL} = \tfrac12 \log 2\pi\sigma_n^2 + \frac{(y_n - \bar f_n)^2}{2 \sigma_n^2},
               \qquad \sigma_n^2 = \mathrm{Var}_s f_{sn} + \sigma^2
-
-    ``"crps"`` is :func:`gaussian_crps` of the same Gaussian. These four keep two numbers an example and output
-    dimension, however many draws there are. What reads the draws themselves keeps more, and has to be asked for.
 
     Args:
         noise_variance: ``σ²``, the variance of the observation noise. By default it is what the variance over the draws
@@ -309,12 +299,7 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
         return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
     named = _OF_MEAN | {"nll": of_gaussian(real.gaussian_nll), "crps": of_gaussian(real.gaussian_crps)}
-    available = {
-        "crps_draws": of_draws(fair=False),
-        "crps_fair": of_draws(fair=True),
-        "pinball": pinball,
-        "coverage": coverage,
-    }
+    available = {"crps_draws": of_draws(False), "crps_fair": of_draws(True), "pinball": pinball, "coverage": coverage}
     chosen = _chosen(extra, available)
     if extra and noise_variance:
         lack = f"which lack the noise of noise_variance={noise_variance}"
@@ -343,7 +328,6 @@ def _names(extra: Sequence[str]) -> tuple[str, ...]:
 
 
 def _chosen(extra: tuple[str, ...], available: dict[str, Metric]) -> dict[str, Metric]:
-    unknown = [name for name in extra if name not in available]
-    if unknown:
+    if unknown := [name for name in extra if name not in available]:
         raise ValueError(f"extra holds {unknown[0]!r}, which is not one of {', '.join(available)}")
     return {name: available[name] for name in extra}

@@ -47,8 +47,6 @@ def dropout_gp(
 ) -> Posterior:
     r"""A Gaussian process whose covariance is that of ``T`` dropout passes of the trained network.
 
-    For the process that an infinitely wide network is before training (NNGP) see :func:`gaussian_process`.
-
     .. math:: k(x, x') = \frac1T \sum_t \bigl(f_t(x) - \bar f(x)\bigr) \bigl(f_t(x') - \bar f(x')\bigr)^\top
               = \Phi(x)^\top \Phi(x')
 
@@ -64,7 +62,7 @@ def dropout_gp(
     :math:`r = 0`, the mean stays that of the passes and the covariance alone shrinks around what is labelled.
 
     Conditioning is cheap beside training: with ``retrain_every=5`` four rounds out of five keep the network, and only
-    what was labelled since sharpens the process. The passes of inputs are computed once for all draws.
+    new labels sharpen the process. For the process of an infinitely wide network (NNGP) see :func:`gaussian_process`.
 
     Args:
         model: a network with dropout (or other random layers) and one array as output.
@@ -115,8 +113,7 @@ def dropout_gp(
             return (product(seen, seen.T), product(seen, residual.reshape(-1))), None
 
         (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
-        # Of the covariance (I + products / σ²)⁻¹ the symmetric root: a Cholesky factor would depend on the order of the
-        # passes, and eigenvectors on the machine.
+        # The symmetric root: a Cholesky factor would depend on the order of the passes, eigenvectors on the machine.
         values, (vectors,) = decompose("full", (products[:, None, :, None],))
         shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
@@ -155,14 +152,9 @@ def _residual(targets: Array, outputs: Array) -> tuple[Array, Array]:
     """What was seen beyond the mean, ``[B, …, C]``, and where anything was, up to broadcasting."""
     if jnp.issubdtype(targets.dtype, jnp.integer):
         if outputs.shape[:-1] != targets.shape or outputs.shape[-1] < 2:
-            raise ValueError(
-                f"targets {targets.dtype}{targets.shape} are classes for outputs {(*targets.shape, 'C')}, but these "
-                f"are {outputs.shape}: make real values float32"
-            )
+            need = f"outputs {(*targets.shape, 'C')}, but these are {outputs.shape}: make real values float32"
+            raise ValueError(f"targets {targets.dtype}{targets.shape} are classes for {need}")
         return jnp.zeros_like(outputs), (targets >= 0)[..., None]
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        targets = targets[..., None]
-    if outputs.shape != targets.shape:
-        raise ValueError(f"targets have shape {targets.shape}, but the outputs {outputs.shape}: make them equal")
+    targets = numerics.targets_for("the outputs", outputs, targets)
     known = ~jnp.isnan(targets)
-    return jnp.where(known, targets.astype(outputs.dtype) - outputs, 0.0), known
+    return jnp.where(known, targets - outputs, 0.0), known

@@ -18,6 +18,7 @@ Structure = Literal["full", "kronecker", "diagonal"]
 product = linalg.product
 _MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and an eigendecomposition of some seconds
 _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenvalue: beyond, float32 cannot tell
+_HALVINGS = 30  # to the last digit of a float32
 
 
 class Curvature(NamedTuple):
@@ -41,8 +42,7 @@ def sum_over_labelled(
 ) -> tuple[Any, Any]:
     """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape.
 
-    ``function(batch, counts bool[B])`` returns what is added up and, beside it, what is wanted of the last batch alone.
-    Rows that do not count fill the last batch up.
+    ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     """
     size = min(batch_size, labelled.shape[0])
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0).astype(jnp.int32)
@@ -74,10 +74,8 @@ def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array
         return product(hidden.T, hidden), jnp.sum(hessians, axis=0)
     rows, width = hidden.shape[1], hessians.shape[1]
     if rows * width > _MOST_PARAMETERS:
-        raise ValueError(
-            f'structure="full" would keep a matrix of {rows * width} rows for {rows} × {width} weights, more than '
-            f'{_MOST_PARAMETERS}: use structure="kronecker"'
-        )
+        most = f'{rows} × {width} weights, more than {_MOST_PARAMETERS}: use structure="kronecker"'
+        raise ValueError(f'structure="full" would keep a matrix of {rows * width} rows for {most}')
     # One matrix product over h ⊗ Λ or h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be larger than both.
     if rows > width**2:
         weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
@@ -161,7 +159,9 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
         return gamma - alpha * beta * square_norm if precision is None else gamma - (num_labels - beta * error)
 
     largest, known = jnp.max(eigenvalues), num_labels > 0
-    alpha = _decreasing_root(slope, jnp.where(largest > 0, largest, 1.0))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    ends = jnp.full_like(scale, -_RANGE), jnp.full_like(scale, _RANGE)
+    alpha = scale * jnp.exp(numerics.bisect(lambda log: ~(slope(scale * jnp.exp(log)) > 0), ends, _HALVINGS))
     # Without a label there is no equation, whatever the bisection returns: unit noise, and the prior of the weights.
     beta = beta_at(alpha) if noise_precision is not None else jnp.where(known, beta_at(alpha), 1.0)
     if precision is not None:
@@ -172,16 +172,3 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
 def complexity(eigenvalues: Array, precision: Array, square_norm: Array) -> Array:
     r""":math:`\tfrac12 \bigl(\tau \|\theta\|^2 + \log\det(H + \tau) - P \log\tau\bigr)`, subtracted from the fit."""
     return 0.5 * (precision * square_norm + jnp.sum(jnp.log1p(eigenvalues / precision)))
-
-
-def _decreasing_root(function: Callable[[Array], Array], scale: Array) -> Array:
-    """Bisection of the logarithm, to the last digit of a float32."""
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = 0.5 * (low + high)
-        above = function(scale * jnp.exp(middle)) > 0
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.full_like(scale, -_RANGE), jnp.full_like(scale, _RANGE)))
-    return scale * jnp.exp(0.5 * (low + high))

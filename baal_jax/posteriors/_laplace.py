@@ -64,9 +64,8 @@ def laplace(
 
     with the features :math:`h` that the last layer reads and the Hessian :math:`\Lambda` of the negative log-likelihood
     in the outputs: :math:`\operatorname{diag}(p) - p p^\top` for integer targets, :math:`I / \sigma^2` for others. The
-    outputs of a draw are linear in its deviation, :math:`f(x) + h^\top \Delta W`, which is exact where nothing but a
-    bias follows the last layer; what else does (a temperature, a mean over positions) is linearised. The network before
-    the last layer is computed once for all draws. The layer is the one of :func:`baal_jax.features.last_hidden`.
+    outputs of a draw are linear in its deviation, :math:`f(x) + h^\top \Delta W`; what follows the last layer but a
+    bias (a temperature, a mean over positions) is linearised. It is that of :func:`baal_jax.features.last_hidden`.
 
     By default the prior is that under which the trained weights of the last layer are likeliest,
     :math:`\tau = P / \|W_*\|^2` for ``P`` of them. With ``"evidence"`` it maximises the marginal likelihood, as does
@@ -202,9 +201,8 @@ def probit(mean: Array, covariance: Array) -> Array:
               \Bigl( \sum_k \exp\bigl(-\kappa_{ck} (\bar f_c - \bar f_k)\bigr) \Bigr)^{-1}, \qquad
               \kappa_{ck} = 1 / \sqrt{1 + \tfrac\pi8 \operatorname{Var}(f_c - f_k)}
 
-    The logistic function is nearly the distribution function of a Gaussian, whose mean under another one is known: with
-    two classes this is MacKay's formula, and more are made of their pairs, which is rougher the more there are: draw
-    where that matters. As in a softmax only differences of logits count.
+    With two classes this is MacKay's formula, and more are made of their pairs, which is rougher the more there are:
+    draw where that matters. As in a softmax only differences of logits count.
 
     Args:
         mean: ``[N, …, C]`` mean logits.
@@ -255,10 +253,8 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
     """Error (minus log-likelihood, or squares), its Hessian ``[C, C]`` and how many numbers are known."""
     if jnp.issubdtype(target.dtype, jnp.integer):
         if target.shape or outputs.shape[0] < 2:
-            raise ValueError(
-                f"integer targets of shape {target.shape} an example do not fit {outputs.shape[0]} outputs: pass one "
-                "class an example, and the two logits of heuristics.binary_logits for a single one"
-            )
+            cure = "pass one class an example, and the two logits of heuristics.binary_logits for a single output"
+            raise ValueError(f"integer targets {target.shape} do not fit {outputs.shape[0]} outputs: {cure}")
         known = counts & (target >= 0)
         log_p = numerics.log_probs(outputs)
         p = jnp.exp(log_p)
@@ -266,9 +262,7 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
         return jnp.where(known, -log_p[jnp.maximum(target, 0)], 0.0), hessian, known.astype(p.dtype)
     target = numerics.as_float(target).reshape(-1)
     if target.shape != outputs.shape:
-        raise ValueError(
-            f"{target.shape[0]} target values an example do not fit {outputs.shape[0]} outputs: make one for each"
-        )
+        raise ValueError(f"{target.shape[0]} target values do not fit {outputs.shape[0]} outputs: make one for each")
     known = counts & ~jnp.isnan(target)
     error = jnp.where(known, target, 0.0) - jnp.where(known, outputs, 0.0)
     return jnp.sum(error**2), jnp.diag(known.astype(outputs.dtype)), jnp.sum(known.astype(outputs.dtype))

@@ -1,9 +1,8 @@
 r"""Flax linen layers with Gaussian weights, for networks that are Bayesian layer by layer.
 
 :class:`BayesianDense` and :class:`BayesianConv` are ``nn.Dense`` and ``nn.Conv`` with a mean and a standard deviation
-for every weight. In training, noise that differs between the examples of a batch makes gradients far less noisy than
-one set of weights for all of them would; without randomness a layer is the stock one at its means. Fit and sample such
-a network with :func:`~baal_jax.posteriors.bayesian_layers`, whose draws are weights, so one draw is one function.
+for every weight, and noise that differs between the examples of a batch; without randomness the stock layer at its
+means. Fit and sample such a network with :func:`~baal_jax.posteriors.bayesian_layers`, whose draws are weights.
 Networks that are not to be edited go through :func:`~baal_jax.posteriors.bayes_by_backprop`.
 """
 

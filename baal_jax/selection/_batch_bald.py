@@ -24,12 +24,10 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
               - \mathbb E_s\, H[p_s(y_t)] \Bigr)
 
     The conditional entropy is an average over the label configurations of the picks before. While there are at most
-    ``num_configurations`` of them, all are enumerated and the value is exact for the ``S`` draws; information being
-    submodular, only examples whose gain in an earlier step is large enough are evaluated again (lazy greedy, with the
-    same picks). Beyond that the configurations are a stratified sample from their distribution, the same for every
-    example. With many configurations, groups of them bound the gains from above (entropy is concave), and only examples
-    whose bound reaches the best gain are evaluated, in either regime and with the same picks. The pool is worked
-    through in blocks: besides the probabilities ``[N, S, C]``, memory does not grow with ``N``.
+    ``num_configurations`` of them, all are enumerated and the value is exact for the ``S`` draws; beyond that they are
+    a stratified sample, the same for every example. Only examples whose gain can be the largest are evaluated (lazy
+    greedy, information being submodular; and bounds from groups of configurations), which changes no pick. Besides the
+    probabilities ``[N, S, C]``, memory does not grow with ``N``.
 
     ``S`` draws hold at most ``log S`` nats, which ``log S / BALD`` picks use up, then noise: take many for many picks.
 
@@ -60,10 +58,8 @@ def batch_bald(num_configurations: int = 10_000) -> Acquisition:
     def summarise(predictions: Predictions) -> Array:
         checks.classes("logits", predictions.logits)
         if predictions.logits.ndim != 3:
-            raise ValueError(
-                f"logits have shape {predictions.logits.shape}, but BatchBALD needs one prediction an example, "
-                "[S, N, C]: rank maps with heuristics.reduce_spatial and selection.power"
-            )
+            need = "one an example, [S, N, C]: rank maps with heuristics.reduce_spatial and selection.power"
+            raise ValueError(f"logits have shape {predictions.logits.shape}, but BatchBALD needs {need}")
         return jnp.moveaxis(numerics.log_probs(predictions.logits), 0, 1)
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
@@ -154,10 +150,9 @@ def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
 
 
 def _coarse(joint: _Joint, num_groups: int) -> _Joint:
-    """Groups of similar configurations, each with its mean posterior.
+    """Groups of configurations that point to the same draw, and as clearly, each with its mean posterior.
 
-    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above. Configurations
-    that point to the same draw, and as clearly, are grouped.
+    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above.
     """
     num, num_draws = joint.log_weights.shape
     order = jnp.lexsort((jnp.max(joint.log_weights, axis=1), jnp.argmax(joint.log_weights, axis=1)))

@@ -63,9 +63,8 @@ def cluster_margin(
         there, ids = candidates >= 0, jnp.maximum(candidates, 0)
         if given is not None:
             if given.shape != scores.shape:
-                raise ValueError(
-                    f"clusters has {given.shape[0]} ids for {scores.shape[0]} examples: pass all, with max_sample=None"
-                )
+                cure = "pass all, with max_sample=None"
+                raise ValueError(f"clusters has {given.shape[0]} ids for {scores.shape[0]} examples: {cure}")
             num_groups, groups = num_given, given[ids]
         else:
             key, key_clusters = jax.random.split(key)

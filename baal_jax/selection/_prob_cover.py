@@ -17,14 +17,12 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
     .. math:: \arg\max_x\; \bigl|B_\delta(x) \setminus \textstyle\bigcup_{c \in L \cup P} B_\delta(c)\bigr|,
         \qquad B_\delta(x) = \{x' : \lVert \phi(x) - \phi(x') \rVert \le \delta\}
 
-    What is labelled or available is to be covered. Of examples that cover as many, the one farthest from what is
-    labelled or picked comes first (without any, the one nearest to the mean), then the lowest id. When everything is
-    covered, the same rule goes on alone: farthest first.
+    What is labelled or available is to be covered. Of equals, and when all is covered, the one farthest from what is
+    labelled or picked comes first (without any, the one nearest to the mean), then the lowest id.
 
     Without a radius it is the largest at which a share of at least ``purity`` of all balls holds one class of k-means,
     whose seeds are all that is random. Features are used as they are; the paper's are self-supervised, of length 1.
-
-    Memory is ``64 N`` numbers at a time, not the graph of neighbours, whose columns are computed twice at most.
+    Memory is ``64 N`` numbers at a time, not the graph of neighbours.
 
     Args:
         radius: ``δ``, in units of the features; None to estimate it each time.

@@ -50,8 +50,7 @@ def softmax(score_fn: ScoreFn = bald, coldness: float = 1.0) -> Acquisition:
 
     .. math:: p_i \propto \exp(\beta s_i)
 
-    It depends on the scale of the scores: BALD is often below 0.1 nats, where a coldness of 1 picks nearly at random.
-    Take one over the spread of the scores, or :func:`power`.
+    Take one over the spread of the scores as coldness: BALD is often below 0.1 nats, where 1 picks nearly at random.
 
     Args:
         score_fn: ``logits -> scores [N]``.

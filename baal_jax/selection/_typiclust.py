@@ -17,15 +17,11 @@ def typiclust(
 ) -> Acquisition:
     r"""The most typical examples of the clusters with the fewest labels: for small budgets and cold starts.
 
-    .. math::
-
-        \mathrm{typicality}(x) = \Bigl(\tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert \phi(x) - \phi(x') \rVert
-        \Bigr)^{-1}
+    .. math:: \mathrm{typicality}(x)^{-1} = \tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert \phi(x) - \phi(x') \rVert
 
     What is labelled or available is clustered by k-means into as many clusters as there will be labels, and each pick
     is the most typical available example of the cluster with the fewest labels and picks; of these clusters the
     largest. Neighbours are ``K`` members of the same cluster, or all. Clusters of fewer than 5 wait for all others.
-
     Features are used as they are; the paper's are self-supervised and have length 1.
 
     Args:

@@ -29,13 +29,9 @@ def environment() -> dict[str, str]:
     """
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     device = jax.devices()[0]
-    return {
-        "baal_jax": __version__,
-        **versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
-    }
+    machine = {"python": platform.python_version(), "platform": platform.platform()}
+    machine["device"] = f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores"
+    return {"baal_jax": __version__, **versions, **machine}
 
 
 class Folder:
@@ -64,12 +60,9 @@ class Folder:
 
     def require_same_program(self, strategy: str, program: str) -> None:
         """Refuses to go on with another program than the one that made the cells which are there."""
-        other = [cell for cell in self.cells.get(strategy, []) if cell.program != program]
-        if other:
+        if other := [cell for cell in self.cells.get(strategy, []) if cell.program != program]:
             cells = f"made its {len(other)} cells in {str(self.path)!r}"
-            why = (
-                "the loop, the data's shapes, the number of devices or the versions (old ones: study.json) have changed"
-            )
+            why = "the loop, the data's shapes, the number of devices or the versions (in study.json) have changed"
             cure = f"Give it another name, use another folder, or delete cells/{results.slug(strategy)}-*.npz"
             raise ValueError(f"loops[{strategy!r}] is another program than the one that {cells}: {why}. {cure}")
 
@@ -111,8 +104,7 @@ def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
 
 def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str, chunk: int) -> Cell:
     """What a call computed of ``int[n]`` seeds, on the host; in ``initial`` and ``infos`` more rows are padding."""
-    on_host: tuple[Any, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
-    infos, initial = on_host
+    infos, initial = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
     numbers, arrays = {}, {}
     for name, value in (infos.metrics or {}).items():
         (numbers if value.ndim == 2 else arrays)[name] = value
@@ -137,10 +129,7 @@ def digest(tree: Any) -> str:
 
 
 def save_pictures(folder: Folder, inputs: Any, targets: Any, most: int = 1000) -> Pictures:
-    """What the first seed of every strategy asked for, as bytes that a page can show; ``most``, earlier rounds first.
-
-    ``inputs`` are ``[N, H, W, 1 or 3]``: bytes as they are, other numbers stretched to what a byte holds.
-    """
+    """What the first seeds of strategies asked for, of ``inputs [N, H, W, 1 or 3]``; ``most``, earlier rounds first."""
     firsts = [results.merge(cells) for cells in folder.cells.values()]
     rounds = max((runs.indices.shape[1] for runs in firsts), default=0)
     order = [runs.initial[0] for runs in firsts[:1]]

@@ -48,8 +48,8 @@ class Program(NamedTuple):
 def use_all_cores(num_cores: int | None = None) -> int:
     """Makes every core of this machine a device of its own, so that as many seeds run at the same time.
 
-    Without it XLA shares its cores among the operations of one run, and small ones leave most of them idle. It has no
-    effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is. Call it at the top of a script.
+    XLA shares its cores among the operations of one run, and small ones leave most of them idle. Call it at the top of
+    a script. It has no effect on a GPU or a TPU, nor where ``XLA_FLAGS`` says how many devices a CPU is.
 
     Args:
         num_cores: how many; all by default.
@@ -73,10 +73,7 @@ def use_all_cores(num_cores: int | None = None) -> int:
 
 
 def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program:
-    """The program of a strategy, not compiled yet.
-
-    A call runs ``chunk`` seeds, rounded up to a multiple of the devices; one where the pool is a source on the host.
-    """
+    """A strategy, not compiled yet: of ``chunk`` seeds, rounded up to a multiple of the devices; of one on the host."""
     if sources.is_source(data.train.inputs) or checks.debugs_nans():
         return _on_host(loop, rounds, data)
     devices = jax.devices()
@@ -118,10 +115,8 @@ def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
         one = _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
 
-    shapes = shapes_of_dataset(data.train)[0]
-    whole = jax.jit(lambda *given: _one_seed(loop, rounds, *given)).lower(
-        jnp.zeros((), jnp.int32), data._replace(train=shapes)
-    )
+    shapes = jnp.zeros((), jnp.int32), data._replace(train=shapes_of_dataset(data.train)[0])
+    whole = jax.jit(lambda *given: _one_seed(loop, rounds, *given)).lower(*shapes)
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
 

@@ -24,13 +24,8 @@ _MARKERS = (
     ("o", "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0 -3.6 0Z"),
     ("p", "M0 -4.4L4.2 -1.4L2.6 3.6H-2.6L-4.2 -1.4Z"),
 )
-_LABELS = {
-    "nll": "NLL (nats)",
-    "ece": "expected calibration error",
-    "brier": "Brier score",
-    "miou": "mean IoU",
-    **{name: name.upper() for name in ("rmse", "mae", "crps", "auroc")},
-}
+_LABELS = {"nll": "NLL (nats)", "ece": "expected calibration error", "brier": "Brier score", "miou": "mean IoU"}
+_LABELS |= {name: name.upper() for name in ("rmse", "mae", "crps", "auroc")}
 
 
 class Curves(NamedTuple):
@@ -120,8 +115,7 @@ def plot_learning_curves(
     """
     ax, styles, means = _axes(ax, 5, 3.5), styles or styles_of(curves), []
     for name, (labels, metrics) in curves.items():
-        x, mean, low, high = statistics.mean_curve(labels, metrics[metric])
-        look = styles[name]
+        (x, mean, low, high), look = statistics.mean_curve(labels, metrics[metric]), styles[name]
         # Matplotlib's dashes are in units of the line's width.
         dashes = "-" if look.dashes == "none" else (0, [int(part) / 2 for part in look.dashes.split()])
         ax.plot(x, mean, color=look.colour, label=name, linestyle=dashes, marker=look.marker, markersize=3)
@@ -158,8 +152,7 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles 
     """Reliability diagram: accuracy against confidence, which are equal where a classifier is calibrated.
 
     Args:
-        bins: name → :class:`~baal_jax.metrics.Reliability`, or anything with its three arrays, averaged over seeds if
-            they have a leading axis.
+        bins: name → :class:`~baal_jax.metrics.Reliability`, or its three arrays; a leading axis of seeds is averaged.
         ax: as in :func:`plot_learning_curves`.
         styles: likewise.
 

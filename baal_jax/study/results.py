@@ -7,9 +7,8 @@ results.csv              all of it as one tidy table: a line for every strategy,
 pictures.npz             inputs of what was queried, where the data are images
 ```
 
-The cells hold everything; the table is made of them and is the same, byte for byte, however often a study was stopped.
-All but the table carry a checksum: what is damaged or belongs to another study is refused by name. Delete cells or
-pictures, and the study's call makes them anew.
+The cells hold everything, and the table is made of them, the same however often a study was stopped. All but the table
+carry a checksum: what is damaged or of another study is refused by name. What is deleted the study's call makes anew.
 """
 
 import csv
@@ -97,9 +96,8 @@ class Results(NamedTuple):
     """Results of a study.
 
     Attributes:
-        description: the content of ``study.json``; ``description["strategies"]`` has the names in order,
-            ``description["baseline"]`` the one that others are compared with, ``description["class_names"]`` the names
-            of the classes or None, ``description["metric"]`` the metric that matters most.
+        description: the content of ``study.json``, among it ``"strategies"`` in order, ``"baseline"``, the one that
+            others are compared with, ``"class_names"`` or None, and ``"metric"``, the one that matters most.
         runs: name → :class:`Runs`, in the order of ``description["strategies"]``; only what is there.
         pictures: :class:`Pictures`, or None.
     """

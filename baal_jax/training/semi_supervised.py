@@ -6,8 +6,7 @@ under different dropout masks and different augmentations, and what differs is a
 
 .. math:: \frac{1}{B} \sum_{i=1}^{B} \ell(f(x_i), y_i) + w(t) \, \frac{1}{U} \sum_{j=1}^{U} d(f(u_j), f(\tilde u_j))
 
-The inputs :math:`u` are read from shuffled passes over *all* examples of the data set, as in both papers below: the
-labelled ones are among them, without their targets.
+The inputs :math:`u` are read from shuffled passes over *all* examples, labelled ones too, as in both papers below.
 """
 
 from collections.abc import Callable
@@ -28,11 +27,9 @@ class Consistency(NamedTuple):
     Attributes:
         loss: ``(first [U, …, C], second [U, …, C]) -> [U]`` or ``[U, …]``, of the outputs for the two views. Stop
             gradients here, if one view is to be the teacher of the other.
-        weight: ``steps int32[] -> float32[]``, by the number of updates since the weights were initialised; any optax
-            schedule fits.
+        weight: ``steps int32[] -> float32[]``, by updates since the weights were initialised; any optax schedule.
         first: ``(key, batch) -> batch`` makes the first view, from a :class:`~baal_jax.Dataset` whose targets are
-            None; None is the trainer's own ``augment``. This view shares a pass through the network with the labelled
-            batch, and so both make the batch statistics.
+            None; None is the trainer's ``augment``. This view and the labelled batch make the batch statistics.
         second: the same for the second view, which has a pass of its own and leaves no trace in batch statistics.
     """
 
@@ -63,8 +60,7 @@ def probability_difference(first: Array, second: Array) -> Array:
         [0.25]
     """
     _require_classes(first, second, "pass distance=semi_supervised.squared_difference for regression")
-    difference = jnp.exp(numerics.log_probs(first)) - jnp.exp(numerics.log_probs(second))
-    return jnp.mean(difference**2, axis=-1)
+    return squared_difference(jnp.exp(numerics.log_probs(first)), jnp.exp(numerics.log_probs(second)))
 
 
 def squared_difference(first: Array, second: Array) -> Array:
@@ -130,11 +126,10 @@ def pi_model(
 
     .. math:: w(t) \, \frac{1}{U} \sum_j \frac{1}{C} \lVert p(u_j) - \tilde p(\tilde u_j) \rVert^2
 
-    Gradients go through both passes, as in the authors' code. The paper takes the mean of both terms over one batch, of
-    which about :math:`M / N` have a label, and gives the consistency the weight :math:`w_\max M / N`; here the
-    cross-entropy is a mean over labelled examples alone, so the same balance is the weight :math:`w_\max` itself,
-    however many labels there are. The paper raises the learning rate along the same ramp: pass such a schedule to the
-    optimizer.
+    Gradients go through both passes, as in the authors' code. The paper's weight :math:`w_\max M / N` is for the mean
+    over a batch of which about :math:`M / N` have a label; here the cross-entropy is a mean over labelled examples
+    alone, so the same balance is :math:`w_\max` itself. The paper raises the learning rate along the same ramp: pass
+    such a schedule to the optimizer.
 
     Args:
         ramp_up: steps over which the weight grows, see :func:`gaussian_ramp`; the paper takes the first 80 of 300
@@ -148,8 +143,7 @@ def pi_model(
         A :class:`Consistency`.
 
     Raises:
-        ValueError: ``weight`` or ``ramp_up`` is negative or not finite. From the fit: neither dropout nor augmentation
-            makes the passes differ.
+        ValueError: ``weight`` or ``ramp_up`` is negative or not finite. From the fit: nothing makes the passes differ.
 
     References:
         Laine and Aila, `Temporal ensembling for semi-supervised learning <https://arxiv.org/abs/1610.02242>`_, 2017.
@@ -188,8 +182,7 @@ def fix_match(
     Args:
         strong: ``(key, batch) -> batch``; targets are None in that batch.
         weak: the same for the pseudo-label; by default the trainer's ``augment``.
-        weight: :math:`w`, constant. The paper reads 7 unlabelled inputs for each labelled one: the trainer's
-            ``unlabelled_batch_size``.
+        weight: :math:`w`, constant, of 7 unlabelled inputs a labelled one in the paper (``unlabelled_batch_size``).
         threshold: :math:`\tau`, a probability.
 
     Returns:
@@ -229,9 +222,7 @@ def fix_match(
 def _require_classes(first: Any, second: Any, cure: str) -> None:
     for name, logits in (("first", first), ("second", second)):
         if getattr(logits, "ndim", 0) < 2:
-            raise ValueError(
-                f"the {name} outputs are no array [U, …, C] but {jax.tree.map(jnp.shape, logits)}: "
-                "write a loss of these outputs, with consistency._replace(loss=…)"
-            )
+            need = "write a loss of these outputs, with consistency._replace(loss=…)"
+            raise ValueError(f"the {name} outputs are no array [U, …, C] but {jax.tree.map(jnp.shape, logits)}: {need}")
         if logits.shape[-1] < 2:
             raise ValueError(f"the {name} outputs have shape {logits.shape} with a single class: {cure}")

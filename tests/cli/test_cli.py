@@ -172,7 +172,7 @@ WRONG = [
     (["--model", "no.such:thing"], "cannot be imported"),
     (["--model", f"{HERE}:thing"], "cannot be imported"),
     (["--model", "builtins:int"], "made int: return a linen module"),
-    (["--model", "cnn"], "model='cnn' needs images [H, W, C], but an example has shape (4,)"),
+    (["--model", "cnn"], "model='cnn' needs images [H, W, C], but inputs are (4,)"),
     (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 was not found. Tried:"),
     (["--data", "nowhere.npz"], "data='nowhere.npz' is neither digits, cifar10 nor a file"),
 ]

@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused():
         (lambda: joint(logits, classes, GROUPS, noise=1.0), r"noise=1\.0 belongs to regression"),
         (lambda: joint(logits[..., :1], classes, GROUPS), "single class"),
         (lambda: joint(logits, vectors, GROUPS, noise=-1.0), r"noise=-1\.0 must be"),
-        (lambda: joint(logits[..., :2], vectors[:, 0], GROUPS), "is needed for these outputs"),
+        (lambda: joint(logits[..., :2], vectors[:, 0], GROUPS), "make them equal"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_refused(key):
         (lambda: transforms.predictive(float("nan")), "noise=nan"),
         (lambda: transforms.sketch(0), "size=0"),
         (lambda: selection.batch_bald_gaussian(noise=0.0), "noise=0.0"),
-        (select(center, ones((3, 2, 2))), rf"{one_row}, \[N, D\], is needed here"),
+        (select(center, ones((3, 2, 2))), rf"{one_row}, \[N, D\]: bait alone reads several"),
         (select(center, ones((3, 2, 2, 2))), "flatten what comes after the examples"),
         (select(center, ones((3, 2)), ones(4, bool)), r"labelled has shape \(4,\), but available \(3,\)"),
         (select(center, ones((4, 2))), "features of 4 examples for 3: one row each is needed"),

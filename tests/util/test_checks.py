@@ -62,7 +62,7 @@ def test_outputs_of_draws_and_classes():
     for check in (checks.draws, checks.classes):
         check("logits", good)
         for outputs, name, message in (
-            ({"a": good}, "logits", "logits is a dict of outputs: score several outputs with heuristics.combine"),
+            ({"a": good}, "logits", "logits is a dict of outputs: score several with heuristics.combine"),
             ((good,), "logits", "logits is a tuple of outputs"),
             (None, "logits", "there is no fit to predict with"),
             (None, "target_logits", "pass the inputs that matter as target_inputs"),

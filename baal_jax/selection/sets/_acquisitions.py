@@ -21,13 +21,10 @@ def grid(
     *,
     reads_labelled: bool = True,
 ) -> Acquisition:
-    r"""A set acquisition from its three parts.
-
-    A map makes features of predictions, transforms make others of them (a sketch), and a selector picks a set.
+    r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
 
     Args:
-        features: ``Predictions -> [B, D]``, or a tuple of arrays whose inner products multiply; from
-            :mod:`~baal_jax.selection.sets.feature_maps` or your own.
+        features: ``Predictions -> [B, D]``, or factors whose inner products multiply; ``feature_maps`` or your own.
         transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
         reads_labelled: whether a part reads what is labelled; if none does, False allows ``max_sample`` in the loop.
@@ -217,11 +214,9 @@ def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = featur
         <https://arxiv.org/abs/1906.03671>`_, 2020.
     """
     selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
-    names: dict[FeatureMap, tuple[str, ...]] = {
-        feature_maps.badge: ("classification",),
-        feature_maps.badge_multi_label: ("multi_label",),
-    }
-    return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=names.get(features))
+    tasks: dict[FeatureMap, tuple[str, ...]] = {feature_maps.badge: ("classification",)}
+    tasks[feature_maps.badge_multi_label] = ("multi_label",)
+    return grid(features, transforms, selector, reads_labelled=bool(transforms))._replace(tasks=tasks.get(features))
 
 
 def batch_bald_gaussian(
@@ -233,7 +228,7 @@ def batch_bald_gaussian(
 
     With the covariance of Monte-Carlo draws as kernel this is for regression with one output what BatchBALD is for
     classification; for features of a network it is the Bayesian linear model on them. Covariances of several outputs
-    are added up, as if one label were of their sum: a stand-in, not the information of a vector.
+    are added up, as if one label were of their sum: a stand-in. Papers: those of :func:`batch_bald` and :func:`grid`.
 
     Args:
         features: ``feature_maps.draws`` for regression, ``feature_maps.probability_draws`` (the default) for
@@ -243,9 +238,6 @@ def batch_bald_gaussian(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
-
-    References:
-        Those of :func:`batch_bald` and :func:`grid`.
     """
     noise = checks.positive_float("noise", noise)
     determinant = selectors.max_det(noise, use_labelled=use_labelled)

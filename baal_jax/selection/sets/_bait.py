@@ -62,7 +62,8 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
             rows = features.factors[0]
         else:
             rows = dense(features, "selectors.bait")[:, None]
-        fisher = _gram(rows, available | labelled)
+        counted = jnp.where((available | labelled)[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
+        fisher = linalg.product(counted.T, counted)
         rows = rows / noise  # observations of unit noise from here on
         known = jnp.repeat(labelled & use_labelled, rows.shape[1])
         root = posterior_root(rows.reshape(-1, rows.shape[-1]), known)
@@ -166,7 +167,8 @@ def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, si
     ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
     """
     wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
-    inverse = _inverse_small(_plus_one(sign * jnp.matmul(label, wide, precision="highest")))
+    matrix = _plus_one(sign * linalg.product(label, wide))
+    inverse = 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)
     spread = jnp.matmul(fisher, wide, precision="highest")
     both = jnp.concatenate([wide, jnp.matmul(state.covariance, spread, precision="highest")], axis=1)
     num, rank, size = rows.shape
@@ -183,12 +185,6 @@ def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, si
     return _Posterior(state.covariance - sign * update, state.variances - sign * shrunk, spreads, state.level)
 
 
-def _gram(rows: Array, counted: Array) -> Array:
-    """``Σ Vᵀ V`` over the rows that count, ``[D, D]``."""
-    flat = jnp.where(counted[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
-    return jnp.matmul(flat.T, flat, precision="highest")
-
-
 def _traces(outer: Array, inner: Array) -> Array:
     """``tr(outer⁻¹ inner)`` of symmetric matrices ``[N, r, r]``."""
     if outer.shape[-1] == 1:
@@ -198,9 +194,4 @@ def _traces(outer: Array, inner: Array) -> Array:
 
 def _plus_one(matrices: Array) -> Array:
     """``I + matrices``."""
-    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-    return matrices + jnp.broadcast_to(identity, matrices.shape)
-
-
-def _inverse_small(matrix: Array) -> Array:
-    return 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)
+    return matrices + jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)

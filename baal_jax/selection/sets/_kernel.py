@@ -36,9 +36,8 @@ Selector = Callable[[Array, Features, Array, int, Array], tuple[Array, Array]]
 def dense(features: Features, who: str) -> Array:
     """The only factor, ``[N, D]``."""
     if len(features.factors) != 1:
-        raise ValueError(
-            f"{who} needs plain features [N, D], not {len(features.factors)} factors: put transforms.sketch before it"
-        )
+        cure = "put transforms.sketch before it"
+        raise ValueError(f"{who} needs plain features [N, D], not {len(features.factors)} factors: {cure}")
     if features.factors[0].ndim != 2:
         raise ValueError(f"{who} needs one row an example, [N, D], but features are {features.factors[0].shape}")
     return features.factors[0]
@@ -49,7 +48,7 @@ def diagonal(features: Features) -> Array:
     for factor in features.factors:
         if factor.ndim != 2:
             raise ValueError(
-                f"features of shape {factor.shape}, but one row an example, [N, D], is needed here: bait reads several"
+                f"features of shape {factor.shape}, not one row an example, [N, D]: bait alone reads several"
             )
     return trace(features)
 

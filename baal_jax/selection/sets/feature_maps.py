@@ -37,8 +37,7 @@ def draws(predictions: Predictions) -> Array:
     .. math:: k(x, x') = \tfrac1{S-1} \sum_s \sum_c (f_{sc}(x) - \bar f_c(x)) (f_{sc}(x') - \bar f_c(x'))
 
     Args:
-        predictions: with ``logits [S, B, C]``, all of them means: of a network that gives log-variances too, hand over
-            ``predictions._replace(logits=predictions.logits[..., :C])``.
+        predictions: with ``logits [S, B, C]``, all of them means: of means and log-variances, pass ``logits[..., :C]``.
 
     Returns:
         ``[B, S·C]``.

@@ -118,10 +118,7 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
         use_labelled: whether labelled examples are centres.
 
     Returns:
-        A selector; scores are distances, as in :func:`k_center`.
-
-    References:
-        That of :func:`~baal_jax.selection.grid`.
+        A selector; scores are distances, as in :func:`k_center`. The paper is that of :func:`~baal_jax.selection.grid`.
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:

@@ -87,7 +87,6 @@ def posterior(noise: float = 1.0) -> Transform:
     .. math:: k(x, x' \mid L) = \phi(x)^\top A^{-1} \phi(x'), \qquad
               A = I + \sigma^{-2} \sum_{i \in L} \phi_i \phi_i^\top
 
-    Features become ``R⁻ᵀ φ`` with ``A = RᵀR``.
 
     Args:
         noise: ``σ``, the standard deviation of observation noise.

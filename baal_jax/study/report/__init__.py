@@ -1,8 +1,7 @@
 """Report of a study: one HTML page to look at and to send around, and the same figures for papers.
 
-The page is one file. It loads nothing from anywhere, is read in light and dark, on a telephone and on paper, and shows
-learning curves with bands that can be switched, the statistics, what was queried round by round, uncertainty,
-calibration, and the exact configuration. What a study does not have is said, not hidden.
+The page loads nothing from anywhere and shows learning curves with bands that can be switched, the statistics, what was
+queried round by round, uncertainty, calibration, and the exact configuration. What a study does not have is said.
 
 Besides the fields that :mod:`baal_jax.study.results` names, two are shown where a study has them:
 ``diagnostics["query_targets"]`` ``[n, R, Q]``, the targets of what was queried, and

@@ -77,10 +77,9 @@ def targets(results: Results) -> dict[int, Any]:
 
 def queried_by_class(results: Results) -> tuple[dict[str, np.ndarray], float]:
     """Queries of each class ``[seeds, C]`` by strategy, and the share of queries whose class is known."""
-    names, known = class_names(results), targets(results)
+    names, known, counts = class_names(results), targets(results), {}
     if names is None or not known:
         return {}, 0.0
-    counts = {}
     class_of = np.full(1 + max([*known, *(int(runs.indices.max(initial=-1)) for runs in results.runs.values())]), -1)
     for index, target in known.items():
         if target == target and 0 <= int(target) < len(names):
@@ -101,8 +100,7 @@ def seeds_of(results: Results) -> list[int]:
 def notices(results: Results) -> list[str]:
     """What is missing or ended early, in sentences."""
     sentences = []
-    absent = [name for name in results.description["strategies"] if name not in results.runs]
-    if absent:
+    if absent := [name for name in results.description["strategies"] if name not in results.runs]:
         sentences.append(f"The study is unfinished: nothing is there of {', '.join(absent)}.")
     wanted = seeds_of(results)
     lacking: dict[tuple[int, ...], list[str]] = {}
@@ -118,12 +116,10 @@ def notices(results: Results) -> list[str]:
         if ended.size:
             last = runs.num_labelled[ended].max(axis=1)
             labels = f"{last.min()}" if last.min() == last.max() else f"{last.min()} to {last.max()}"
-            count = f"{ended.size} of {len(runs.seeds)}"
-            sentences.append(f"{name}: {count} runs stopped early, at {labels} labels.")
+            sentences.append(f"{name}: {ended.size} of {len(runs.seeds)} runs stopped early, at {labels} labels.")
             sentences[-1] += " Its later means are of the runs that went on."
         for metric, values in runs.metrics.items():
-            bad = int((~np.isfinite(values) & ~runs.stopped).sum())
-            if bad:
+            if bad := int((~np.isfinite(values) & ~runs.stopped).sum()):
                 sentences.append(f"{name}: {metric} is non-finite in {bad} rounds.")
     return sentences
 
@@ -139,10 +135,9 @@ def queries(results: Results) -> dict[str, Any]:
         left_out.append(f"Queries of the first {num_seeds} seeds are listed; the folder of the study has all.")
     if cut < size:
         left_out.append(f"Of each round, the first {cut} of {size} queries are listed.")
-    listed = {
-        name: [_queries_of(runs, i, cut) for i in range(min(num_seeds, len(runs.seeds)))]
-        for name, runs in results.runs.items()
-    }
+    listed = {}
+    for name, runs in results.runs.items():
+        listed[name] = [_queries_of(runs, i, cut) for i in range(len(runs.seeds))[:num_seeds]]
     shown = {index for runs in listed.values() for run in runs for ids in run["ids"] for index in ids}
     names, known = class_names(results), targets(results)
     labels = {i: target_label(known[i], names) for i in sorted(shown) if i in known}
@@ -156,7 +151,8 @@ def page_data(results: Results) -> dict[str, Any]:
     count = sum(runs.num_labelled.size * len(runs.metrics) for runs in all_runs)
     seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
-    pool = results.description.get("class_counts")
+    by_class = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
+    pool = results.description.get("class_counts") or None
     return {
         "strategies": [
             # The colour is a variable of the style sheet, light or dark.
@@ -173,11 +169,7 @@ def page_data(results: Results) -> dict[str, Any]:
             bins and {name: _plain(part, 4) for name, part in bins._asdict().items()}
             for bins in map(reliability, all_runs)
         ],
-        "queried": {
-            "shares": [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()],
-            "known": known,
-            "pool": _plain(np.divide(pool, np.sum(pool)), 4) if pool else None,
-        }
+        "queried": {"shares": by_class, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
         if queried
         else None,
         "queries": queries(results),
@@ -254,14 +246,8 @@ def _thumbnails(results: Results, listed: dict[str, Any], left_out: list[str]) -
     if results.pictures is None:
         return None
     places = {int(index): i for i, index in enumerate(results.pictures.ids)}
-    order = (
-        ((i, q), index)
-        for runs in listed.values()
-        for i, run in enumerate(runs)
-        for ids in run["ids"]
-        for q, index in enumerate(ids)
-        if index in places
-    )
+    runs_of = [(i, ids) for runs in listed.values() for i, run in enumerate(runs) for ids in run["ids"]]
+    order = (((i, q), index) for i, ids in runs_of for q, index in enumerate(ids) if index in places)
     wanted = list(dict.fromkeys(index for _, index in sorted(order, key=lambda pair: pair[0])))
     if not wanted:
         return None
@@ -277,7 +263,7 @@ def _thumbnails(results: Results, listed: dict[str, Any], left_out: list[str]) -
     sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
     sheet[: len(ids)] = shown
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    image = png(np.ascontiguousarray(sheet).reshape(rows * height, columns * width, channels))
+    image = png(sheet.reshape(rows * height, columns * width, channels))
     uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     return {"uri": uri, "ids": ids, "columns": columns, "height": height, "width": width}
 

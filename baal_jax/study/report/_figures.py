@@ -55,17 +55,15 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
 
 def _all(study: Results) -> Iterator[tuple[str, Any]]:
     styles = plots.styles_of(study.runs, study.description.get("baseline"))
-    label = "mean score of the pool"
     for metric in _content.metrics(study):
         values = {name: runs.metrics[metric] for name, runs in study.runs.items() if metric in runs.metrics}
         yield from _curves(f"curves_{results.slug(metric)}", study, values, metric, styles)
-    yield from _curves("mean_score", study, {name: runs.mean_score for name, runs in study.runs.items()}, label, styles)
+    scores = {name: runs.mean_score for name, runs in study.runs.items()}
+    yield from _curves("mean_score", study, scores, "mean score of the pool", styles)
     names = _content.class_names(study)
-    histograms = {name: h for name, runs in study.runs.items() if (h := _content.entropies(runs)) is not None}
-    if histograms:
+    if histograms := {name: h for name, runs in study.runs.items() if (h := _content.entropies(runs)) is not None}:
         yield "entropy", _entropy(histograms, styles, names)
-    bins = {name: b for name, runs in study.runs.items() if (b := _content.reliability(runs)) is not None}
-    if bins:
+    if bins := {name: b for name, runs in study.runs.items() if (b := _content.reliability(runs)) is not None}:
         yield "reliability", _reliability(bins, styles)
     counts, _ = _content.queried_by_class(study)
     if counts and names:
@@ -130,8 +128,7 @@ def _galleries(study: Results, names: list[str] | None) -> Iterator[tuple[str, A
     for name, runs in study.runs.items():
         rows = {}
         for r in _spread(np.flatnonzero(~runs.stopped[0]), rounds):
-            ids = [i for i in runs.indices[0, r].tolist() if i in places][:most]
-            if ids:
+            if ids := [i for i in runs.indices[0, r].tolist() if i in places][:most]:
                 captions = [_content.target_label(targets[i], names) if i in targets else f"#{i}" for i in ids]
                 title = f"round {r}, at {runs.num_labelled[0, r]} labels"
                 rows[title] = (study.pictures.images[[places[i] for i in ids]], captions)

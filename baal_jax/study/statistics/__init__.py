@@ -1,8 +1,7 @@
 """Statistics of a study: pure functions of arrays, a row for every seed.
 
-Learning curves with bands, areas under them, labels to a target, paired comparisons with a baseline, ranks. Seeds are
-paired: seed 3 of one strategy starts from the labels of seed 3 of another. Everything is NumPy in float64, and what
-resamples is the same in every call with the same ``seed``.
+Seeds are paired: seed 3 of one strategy starts from the labels of seed 3 of another. Everything is NumPy in float64,
+and what resamples is the same in every call with the same ``seed``.
 """
 
 from baal_jax.study.statistics._comparisons import (

@@ -113,16 +113,13 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of labels that all strategies have seen, seed by seed.
-
-    Only there can they be compared: a run that stopped early says nothing about what more labels would have given.
+    """Numbers of labels that all strategies have seen, seed by seed: only there can they be compared.
 
     Args:
         runs: for each strategy ``num_labelled`` and ``values`` as in :func:`area`, all with the same seeds.
 
     Returns:
-        ``low`` and ``high``, each ``float[seeds]``. A run without any value does not count; a seed without any is NaN.
-        Where runs do not overlap, ``low`` exceeds ``high``.
+        ``low`` and ``high``, ``float[seeds]``; NaN for a seed without values, ``low`` above ``high`` without overlap.
 
     Raises:
         ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
@@ -140,16 +137,14 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
 
     .. math:: \frac{1}{b - a} \int_a^b f(n)\, dn
 
-    ``f`` is linear between rounds (the trapezoid rule, with the values at ``a`` and ``b`` interpolated), and the
-    integral runs over numbers of labels, so that runs which labelled in steps of different sizes are alike. NaN rounds
-    do not count. In the limit ``a = b`` it is the value there.
+    ``f`` is linear between rounds, and the integral runs over numbers of labels, so that steps of different sizes are
+    alike. NaN rounds do not count. In the limit ``a = b`` it is the value there.
 
     Args:
         num_labelled: as in :func:`mean_curve`.
         values: ``float[seeds, R]``; NaN after a run has stopped.
         low: ``a``, a number or ``[seeds]``. By default, where the latest of these runs begins.
-        high: ``b``, likewise. By default, where the first of these runs to end has ended. To compare strategies, pass
-            the :func:`shared_range` of all of them.
+        high: ``b``, likewise. By default, where the first of these runs ends; to compare: :func:`shared_range`.
 
     Returns:
         ``float[seeds]``; NaN for a run that does not cover the range.

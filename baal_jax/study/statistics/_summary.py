@@ -93,16 +93,14 @@ def summary(
 ) -> Summary:
     """Everything this module computes, for one metric of a study, finished or not.
 
-    Strategies are compared by their areas, seed by seed over the labels that all of them have seen
-    (:func:`shared_range`); a seed that a strategy lacks is left out of its comparison, and of the ranks of all.
+    Strategies are compared by areas over the :func:`shared_range`, seed by seed; a seed that one lacks is left out.
 
     Args:
         results: from :func:`baal_jax.study.results.read`.
         metric: by default the one that the study says matters most.
         baseline: by default the study's.
         higher_is_better: by default what the study says, or else :func:`is_higher_better`.
-        target: the value that labels are counted to; by default the study's for its own metric, or else the best value
-            that at least three quarters of the baseline's runs reach.
+        target: value to reach; by default the study's for its metric, else the best that ¾ of baseline runs reach.
         confidence: of intervals and verdicts.
 
     Returns:
@@ -235,23 +233,18 @@ def _notes(summary: Summary) -> list[str]:
     baseline, rows = summary.baseline, summary.rows
     others = [(row, row.verdict, row.saved) for row in rows if row.verdict and row.saved]
     better = "higher" if summary.higher_is_better else "lower"
-    notes = [
-        f"{summary.metric}: {better} is better. Mean ± standard error over seeds. Areas are mean heights of the curves "
-        f"from {summary.low:g} to {summary.high:g} labels."
-    ]
+    areas = f"Areas are mean heights of the curves from {summary.low:g} to {summary.high:g} labels."
+    notes = [f"{summary.metric}: {better} is better. Mean ± standard error over seeds. {areas}"]
     if others and not any(verdict.verdict in ("better", "worse") for _, verdict, _ in others):
         notes.append(f"No difference from {baseline} is shown. That does not say that there is none.")
     if others:
-        notes.append(
-            f"Verdicts are by paired sign-flip tests with Holm's correction for {len(others)} comparisons: the chance "
-            f"that any difference of {summary.metric} is claimed falsely is at most {1 - summary.confidence:.2g}. Each "
-            "interval is for its difference alone."
-        )
+        tests = f"paired sign-flip tests with Holm's correction for {len(others)} comparisons"
+        most = f"any difference of {summary.metric} is claimed falsely is at most {1 - summary.confidence:.2g}"
+        notes.append(f"Verdicts are by {tests}: the chance that {most}. Each interval is for its difference alone.")
     if any(math.isinf(saved.baseline_median) for _, _, saved in others):
         missed = f"Half of the runs of {baseline} or more did not reach {number(summary.target)}"
         notes.append(f"{missed}: what share of its labels others need is not known.")
-    few = [one.comparison.least_p_value for _, one, _ in others if one.verdict.startswith("too few")]
-    if few:
+    if few := [one.comparison.least_p_value for _, one, _ in others if one.verdict.startswith("too few")]:
         least = np.fmax.reduce(few)
         why = "there is no pair of seeds" if math.isnan(least) else f"no p-value can be below {least:.2g}, uncorrected"
         notes.append(f"Too few seeds: {why}.")
@@ -260,18 +253,16 @@ def _notes(summary: Summary) -> list[str]:
     if min([*pairs.values(), *runs.values()]) < max(runs.values()):
         notes.append(f"Runs with values: {_counts(runs)}.")
         notes[-1] += f" Pairs of runs with a finite difference, which alone count: {_counts(pairs)}."
-    stopped = {row.strategy: row.num_stopped for row in rows if row.num_stopped}
-    if stopped:
+    if stopped := {row.strategy: row.num_stopped for row in rows if row.num_stopped}:
         notes.append(f"Runs that stopped early: {_counts(stopped)}. Their final values are at fewer labels.")
         if summary.num_shortened:
             notes[-1] += f" Seeds whose areas end with the first run that stopped: {summary.num_shortened}."
     ranking = summary.ranking
     if ranking and ranking.num_seeds:
         groups = "; ".join(", ".join(group) for group in ranking.groups if len(group) > 1)
-        notes.append(
-            f"Ranks are by area, seeds: {ranking.num_seeds}; Friedman p = {number(ranking.p_value)}, critical "
-            f"difference {ranking.critical_difference:.2f} (by permutation). Not shown to differ: {groups or 'none'}."
-        )
+        tested = f"Friedman p = {number(ranking.p_value)}, critical difference {ranking.critical_difference:.2f}"
+        notes.append(f"Ranks are by area, seeds: {ranking.num_seeds}; {tested} (by permutation).")
+        notes[-1] += f" Not shown to differ: {groups or 'none'}."
     if ranking and ranking.unranked:
         notes.append(f"Without an area, and not ranked: {', '.join(ranking.unranked)}.")
     return notes
