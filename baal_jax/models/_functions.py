@@ -50,10 +50,9 @@ def from_functions(
             return deterministic(variables.params, inputs), variables.collections
         return apply(variables.params, inputs, key), variables.collections
 
-    def start(key: Key, inputs: PyTree) -> Variables:
+    def fresh(key: Key, inputs: PyTree) -> Variables:
         return Variables(variables if init is None else init(key, inputs), {})
 
     cure = "pass from_functions(…, deterministic=(params, inputs) -> outputs), the network with dropout off"
-    if variables is not None:
-        start = _pretrained.starting_from(start, Variables(variables, {}))
+    start = fresh if variables is None else _pretrained.starting_from(fresh, Variables(variables, {}))
     return model_of(start, run, outputs, cure)

@@ -64,8 +64,8 @@ def from_linen(
         >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
         (2, 3)
     """
-    import flax
     import flax.linen as nn
+    from flax import core
 
     if not issubclass(type(module), nn.Module):
         shown = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
@@ -85,7 +85,7 @@ def from_linen(
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
         args, kwargs = _flags.arguments(call, inputs, keywords[mode], key, mode)
         arrays = {"params": variables.params, **variables.collections}
-        mutable = flax.core.DenyList("params")  # even in prediction: what is written there is dropped, not refused
+        mutable = core.DenyList("params")  # even in prediction: what is written there is dropped, not refused
         with among(mode, variables, [] if seen is None else seen):
             returned, after = told(mode).apply(arrays, *args, rngs=streams(key), mutable=mutable, **kwargs)
         after = nn.unbox(after)
@@ -110,7 +110,7 @@ def from_linen(
         return model_of(init, run, outputs, OWN_LAYERS)
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError("variables holds no 'params': pass all collections of the network, {'params': …, …}")
-    given = nn.unbox(flax.core.unfreeze(dict(variables)))
+    given = nn.unbox(core.unfreeze(dict(variables)))
     given = Variables(given["params"], {name: value for name, value in given.items() if name != "params"})
     return model_of(_pretrained.starting_from(init, given), run, outputs, OWN_LAYERS)
 

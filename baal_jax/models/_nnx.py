@@ -74,8 +74,8 @@ def from_nnx(
     def split(network: Any) -> tuple:
         return nnx.split(network, nnx.Param, nnx.RngState, losses, nnx.Intermediate, ...)
 
-    def pieces() -> tuple:
-        network = nnx.clone(module) if given else make(nnx.Rngs(0))
+    def pieces() -> PyTree:
+        network: Any = nnx.clone(module) if given else make(nnx.Rngs(0))
         for _, layer in nnx.iter_modules(network):
             _set(layer, _flags.of_layer(layer, True))
         graph, _, streams, _, _, rest = split(network)

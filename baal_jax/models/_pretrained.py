@@ -89,7 +89,7 @@ def _arguments(leaves: list) -> list:
     Arrays that a function closes over are written into its program as constants, one text for each program.
     """
     large = [leaf for leaf in leaves if leaf.nbytes > _LEAST_BYTES]
-    if not large or not isinstance(jnp.zeros(()), jax.core.Tracer):
+    if not large or checks.is_concrete(jnp.zeros(())):  # which is traced where anything is
         return leaves
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in large]
     handed = iter(jax.pure_callback(lambda: tuple(map(np.asarray, large)), tuple(shapes)))
