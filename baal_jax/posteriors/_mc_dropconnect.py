@@ -26,8 +26,7 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
     Args:
         model: any network, with random layers or without; its ``params`` are a pytree.
         trainer: from :func:`~baal_jax.trainer`.
-        rate: :math:`p`, the share of the weights that is dropped. Half of them is much for a narrow network: compare
-            the NLL at 0.1 to 0.3.
+        rate: :math:`p`, the share of weights dropped; half is much for a narrow network: compare the NLL at 0.1 to 0.3.
         select: ``(path, leaf) -> bool``, which arrays of ``params`` to mask; a path looks like ``"Dense_0/kernel"``.
             By default those of at least two axes that are called ``kernel``, ``weight`` or ``w``: the weights of dense
             and convolutional layers, and neither biases, scales of normalisations nor embeddings.

@@ -1,8 +1,6 @@
 """SWAG: a Gaussian around the mean of the last iterates of training, with their covariance."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +9,6 @@ from jax import Array
 from baal_jax._util import checks, numerics
 from baal_jax.training import averaging, batches, tasks
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
-
-if TYPE_CHECKING:
-    import optax
 
 _LEAST_SNAPSHOTS = 20  # where the steps allow it and nothing else is asked for
 _LEAST_VARIANCE = 1e-30
@@ -147,10 +142,8 @@ def swag(
         def draw(key: Key) -> Variables:
             key_noise, key_statistics = jax.random.split(key)
             params = jax.tree.map(jnp.add, mean, _noise(key_noise, state.moments, scale))
-            variables = state.train.variables._replace(frozen=state.variables.frozen)
-            return network(key_statistics, params, state.train._replace(variables=variables), state.inputs)._replace(
-                frozen=None
-            )
+            trained = state.train._replace(variables=state.train.variables._replace(frozen=state.variables.frozen))
+            return network(key_statistics, params, trained, state.inputs)._replace(frozen=None)
 
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 
@@ -160,7 +153,7 @@ def swag(
     return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))
 
 
-def _gather(rank: int, start: float, every: int | None, least: int) -> optax.GradientTransformationExtraArgs:
+def _gather(rank: int, start: float, every: int | None, least: int) -> Any:
     """Leaves the updates as they are and keeps moments of the parameters that they lead to."""
     import optax
 
@@ -188,10 +181,8 @@ def _require_snapshots(total: int, start: float, every: int | None, least: int) 
     window = total - min(int(start * total), total - 1)
     number = -(-window // (every or 1))
     if number < least:
-        raise ValueError(
-            f"start={start} and every={every} leave {number} snapshot in {total} steps: lower them, train longer, or "
-            "ask for draws that are all the same network with scale=0"
-        )
+        cure = "lower them, train longer, or ask for one network with scale=0"
+        raise ValueError(f"start={start} and every={every} leave {number} snapshot in {total} steps: {cure}")
 
 
 def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoments:
@@ -210,12 +201,9 @@ def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoment
 
 def _mean(state: TrainState) -> PyTree:
     """In float32; the last weights where there is no snapshot, after an epoch of no examples."""
-    moments: SwagMoments = state.opt_state[-1]
-    return jax.tree.map(
-        lambda mean, last: jnp.where(moments.num_snapshots > 0, mean, last.astype(jnp.float32)),
-        moments.mean,
-        state.variables.params,
-    )
+    moments, params = state.opt_state[-1], state.variables.params
+    has_mean = moments.num_snapshots > 0
+    return jax.tree.map(lambda mean, last: jnp.where(has_mean, mean, last.astype(jnp.float32)), moments.mean, params)
 
 
 def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
