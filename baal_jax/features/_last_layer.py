@@ -257,7 +257,5 @@ def _weight_axes(layer: _program.Layer) -> tuple[int, ...]:
         spatial = options["dimension_numbers"].rhs_spec[2:]
         if all(equation.invars[1].aval.shape[axis] == 1 for axis in spatial):
             return (options["dimension_numbers"].out_spec[1],)
-    raise ValueError(
-        "the last weight layer is a grouped product or a convolution of more than one pixel, whose weights are no "
-        "matrix: end the network with a dense layer or a 1×1 convolution"
-    )
+    why = "a grouped product or a convolution of more than one pixel, whose weights are no matrix"
+    raise ValueError(f"the last weight layer is {why}: end the network with a dense layer or a 1×1 convolution")

@@ -89,27 +89,27 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
     # Not the parameters themselves but all that is computed from them alone: kernels are cast, transposed, normalised.
     weights = _depending(program, params) - of_inputs
     chosen = _chosen(program, weights)
-    cure = "move it out, or write the features as (state, inputs) -> [B, D] yourself"
+    cure = "write the features as (state, inputs) -> [B, D] yourself"
     for equation in reversed(program.equations):
         operands = [atom for atom in equation.invars if _is_variable(atom)]
         if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
-            raise ValueError(f"the last weight layer sits inside of a branch (cond) that depends on the inputs: {cure}")
+            raise ValueError(
+                f"the last weight layer sits inside of a branch (cond) of the inputs: move it out, or {cure}"
+            )
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
             if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
                 where = f"a {equation.primitive.name}, where what it reads cannot be seen"
-                raise ValueError(f"the last weight layer of the network sits inside of {where}: {cure}")
+                raise ValueError(f"the last weight layer sits inside of {where}: move it out, or {cure}")
             continue
         left, right = equation.invars
         if left in of_inputs and right in weights:
             return Layer(equation, left, True)
         if right in of_inputs and left in weights and equation.primitive is primitives.dot_general_p:
             return Layer(equation, right, False)
-    raise ValueError(
-        "the network has no weight layer, a matrix product or a convolution of a parameter with something that depends "
-        "on the inputs: write the features as (state, inputs) -> [B, D] yourself"
-    )
+    layer = "a matrix product or a convolution of a parameter with something that depends on the inputs"
+    raise ValueError(f"the network has no weight layer, {layer}: {cure}")
 
 
 def features_of(layer: Layer, read: Array) -> Array:

@@ -88,7 +88,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
 
     .. math:: K^0(x, x') = \sigma_b^2 + \sigma_w^2\, x^\top x' / D
 
-    and then ``depth`` hidden layers. With ``"relu"``, for the angle :math:`\theta` between two inputs (arc-cosine kernel),
+    and then ``depth`` hidden layers. With ``"relu"``, for the angle :math:`\theta` of two inputs (arc-cosine kernel),
 
     .. math:: \mathrm{E}[\phi\phi'] = \frac{\sqrt{K_{xx} K_{x'x'}}}{2\pi}
               \bigl(\sin\theta + (\pi - \theta)\cos\theta\bigr)

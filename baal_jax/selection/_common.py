@@ -68,10 +68,8 @@ def compiled(select: SelectFn) -> SelectFn:
 def read_features(predictions: Predictions) -> PyTree:
     """The features ``[B, D]``; longer axes are flattened."""
     if predictions.features is None:
-        raise ValueError(
-            "features is None: pass features=(state, inputs) -> [B, D] to active_loop, for example "
-            "baal_jax.features.last_hidden(model), embeddings to loop.init, or Predictions(logits, features) to select"
-        )
+        ways = "features=baal_jax.features.last_hidden(model) to active_loop, embeddings to loop.init"
+        raise ValueError(f"features is None: pass {ways}, or Predictions(logits, features) to select")
     rows = checks.leading_axis("features", predictions.features)
     if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:
         raise ValueError(f"features of {rows} examples for logits of {predictions.logits.shape[1]}: give one row each")
@@ -114,9 +112,7 @@ def size_of(query_size: int, num_examples: int) -> int:
 def one_each(scores: Array, available: Array | None = None) -> Array:
     """``scores``, where they are ``[N]``, and as many as the examples."""
     if scores.ndim != 1:
-        raise ValueError(
-            f"scores of shape {scores.shape} cannot be ranked: make one an example [N], by heuristics.reduce_spatial"
-        )
+        raise ValueError(f"scores of shape {scores.shape} cannot be ranked: heuristics.reduce_spatial makes them [N]")
     if available is not None and scores.shape != available.shape:
         raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
     return scores

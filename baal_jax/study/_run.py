@@ -195,36 +195,28 @@ def run(
             now_program = program(loop, rounds, data, place.chunk(strategy) or chunk or default_chunk(num_seeds))
             place.require_same_program(strategy, now_program.fingerprint)
             failed = total = 0
-            for now, padded in _calls(place.missing(strategy, seeds), now_program.chunk):
-                initial, infos = now_program.call(padded)
-                cell = _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, now_program.chunk)
+            missing, size = place.missing(strategy, seeds), now_program.chunk
+            for now in (missing[first : first + size] for first in range(0, len(missing), size)):
+                # Padded to one shape, whatever is left to do.
+                initial, infos = now_program.call(np.pad(now, (0, size - len(now)), mode="edge"))
+                cell = _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, size)
                 place.add(strategy, cell)
                 failed += int(np.sum(np.asarray(infos.num_failed_fits)[: len(now)]))
                 total += len(now) * num_rounds
                 advance(strategy, len(now) * num_rounds)
             if failed:
-                warnings.warn(
-                    f"strategy {strategy!r}: {failed} networks of {total} fits are not finite or ended where they "
-                    "began: look at the learning rate, the loss and the validation set",
-                    stacklevel=2,
-                )
+                what = f"{failed} networks of {total} fits are not finite or ended where they began"
+                cure = "look at the learning rate, the loss and the validation set"
+                warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=2)
         return _finish(place, train, about.images)
-
-
-def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Seeds of each call, and the same padded to ``chunk``: one shape, whatever is left to do."""
-    for first in range(0, len(missing), chunk):
-        now = missing[first : first + chunk]
-        yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
 
 
 def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
     """The metric that matters most, which every strategy must report."""
     for name, loop in loops.items():
         state = loop.init(key, data.train, rounds.num_initial)
-        values = jax.eval_shape(
-            lambda state, test, loop=loop: loop.evaluate(state, test, loop.metrics), state, data.test
-        )
+        evaluate = lambda *given, loop=loop: loop.evaluate(*given, loop.metrics)  # noqa: E731
+        values = jax.eval_shape(evaluate, state, data.test)
         checks.text(f"metrics of {name!r}", [*values])
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
