@@ -94,9 +94,7 @@ def evaluate(
     num_samples: int = 20,
     batch_size: int | None = 256,
 ) -> dict[str, Array]:
-    """Metrics of the Bayesian model average on labelled data.
-
-    The draws are averaged as probabilities, and every example counts the same, however the data are cut into batches.
+    """Metrics of the Bayesian model average, that of probabilities, on labelled data, whatever the batches.
 
     Args:
         key: a typed key, for the draws.

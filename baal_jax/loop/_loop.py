@@ -22,14 +22,12 @@ class ActiveLoop(NamedTuple):
 
     Attributes:
         init: ``(key, dataset, num_initial=0, pool=None, *, acquisition=None, embeddings=None) -> LoopState``: labels
-            ``num_initial`` examples, at random or by an acquisition that needs no fit (the cold start:
-            ``selection.typiclust()`` and others, from ``embeddings [N, D]``), or continues from a
-            :class:`~baal_jax.PoolState`.
-        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round. On arrays it is one compiled
-            program. ``dataset.inputs`` may be a source (``__len__`` and ``__getitem__``; arrays in a
-            :class:`~baal_jax.data.View`): the labelled examples and one batch are on the device then, and the picks the
-            same, unless a fit reads what is not labelled (semi-supervised training).
-        evaluate: ``(state, dataset, metrics=None) -> {name: value}``: the last fit, of a step, on labelled arrays.
+            ``num_initial`` examples, at random or by an acquisition that needs no fit (a cold start from ``embeddings
+            [N, D]``: ``selection.typiclust()`` and others), or continues from a :class:`~baal_jax.PoolState`.
+        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, on arrays one compiled program. With
+            a source as inputs (``__len__`` and ``__getitem__``; arrays in a :class:`~baal_jax.data.View`) the labelled
+            examples and one batch are on the device, and picks are the same unless training is semi-supervised.
+        evaluate: ``(state, dataset, metrics=None) -> {name: value}``: the last fit (after a step) on labelled arrays.
         predict: ``(state, inputs [M, …]) -> outputs [S, M, …, C]``: the draws of the last fit, jitted.
         round: the parts of a step, for rounds of your own; :func:`query` and ``run`` read them here, ``step`` does not.
         sizes: query size of each round; the last one holds for all after it.
@@ -68,9 +66,8 @@ def active_loop(
     Args:
         posterior: what to do with labels.
         acquisition: which examples to label next.
-        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, a number a round, whose last one
-            holds for all later rounds. ``Q`` is the largest then, and smaller rounds are padded. Every different size
-            is compiled, and computed in every round of a run under ``vmap``.
+        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, whose last number holds for all
+            later rounds, and smaller rounds are padded. Each size is compiled, and under ``vmap`` computed every round.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
@@ -150,14 +147,13 @@ def active_loop(
     def predict_last(state: LoopState, inputs: PyTree) -> PyTree:
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
-    init = partial(_init, posterior, sizes[0])
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
     jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
     if acquisition.summarise is not None:
         read = posterior, distinct(posterior, num_samples), batch_size
         vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
     given = sizes, batch_size, posterior, metrics
-    loop = ActiveLoop(init, step, evaluate_last, jax.jit(predict_last), jitted, *given)
+    loop = ActiveLoop(partial(_init, posterior, sizes[0]), step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
 
 
@@ -182,14 +178,12 @@ def query(
         state: of the loop.
         dataset: the pool; its inputs are arrays, or a source on the host.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
-        capacity: room for labelled examples of a source; a fit is compiled anew for another one. By default the power
-            of two that holds what is labelled, at least 32 and at most ``N``.
+        capacity: room for labelled examples of a source, for which a fit is compiled; by default a power of two.
 
     Returns:
         ``(fitted, selection, info)``; ``loop.round.advance(state, fitted, selection)`` is the next round's state.
     """
-    parts = loop.round
-    keys = round_keys(state.key, state.pool.round)
+    parts, keys = loop.round, round_keys(state.key, state.pool.round)
     if not sources.is_source(dataset.inputs):
         fitted = parts.fit(keys.fit, dataset, state)
         ids, available = parts.candidates(keys.subset, state)

@@ -153,8 +153,7 @@ def gaussian_process(
 
         choices = jnp.asarray(np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2), jnp.float32)
         best = choices[0]
-        if len(choices) > 1:
-            # One after the other: a factor of L² numbers for every class is held at a time.
+        if len(choices) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
             evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
             best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
         variances, cholesky, log_evidence = conditioned(*best)

@@ -71,11 +71,9 @@ def swag(
               \bigl(\Sigma_\text{diag} + \tfrac{1}{K - 1} \hat D \hat D^\top\bigr)\Bigr),
               \qquad K = \min(T, \text{rank})
 
-    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network in evaluation mode with weights from that Gaussian. Batch statistics, if any, are each draw's own,
-    estimated in ``sample`` by forward passes in training mode on 512 labelled inputs that the state keeps.
-
-    The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
+    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal), in
+    evaluation mode, with batch statistics of their own from passes in training mode on 512 labelled inputs that the
+    state keeps. The learning rate should stay high meanwhile; ``average_from`` and ``validation`` choose nothing here.
 
     Args:
         model: the network.
@@ -90,9 +88,8 @@ def swag(
         A :class:`~baal_jax.Posterior` with a :class:`SwagState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
-        ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
-            negative; and, when it is first used, if ``num_steps`` leave fewer than two snapshots, or ``model`` stays
-            random with every known random layer off. With ``num_epochs``, fewer than two give draws without spread.
+        ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive, ``scale`` negative;
+            when used, fewer than two snapshots in ``num_steps`` (no spread in ``num_epochs``), or a random ``model``.
 
     References:
         Maddox et al., `A simple baseline for Bayesian uncertainty in deep learning
@@ -164,7 +161,12 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> Any:
 
     def update(updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Any = 0, **_: Any) -> tuple:
         if isinstance(total_steps, int):
-            _require_snapshots(total_steps, start, every, least)
+            last = min(int(start * total_steps), total_steps - 1)
+            if (number := -((last - total_steps) // (every or 1))) < least:
+                cure = "lower them, train longer, or ask for one network with scale=0"
+                raise ValueError(
+                    f"start={start} and every={every} leave {number} snapshot in {total_steps} steps: {cure}"
+                )
         first = averaging.share(start, total_steps)
         window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
@@ -175,14 +177,6 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> Any:
         return updates, state._replace(step=jnp.minimum(state.step + 1, total_steps))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _require_snapshots(total: int, start: float, every: int | None, least: int) -> None:
-    window = total - min(int(start * total), total - 1)
-    number = -(-window // (every or 1))
-    if number < least:
-        cure = "lower them, train longer, or ask for one network with scale=0"
-        raise ValueError(f"start={start} and every={every} leave {number} snapshot in {total} steps: {cure}")
 
 
 def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoments:
@@ -219,7 +213,7 @@ def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
     if moments.deviations is not None:
         rings = jax.tree.leaves(moments.deviations)
         rank = rings[0].shape[0]
-        # One factor for each deviation, the same for all parameters: this is what makes them vary together.
+        # The same for all parameters: this is what makes them vary together.
         factors = jax.random.normal(key_low_rank, (rank,), jnp.float32)
         factors *= jnp.sqrt(part / jnp.maximum(jnp.minimum(count, rank) - 1, 1))
         noise = [leaf + jnp.tensordot(factors, ring, 1) for leaf, ring in zip(noise, rings, strict=True)]
@@ -231,5 +225,4 @@ def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
     stream = batches.Stream(key, ids, jnp.sum(labelled, dtype=jnp.int32))
     chosen, _ = stream.batch(jnp.zeros((), jnp.int32), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, None)
-    chosen = chosen.reshape(_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE)
-    return jax.tree.map(lambda leaf: leaf[chosen], inputs)
+    return jax.tree.map(lambda leaf: leaf[chosen.reshape(_STATISTICS_BATCHES, -1)], inputs)

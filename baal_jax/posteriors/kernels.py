@@ -8,7 +8,6 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -166,8 +165,7 @@ def convolutional(
     .. math:: K^{\ell+1}_p = \sigma_b^2 + \frac{\sigma_w^2}{|\Delta|} \sum_{\delta \in \Delta}
               \mathrm{E}\bigl[\phi(u_{p+\delta})\,\phi(u'_{p+\delta})\bigr]
 
-    and at the end over all positions: only covariances at the same position matter. Expectations are those of
-    :func:`dense`. Gram matrices are computed some rows at a time, to bound memory.
+    and at the end over all positions: only those at the same position matter. Expectations are those of :func:`dense`.
 
     Args:
         depth: number of convolutional layers.
@@ -272,8 +270,8 @@ class _Layer:
         """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
         key_weights, key_bias = jax.random.split(key)
         spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
-        normal = functools.partial(jax.random.normal, dtype=jnp.float32)
-        return spread * normal(key_weights, shape), self.bias_std * normal(key_bias, shape[-1:])
+        weights = spread * jax.random.normal(key_weights, shape, jnp.float32)
+        return weights, self.bias_std * jax.random.normal(key_bias, shape[-1:], jnp.float32)
 
     def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
         """Features whose inner products are covariances after a last affine layer, with exact variances."""

@@ -40,24 +40,21 @@ def trainer(
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
-    Batches are read from an endless stream of shuffled passes over the labelled examples, so every example is seen
-    equally often, whatever the batch size; one whose target is unknown counts as not labelled. A growing labelled set
-    never compiles again. Parameters and batch statistics start afresh in every fit, unless ``warm_start``, optimizer
-    and schedules always do, and the last weights are returned, unless ``average_from`` or ``validation`` choose others.
-    With nothing labelled the loss is zero.
+    Batches come from endless shuffled passes over the labelled examples, so each is seen equally often, whatever the
+    batch size; one of unknown target counts as not labelled. A growing labelled set never compiles again. Parameters
+    and batch statistics start afresh in every fit, unless ``warm_start``, optimizer and schedules always do, and the
+    last weights are returned, unless ``average_from`` or ``validation`` choose others. Without labels the loss is zero.
 
     With ``unlabelled``, every step also reads ``U`` inputs, whatever their targets. The first view of them shares a
     pass through the network with the labelled batch, from which batch statistics come; the second has its own.
 
     Args:
         optimizer: any optax transformation; weight decay and schedules belong here. Those that ask for the loss are
-            given it, the rest of what ``optax.MultiSteps`` has gathered is an update, and schedule-free ones return
-            their evaluation weights. Or a function ``num_steps int32[] -> transformation``, for a schedule as long as
-            the fit, whose steps ``num_epochs`` makes depend on the number of labels.
+            given it, what is left in ``optax.MultiSteps`` is an update, and schedule-free ones return their evaluation
+            weights. Or a function ``num_steps int32[] -> transformation``, for a schedule as long as the fit.
         loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, one number an example.
         num_steps: number of updates, or
-        num_epochs: number of passes over the labelled examples (exactly one of the two). The last batch counts only
-            its share. Unlabelled inputs are read ``U`` a step meanwhile, however many passes that makes.
+        num_epochs: passes over the labelled examples (exactly one of the two); the last batch counts only its share.
         batch_size: ``B``.
         augment: ``(key, batch) -> batch``, on a :class:`~baal_jax.Dataset` of ``B`` examples, compiled in.
         regularizer: ``params -> float``, added to the mean loss.
@@ -70,10 +67,9 @@ def trainer(
         unlabelled: from :mod:`baal_jax.training.semi_supervised`, a part of the loss that reads inputs without targets.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
         task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; ours are known.
-        trainable: ``path -> bool``, which parameters are trained, such as ``lambda path: path[0] == "head"``, by the
-            names and numbers on the way to them. The rest, in :attr:`Variables.frozen`, keeps the values of
-            ``model.init``, pretrained or not, has no gradient and no optimizer state, and its batch normalisation
-            rests; posteriors spread over what is trained alone.
+        trainable: ``path -> bool``, which parameters are trained, by the names and numbers on the way to them:
+            ``lambda path: path[0] == "head"``. The rest, in :attr:`Variables.frozen`, keeps the values of
+            ``model.init``, without gradient, optimizer state, batch normalisation at work or spread in posteriors.
 
     Returns:
         ``model -> fit`` (see :class:`~baal_jax.typing.Trainer`), with ``fit(key, dataset, labelled bool[N],
@@ -83,9 +79,8 @@ def trainer(
     Raises:
         TypeError: ``loss`` or ``optimizer`` is none, or what is trained is no :class:`~baal_jax.Model`.
         ValueError: ``validation`` cannot judge, both or neither of ``num_steps`` and ``num_epochs``, a value that is
-            not positive, an ``average_from`` outside of [0, 1) or beside ``validation``, or ``unlabelled`` is no
-            :class:`~baal_jax.training.semi_supervised.Consistency`; when it is traced, a loss that does not give one
-            number for each example, whatever the others.
+            not positive, an ``average_from`` outside of [0, 1) or beside ``validation``, an ``unlabelled`` of another
+            type; when it is traced, a loss that does not give one number for each example, whatever the others.
 
     References:
         Izmailov et al., `Averaging weights leads to wider optima and better generalization
@@ -190,7 +185,11 @@ _Carry = tuple[TrainState, PyTree]  # the network, and what is kept of it on the
 
 def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Dataset:
     """The examples of a validation set that can judge: those whose targets are known."""
-    outputs = lambda: _outputs(model, validation.inputs)  # noqa: E731
+
+    def outputs() -> tuple[int, ...] | None:
+        one = lambda inputs: model.deterministic(model.init(jax.random.key(0), inputs), inputs)  # noqa: E731
+        return getattr(jax.eval_shape(one, validation.inputs), "shape", None)
+
     task = tasks.admit("validation", validation, task, outputs)
     if validation.targets is None:
         raise ValueError("validation has no targets: give labelled examples, or leave it out")
@@ -203,11 +202,6 @@ def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Datas
     return validation if len(rows) == len(known) else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], validation)
 
 
-def _outputs(model: Model, inputs: PyTree) -> tuple[int, ...] | None:
-    outputs = jax.eval_shape(lambda inputs: model.deterministic(model.init(jax.random.key(0), inputs), inputs), inputs)
-    return getattr(outputs, "shape", None)
-
-
 def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform: Any) -> Fit:
     whole = model
 
@@ -218,11 +212,16 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
         # The first three are the same with and without a fourth.
         key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.unlabelled is None else 4)
-        variables = whole.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
-        _require_two_views(recipe, whole, variables, dataset)
+        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
+        variables = whole.init(key_init, row)
+        views = recipe.unlabelled
+        if views is not None and not (recipe.augment or views.first or views.second):
+            why = (
+                " and nothing is augmented, so the two views of unlabelled are the same: add dropout or an augmentation"
+            )
+            require_stochastic(whole, variables, row, why)
         # What is not trained stays out of the loop, in which all else is carried from step to step.
         model, rest, variables = _completed(whole, variables.frozen), variables.frozen, variables._replace(frozen=None)
-        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
         if recipe.warm_start and previous is not None:
             # All weights are zero before the first fit; steps are zero after one that moved nothing, too.
             old = previous.variables._replace(frozen=None)
@@ -232,6 +231,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
         stream = batches.Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
         plan = _planner(recipe, stream, key_steps, *key_views)
         total: Array | int = recipe.num_steps or 0
         if recipe.num_epochs is not None:
@@ -244,7 +244,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         def step(carry: _Carry, planned: _Plan) -> _Carry:
             state, kept = carry
             batch = _read(recipe, dataset, planned)
-            state = optimizer.step(partial(objective, state=state, batch=batch, num_labelled=stream.size), state)
+            state = optimizer.step(partial(objective, state=state, batch=batch, size=stream.size), state)
             return state, _keep(recipe, model, kept, optimizer.evaluated(state), planned.number, total)
 
         state, kept = _repeat(recipe.num_steps, total, step, plan, (first, _keep_first(recipe, first.variables)))
@@ -363,22 +363,8 @@ def _joined(labelled: PyTree, unlabelled: PyTree) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), labelled, unlabelled)
 
 
-def _require_two_views(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset) -> None:
-    if recipe.unlabelled is None or recipe.augment or recipe.unlabelled.first or recipe.unlabelled.second:
-        return
-    why = " and nothing is augmented, so the two views of unlabelled are the same: add dropout or an augmentation"
-    require_stochastic(model, variables, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs), why)
-
-
 def _objective(
-    recipe: _Recipe,
-    model: Model,
-    penalty: Penalty | None,
-    params: PyTree,
-    *,
-    state: TrainState,
-    batch: _Batch,
-    num_labelled: Array,
+    recipe: _Recipe, model: Model, penalty: Any, params: PyTree, *, state: TrainState, batch: _Batch, size: Array
 ) -> tuple[Array, PyTree]:
     """What a step makes smaller, and the collections after it."""
     variables = Variables(params, state.variables.collections)
@@ -412,7 +398,7 @@ def _objective(
     if recipe.regularizer is not None:
         mean += jnp.asarray(recipe.regularizer(params)).astype(mean.dtype)
     if penalty is not None:
-        mean += jnp.asarray(penalty(params, num_labelled)).astype(mean.dtype)
+        mean += jnp.asarray(penalty(params, size)).astype(mean.dtype)
     return mean, collections
 
 

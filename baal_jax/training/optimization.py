@@ -106,7 +106,7 @@ def _for(own: Any, params: PyTree) -> Any:
         def init(params: PyTree) -> PyTree:
             return {name: own.init(part) for name, part in params.items()}
 
-        def update(updates: PyTree, state: PyTree, params: PyTree, **told: Any) -> tuple[PyTree, PyTree]:
+        def update(updates: PyTree, state: PyTree, params: Any = None, **told: Any) -> tuple[PyTree, PyTree]:
             each = optax.with_extra_args_support(own).update
             parts = {name: each(updates[name], state[name], params[name], **told) for name in params}
             return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}

@@ -170,8 +170,7 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     """Shape ``(N, …, C)`` of what a draw predicts on a data set, without computing it; None for several outputs."""
     if posterior.apply is None or posterior.sample is None:
         return None
-    inputs = dataset.inputs
-    inputs = sources.shapes_of(inputs) if sources.is_source(inputs) else inputs
+    inputs = sources.shapes_of(dataset.inputs) if sources.is_source(dataset.inputs) else dataset.inputs
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
     def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
@@ -293,7 +292,7 @@ def _require_answers(name: str, values: np.ndarray, task: Task | None, complete:
     """Targets that a simulation looks up."""
     unknown = _unknown(values, task)
     if unknown.any() and task in (classification, multi_label, None) and set(np.unique(values).tolist()) == {-1, 1}:
-        raise ValueError(f"{name} are −1, which means unknown, and 1: pass 0 and 1, (targets > 0).astype(int)")
+        raise ValueError(f"{name} are −1 and 1, and −1 means unknown: pass 0 and 1, (targets > 0).astype(int)")
     missing = unknown.reshape(len(values), -1).all(axis=1) & complete
     if missing.any():
         cure = "leave these rows out, or pool.exclude them; baal_jax.annotation asks people"
