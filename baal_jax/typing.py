@@ -206,13 +206,16 @@ FeatureFn = Callable[[Any, PyTree], Array]  # (state, inputs [B, …]) -> featur
 
 
 class Posterior(NamedTuple):
-    """What to do with labels, what a draw is, and what one predicts; ``_replace(fit=my_fit)`` gives it a part of yours.
+    """What to do with labels, what a draw is, and what one draw predicts.
+
+    Replace a part to keep your own: ``posterior._replace(fit=my_fit)``.
 
     Attributes:
         fit: ``(key, dataset, labelled bool[N], previous=None) -> state``. The loop passes the state of the round before
             as ``previous``; before the first round that is a state of the same structure filled with zeros (or None).
         sample: ``(key, state, num_samples) -> draws``, a pytree with leading axis ``S``.
-        apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``, one function of each row, whatever its batch.
+        apply: ``(state, draw, inputs [B, …]) -> outputs [B, …, C]``. A draw is one function: every row of ``inputs``
+            meets the same one, so nothing depends on the size, the order or the padding of a batch.
         task: what is learnt, of :mod:`baal_jax.training.tasks`, which brings the metrics; None where the targets tell.
         num_draws: how many different draws there are; scores and metrics ask for no more. None for any number.
     """

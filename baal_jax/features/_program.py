@@ -89,9 +89,7 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
     for equation in reversed(program.equations):
         operands = [atom for atom in equation.invars if _is_variable(atom)]
         if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
-            raise ValueError(
-                f"the last weight layer sits inside of a branch (cond) of the inputs: move it out, or {cure}"
-            )
+            raise ValueError(f"the last weight layer sits in a branch (cond) of the inputs: move it out, or {cure}")
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:

@@ -216,9 +216,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         variables = whole.init(key_init, row)
         views = recipe.unlabelled
         if views is not None and not (recipe.augment or views.first or views.second):
-            why = (
-                " and nothing is augmented, so the two views of unlabelled are the same: add dropout or an augmentation"
-            )
+            why = " and nothing is augmented, so both views of unlabelled are the same: add dropout or an augmentation"
             require_stochastic(whole, variables, row, why)
         # What is not trained stays out of the loop, in which all else is carried from step to step.
         model, rest, variables = _completed(whole, variables.frozen), variables.frozen, variables._replace(frozen=None)
