@@ -71,9 +71,9 @@ def swag(
               \bigl(\Sigma_\text{diag} + \tfrac{1}{K - 1} \hat D \hat D^\top\bigr)\Bigr),
               \qquad K = \min(T, \text{rank})
 
-    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal), in
-    evaluation mode, with batch statistics of their own from passes in training mode on 512 labelled inputs that the
-    state keeps. The learning rate should stay high meanwhile; ``average_from`` and ``validation`` choose nothing here.
+    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). Draws
+    are in evaluation mode, with batch statistics of their own, by passes in training mode on 512 labelled inputs in the
+    state. The learning rate should stay high meanwhile; ``average_from`` and ``validation`` choose nothing here.
 
     Args:
         model: the network.
@@ -161,12 +161,10 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> Any:
 
     def update(updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Any = 0, **_: Any) -> tuple:
         if isinstance(total_steps, int):
-            last = min(int(start * total_steps), total_steps - 1)
-            if (number := -((last - total_steps) // (every or 1))) < least:
-                cure = "lower them, train longer, or ask for one network with scale=0"
-                raise ValueError(
-                    f"start={start} and every={every} leave {number} snapshot in {total_steps} steps: {cure}"
-                )
+            window = total_steps - min(int(start * total_steps), total_steps - 1)
+            if (number := -(-window // (every or 1))) < least:
+                given = f"start={start} and every={every} leave {number} snapshot in {total_steps} steps"
+                raise ValueError(f"{given}: lower them, train longer, or ask for one network with scale=0")
         first = averaging.share(start, total_steps)
         window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every

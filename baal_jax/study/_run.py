@@ -102,8 +102,8 @@ def run(
 
     Seed ``s`` of every strategy starts from ``fold_in(key, s)``: the same first labels, and the same random numbers for
     fits and draws, so that strategies are compared in pairs. ``chunk`` seeds of a strategy are a file, so whatever ends
-    the process, the same call goes on from there. More seeds, which compile nothing new, or more strategies are
-    added to a folder; else it is refused: the data (of a source the first example and all targets), rounds, a program.
+    the process, the same call goes on from there. More seeds, which compile nothing new, and strategies are added to a
+    folder; what else differs is refused: data (of a source its first example and all targets), rounds or a program.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
