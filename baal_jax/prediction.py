@@ -1,8 +1,7 @@
 """What the draws predict: all of it, summarised on the fly, or from a source that does not fit on the device.
 
-There is one engine, :func:`summarise`: a map over batches of examples with a small summary for each. Prediction,
-scores, acquisition and evaluation are thin on top of it. No number depends on ``batch_size``, on the order of the
-examples or on the number of devices, because a draw is one function.
+The engine is :func:`summarise`, a map over batches of examples with a small summary for each. No number depends on
+``batch_size``, on the order of the examples or on the number of devices, because a draw is one function.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,8 +67,7 @@ def score(
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
         inputs: array or pytree ``[N, …]``; of a source the scores are those of :func:`score_stream`.
-        score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``. It is compiled in: reuse the same function object, a
-            new lambda compiles again.
+        score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``, compiled in: a new lambda compiles again.
         num_samples: ``S``, as in :func:`predict`.
         batch_size: as in :func:`predict`.
 
@@ -81,10 +79,8 @@ def score(
     """
     num_samples = distinct(posterior, num_samples)
     if sources.is_source(inputs):
-        size = len(inputs) if batch_size is None else batch_size
-        return jnp.asarray(
-            score_stream(key, posterior, state, inputs, score_fn, num_samples=num_samples, batch_size=size)
-        )
+        sizes = {"num_samples": num_samples, "batch_size": len(inputs) if batch_size is None else batch_size}
+        return jnp.asarray(score_stream(key, posterior, state, inputs, score_fn, **sizes))
     return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 
@@ -98,18 +94,14 @@ def evaluate(
     num_samples: int = 20,
     batch_size: int | None = 256,
 ) -> dict[str, Array]:
-    """Metrics of the Bayesian model average on labelled data.
-
-    The draws are averaged as probabilities, and every example counts the same, however the data are cut into batches.
+    """Metrics of the Bayesian model average, that of probabilities, on labelled data, whatever the batches.
 
     Args:
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        dataset: inputs and targets ``[N, …]``; inputs may be a source on the host, which is mapped batch by batch and
-            reduced once: the same numbers.
-        metrics: a :class:`~baal_jax.metrics.MetricSet`; by default that of the posterior's task, see
-            :mod:`baal_jax.training.tasks`.
+        dataset: inputs and targets ``[N, …]``; inputs may be a source on the host, with the same numbers.
+        metrics: by default those of the posterior's task, see :mod:`baal_jax.training.tasks`.
         num_samples: ``S``, as in :func:`predict`.
         batch_size: as in :func:`predict`.
 
@@ -228,22 +220,19 @@ def predict_stream(
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 
-    The next batch is read while the device works, every batch has the same shape, and the padding of the last one is
-    cut off: one compilation whatever the remainder.
+    The next batch is read while the device works; the last one is padded, for one compilation whatever the remainder.
 
     Args:
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        source: anything with ``__len__`` and ``__getitem__``. Arrays are sliced; a source with ``__getitems__`` is
-            asked for whole batches; any other for one example at a time. Where an item is more than the input, give a
-            :class:`~baal_jax.data.View`.
+        source: anything with ``__len__`` and ``__getitem__``. Arrays are sliced, ``__getitems__`` is asked for whole
+            batches, other sources for one example at a time. :class:`~baal_jax.data.View` takes inputs out of items.
         num_samples: ``S``.
         batch_size: ``B``.
 
     Yields:
-        NumPy arrays (or pytrees of them) ``[S, b, …, C]``, in the order of the source, where ``b`` is ``batch_size``
-        except in the last one.
+        NumPy arrays (or pytrees of them) ``[S, b, …, C]``, in the order of the source; ``b`` is ``B`` but for the last.
 
     Raises:
         ValueError: the source is empty, or a number is not positive.

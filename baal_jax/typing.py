@@ -50,8 +50,7 @@ class Dataset(NamedTuple):
     """Inputs and targets of a whole data set, of fixed length ``N``.
 
     Attributes:
-        inputs: array, or dictionary or tuple of arrays, with leading axis ``N``; or a source on the host, with
-            ``__len__`` and ``__getitem__``, where a function says so.
+        inputs: array, dictionary or tuple of arrays ``[N, …]``; or, where a function says so, a source on the host.
         targets: array ``[N, …]``, or None when no target is known yet. In integer targets −1 stands for unknown.
     """
 
@@ -160,8 +159,7 @@ def of_network(field: str) -> tuple[property, property, property]:
     return variables, steps, loss
 
 
-def _no_deterministic(variables: Variables, inputs: PyTree) -> PyTree:
-    del variables, inputs
+def _no_deterministic(_: Variables, __: PyTree) -> PyTree:
     raise ValueError("this model has no evaluation mode: make it with from_functions(init, apply, deterministic)")
 
 
@@ -195,10 +193,9 @@ Penalty = Callable[[PyTree, Array], Array]  # (params, number of labelled exampl
 class Trainer(Protocol):
     """``trainer(model) -> fit``, and what a posterior may add to training.
 
-    ``penalty``: ``(params, num_labelled) -> float`` is added to the mean loss. ``transform``: an optax transformation,
-    chained behind the optimizer, so that it sees the final updates and keeps what it gathers in the optimizer state,
-    as its last part; its ``update`` is told ``total_steps`` of the fit, and under
-    ``vmap``, where others go on, may be called beyond: it stands still then.
+    ``penalty``: ``(params, num_labelled) -> float`` is added to the mean loss. ``transform``: an optax transformation
+    behind the optimizer, which sees the final updates and whose state is the last part of the optimizer's; its
+    ``update`` is told ``total_steps``, and stands still beyond, where other fits under ``vmap`` go on.
     """
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit: ...
@@ -244,11 +241,9 @@ class Acquisition(NamedTuple):
     """A map over batches and a reduce over the pool.
 
     Attributes:
-        summarise: ``Predictions -> summary``, a pytree with leading axis ``B``; fused into prediction, so memory is the
-            size of the summary. None means that nothing is predicted.
+        summarise: ``Predictions -> summary``, a pytree with leading axis ``B``, all that is held; None: no prediction.
         select: ``(key, summary, available bool[N], query_size, labelled=None) -> Selection``; sees the whole pool.
-        reads_labelled: whether ``select`` reads the rows of labelled examples, which a loop that scores a sample of
-            the pool (``max_sample``) does not have.
+        reads_labelled: whether ``select`` reads rows of labelled examples, which a sample (``max_sample``) lacks.
         tasks: names of the :mod:`~baal_jax.training.tasks` whose outputs ``summarise`` reads; None for any.
     """
 
@@ -289,14 +284,11 @@ class StepInfo(NamedTuple):
         indices: ``int32[Q]``, what was picked, best first; −1 where the pool ran out.
         scores: ``float32[Q]``, their scores.
         num_picked: ``int32[]``, how many were picked; 0 once the pool is empty.
-        mean_score: ``float32[]``, mean score of the available examples that were scored, NaN aside (NaN where the
-            acquisition keeps more than a score).
+        mean_score: ``float32[]``, of what is available and scored, NaN aside; NaN where more than a score is kept.
         num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.
         metrics: name → value on the test set given to :func:`~baal_jax.run`, else None.
-        num_failed_fits: ``int32[]``, networks of this round's fit that are not finite, or whose weights are where they
-            began though there are labels.
-        stopped: ``bool[]``, True for a round that did not happen because the run had stopped before: its numbers are
-            NaN, its picks −1.
+        num_failed_fits: ``int32[]``, networks of this fit that are not finite, or where they began in spite of labels.
+        stopped: ``bool[]``, True for a round after the run had stopped: its numbers are NaN, its picks −1.
     """
 
     round: Array
@@ -318,12 +310,10 @@ class Round(NamedTuple):
 
     Attributes:
         fit: ``(key, dataset, state) -> fitted``: the posterior's fit to what the pool of ``state`` has labelled.
-        candidates: ``(key, state) -> (ids, available)``: ids of what is to be scored (None for the whole data set),
-            and which of them can be picked.
+        candidates: ``(key, state) -> (ids, available)``: what is to be scored, None for all, and what can be picked.
         summarise: ``(key, fitted, inputs, target_inputs=None) -> summary``: what the acquisition keeps of the
             predictions on these inputs, a pytree ``[N, …]``; None where nothing is predicted.
-        select: ``(key, state, summary, ids, available) -> (selection, info)``: what is picked, by its ids in the whole
-            data set, and the :class:`StepInfo` of the round.
+        select: ``(key, state, summary, ids, available) -> (selection, info)``: picks, by ids in the whole data set.
         advance: ``(state, fitted, selection) -> state``: the picks are labelled, the next round begins.
     """
 

@@ -1,12 +1,10 @@
 """Features of examples, read off a model that knows nothing of it: ``(state, inputs [B, …]) -> [B, D]``.
 
 What selections from features read (``selection.k_center``, ``selection.badge`` …) is any such function, given to the
-loop as ``features=``. Here are those that belong to a network: :func:`last_hidden`, what its last weight layer reads;
-:func:`last_layer_gradient`, the gradients of that layer; :func:`gradient`, the gradient of everything, sketched. All of
-them read :attr:`~baal_jax.typing.Model.deterministic`, so they are features of the weights of a fit, not of a draw.
-
-Embeddings of your own need nothing from here: ``lambda state, inputs: inputs["embedding"]`` is a feature function, and
-:func:`encode` makes them once, with any network.
+loop as ``features=``. Those of a network are :func:`last_hidden`, what its last weight layer reads;
+:func:`last_layer_gradient`, the gradients of that layer; :func:`gradient`, that of everything, sketched: of the weights
+of a fit, not of a draw. Embeddings of your own are ``lambda state, inputs: inputs["embedding"]``; :func:`encode` makes
+them once, with any network.
 """
 
 from baal_jax.features._encode import encode

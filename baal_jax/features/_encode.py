@@ -24,8 +24,7 @@ def encode(apply: Callable, inputs: Any, batch_size: int = 256, *, cache: str | 
     """Embeds every example once. With a cache, one that is killed goes on, and memory does not grow with ``N``.
 
     Args:
-        apply: ``inputs [B, …] -> [B, D]``, compiled here; weights may be closed over. A row must not depend on the
-            others (batch statistics): the last batch is padded.
+        apply: ``inputs [B, …] -> [B, D]``, compiled with its weights; no row depends on others (batch statistics).
         inputs: array or pytree ``[N, …]``, or a source on the host (``__len__``, ``__getitem__``; a memory map).
         batch_size: ``B``. Another one may go on with a cache, with other roundings.
         cache: a ``.npy`` file, which has its name only when it is whole. ``….npy.json`` beside it knows the program (as
@@ -35,8 +34,7 @@ def encode(apply: Callable, inputs: Any, batch_size: int = 256, *, cache: str | 
         NumPy ``[N, D]``, at least float32; with a cache a read-only memory map.
 
     Raises:
-        ValueError: ``apply`` returns something else or non-finite rows, or the cache is of another encoder or other
-            inputs, damaged, or being written.
+        ValueError: ``apply`` gives no floats ``[B, D]`` or non-finite ones; the cache is of others, damaged or in use.
 
     Example:
         >>> import baal_jax as baal

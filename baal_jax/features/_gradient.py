@@ -34,14 +34,12 @@ def gradient(
     for random projections :math:`R` to ``sketch_size`` numbers, the same for every batch. A kernel used once has the
     gradient :math:`\sum_t h_t \otimes \delta_t` of what it reads and what comes back, with sketch
     :math:`\sum_t U h_t \odot V \delta_t` for random signs :math:`U, V`: such a gradient is never formed, unless that is
-    cheaper. Everything else (biases, scales, shared weights) goes through a count sketch: coordinates get random signs
-    and are summed in ``sketch_size`` bins. The relative error of an inner product falls as
-    :math:`1 / \sqrt{\text{sketch\_size}}`.
+    cheaper. Everything else (biases, scales, shared weights) goes through a count sketch: random signs, and sums in
+    ``sketch_size`` bins. The relative error of inner products falls as :math:`1 / \sqrt{\text{sketch\_size}}`.
 
     Args:
         model: the network.
-        sketch_size: ``D``; None returns the gradient itself, ``[B, P]`` for ``P`` parameters, in the order of
-            ``jax.tree.leaves(params)``: for small networks.
+        sketch_size: ``D``; None for the gradient ``[B, P]`` itself, as ``jax.tree.leaves(params)``: for small networks.
         key: of the projections, a typed key or a seed. The same key projects alike everywhere.
         scalar: ``outputs of one example [C] -> float``, what is differentiated. By default the output itself where
             ``C`` is 1, else the log-probability of the predicted class.

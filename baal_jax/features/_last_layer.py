@@ -21,8 +21,7 @@ class Head(NamedTuple):
     Attributes:
         hidden: ``h [D]``, what the layer reads.
         outputs: ``f``, ``[C]`` or ``[]``, of the network as it is.
-        push: ``J``, from a deviation ``[K]`` of what the layer returns to ``[C]`` of the outputs: the derivative of all
-            that follows, so the identity where nothing but a bias does.
+        push: ``J``, from a deviation ``[K]`` of what the layer returns to ``[C]`` of the outputs, by all that follows.
         width: ``K``.
         weight_norm: ``‖W‖²``.
         offset: ``[C]``, the outputs without what the layer returns: the bias, where nothing else follows.
@@ -61,9 +60,8 @@ def apply_to_one(model: Model, variables: Variables, example: PyTree) -> PyTree:
 def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = variables_of) -> FeatureFn:
     r"""What the last weight layer of a network reads: its penultimate representation.
 
-    The layer is found in the traced program, in whatever module system it was written: the last matrix product or
-    convolution, in program order, of something that depends on parameters alone with something that depends on the
-    inputs. What comes after it (biases, softmax, temperature) does not matter and is not computed.
+    The layer is found in the traced program of any module system: the last matrix product or convolution, in program
+    order, of what depends on parameters alone with what depends on the inputs. What comes after it is not computed.
 
     .. math:: h(x) \quad\text{of}\quad f(x) = g(W h(x))
 
@@ -109,9 +107,8 @@ def last_layer_gradient(
 
     .. math:: \nabla_W f = (h, 1), \qquad \nabla_W \ell = (p - e_{\hat y}) \otimes h
 
-    The second is returned as its two factors, whose inner products multiply, so an array ``[B, C · D]`` is not needed.
-    Exact where the outputs are what that layer gives, met once; after a temperature, a sum over positions or another
-    function it is a stand-in: use :func:`gradient`.
+    The second is returned as its two factors, whose inner products multiply. Exact where the outputs are what that
+    layer gives, met once; after a temperature, a sum over positions or another function use :func:`gradient`.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``), logits where ``C > 1``.
@@ -181,8 +178,7 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
         A :class:`Head`.
 
     Raises:
-        ValueError: when it is traced, as :func:`last_hidden`, for outputs of another shape, and for a last layer whose
-            weights are no matrix (a grouped product, a convolution of more than one pixel).
+        ValueError: when it is traced, as :func:`hidden_and_outputs`, and for a last layer whose weights are no matrix.
     """
     program, layer = _read_network(model, variables, example)
     product = layer.equation.outvars[0].aval
@@ -215,10 +211,7 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
 
 def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[_program.Program, _program.Layer]:
     """The program of a network for one example, and its last layer."""
-
-    def network(params: PyTree, rest: tuple, example: PyTree) -> PyTree:
-        return apply_to_one(model, Variables(params, *rest), example)
-
+    network = lambda params, rest, example: apply_to_one(model, Variables(params, *rest), example)  # noqa: E731
     program = _program.trace(network, variables.params, variables[1:], example)
     return program, _program.last_layer(program, program.arguments[0], program.arguments[2])
 
@@ -257,7 +250,5 @@ def _weight_axes(layer: _program.Layer) -> tuple[int, ...]:
         spatial = options["dimension_numbers"].rhs_spec[2:]
         if all(equation.invars[1].aval.shape[axis] == 1 for axis in spatial):
             return (options["dimension_numbers"].out_spec[1],)
-    raise ValueError(
-        "the last weight layer is a grouped product or a convolution of more than one pixel, whose weights are no "
-        "matrix: end the network with a dense layer or a 1×1 convolution"
-    )
+    why = "a grouped product or a convolution of more than one pixel, whose weights are no matrix"
+    raise ValueError(f"the last weight layer is {why}: end the network with a dense layer or a 1×1 convolution")

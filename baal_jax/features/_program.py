@@ -1,9 +1,8 @@
 """Weight layers of a traced program: where they are, what they read, and what their gradients are made of.
 
 A network of any module system becomes one flat list of equations (:func:`trace`), in which a weight layer is a
-``dot_general`` or a ``conv_general_dilated`` between a parameter and something that depends on the inputs. The list is
-run again by :func:`evaluate`, which shows what a layer reads and lets a number be added to what it returns: the
-derivative in that number is the gradient that comes back to the layer.
+``dot_general`` or a ``conv_general_dilated`` between a parameter and something that depends on the inputs. Run again
+by :func:`evaluate`, it shows what a layer reads, and the gradient that comes back by a number added to what it returns.
 """
 
 import itertools
@@ -74,10 +73,7 @@ def run(equation: Any, operands: list) -> list:
 
 
 def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list] = run) -> list:
-    """Leaves of the outputs, for arguments like those that the program was traced with.
-
-    ``step(equation, operands)``, by default :func:`run`, may look at what an equation reads and change what it returns.
-    """
+    """Leaves of the outputs. ``step``, by default :func:`run`, may look at what equations read and change results."""
     variables = itertools.chain.from_iterable(program.arguments)
     values = dict(zip(variables, jax.tree.leaves(arguments), strict=True))
     return _interpret(program.equations, {**program.constants, **values}, program.outputs, step)
@@ -89,27 +85,25 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
     # Not the parameters themselves but all that is computed from them alone: kernels are cast, transposed, normalised.
     weights = _depending(program, params) - of_inputs
     chosen = _chosen(program, weights)
-    cure = "move it out, or write the features as (state, inputs) -> [B, D] yourself"
+    cure = "write the features as (state, inputs) -> [B, D] yourself"
     for equation in reversed(program.equations):
         operands = [atom for atom in equation.invars if _is_variable(atom)]
         if equation.primitive in _PRODUCTS and not chosen.isdisjoint(operands):
-            raise ValueError(f"the last weight layer sits inside of a branch (cond) that depends on the inputs: {cure}")
+            raise ValueError(f"the last weight layer sits in a branch (cond) of the inputs: move it out, or {cure}")
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
             if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
                 where = f"a {equation.primitive.name}, where what it reads cannot be seen"
-                raise ValueError(f"the last weight layer of the network sits inside of {where}: {cure}")
+                raise ValueError(f"the last weight layer sits inside of {where}: move it out, or {cure}")
             continue
         left, right = equation.invars
         if left in of_inputs and right in weights:
             return Layer(equation, left, True)
         if right in of_inputs and left in weights and equation.primitive is primitives.dot_general_p:
             return Layer(equation, right, False)
-    raise ValueError(
-        "the network has no weight layer, a matrix product or a convolution of a parameter with something that depends "
-        "on the inputs: write the features as (state, inputs) -> [B, D] yourself"
-    )
+    layer = "a matrix product or a convolution of a parameter with something that depends on the inputs"
+    raise ValueError(f"the network has no weight layer, {layer}: {cure}")
 
 
 def features_of(layer: Layer, read: Array) -> Array:
@@ -124,10 +118,7 @@ def features_of(layer: Layer, read: Array) -> Array:
 
 
 def dense_layers(program: Program, params: Sequence) -> dict[int, Layer]:
-    """Products by which alone a parameter enters the program, up to its shape and type, by position in ``params``.
-
-    The gradient of such a parameter is a sum of outer products (:func:`factors`).
-    """
+    """Products by which alone a parameter enters, up to shape and type, for :func:`factors`; by position of these."""
     users: dict[Any, list] = {}
     for equation in program.equations:
         for atom in equation.invars:
@@ -172,21 +163,13 @@ def _inlined(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def step(equation: Any, operands: list) -> list:
-        inner = _callee(equation, keep_rules)
-        return run(equation, operands) if inner is None else _inlined(inner, operands, keep_rules)
+        primitive, inner = equation.primitive, equation.params.get(_CALLS.get(equation.primitive, "call_jaxpr"))
+        is_opened = primitive in _CALLS
+        if primitive in _WITH_RULES:
+            is_opened = not keep_rules or (_holds_product(equation) and _is_multilinear(inner))
+        return _inlined(inner, operands, keep_rules) if is_opened else run(equation, operands)
 
     return _interpret(jaxpr.eqns, values, jaxpr.outvars, step)
-
-
-def _callee(equation: Any, keep_rules: bool) -> Any:
-    """The program that an equation calls and that is to be looked into."""
-    primitive = equation.primitive
-    if primitive in _CALLS:
-        return equation.params[_CALLS[primitive]]
-    if primitive not in _WITH_RULES:
-        return None
-    inner = equation.params["call_jaxpr"]
-    return inner if not keep_rules or (_holds_product(equation) and _is_multilinear(inner)) else None
 
 
 def _is_multilinear(closed: Any) -> bool:
@@ -275,10 +258,7 @@ def _plain_product(equation: Any, weight: Any) -> Layer | None:
 
 
 def _patches(equation: Any, read: Array) -> Array:
-    """What a convolution multiplies with its kernel, ``[positions, taps · channels]``.
-
-    Slices rather than a convolution with the identity: they cost memory traffic alone, on every device.
-    """
+    """What a convolution multiplies with its kernel, ``[positions, taps · channels]``: slices, which are cheap."""
     options, shape = equation.params, equation.outvars[0].aval.shape
     lhs, rhs, out = options["dimension_numbers"]
     maps = read.transpose(lhs[0], *lhs[2:], lhs[1])

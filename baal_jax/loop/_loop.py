@@ -7,27 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from baal_jax import pool as pools
 from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet
-from baal_jax.pool import PoolState
 from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
-from baal_jax.typing import (
-    Acquisition,
-    Array,
-    Dataset,
-    FeatureFn,
-    Key,
-    LoopState,
-    Posterior,
-    PyTree,
-    Round,
-    Selection,
-    StepInfo,
-    short,
-)
+from baal_jax.typing import Acquisition, Dataset, Key, LoopState, Posterior, PyTree, Round, Selection, StepInfo, short
 
 
 class ActiveLoop(NamedTuple):
@@ -35,15 +22,12 @@ class ActiveLoop(NamedTuple):
 
     Attributes:
         init: ``(key, dataset, num_initial=0, pool=None, *, acquisition=None, embeddings=None) -> LoopState``: labels
-            ``num_initial`` examples, at random or by an acquisition that needs no fit (the cold start:
-            ``selection.typiclust()`` and others, from ``embeddings [N, D]``), or continues from a
-            :class:`~baal_jax.PoolState`.
-        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round. On arrays it is one compiled
-            program. ``dataset.inputs`` may be a source (``__len__`` and ``__getitem__``; arrays in a
-            :class:`~baal_jax.data.View`): the labelled examples and one batch are on the device then, and the picks the
-            same, unless a fit reads what is not labelled (semi-supervised training).
-        evaluate: ``(state, dataset, metrics=None) -> {name: value}``: the last fit on labelled data in arrays. Before
-            the first step there is no fit to evaluate.
+            ``num_initial`` examples, at random or by an acquisition that needs no fit (a cold start from ``embeddings
+            [N, D]``: ``selection.typiclust()`` and others), or continues from a :class:`~baal_jax.PoolState`.
+        step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, on arrays one compiled program. With
+            a source as inputs (``__len__`` and ``__getitem__``; arrays in a :class:`~baal_jax.data.View`) the labelled
+            examples and one batch are on the device, and picks are the same unless training is semi-supervised.
+        evaluate: ``(state, dataset, metrics=None) -> {name: value}``: the last fit (after a step) on labelled arrays.
         predict: ``(state, inputs [M, …]) -> outputs [S, M, …, C]``: the draws of the last fit, jitted.
         round: the parts of a step, for rounds of your own; :func:`query` and ``run`` read them here, ``step`` does not.
         sizes: query size of each round; the last one holds for all after it.
@@ -74,7 +58,7 @@ def active_loop(
     batch_size: int | None = 256,
     max_sample: int | None = None,
     last_rounds: int | None = None,
-    features: FeatureFn | None = None,
+    features: Callable[[Any, PyTree], Array] | None = None,
     metrics: MetricSet | None = None,
 ) -> ActiveLoop:
     """An active-learning loop from its parts.
@@ -82,9 +66,8 @@ def active_loop(
     Args:
         posterior: what to do with labels.
         acquisition: which examples to label next.
-        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, a number a round, whose last one
-            holds for all later rounds. ``Q`` is the largest then, and smaller rounds are padded. Every different size
-            is compiled, and computed in every round of a run under ``vmap``.
+        query_size: ``Q``, labels a round; or a schedule such as ``(5, 10, 20, 40)``, whose last number holds for all
+            later rounds, and smaller rounds are padded. Each size is compiled, and under ``vmap`` computed every round.
         num_samples: ``S``, draws for scoring and for evaluation.
         batch_size: examples in work at a time when predicting, None for all. Changes no number.
         max_sample: score only this many available examples, drawn at random each round; None for the whole pool.
@@ -121,9 +104,7 @@ def active_loop(
     if acquisition.summarise is None:
         max_sample = None  # nothing is scored
     if acquisition.reads_labelled and max_sample is not None:
-        raise ValueError(
-            f"max_sample={max_sample} would hide the labelled examples that this acquisition reads: leave it out"
-        )
+        raise ValueError(f"max_sample={max_sample} would hide the labelled examples that are read here: leave it out")
     if max_sample is not None and max_sample < max(sizes):
         raise ValueError(f"max_sample={max_sample} is less than query_size={max(sizes)}: score at least as many")
     predicting: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
@@ -166,33 +147,25 @@ def active_loop(
     def predict_last(state: LoopState, inputs: PyTree) -> PyTree:
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
-    init = partial(_init, posterior, sizes[0])
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
     jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
     if acquisition.summarise is not None:
         read = posterior, distinct(posterior, num_samples), batch_size
         vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
     given = sizes, batch_size, posterior, metrics
-    loop = ActiveLoop(init, step, evaluate_last, jax.jit(predict_last), jitted, *given)
+    loop = ActiveLoop(partial(_init, posterior, sizes[0]), step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
 
 
 def _require_parts(posterior: Any, acquisition: Any) -> None:
     if not isinstance(posterior, Posterior):
-        raise TypeError(
-            f"posterior is a {type(posterior).__name__}: make one with baal_jax.posteriors.mc_dropout(model, trainer)"
-        )
+        raise TypeError(f"posterior is a {type(posterior).__name__}: make one by posteriors.mc_dropout(model, trainer)")
     if not isinstance(acquisition, Acquisition):
-        raise TypeError(
-            f"acquisition is a {type(acquisition).__name__}: make one, such as "
-            "baal_jax.selection.top_k(baal_jax.heuristics.bald)"
-        )
+        raise TypeError(f"acquisition is a {type(acquisition).__name__}: make one by selection.top_k(heuristics.bald)")
     task = posterior.task
     if task is not None and acquisition.tasks is not None and task.name not in acquisition.tasks:
-        raise ValueError(
-            f"acquisition reads outputs of {' or '.join(acquisition.tasks)}, but the loss learns {task.name}: score "
-            f"with {task.heuristic}"
-        )
+        read, cure = " or ".join(acquisition.tasks), f"score with {task.heuristic}"
+        raise ValueError(f"acquisition reads outputs of {read}, but the loss learns {task.name}: {cure}")
 
 
 def query(
@@ -200,21 +173,17 @@ def query(
 ) -> tuple[Any, Selection, StepInfo]:
     """A round up to its picks, which nobody has labelled yet: fit, candidates, summarise, select.
 
-    ``loop.step``, :func:`~baal_jax.run`, studies and projects with annotators call it: a round is written nowhere else.
-
     Args:
         loop: from :func:`active_loop`.
         state: of the loop.
         dataset: the pool; its inputs are arrays, or a source on the host.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
-        capacity: room for labelled examples of a source; a fit is compiled anew for another one. By default the power
-            of two that holds what is labelled, at least 32 and at most ``N``.
+        capacity: room for labelled examples of a source, for which a fit is compiled; by default a power of two.
 
     Returns:
         ``(fitted, selection, info)``; ``loop.round.advance(state, fitted, selection)`` is the next round's state.
     """
-    parts = loop.round
-    keys = round_keys(state.key, state.pool.round)
+    parts, keys = loop.round, round_keys(state.key, state.pool.round)
     if not sources.is_source(dataset.inputs):
         fitted = parts.fit(keys.fit, dataset, state)
         ids, available = parts.candidates(keys.subset, state)
@@ -293,7 +262,7 @@ def _init(
     key: Key,
     dataset: Dataset,
     num_initial: int = 0,
-    pool: PoolState | None = None,
+    pool: pools.PoolState | None = None,
     *,
     acquisition: Acquisition | None = None,
     embeddings: PyTree = None,
@@ -310,10 +279,8 @@ def _init(
     if state.labelled_at.shape != (num_examples,):
         raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
     if num_initial and state.targets is not None:
-        raise ValueError(
-            f"num_initial={num_initial} would label examples whose targets are still to come: use pool.label_randomly, "
-            "ask for their labels, store them with pool.annotate, and leave num_initial out"
-        )
+        cure = "use pool.label_randomly, ask for labels, store them with pool.annotate, and leave num_initial out"
+        raise ValueError(f"num_initial={num_initial} would label examples whose targets are still to come: {cure}")
     known = np.asarray(state.labelled_at) if checks.is_concrete(state.labelled_at) else np.full(num_examples, -1)
     left = np.count_nonzero(known == -1)
     if num_initial > left:
@@ -328,16 +295,14 @@ def _init(
         room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
         if isinstance(dataset.targets, np.ndarray) and dataset.targets.dtype.kind in "iu":
-            shapes = shapes._replace(
-                targets=np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype)
-            )
+            largest = np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype)
+            shapes = shapes._replace(targets=largest)
     if state.targets is not None:  # people will name more classes
         shapes = shapes._replace(targets=jax.tree.map(partial(jax.eval_shape, jnp.asarray), shapes.targets))
     labelled = jax.ShapeDtypeStruct(jax.tree.leaves(shapes)[0].shape[:1], jnp.bool)
     fitted = tasks.shape_of_fit(posterior.fit, key_rounds, shapes, labelled)
     if dataset.targets is not None:
-        # The second look is at targets, for which the shape of the outputs is needed; their signs are those of a
-        # simulation where labels are looked up.
+        # Now with the shape of the outputs; signs of targets are those of a simulation where labels are looked up.
         outputs = partial(tasks.output_shape, posterior, fitted, whole)
         looked_up = np.zeros(num_examples, bool) if num_initial else None
         tasks.admit("dataset", Dataset(whole.inputs, dataset.targets), posterior.task, outputs, complete=looked_up)
@@ -354,7 +319,7 @@ def shapes_of_dataset(dataset: Dataset) -> tuple[Dataset, int]:
     return Dataset(sources.shapes_of(dataset.inputs), shapes), num_examples
 
 
-def _with_stored_targets(dataset: Dataset, state: PoolState) -> Dataset:
+def _with_stored_targets(dataset: Dataset, state: pools.PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
@@ -393,11 +358,9 @@ def _select(
     def select(size: int) -> Selection:
         possible = min(size, available.shape[0])
         picked = acquisition.select(key, summary, available, possible, labelled)
-        missing = max(sizes) - possible
-        return Selection(
-            jnp.pad(picked.indices, (0, missing), constant_values=-1),
-            jnp.pad(picked.scores, (0, missing), constant_values=jnp.nan),
-        )
+        missing = 0, max(sizes) - possible
+        indices = jnp.pad(picked.indices, missing, constant_values=-1)
+        return Selection(indices, jnp.pad(picked.scores, missing, constant_values=jnp.nan))
 
     different = sorted(set(sizes))
     if len(different) == 1:
@@ -410,7 +373,7 @@ def _select(
     return picked, _describe(state.pool, picked, summary, available)
 
 
-def _describe(state: PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
+def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
     leaves = [leaf for leaf in jax.tree.leaves(summary) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     broken = jnp.zeros(available.shape, bool)
     for leaf in leaves:

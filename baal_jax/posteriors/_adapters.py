@@ -96,9 +96,7 @@ def from_blackjax(
             batch, weights = seen  # which are zero where nothing is labelled
             losses = loss(model.deterministic(network.variables._replace(params=params), batch.inputs), batch.targets)
             if losses.shape != (batch_size,):
-                raise ValueError(
-                    f"loss gives {losses.shape}, but one number an example is {(batch_size,)}: sum over the other axes"
-                )
+                raise ValueError(f"loss gives {losses.shape}, not {(batch_size,)}: sum over the other axes")
             mean = jnp.sum(losses.astype(jnp.float32) * weights) / batch_size
             squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
             return -count.astype(jnp.float32) * mean - squares / (2.0 * prior_std**2)

@@ -54,11 +54,10 @@ def bayes_by_backprop(
     .. math:: \frac1B \sum_b -\log p(y_b \mid x_b, w) + \frac{\lambda}{n}\, \mathrm{KL}\bigl( \mathcal{N}(\mu, \sigma^2)
               \,\|\, \mathcal{N}(0, \sigma_p^2) \bigr)
 
-    The loss of ``trainer`` has to be a negative log-likelihood in nats, or the posterior means nothing:
-    ``losses.cross_entropy``, ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise
-    (alone it stands for a variance of one). These average over positions and real outputs: with ``m`` of them for each
-    example divide ``kl_weight`` by ``m`` too. With few labels and many weights the divergence outweighs the data and
-    the network falls back to its prior: a ``kl_weight`` below one, a posterior colder than Bayes' rule, is then usual.
+    The loss of ``trainer`` has to be a negative log-likelihood in nats: ``losses.cross_entropy``,
+    ``losses.gaussian_nll``, or ``losses.squared_error`` divided by the variance of the noise. These average over
+    positions and real outputs: with ``m`` of them an example divide ``kl_weight`` by ``m``. With few labels and many
+    weights the network falls back to its prior: a ``kl_weight`` below one, colder than Bayes' rule, is then usual.
 
     Args:
         model: the network.
@@ -66,8 +65,7 @@ def bayes_by_backprop(
         prior_std: ``σ_p``.
         initial_std: standard deviation of every weight at the start.
         kl_weight: ``λ``.
-        select: ``(path, leaf) -> bool``, which parameters are random, with paths such as ``"Dense_0/kernel"``; the
-            others have one value, without a prior. All by default.
+        select: ``("Dense_0/kernel", leaf) -> bool``, which parameters are random, by default all; others have no prior.
 
     Returns:
         A :class:`~baal_jax.Posterior` with a :class:`VariationalState`, whose draws are weights in evaluation mode.

@@ -46,15 +46,13 @@ def epinet(
     .. math:: f(x, z) = \mu(x) + \bigl(g_\eta(h(x), z) + \alpha\, g_0(h(x), z)\bigr)^\top z,
               \qquad z \sim \mathcal N(0, I)
 
-    with the outputs :math:`\mu` and last hidden features :math:`h` of the trained network, both frozen, a small network
-    :math:`g_\eta` that is learned for random indices ``z``, and :math:`g_0` of the same shape, which keeps its random
-    weights: where labels do not teach :math:`g_\eta` to undo it, draws differ. The trained network is computed once for
-    all draws, so thousands of them cost little more than one. Features are those of
-    :func:`baal_jax.features.last_hidden`.
+    with outputs :math:`\mu` and :func:`~baal_jax.features.last_hidden` features :math:`h` of the trained network, both
+    frozen, a small network :math:`g_\eta` that is learned for random indices ``z``, and :math:`g_0` of the same shape,
+    which keeps its random weights: where labels do not teach :math:`g_\eta` to undo it, draws differ. The trained
+    network is computed once for all draws, so thousands of them cost little more than one.
 
-    First ``trainer`` fits the network, then ``epinet_trainer`` fits :math:`g_\eta` with its own loss, augmentation and
-    validation on the same examples, an index of its own for every example of every batch. With nothing labelled, what
-    is drawn is the epinet at its random weights.
+    First ``trainer`` fits the network, then ``epinet_trainer`` :math:`g_\eta` with its own loss, augmentation and
+    validation on the same examples, each with another index in every batch. With nothing labelled it stays random.
 
     Args:
         model: a network with outputs ``[B, C]`` (or ``[B]``).

@@ -50,13 +50,6 @@ class GaussianProcessState(NamedTuple):
     __repr__ = short
 
 
-class _Draw(NamedTuple):
-    """Weights of a function: ``[D, C]`` of the random features, ``[L, C]`` of the covariances with labelled inputs."""
-
-    prior: Array
-    update: Array
-
-
 def gaussian_process(
     kernel: Kernel,
     *,
@@ -70,8 +63,8 @@ def gaussian_process(
     r"""Gaussian-process regression or classification, exact on the labelled set, with draws that are functions.
 
     Without ``num_classes`` targets are real values, seen with noise of variance :math:`\sigma^2`, under a prior of mean
-    zero: standardise them. With ``num_classes`` every class has a process of its own, which regresses the logarithm of
-    a Gamma variable, as it comes from a Dirichlet distribution that has seen one label,
+    zero: standardise them. With ``num_classes`` every class has a process of its own, on the logarithm of a Gamma
+    variable, as it comes from a Dirichlet distribution that has seen one label,
 
     .. math:: \alpha_c = \alpha_\epsilon + [y = c], \qquad \sigma_c^2 = \log(1/\alpha_c + 1), \qquad
               \tilde y_c = \log \alpha_c - \sigma_c^2 / 2
@@ -83,9 +76,8 @@ def gaussian_process(
     .. math:: f(x) = \phi(x)^\top w + k(x, X) (K + \Sigma)^{-1} (y - \Phi w - \varepsilon), \qquad
               w \sim \mathcal{N}(0, I), \quad \varepsilon \sim \mathcal{N}(0, \Sigma)
 
-    The move is exact and the mean of the draws with it. The prior has the exact variances and approximate covariances,
-    the same for all draws, with an error that falls as ``1/√num_features``. For exact moments see
-    :func:`gaussian_process_moments`. Features and covariances of inputs are computed once for all draws.
+    The move is exact and the mean of the draws with it; the covariances of the prior have an error, the same for all
+    draws, that falls as ``1/√num_features``. For exact moments see :func:`gaussian_process_moments`.
 
     Hyperparameters that are not given are those of the largest marginal likelihood on a grid,
 
@@ -161,8 +153,7 @@ def gaussian_process(
 
         choices = jnp.asarray(np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2), jnp.float32)
         best = choices[0]
-        if len(choices) > 1:
-            # One after the other: a factor of L² numbers for every class is held at a time.
+        if len(choices) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
             evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
             best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
         variances, cholesky, log_evidence = conditioned(*best)
@@ -182,23 +173,24 @@ def gaussian_process(
     def features(state: GaussianProcessState, inputs: Array) -> Array:
         return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
 
-    def sample(key: Key, state: GaussianProcessState, num_samples: int) -> _Draw:
+    def sample(key: Key, state: GaussianProcessState, num_samples: int) -> tuple[Array, Array]:
         phi = features(state, state.inputs)
 
-        def one(key: Key) -> _Draw:
+        def one(key: Key) -> tuple[Array, Array]:
             key_prior, key_noise = jax.random.split(key)
             prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]), phi.dtype)
             noise = jax.random.normal(key_noise, state.targets.shape, phi.dtype) * jnp.sqrt(state.noise).T
             # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
             missing = state.targets - noise - product(phi, prior)
-            return _Draw(prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0)))
+            return prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0))
 
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
-    def apply(state: GaussianProcessState, draw: _Draw, inputs: Array) -> Array:
+    def apply(state: GaussianProcessState, draw: tuple[Array, Array], inputs: Array) -> Array:
+        prior, update = draw  # weights [D, C] of the features, [L, C] of the covariances with labelled inputs
         inputs = _in_units(kernel, state, inputs)
-        prior = product(features(state, inputs), draw.prior)
-        return state.mean + prior + product(state.scale * kernel.gram(inputs, state.inputs), draw.update)
+        prior = product(features(state, inputs), prior)
+        return state.mean + prior + product(state.scale * kernel.gram(inputs, state.inputs), update)
 
     return tasks.guarded(fit, sample, apply, tasks.regression if num_classes is None else tasks.classification)
 
@@ -231,7 +223,7 @@ def _in_units(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Arr
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
-    white = _triangular(cholesky, _grouped(targets, kinds))
+    white = _whitened(cholesky, targets)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     count = num_outputs * jnp.sum(known, dtype=jnp.float32)
     return -0.5 * (jnp.sum(white**2) + log_det + math.log(2 * math.pi) * count)
@@ -240,9 +232,8 @@ def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
 def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
     """Targets ``[L, C]``, variance of the noise in them ``[E, L]``, where they are known ``[L]``, prior mean ``[]``."""
     if not jnp.issubdtype(targets.dtype, jnp.floating) or targets.ndim > 2:
-        raise ValueError(
-            f"targets are {targets.dtype}{targets.shape}, but without num_classes real values are: give num_classes"
-        )
+        cure = "but without num_classes real values are needed: give num_classes"
+        raise ValueError(f"targets are {targets.dtype}{targets.shape}, {cure}")
     targets = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     known = ~jnp.isnan(targets).any(axis=1)
     return targets, jnp.ones((1, targets.shape[0]), jnp.float32), known, jnp.zeros((), jnp.float32)
@@ -250,9 +241,8 @@ def _values(targets: Array) -> tuple[Array, Array, Array, Array]:
 
 def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, Array, Array, Array]:
     if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.ndim != 1:
-        raise ValueError(
-            f"targets are {targets.dtype}{targets.shape}, but num_classes={num_classes} needs integers: leave it out"
-        )
+        cure = f"but num_classes={num_classes} needs integers: leave it out"
+        raise ValueError(f"targets are {targets.dtype}{targets.shape}, {cure}")
     # One row more, of class 0, for the prior mean: that of a labelled row, the same whatever its class.
     concentration = alpha + jax.nn.one_hot(jnp.append(targets, 0), num_classes, dtype=jnp.float32)
     variance = jnp.log1p(1.0 / concentration)
@@ -263,14 +253,11 @@ def _log_gammas(targets: Array, num_classes: int, alpha: float) -> tuple[Array, 
 
 def _solve(state: GaussianProcessState, values: Array) -> Array:
     """``(K + Σ)⁻¹ values`` for ``[L, C]``, with the noise of each output."""
-    half = _triangular(state.cholesky, _grouped(values, len(state.noise)))
-    return _triangular(state.cholesky, half, trans="T").transpose(1, 0, 2).reshape(values.shape)
+    back = jax.vmap(partial(linalg.solve_triangular, lower=True, trans="T"))
+    return back(state.cholesky, _whitened(state.cholesky, values)).transpose(1, 0, 2).reshape(values.shape)
 
 
-def _grouped(values: Array, kinds: int) -> Array:
-    """``[L, C]`` as ``[E, L, C / E]``, by the factor that the outputs share."""
-    return values.reshape(len(values), kinds, -1).transpose(1, 0, 2)
-
-
-def _triangular(cholesky: Array, right: Array, trans: str = "N") -> Array:
-    return jax.vmap(partial(linalg.solve_triangular, lower=True, trans=trans))(cholesky, right)
+def _whitened(cholesky: Array, values: Array) -> Array:
+    """``L⁻¹ values`` for ``[L, C]``, as ``[E, L, C / E]``, by the factor that the outputs share."""
+    values = values.reshape(len(values), len(cholesky), -1).transpose(1, 0, 2)
+    return jax.vmap(partial(linalg.solve_triangular, lower=True))(cholesky, values)

@@ -65,10 +65,9 @@ def logistic_regression(
     .. math:: W_* = \arg\min_W \sum_{n\ \text{labelled}} -\log \operatorname{softmax}(W^\top \tilde x_n)_{y_n}
               + \tfrac\tau2 \|W\|^2, \qquad q(W) = \mathcal N\bigl(W_*, (H + \tau I)^{-1}\bigr)
 
-    with a constant beside the features in :math:`\tilde x`, whose weights are penalised like all others, and the
-    Hessian ``H`` of the first term. It is scikit-learn's ``LogisticRegression(C=1 / τ, fit_intercept=False)`` on that
-    design, whose only optimum Newton's method finds, from the weights of the round before, at a cost by the labels and
-    not by the pool. Features should be of the order of 1. What a draw adds to all logits alike is left out.
+    with a constant, penalised like all else, beside the features in :math:`\tilde x` and the Hessian ``H`` of the first
+    term. It is scikit-learn's ``LogisticRegression(C=1 / τ, fit_intercept=False)`` on that design, found by Newton's
+    method at a cost by the labels. Features should be of the order of 1. What a draw adds to all logits is left out.
 
     With ``"evidence"``, :math:`\tau` is the power of 2 that a climb from the one of the round before (at first 1) ends
     at, where neither twice nor half of it has a marginal likelihood that is .01 nats larger,
@@ -154,8 +153,7 @@ def logistic_regression(
             noise = product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
         return state.weights[None] + product(noise, jnp.asarray(_contrasts(size), kind).T)
 
-    def apply(state: LogisticState, draw: Array, inputs: PyTree) -> Array:
-        del state
+    def apply(_: LogisticState, draw: Array, inputs: PyTree) -> Array:
         flat = numerics.as_float(inputs).reshape(inputs.shape[0], -1).astype(draw.dtype)
         return product(flat, draw[:-1]) + jnp.asarray(bias, draw.dtype) * draw[-1:]
 

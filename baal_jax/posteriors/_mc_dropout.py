@@ -14,11 +14,10 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
     A draw is a key, and so a set of dropout masks that the whole pool shares: one draw is one function. Layers before
     the first dropout do not depend on the draw and are computed once for all of them.
 
-    With ``shared_masks=False`` a draw gives every example masks of its own, as other libraries do. They come from the
-    key and the values of the example, so a draw is still one function: equal examples have equal masks, whatever the
-    batch. Marginal scores (BALD, entropy, …) estimate the same numbers either way, but their errors no longer agree
-    between examples that are alike, so the ``Q`` highest BALD scores are less often ``Q`` of a kind. Draws no longer
-    tell how examples depend on each other, which BatchBALD, EPIG and BAIT read: keep the masks shared for these.
+    With ``shared_masks=False`` a draw gives every example masks of its own, as other libraries do, made from the key
+    and the values of the example: equal examples have equal masks, whatever the batch. Marginal scores (BALD, entropy,
+    …) estimate the same numbers, but with errors that differ between examples that are alike, so the ``Q`` highest are
+    less often ``Q`` of a kind. BatchBALD, EPIG and BAIT read how examples depend on each other: share masks for these.
 
     Args:
         model: from :func:`~baal_jax.from_linen`, :func:`~baal_jax.from_nnx` or :func:`~baal_jax.from_functions`.

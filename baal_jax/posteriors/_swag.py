@@ -1,8 +1,6 @@
 """SWAG: a Gaussian around the mean of the last iterates of training, with their covariance."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +9,6 @@ from jax import Array
 from baal_jax._util import checks, numerics
 from baal_jax.training import averaging, batches, tasks
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
-
-if TYPE_CHECKING:
-    import optax
 
 _LEAST_SNAPSHOTS = 20  # where the steps allow it and nothing else is asked for
 _LEAST_VARIANCE = 1e-30
@@ -76,11 +71,9 @@ def swag(
               \bigl(\Sigma_\text{diag} + \tfrac{1}{K - 1} \hat D \hat D^\top\bigr)\Bigr),
               \qquad K = \min(T, \text{rank})
 
-    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). A draw
-    is the network in evaluation mode with weights from that Gaussian. Batch statistics, if any, are each draw's own,
-    estimated in ``sample`` by forward passes in training mode on 512 labelled inputs that the state keeps.
-
-    The learning rate should stay high meanwhile. What ``average_from`` and ``validation`` choose is not used.
+    and :math:`\mathcal{N}(\bar\theta, \text{scale} \cdot \Sigma_\text{diag})` with ``rank`` 0 (SWAG-diagonal). Draws
+    are in evaluation mode, with batch statistics of their own, by passes in training mode on 512 labelled inputs in the
+    state. The learning rate should stay high meanwhile; ``average_from`` and ``validation`` choose nothing here.
 
     Args:
         model: the network.
@@ -95,9 +88,8 @@ def swag(
         A :class:`~baal_jax.Posterior` with a :class:`SwagState`, whose draws are :class:`~baal_jax.Variables`.
 
     Raises:
-        ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive or ``scale``
-            negative; and, when it is first used, if ``num_steps`` leave fewer than two snapshots, or ``model`` stays
-            random with every known random layer off. With ``num_epochs``, fewer than two give draws without spread.
+        ValueError: ``rank`` is negative or 1, ``start`` outside of [0, 1), ``every`` not positive, ``scale`` negative;
+            when used, fewer than two snapshots in ``num_steps`` (no spread in ``num_epochs``), or a random ``model``.
 
     References:
         Maddox et al., `A simple baseline for Bayesian uncertainty in deep learning
@@ -147,10 +139,8 @@ def swag(
         def draw(key: Key) -> Variables:
             key_noise, key_statistics = jax.random.split(key)
             params = jax.tree.map(jnp.add, mean, _noise(key_noise, state.moments, scale))
-            variables = state.train.variables._replace(frozen=state.variables.frozen)
-            return network(key_statistics, params, state.train._replace(variables=variables), state.inputs)._replace(
-                frozen=None
-            )
+            trained = state.train._replace(variables=state.train.variables._replace(frozen=state.variables.frozen))
+            return network(key_statistics, params, trained, state.inputs)._replace(frozen=None)
 
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 
@@ -160,7 +150,7 @@ def swag(
     return tasks.guarded(jax.jit(fit), sample, apply, tasks.task_of(trainer))
 
 
-def _gather(rank: int, start: float, every: int | None, least: int) -> optax.GradientTransformationExtraArgs:
+def _gather(rank: int, start: float, every: int | None, least: int) -> Any:
     """Leaves the updates as they are and keeps moments of the parameters that they lead to."""
     import optax
 
@@ -171,7 +161,10 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
 
     def update(updates: PyTree, state: Any, params: PyTree = None, *, total_steps: Any = 0, **_: Any) -> tuple:
         if isinstance(total_steps, int):
-            _require_snapshots(total_steps, start, every, least)
+            window = total_steps - min(int(start * total_steps), total_steps - 1)
+            if (number := -(-window // (every or 1))) < least:
+                given = f"start={start} and every={every} leave {number} snapshot in {total_steps} steps"
+                raise ValueError(f"{given}: lower them, train longer, or ask for one network with scale=0")
         first = averaging.share(start, total_steps)
         window = jnp.asarray(total_steps, jnp.int32) - first
         stride = jnp.maximum(window // max(rank, _LEAST_SNAPSHOTS), 1) if every is None else every
@@ -182,16 +175,6 @@ def _gather(rank: int, start: float, every: int | None, least: int) -> optax.Gra
         return updates, state._replace(step=jnp.minimum(state.step + 1, total_steps))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _require_snapshots(total: int, start: float, every: int | None, least: int) -> None:
-    window = total - min(int(start * total), total - 1)
-    number = -(-window // (every or 1))
-    if number < least:
-        raise ValueError(
-            f"start={start} and every={every} leave {number} snapshot in {total} steps: lower them, train longer, or "
-            "ask for draws that are all the same network with scale=0"
-        )
 
 
 def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoments:
@@ -210,12 +193,9 @@ def _with_snapshot(state: SwagMoments, params: PyTree, due: Array) -> SwagMoment
 
 def _mean(state: TrainState) -> PyTree:
     """In float32; the last weights where there is no snapshot, after an epoch of no examples."""
-    moments: SwagMoments = state.opt_state[-1]
-    return jax.tree.map(
-        lambda mean, last: jnp.where(moments.num_snapshots > 0, mean, last.astype(jnp.float32)),
-        moments.mean,
-        state.variables.params,
-    )
+    moments, params = state.opt_state[-1], state.variables.params
+    has_mean = moments.num_snapshots > 0
+    return jax.tree.map(lambda mean, last: jnp.where(has_mean, mean, last.astype(jnp.float32)), moments.mean, params)
 
 
 def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
@@ -231,7 +211,7 @@ def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
     if moments.deviations is not None:
         rings = jax.tree.leaves(moments.deviations)
         rank = rings[0].shape[0]
-        # One factor for each deviation, the same for all parameters: this is what makes them vary together.
+        # The same for all parameters: this is what makes them vary together.
         factors = jax.random.normal(key_low_rank, (rank,), jnp.float32)
         factors *= jnp.sqrt(part / jnp.maximum(jnp.minimum(count, rank) - 1, 1))
         noise = [leaf + jnp.tensordot(factors, ring, 1) for leaf, ring in zip(noise, rings, strict=True)]
@@ -243,5 +223,4 @@ def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
     stream = batches.Stream(key, ids, jnp.sum(labelled, dtype=jnp.int32))
     chosen, _ = stream.batch(jnp.zeros((), jnp.int32), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, None)
-    chosen = chosen.reshape(_STATISTICS_BATCHES, _STATISTICS_BATCH_SIZE)
-    return jax.tree.map(lambda leaf: leaf[chosen], inputs)
+    return jax.tree.map(lambda leaf: leaf[chosen.reshape(_STATISTICS_BATCHES, -1)], inputs)

@@ -8,7 +8,6 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 :func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -88,8 +87,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
 
     .. math:: K^0(x, x') = \sigma_b^2 + \sigma_w^2\, x^\top x' / D
 
-    followed by ``depth`` hidden layers. With ``"relu"`` a layer is the arc-cosine kernel of degree one, with
-    :math:`\theta` the angle between the two inputs of it,
+    and then ``depth`` hidden layers. With ``"relu"``, for the angle :math:`\theta` of two inputs (arc-cosine kernel),
 
     .. math:: \mathrm{E}[\phi\phi'] = \frac{\sqrt{K_{xx} K_{x'x'}}}{2\pi}
               \bigl(\sin\theta + (\pi - \theta)\cos\theta\bigr)
@@ -101,8 +99,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     Args:
         depth: number of hidden layers; 0 is a linear model.
         activation: ``"relu"`` or ``"erf"``.
-        weight_std: :math:`\sigma_w`, of weights before the division by the root of their number. The default keeps
-            variances of ``"relu"`` layers as they are, up to the biases.
+        weight_std: :math:`\sigma_w`; the default keeps variances of ``"relu"`` layers as they are, up to the biases.
         bias_std: :math:`\sigma_b`.
 
     Returns:
@@ -162,14 +159,13 @@ def convolutional(
 ) -> Kernel:
     r"""The kernel of a convolutional network with infinitely many channels, whose last activations are flattened.
 
-    Filters see the input surrounded by zeros, so that every layer has as many positions as the input. Between layers
-    covariances of a position :math:`p` are averaged over the filter, with offsets :math:`\delta`,
+    Filters see the input surrounded by zeros, so every layer has as many positions. Between layers covariances of a
+    position :math:`p` are averaged over the filter, with offsets :math:`\delta`,
 
     .. math:: K^{\ell+1}_p = \sigma_b^2 + \frac{\sigma_w^2}{|\Delta|} \sum_{\delta \in \Delta}
               \mathrm{E}\bigl[\phi(u_{p+\delta})\,\phi(u'_{p+\delta})\bigr]
 
-    and at the end over all positions: only covariances at the same position matter. Expectations are those of
-    :func:`dense`. Gram matrices are computed some rows at a time, to bound memory.
+    and at the end over all positions: only those at the same position matter. Expectations are those of :func:`dense`.
 
     Args:
         depth: number of convolutional layers.
@@ -203,9 +199,7 @@ def convolutional(
     def windows(x: Array) -> tuple[int, ...]:
         spatial = x.ndim - 2
         if spatial < 1 or len(sides) not in (1, spatial):
-            raise ValueError(
-                f"inputs have shape {x.shape}, but [N, spatial…, channels] must fit filter_size={filter_size}"
-            )
+            raise ValueError(f"inputs have shape {x.shape}: [N, spatial…, channels] must fit filter_size={filter_size}")
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
     def convolve(x: Array) -> Callable[[Array], Array]:
@@ -276,8 +270,8 @@ class _Layer:
         """Weights ``[…, inputs, outputs]`` and biases ``[outputs]``."""
         key_weights, key_bias = jax.random.split(key)
         spread = self.weight_std / math.sqrt(math.prod(shape[:-1]))
-        normal = functools.partial(jax.random.normal, dtype=jnp.float32)
-        return spread * normal(key_weights, shape), self.bias_std * normal(key_bias, shape[-1:])
+        weights = spread * jax.random.normal(key_weights, shape, jnp.float32)
+        return weights, self.bias_std * jax.random.normal(key_bias, shape[-1:], jnp.float32)
 
     def readout(self, hidden: Array, terms: int, variance: Array) -> Array:
         """Features whose inner products are covariances after a last affine layer, with exact variances."""
@@ -321,8 +315,8 @@ def _float(x: Array) -> Array:
 
 def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
     """Mean over windows of the last axes, zeros around."""
-    before = (1,) * (x.ndim - len(sides))
-    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (*before, *sides), (1,) * x.ndim, "SAME")
+    window = (1,) * (x.ndim - len(sides)) + sides
+    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
     return total / math.prod(sides)
 
 

@@ -48,13 +48,11 @@ def over_features(
         broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
         features = jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
-        indices = indices.astype(jnp.int32)
         # What is broken fills the −1 slots, which stand at the end.
         late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1).astype(jnp.int32)
         missing = indices < 0
-        indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices)
-        scores = jnp.where(missing, jnp.nan, scores)
-        return Selection(indices, scores.astype(jnp.float32))
+        indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices.astype(jnp.int32))
+        return Selection(indices, jnp.where(missing, jnp.nan, scores).astype(jnp.float32))
 
     return Acquisition(summarise or read_features, compiled(select), reads_labelled, tasks)
 
@@ -68,10 +66,8 @@ def compiled(select: SelectFn) -> SelectFn:
 def read_features(predictions: Predictions) -> PyTree:
     """The features ``[B, D]``; longer axes are flattened."""
     if predictions.features is None:
-        raise ValueError(
-            "features is None: pass features=(state, inputs) -> [B, D] to active_loop, for example "
-            "baal_jax.features.last_hidden(model), embeddings to loop.init, or Predictions(logits, features) to select"
-        )
+        ways = "features=baal_jax.features.last_hidden(model) to active_loop, embeddings to loop.init"
+        raise ValueError(f"features is None: pass {ways}, or Predictions(logits, features) to select")
     rows = checks.leading_axis("features", predictions.features)
     if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:
         raise ValueError(f"features of {rows} examples for logits of {predictions.logits.shape[1]}: give one row each")
@@ -83,16 +79,13 @@ def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] 
 
     These are ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available) -> float32[N]``.
     """
-
-    def summarise(predictions: Predictions) -> Array:
-        return score_fn(predictions.logits)
-
     checks.function("score_fn", score_fn, "heuristics.bald")
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         scores = one_each(numerics.as_float(summary), available)
         return top(scores, available, query_size, None if values is None else values(key, scores, available))
 
+    summarise = lambda predictions: score_fn(predictions.logits)  # noqa: E731
     return Acquisition(summarise, compiled(select), tasks=heuristics.tasks_of(score_fn))
 
 
@@ -114,9 +107,7 @@ def size_of(query_size: int, num_examples: int) -> int:
 def one_each(scores: Array, available: Array | None = None) -> Array:
     """``scores``, where they are ``[N]``, and as many as the examples."""
     if scores.ndim != 1:
-        raise ValueError(
-            f"scores of shape {scores.shape} cannot be ranked: make one an example [N], by heuristics.reduce_spatial"
-        )
+        raise ValueError(f"scores of shape {scores.shape} cannot be ranked: heuristics.reduce_spatial makes them [N]")
     if available is not None and scores.shape != available.shape:
         raise ValueError(f"{scores.shape[0]} scores for {available.shape[0]} examples: pass one for each")
     return scores
@@ -130,11 +121,7 @@ def points_of(features: PyTree, mask: Array, who: str) -> Array:
 
 
 def one_by_one(
-    pick: Callable[[Any, Array, Array], tuple[Array, Array]],
-    update: Callable[[Any, Array, Array], Any],
-    state: Any,
-    available: Array,
-    query_size: int,
+    pick: Callable[..., Any], update: Callable[..., Any], state: Any, available: Array, query_size: int
 ) -> tuple[Array, Array]:
     """Pick examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN.
 
@@ -164,10 +151,7 @@ def best_few(values: Array, left: Array, count: int) -> Array:
 
 
 def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
-    """Ids drawn in proportion to ``weights [N]``, or evenly from the mask without any weight.
-
-    Those whose intervals of the cumulative weights, in order of ids, hold ``uniforms``.
-    """
+    """Ids whose intervals of the cumulative ``weights [N]`` hold ``uniforms``; without any weight those of the mask."""
     weights = jnp.where(mask, weights, 0.0)
     weights = jnp.where(jnp.any(weights > 0), weights, mask.astype(weights.dtype))
     cumulative = jnp.cumsum(weights)

@@ -101,18 +101,16 @@ def run(
     """Runs what is missing of a study, and returns all of it.
 
     Seed ``s`` of every strategy starts from ``fold_in(key, s)``: the same first labels, and the same random numbers for
-    fits and draws, so that strategies are compared in pairs. A strategy is one program, which computes ``chunk`` seeds
-    a call. What a call computes is a file of its own, so whatever ends the process, the same call goes on from there.
-    More seeds or more strategies in the same folder are added to it, and a seed more compiles nothing new; anything
-    else that differs is refused: the data (of a source its first example and all targets), the rounds or a program.
+    fits and draws, so that strategies are compared in pairs. ``chunk`` seeds of a strategy are a file, so whatever ends
+    the process, the same call goes on from there. More seeds, which compile nothing new, and strategies are added to a
+    folder; what else differs is refused: data (of a source its first example and all targets), rounds or a program.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
         loops: name → loop, for example of :func:`strategies`. Their ``metrics`` should be
             ``metrics.classification(diagnostics=True)`` for a report with calibration and classes.
-        train: the pool with all its targets. Its inputs may be a source on the host, with ``__len__`` and
-            ``__getitem__``: the labelled examples and one batch are on the device then, seeds and rounds run one after
-            the other, and a fit sees the labelled examples alone, so that it must not be semi-supervised.
+        train: the pool with all its targets. With a source as inputs (``__len__`` and ``__getitem__``) the labelled
+            examples and one batch are on the device, seeds and rounds take turns, and no fit may be semi-supervised.
         test: where every round's fit is evaluated.
         key: a typed key, of everything.
         num_seeds: runs of every strategy, seeds 0, 1, ….
@@ -123,7 +121,7 @@ def run(
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         about: title, baseline, metric and what else is written down, an :class:`About`.
         chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
-            :func:`use_all_cores`), where more would take turns, and all on an accelerator: fewer where memory is short.
+            :func:`use_all_cores`), and all on an accelerator: fewer where memory is short.
         progress: shows a bar with the time that is left.
 
     Returns:
@@ -195,36 +193,27 @@ def run(
             now_program = program(loop, rounds, data, place.chunk(strategy) or chunk or default_chunk(num_seeds))
             place.require_same_program(strategy, now_program.fingerprint)
             failed = total = 0
-            for now, padded in _calls(place.missing(strategy, seeds), now_program.chunk):
-                initial, infos = now_program.call(padded)
-                cell = _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, now_program.chunk)
-                place.add(strategy, cell)
+            missing, size = place.missing(strategy, seeds), now_program.chunk
+            for now in (missing[first : first + size] for first in range(0, len(missing), size)):
+                # Padded to one shape, whatever is left to do.
+                initial, infos = now_program.call(np.pad(now, (0, size - len(now)), mode="edge"))
+                place.add(strategy, _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, size))
                 failed += int(np.sum(np.asarray(infos.num_failed_fits)[: len(now)]))
                 total += len(now) * num_rounds
                 advance(strategy, len(now) * num_rounds)
             if failed:
-                warnings.warn(
-                    f"strategy {strategy!r}: {failed} networks of {total} fits are not finite or ended where they "
-                    "began: look at the learning rate, the loss and the validation set",
-                    stacklevel=2,
-                )
+                what = f"{failed} networks of {total} fits are not finite or ended where they began"
+                cure = "look at the learning rate, the loss and the validation set"
+                warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=2)
         return _finish(place, train, about.images)
-
-
-def _calls(missing: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Seeds of each call, and the same padded to ``chunk``: one shape, whatever is left to do."""
-    for first in range(0, len(missing), chunk):
-        now = missing[first : first + chunk]
-        yield now, np.pad(now, (0, chunk - len(now)), mode="edge")
 
 
 def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
     """The metric that matters most, which every strategy must report."""
     for name, loop in loops.items():
         state = loop.init(key, data.train, rounds.num_initial)
-        values = jax.eval_shape(
-            lambda state, test, loop=loop: loop.evaluate(state, test, loop.metrics), state, data.test
-        )
+        evaluate = lambda *given, loop=loop: loop.evaluate(*given, loop.metrics)  # noqa: E731
+        values = jax.eval_shape(evaluate, state, data.test)
         checks.text(f"metrics of {name!r}", [*values])
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:

@@ -12,8 +12,7 @@ import numpy as np
 
 from baal_jax._util import checks, numerics, sources
 from baal_jax.models import frozen, require_stochastic, sown_losses
-from baal_jax.training import averaging, optimization, tasks
-from baal_jax.training.batches import Stream, step_key
+from baal_jax.training import averaging, batches, optimization, tasks
 from baal_jax.training.semi_supervised import Augmentation, Consistency
 from baal_jax.typing import Array, Dataset, Fit, Key, Model, Penalty, PyTree, Trainer, TrainState, Variables
 
@@ -41,57 +40,47 @@ def trainer(
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
-    Batches are read from an endless stream of shuffled passes over the labelled examples, so every example is seen
-    equally often, whatever the batch size; one whose target is unknown counts as not labelled. Shapes do not depend on
-    how many examples are labelled: a growing labelled set never compiles again. Parameters and batch statistics start
-    afresh in every fit, unless ``warm_start``, optimizer and schedules always do, and the last weights are returned,
-    unless ``average_from`` or ``validation`` choose others. With nothing labelled the loss is zero.
+    Batches come from endless shuffled passes over the labelled examples, so each is seen equally often, whatever the
+    batch size; one of unknown target counts as not labelled. A growing labelled set never compiles again. Parameters
+    and batch statistics start afresh in every fit, unless ``warm_start``, optimizer and schedules always do, and the
+    last weights are returned, unless ``average_from`` or ``validation`` choose others. Without labels the loss is zero.
 
     With ``unlabelled``, every step also reads ``U`` inputs, whatever their targets. The first view of them shares a
-    pass through the network with the labelled batch, from which batch statistics come; the second has a pass of its
-    own. With a weight of zero, a network without batch statistics learns as without ``unlabelled`` up to rounding.
+    pass through the network with the labelled batch, from which batch statistics come; the second has its own.
 
     Args:
         optimizer: any optax transformation; weight decay and schedules belong here. Those that ask for the loss are
-            given it, the rest of what ``optax.MultiSteps`` has gathered is an update, and schedule-free ones return
-            their evaluation weights. Or a function ``num_steps int32[] -> transformation``, for a schedule as long as
-            the fit, whose steps ``num_epochs`` makes depend on the number of labels.
+            given it, what is left in ``optax.MultiSteps`` is an update, and schedule-free ones return their evaluation
+            weights. Or a function ``num_steps int32[] -> transformation``, for a schedule as long as the fit.
         loss: ``(outputs [B, …, C], targets [B, …]) -> [B]``, one number an example.
         num_steps: number of updates, or
-        num_epochs: number of passes over the labelled examples (exactly one of the two). The last batch counts only
-            its share. Unlabelled inputs are read ``U`` a step meanwhile, however many passes that makes.
+        num_epochs: passes over the labelled examples (exactly one of the two); the last batch counts only its share.
         batch_size: ``B``.
         augment: ``(key, batch) -> batch``, on a :class:`~baal_jax.Dataset` of ``B`` examples, compiled in.
         regularizer: ``params -> float``, added to the mean loss.
-        average_from: stochastic weight averaging from this share of the steps on: with 0.75 the fit returns the mean
-            of the weights over the last quarter, and batch statistics estimated anew for them on 100 batches. The
-            learning rate should stay high meanwhile.
+        average_from: stochastic weight averaging from this share of the steps on: 0.75 returns the mean of the weights
+            over the last quarter, with batch statistics anew from 100 batches. Keep the learning rate high meanwhile.
         warm_start: continue from the parameters and batch statistics of the round before.
-        validation: labelled examples beside the pool that decide which weights are returned: those with the smallest
-            mean loss, in evaluation mode, among the weights of every ``validate_every``-th step and the last. They are
-            part of the compiled program.
+        validation: labelled examples beside the pool, compiled in, that decide which weights are returned: those with
+            the smallest mean loss, in evaluation mode, of every ``validate_every``-th step and the last.
         validate_every: steps between two looks at ``validation``.
-        unlabelled: what to learn from inputs without targets, from :mod:`baal_jax.training.semi_supervised`; part of
-            the reported loss.
+        unlabelled: from :mod:`baal_jax.training.semi_supervised`, a part of the loss that reads inputs without targets.
         unlabelled_batch_size: ``U``, by default ``batch_size``.
         task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; ours are known.
-        trainable: ``path -> bool``, which parameters are trained, such as ``lambda path: path[0] == "head"``, by the
-            names and numbers on the way to them. The rest, in :attr:`Variables.frozen`, keeps the values of
-            ``model.init``, pretrained or not, has no gradient and no optimizer state, and its batch normalisation
-            rests; posteriors spread over what is trained alone.
+        trainable: ``path -> bool``, which parameters are trained, by the names and numbers on the way to them:
+            ``lambda path: path[0] == "head"``. The rest, in :attr:`Variables.frozen`, keeps the values of
+            ``model.init``, without gradient, optimizer state, batch normalisation at work or spread in posteriors.
 
     Returns:
-        ``model -> fit``, with ``fit(key, dataset, labelled bool[N], previous=None) -> TrainState``. ``fit`` is jitted;
-        with ``num_steps`` it can be differentiated in reverse. ``jax.grad`` through a fit with Adam needs
-        ``eps_root > 0``, since its square root has no gradient at 0. What a posterior needs of training it adds there:
-        see :class:`~baal_jax.typing.Trainer`.
+        ``model -> fit`` (see :class:`~baal_jax.typing.Trainer`), with ``fit(key, dataset, labelled bool[N],
+        previous=None) -> TrainState``. ``fit`` is jitted; with ``num_steps`` it can be differentiated in reverse, with
+        Adam for ``eps_root > 0``, since its square root has no gradient at 0.
 
     Raises:
         TypeError: ``loss`` or ``optimizer`` is none, or what is trained is no :class:`~baal_jax.Model`.
         ValueError: ``validation`` cannot judge, both or neither of ``num_steps`` and ``num_epochs``, a value that is
-            not positive, an ``average_from`` outside of [0, 1) or beside ``validation``, or ``unlabelled`` is no
-            :class:`~baal_jax.training.semi_supervised.Consistency`; when it is traced, a loss that does not give one
-            number for each example, whatever the others.
+            not positive, an ``average_from`` outside of [0, 1) or beside ``validation``, an ``unlabelled`` of another
+            type; when it is traced, a loss that does not give one number for each example, whatever the others.
 
     References:
         Izmailov et al., `Averaging weights leads to wider optima and better generalization
@@ -144,9 +133,7 @@ class _Trainer(NamedTuple):
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
         if not isinstance(model, Model):
-            raise TypeError(
-                f"model is a {type(model).__name__}: wrap it by baal_jax.from_linen, from_nnx or from_functions"
-            )
+            raise TypeError(f"model is a {type(model).__name__}: wrap it by from_linen, from_nnx or from_functions")
         recipe, model = self.recipe, self.part(model)
         if recipe.validation is not None:
             recipe = recipe._replace(validation=_judges(recipe.validation, model, self.task))
@@ -198,7 +185,11 @@ _Carry = tuple[TrainState, PyTree]  # the network, and what is kept of it on the
 
 def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Dataset:
     """The examples of a validation set that can judge: those whose targets are known."""
-    outputs = lambda: _outputs(model, validation.inputs)  # noqa: E731
+
+    def outputs() -> tuple[int, ...] | None:
+        one = lambda inputs: model.deterministic(model.init(jax.random.key(0), inputs), inputs)  # noqa: E731
+        return getattr(jax.eval_shape(one, validation.inputs), "shape", None)
+
     task = tasks.admit("validation", validation, task, outputs)
     if validation.targets is None:
         raise ValueError("validation has no targets: give labelled examples, or leave it out")
@@ -211,11 +202,6 @@ def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Datas
     return validation if len(rows) == len(known) else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], validation)
 
 
-def _outputs(model: Model, inputs: PyTree) -> tuple[int, ...] | None:
-    outputs = jax.eval_shape(lambda inputs: model.deterministic(model.init(jax.random.key(0), inputs), inputs), inputs)
-    return getattr(outputs, "shape", None)
-
-
 def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform: Any) -> Fit:
     whole = model
 
@@ -226,11 +212,14 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
         # The first three are the same with and without a fourth.
         key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.unlabelled is None else 4)
-        variables = whole.init(key_init, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs))
-        _require_two_views(recipe, whole, variables, dataset)
+        row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
+        variables = whole.init(key_init, row)
+        views = recipe.unlabelled
+        if views is not None and not (recipe.augment or views.first or views.second):
+            why = " and nothing is augmented, so both views of unlabelled are the same: add dropout or an augmentation"
+            require_stochastic(whole, variables, row, why)
         # What is not trained stays out of the loop, in which all else is carried from step to step.
         model, rest, variables = _completed(whole, variables.frozen), variables.frozen, variables._replace(frozen=None)
-        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
         if recipe.warm_start and previous is not None:
             # All weights are zero before the first fit; steps are zero after one that moved nothing, too.
             old = previous.variables._replace(frozen=None)
@@ -239,7 +228,8 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), old, variables)
         labelled &= _answered(recipe, model, variables, dataset)
         ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
-        stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+        stream = batches.Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
         plan = _planner(recipe, stream, key_steps, *key_views)
         total: Array | int = recipe.num_steps or 0
         if recipe.num_epochs is not None:
@@ -252,7 +242,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         def step(carry: _Carry, planned: _Plan) -> _Carry:
             state, kept = carry
             batch = _read(recipe, dataset, planned)
-            state = optimizer.step(partial(objective, state=state, batch=batch, num_labelled=stream.size), state)
+            state = optimizer.step(partial(objective, state=state, batch=batch, size=stream.size), state)
             return state, _keep(recipe, model, kept, optimizer.evaluated(state), planned.number, total)
 
         state, kept = _repeat(recipe.num_steps, total, step, plan, (first, _keep_first(recipe, first.variables)))
@@ -302,20 +292,20 @@ def _have_moved(before: TrainState, after: TrainState) -> Array:
     return jax.tree.reduce(jnp.logical_or, jax.tree.map(jnp.not_equal, old, new), jnp.bool_(not jax.tree.leaves(old)))
 
 
-def _planner(recipe: _Recipe, stream: Stream, key_steps: Key, key_views: Key | None = None) -> Callable[[Array], _Plan]:
-    unlabelled: tuple[Key, Stream] | None = None
+def _planner(recipe: _Recipe, stream: batches.Stream, key_steps: Key, key_views: Any = None) -> Callable[..., _Plan]:
+    unlabelled: tuple[Key, batches.Stream] | None = None
     if key_views is not None:
         key_inputs, key_augment = jax.random.split(key_views)
         everything = jnp.arange(stream.ids.shape[0], dtype=jnp.int32)
-        unlabelled = key_augment, Stream(key_inputs, everything, jnp.asarray(everything.size, jnp.int32))
+        unlabelled = key_augment, batches.Stream(key_inputs, everything, jnp.asarray(everything.size, jnp.int32))
 
     def plan(number: Array) -> _Plan:
         labelled = stream.batch(number, recipe.batch_size, recipe.num_epochs)
-        planned = _Plan(number, step_key(key_steps, number), *labelled)
+        planned = _Plan(number, batches.step_key(key_steps, number), *labelled)
         if unlabelled is None:
             return planned
-        key, inputs = unlabelled
-        return planned._replace(views=(step_key(key, number), inputs.batch(number, recipe.num_unlabelled, None)[0]))
+        (key, inputs), size = unlabelled, recipe.num_unlabelled
+        return planned._replace(views=(batches.step_key(key, number), inputs.batch(number, size, None)[0]))
 
     return plan
 
@@ -345,58 +335,42 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
     key_augment, key_model = jax.random.split(planned.key)
-    batch = _augmented(recipe.augment, key_augment, jax.tree.map(lambda leaf: leaf[planned.ids], dataset))
+    augment = recipe.augment or _unchanged
+    batch = augment(key_augment, jax.tree.map(lambda leaf: leaf[planned.ids], dataset))
     read = _Batch(batch.inputs, batch.targets, planned.weights, key_model)
     if recipe.unlabelled is None or planned.views is None:
         return read
     key_views, ids = planned.views
     key_first, key_second, key_pass = jax.random.split(key_views, 3)
     rows = Dataset(jax.tree.map(lambda leaf: leaf[ids], dataset.inputs))
-    first = _augmented(recipe.unlabelled.first or recipe.augment, key_first, rows).inputs
-    second = _augmented(recipe.unlabelled.second or recipe.augment, key_second, rows).inputs
+    first = (recipe.unlabelled.first or augment)(key_first, rows).inputs
+    second = (recipe.unlabelled.second or augment)(key_second, rows).inputs
     return read._replace(inputs=_joined(batch.inputs, first), second=second, key_second=key_pass)
 
 
-def _augmented(augment: Augmentation | None, key: Key, batch: Dataset) -> Dataset:
-    return batch if augment is None else augment(key, batch)
+def _unchanged(_: Key, batch: Dataset) -> Dataset:
+    return batch
 
 
 def _joined(labelled: PyTree, unlabelled: PyTree) -> PyTree:
     """One batch, the labelled examples first."""
     shapes = [jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), tree) for tree in (labelled, unlabelled)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"augmentation makes (shape, dtype) {shapes[1]} of unlabelled inputs, but {shapes[0]} of labelled ones, "
-            "and they share a pass through the network: let both return the same"
-        )
+        given = f"(shape, dtype) {shapes[1]} of unlabelled inputs, but {shapes[0]} of labelled ones"
+        raise ValueError(f"augmentation makes {given}, which share a pass: let both return the same")
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), labelled, unlabelled)
 
 
-def _require_two_views(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset) -> None:
-    if recipe.unlabelled is None or recipe.augment or recipe.unlabelled.first or recipe.unlabelled.second:
-        return
-    why = " and nothing is augmented, so the two views of unlabelled are the same: add dropout or an augmentation"
-    require_stochastic(model, variables, jax.tree.map(lambda leaf: leaf[:1], dataset.inputs), why)
-
-
 def _objective(
-    recipe: _Recipe,
-    model: Model,
-    penalty: Penalty | None,
-    params: PyTree,
-    *,
-    state: TrainState,
-    batch: _Batch,
-    num_labelled: Array,
+    recipe: _Recipe, model: Model, penalty: Any, params: PyTree, *, state: TrainState, batch: _Batch, size: Array
 ) -> tuple[Array, PyTree]:
     """What a step makes smaller, and the collections after it."""
     variables = Variables(params, state.variables.collections)
     outputs, collections = model.train(variables, batch.inputs, batch.key)
     collections, sown = sown_losses(collections)
-    known = outputs
+    known, targets = outputs, batch.targets
     if recipe.unlabelled is not None:
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
-    targets = batch.targets
     if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
         # A row without weight may be of an unknown target.
         counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
@@ -422,7 +396,7 @@ def _objective(
     if recipe.regularizer is not None:
         mean += jnp.asarray(recipe.regularizer(params)).astype(mean.dtype)
     if penalty is not None:
-        mean += jnp.asarray(penalty(params, num_labelled)).astype(mean.dtype)
+        mean += jnp.asarray(penalty(params, size)).astype(mean.dtype)
     return mean, collections
 
 
@@ -459,10 +433,8 @@ def _require_own_rows(loss: Callable, outputs: PyTree, targets: PyTree, size: in
 
 def _one_each(name: str, losses: Array, size: int) -> Array:
     if losses.shape[:1] != (size,):
-        raise ValueError(
-            f"{name} returned shape {losses.shape}, but one number for each of the {size} examples is needed: "
-            "leave out the mean, the trainer takes it"
-        )
+        need = f"but one number for each of the {size} examples is needed: leave out the mean"
+        raise ValueError(f"{name} returned shape {losses.shape}, {need}")
     return losses.astype(jnp.float32)
 
 
@@ -474,9 +446,7 @@ def _keep_first(recipe: _Recipe, variables: Variables) -> PyTree:
     return None if recipe.validation is None else (jnp.full((), jnp.inf, jnp.float32), variables)
 
 
-def _keep(
-    recipe: _Recipe, model: Model, kept: PyTree, variables: Variables, number: Array, total: Array | int
-) -> PyTree:
+def _keep(recipe: _Recipe, model: Model, kept: PyTree, variables: Variables, number: Array, total: Any) -> PyTree:
     if recipe.average_from is not None:
         before = jnp.where(number < total, number - averaging.share(recipe.average_from, total), -1)
         return averaging.running_mean(kept, variables.params, before)

@@ -73,10 +73,8 @@ class Optimizer(NamedTuple):
                 gradients = averaging.cast_like(last.acc_grads, params)
                 updates, inner = gathers.inner_opt.update(gradients, last.inner_opt_state, params, value=state.loss)
                 moved = averaging.cast_like(optax.apply_updates(params, updates), params)
-            rest = jax.tree.map(jnp.zeros_like, (last.mini_step, last.acc_grads))
-            done = last._replace(
-                mini_step=rest[0], gradient_step=last.gradient_step + 1, inner_opt_state=inner, acc_grads=rest[1]
-            )
+            rest = jax.tree.map(jnp.zeros_like, {"mini_step": last.mini_step, "acc_grads": last.acc_grads})
+            done = last._replace(gradient_step=last.gradient_step + 1, inner_opt_state=inner, **rest)
             some = last.mini_step > 0
             now = averaging.cast_like((moved, done), (params, last))
             params, last = jax.tree.map(lambda new, old: jnp.where(some, new, old), now, (params, last))
@@ -108,7 +106,7 @@ def _for(own: Any, params: PyTree) -> Any:
         def init(params: PyTree) -> PyTree:
             return {name: own.init(part) for name, part in params.items()}
 
-        def update(updates: PyTree, state: PyTree, params: PyTree, **told: Any) -> tuple[PyTree, PyTree]:
+        def update(updates: PyTree, state: PyTree, params: Any = None, **told: Any) -> tuple[PyTree, PyTree]:
             each = optax.with_extra_args_support(own).update
             parts = {name: each(updates[name], state[name], params[name], **told) for name in params}
             return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}

@@ -1,8 +1,7 @@
 """What is learnt, and the door through which data come in.
 
 A loss says what the outputs of a network mean, so a task is known by its loss. It brings metrics and the heuristics
-that read such outputs, and it says which targets are right: others are refused by :func:`admit`, where values are
-concrete.
+that read such outputs, and says which targets are right: :func:`admit` refuses others, where values are concrete.
 """
 
 from collections.abc import Callable
@@ -51,8 +50,6 @@ _OF_LOSS = {
     losses.squared_error: regression,
     losses.gaussian_nll: gaussian_regression,
 }
-
-
 _TRACED: WeakKeyDictionary[Callable, dict] = WeakKeyDictionary()  # shapes of outputs, which take a trace to know
 
 
@@ -139,9 +136,7 @@ def admit(
         checks.leading_axis(name, dataset if not sources.is_source(inputs) else targets)
         return task
     if targets.shape[:1] != (count,):
-        raise ValueError(
-            f"{name} has {count} inputs, but targets of shape {targets.shape}: give one target for each input"
-        )
+        raise ValueError(f"{name} has {count} inputs, but targets of shape {targets.shape}: give one for each input")
     if _has_values(targets):  # what needs no outputs first: these come from a trace, which may fail of the same fault
         _require_targets(f"{name}.targets", np.asarray(targets), task, None)
     shape = outputs()
@@ -165,11 +160,9 @@ def metrics_of(
     if given is not None:
         return given
     if task is None:
+        cure = "say what the loss learns, baal_jax.trainer(task=baal_jax.tasks.…), or pass metrics="
         shown = f"{dataset.targets.dtype}{dataset.targets.shape}"
-        raise ValueError(
-            f"metrics of {name} are not clear from targets {shown}: say what the loss learns, "
-            "baal_jax.trainer(task=baal_jax.tasks.…), or pass metrics="
-        )
+        raise ValueError(f"metrics of {name} are not clear from targets {shown}: {cure}")
     return task.metrics()
 
 
@@ -177,15 +170,14 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     """Shape ``(N, …, C)`` of what a draw predicts on a data set, without computing it; None for several outputs."""
     if posterior.apply is None or posterior.sample is None:
         return None
-    inputs = dataset.inputs
-    inputs = sources.shapes_of(inputs) if sources.is_source(inputs) else inputs
+    inputs = sources.shapes_of(dataset.inputs) if sources.is_source(dataset.inputs) else dataset.inputs
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
     def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
         draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
         return posterior.apply(state, draw, inputs)
 
-    shapes = jax.tree.map(_shape, state), rows
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), state), rows
     leaves, structure = jax.tree.flatten(shapes)
     try:
         seen = _TRACED.setdefault(posterior.apply, {})
@@ -223,10 +215,6 @@ def shape_of_fit(fit: Callable, key: Array, dataset: Dataset, *others: Any) -> P
     targets = jnp.asarray(targets)
     seen = lambda key, inputs, *others: fit(key, Dataset(inputs, targets), *others)  # noqa: E731
     return jax.eval_shape(seen, key, dataset.inputs, *others)
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
 
 
 def _has_values(leaf: Any) -> bool:
@@ -292,28 +280,20 @@ def _require_targets(name: str, values: np.ndarray, task: Task | None, outputs: 
         refuse(~_unknown(values, task) & (values != 0) & (values != 1), "a label is there, 1, or not, 0")
     elif whole and outputs is not None:
         most = outputs[-1] - 1
-        refuse(
-            values > most, f"outside of the classes 0 to {most} of the outputs; number classes from 0, or add outputs"
-        )
+        refuse(values > most, f"outside of the classes 0 to {most} of the outputs; count from 0, or add outputs")
     elif not whole and (values.shape != outputs if outputs else values.ndim < 2):
         raise ValueError(f"{name} are {values.dtype}, but classes are whole numbers: cast with .astype(numpy.int32)")
     elif not whole and outputs is not None:
-        refuse(
-            ~np.isclose(values.sum(-1), 1.0, atol=1e-3) & ~np.isnan(values).any(-1),
-            "probabilities of classes must add up to 1",
-        )
+        wrong = ~np.isclose(values.sum(-1), 1.0, atol=1e-3) & ~np.isnan(values).any(-1)
+        refuse(wrong, "probabilities of classes must add up to 1")
 
 
 def _require_answers(name: str, values: np.ndarray, task: Task | None, complete: np.ndarray) -> None:
     """Targets that a simulation looks up."""
     unknown = _unknown(values, task)
     if unknown.any() and task in (classification, multi_label, None) and set(np.unique(values).tolist()) == {-1, 1}:
-        raise ValueError(
-            f"{name} are −1 and 1, where −1 means unknown: pass the classes 0 and 1, (targets > 0).astype(int)"
-        )
+        raise ValueError(f"{name} are −1 and 1, and −1 means unknown: pass 0 and 1, (targets > 0).astype(int)")
     missing = unknown.reshape(len(values), -1).all(axis=1) & complete
     if missing.any():
-        raise ValueError(
-            f"{name} are unknown in {_rows(missing)}, and a simulation looks them up: leave these rows out, or "
-            "pool.exclude them; baal_jax.annotation asks people"
-        )
+        cure = "leave these rows out, or pool.exclude them; baal_jax.annotation asks people"
+        raise ValueError(f"{name} are unknown in {_rows(missing)}, and a simulation looks them up: {cure}")
