@@ -27,18 +27,13 @@ def model_of(init: Callable[[Key, PyTree], Variables], run: Run, outputs: Callab
 
     call = _with_axes(picked)
 
-    def predict(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        return _plain(lambda *given: call(*given, Mode.PREDICT)[0], None)(variables, inputs, key)
-
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         return call(variables, inputs, random.vectorised(key), Mode.TRAIN)
 
-    def evaluate(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        return _plain(lambda *given: call(*given, Mode.EVALUATE)[0], cure)(variables, inputs, key)
-
-    rows = _one_function(evaluate)
-    deterministic = lambda variables, inputs: rows(variables, inputs, jax.random.key(0))  # noqa: E731
-    return Model(_with_axes(init), _one_function(predict), train, deterministic)
+    predict = _one_function(_plain(lambda *given: call(*given, Mode.PREDICT)[0], None))
+    evaluate = _one_function(_plain(lambda *given: call(*given, Mode.EVALUATE)[0], cure))
+    deterministic = lambda variables, inputs: evaluate(variables, inputs, jax.random.key(0))  # noqa: E731
+    return Model(_with_axes(init), predict, train, deterministic)
 
 
 def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: str | None = None) -> None:

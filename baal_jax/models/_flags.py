@@ -7,15 +7,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 _Told = tuple[tuple, dict, dict]  # args, kwargs, attributes to set meanwhile
-
-
-class Mode(Enum):
-    """How a network is run: its flags say training in the first two; batch statistics are learnt in the first alone."""
-
-    TRAIN = "train"
-    PREDICT = "predict"
-    EVALUATE = "evaluate"
-
+# In the first two flags say training; in the first alone batch statistics are learnt.
+Mode = Enum("Mode", ["TRAIN", "PREDICT", "EVALUATE"])
 
 _ON = {"train", "training", "istrain", "istraining", "stochastic", "dropout"}
 _OFF = {"deterministic", "inference", "infer", "eval", "evaluate", "evaluation", "test", "testing", "average"}
