@@ -17,7 +17,7 @@ import optax
 from sklearn import datasets
 
 import baal_jax as baal
-from baal_jax import calibration, losses, models, pool, posteriors
+from baal_jax import calibration, losses, pool, posteriors
 
 LABELS = (20, 50, 100, 200)
 SOURCES = {
@@ -38,7 +38,7 @@ def halves(name: str) -> tuple[baal.Dataset, baal.Dataset]:
     return next(parts), next(parts)
 
 
-def network(num_classes: int, dropout: float) -> models.Model:
+def network(num_classes: int, dropout: float) -> baal.Model:
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

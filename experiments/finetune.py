@@ -26,6 +26,7 @@ from models import SmallCNN
 import baal_jax as baal
 from baal_jax import posteriors, study
 from baal_jax.study import statistics
+from baal_jax.typing import Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def main(config: Config) -> study.results.Results:
     return results
 
 
-def trainer(config: Config, share: float, **options) -> baal.typing.Trainer:
+def trainer(config: Config, share: float, **options) -> Trainer:
     """Adam at a share of the learning rate."""
     adam = optax.adam(share * config.learning_rate)
     return baal.trainer(adam, baal.losses.cross_entropy, num_steps=config.num_steps, batch_size=32, **options)

@@ -27,11 +27,8 @@ def from_functions(
         outputs: what to take of what ``apply`` and ``deterministic`` return, such as ``lambda out: out["logits"]``.
 
     Returns:
-        A :class:`~baal_jax.typing.Model`. Its ``deterministic`` raises ``ValueError`` where ``apply`` is random and
-        nothing else was given.
-
-    Raises:
-        ValueError: when it is used, ``variables`` that do not fit the network.
+        A :class:`~baal_jax.typing.Model`, which raises ``ValueError`` where ``variables`` do not fit the network, and
+        in ``deterministic`` where ``apply`` is random and nothing else was given.
 
     Example:
         >>> import baal_jax as baal
