@@ -18,6 +18,7 @@ from pathlib import Path
 import flax.linen as nn
 import harness
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -68,8 +69,8 @@ def main(config: Config) -> study.results.Results:
     parts = baal.data.digits(image=True)
     old, (train, test) = of_classes(parts[0], range(5)), (of_classes(part, range(5, 10)) for part in parts)
     fit = trainer(config, 1.0)(baal.from_linen(Network()))
-    pretrained = jax.device_get(fit(jax.random.key(config.seed), old, np.ones(len(old.targets), bool)).variables.params)
-    given = baal.from_linen(Network(), variables={"params": {"trunk": pretrained["trunk"]}})
+    pretrained = fit(jax.random.key(config.seed), old, jnp.ones(len(old.targets), bool)).variables.params["trunk"]
+    given = baal.from_linen(Network(), variables={"params": {"trunk": jax.device_get(pretrained)}})
     heads = {
         "head": (given, trainer(config, 3.0, trainable=lambda path: path[0] == "head")),
         "whole": (given, trainer(config, 1.0)),
