@@ -254,7 +254,9 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
     if jnp.issubdtype(target.dtype, jnp.integer):
         if target.shape or outputs.shape[0] < 2:
             cure = "pass one class an example, and the two logits of heuristics.binary_logits for a single output"
-            raise ValueError(f"integer targets {target.shape} do not fit {outputs.shape[0]} outputs: {cure}")
+            raise ValueError(
+                f"integer targets of shape {target.shape} an example do not fit {outputs.size} outputs: {cure}"
+            )
         known = counts & (target >= 0)
         log_p = numerics.log_probs(outputs)
         p = jnp.exp(log_p)
@@ -262,7 +264,7 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
         return jnp.where(known, -log_p[jnp.maximum(target, 0)], 0.0), hessian, known.astype(p.dtype)
     target = numerics.as_float(target).reshape(-1)
     if target.shape != outputs.shape:
-        raise ValueError(f"{target.shape[0]} target values do not fit {outputs.shape[0]} outputs: make one for each")
+        raise ValueError(f"{target.size} target values an example do not fit {outputs.size} outputs: make one for each")
     known = counts & ~jnp.isnan(target)
     error = jnp.where(known, target, 0.0) - jnp.where(known, outputs, 0.0)
     return jnp.sum(error**2), jnp.diag(known.astype(outputs.dtype)), jnp.sum(known.astype(outputs.dtype))
