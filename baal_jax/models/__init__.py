@@ -1,7 +1,7 @@
 """Networks of any module system as four pure functions, :class:`~baal_jax.typing.Model`.
 
-The only folder that knows flax. No network has to be edited, whatever its training flag is called. In prediction dropout
-is on, batch normalisation rests, and one key is one function. In evaluation mode, dropout is off and no key is needed.
+The only folder that knows flax. No network has to be edited, whatever its training flag is called. In prediction
+dropout is on, normalisation rests, and one key is one function. In evaluation mode, dropout is off and needs no key.
 """
 
 from baal_jax.models._common import require_stochastic, sown_losses
