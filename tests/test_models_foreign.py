@@ -423,6 +423,15 @@ def test_what_is_not_trained_stays_as_it_was_given_bit_for_bit(name, key):
     close(features.last_hidden(model)(final.posterior, INPUTS), hidden, rtol=1e-4, atol=1e-6)
 
 
+def test_a_part_of_an_nnx_module_is_given_and_heads_start_apart(key):
+    given = {"layers": nnx.to_pure_dict(nnx.state(NnxTable(nnx.Rngs(3)).layers, nnx.Param))}
+    model = baal.from_nnx(NnxTable, variables=given)
+    state = posteriors.deep_ensemble(model, trainer(trainable=only_head), 2).fit(key, DATA, LABELLED)
+    same(state.frozen["layers"], given["layers"])
+    heads = state.members.variables.params["head"]["kernel"]
+    assert np.abs(heads[0] - heads[1]).max() > 0.1
+
+
 def test_pretrained_weights_are_arguments_and_what_rests_costs_no_backward_pass(key):
     width, inputs = 2048, np.ones((256, 2048), np.float32)
     given, data = pretrained(0, width, inputs), baal.Dataset(inputs, np.arange(256) % 3)

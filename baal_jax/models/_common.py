@@ -59,10 +59,10 @@ def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: 
 
 def sown_losses(collections: PyTree) -> tuple[PyTree, Array | None]:
     """What training returns beside outputs, parted: the collections to go on with, and the sum of the losses sown."""
-    if not isinstance(collections, dict) or _LOSSES not in collections:
+    if not isinstance(collections, dict) or "losses" not in collections:
         return collections, None
-    rest = {name: value for name, value in collections.items() if name != _LOSSES}
-    return rest, jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, collections[_LOSSES]))
+    rest = {name: value for name, value in collections.items() if name != "losses"}
+    return rest, jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, collections["losses"]))
 
 
 def require_learning(seen: Sequence[bool | None]) -> None:
@@ -74,12 +74,9 @@ def require_learning(seen: Sequence[bool | None]) -> None:
         )
 
 
-_LOSSES = "losses"
-
-
 def with_losses(collections: Mapping, losses: PyTree) -> dict:
     """The collections after training, with what :func:`sown_losses` finds there."""
-    return {**collections, _LOSSES: losses} if jax.tree.leaves(losses) else dict(collections)
+    return {**collections, "losses": losses} if jax.tree.leaves(losses) else dict(collections)
 
 
 def _with_axes(call: Callable) -> Callable:

@@ -152,10 +152,3 @@ class Layers(NamedTuple):
         bound = inspect.signature(call).bind_partial(layer, *args, **kwargs).arguments
         flags = {name: bound.get(name, vars(layer).get(name)) for name in of_call(call, True)}
         return not any(value is not None and value is not of_call(call, True)[name] for name, value in flags.items())
-
-
-def is_loss(path: tuple, leaf: Any, kind: type) -> bool:
-    """Whether a variable of an nnx module is an auxiliary loss, by the name of its kind or its own."""
-    own = getattr(leaf, "type", type(leaf))
-    named = isinstance(own, type) and issubclass(own, kind)
-    return named and ("loss" in own.__name__.lower() or (own.__name__ == "Intermediate" and "loss" in str(path[-1])))

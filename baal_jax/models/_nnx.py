@@ -20,6 +20,7 @@ def from_nnx(
     frozen: Sequence[type] = (),
     train_kwargs: Mapping[str, Any] | None = None,
     predict_kwargs: Mapping[str, Any] | None = None,
+    variables: Any = None,
     outputs: Callable[[Any], PyTree] | None = None,
 ) -> Model:
     """A network from a flax nnx module, unedited.
@@ -38,6 +39,8 @@ def from_nnx(
         frozen: classes of your own to keep in evaluation mode in prediction. Those with ``nnx.BatchStat`` are anyhow.
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
+        variables: pretrained parameters of a function's module, all or a part (without a head, say), by their names:
+            a nested dict or ``nnx.State``; with batch statistics, :class:`~baal_jax.Variables` of two.
         outputs: what to take of what the module returns, such as ``lambda out: out["logits"]``.
 
     Returns:
@@ -66,7 +69,11 @@ def from_nnx(
     given = isinstance(module, nnx.Module)
     signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
     by_keyword = "rngs" in signature.parameters
-    losses = lambda path, leaf: _flags.is_loss(path, leaf, nnx.Variable)  # noqa: E731
+
+    def losses(path: tuple, leaf: Any) -> bool:
+        own = getattr(leaf, "type", type(leaf))
+        named = issubclass(own, nnx.Variable) if isinstance(own, type) else False
+        return named and ("loss" in own.__name__.lower() or (own is nnx.Intermediate and "loss" in str(path[-1])))
 
     def make(rngs: Any) -> Any:
         return module(rngs=rngs) if by_keyword else module(rngs)
@@ -143,8 +150,11 @@ def from_nnx(
         after, lost = variables_of(network)
         return returned, with_losses(after.collections, lost if mode is _flags.Mode.TRAIN else None)
 
-    start = _pretrained.starting_from(init, variables_of(module)[0]) if given else init
-    return model_of(start, run, outputs, OWN_LAYERS)
+    if not given and variables is None:
+        return model_of(init, run, outputs, OWN_LAYERS)
+    pure = nnx.to_pure_dict(variables) if isinstance(variables, nnx.State) else variables
+    pure = variables_of(module)[0] if given else pure if isinstance(pure, Variables) else Variables(pure, {})
+    return model_of(_pretrained.starting_from(init, pure), run, outputs, OWN_LAYERS)
 
 
 def _set(layer: Any, attributes: Mapping[str, Any]) -> None:
