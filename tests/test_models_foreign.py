@@ -298,7 +298,7 @@ def test_a_flag_of_any_name_and_place_turns_training_on(name, key):
     assert jax.tree.leaves(moved)
     assert all(jax.tree.leaves(moved))
     again = model.deterministic(variables, INPUTS)
-    same(again[:3], model.deterministic(variables, INPUTS[:3]))
+    close(again[:3], model.deterministic(variables, INPUTS[:3]), rtol=1e-5)
 
 
 def test_a_network_whose_statistics_no_flag_reaches_is_refused_with_the_cure(key):
