@@ -8,7 +8,12 @@ Your own file holds `inputs [N, D]` and `targets int[N]`, of which `--num-test` 
 compares all strategies with all heads, seed by seed; its folder holds a table and figures of all rounds, and
 `python -m baal_jax report FOLDER` makes a page of it.
 
-RESULTS
+Accuracy with 100, 200 and 300 labels, 20 seeds: margin .798/.890/.909 with the Bayesian logistic regression and
+.831/.896/.911 with its likeliest weights alone (`--heads point`); random .755/.840/.870 and .792/.852/.876; BADGE
+.761/.847/.881, LCMD .766/.841/.873, BALD .724/.807/.840. Twenty draws of a wide Gaussian are a noisier mean than its
+centre. A Gaussian process with margin reaches .848/.902/.928 (4 seeds, 86 s).
+`--heads point --strategies random margin entropy least_confidence` takes 40 s in all on two cores of an AMD EPYC; the
+logistic head about 30 s a strategy, TypiClust and the Gaussian process far longer.
 """
 
 from __future__ import annotations

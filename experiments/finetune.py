@@ -6,7 +6,10 @@ from the pretrained weights, or a network from scratch, each with random labels 
 
     python experiments/finetune.py
 
-RESULTS
+Accuracy with 40 labels by `--seeds 6 --rounds 8`, with random labels and with BALD: head .63 and .51, whole .88 and
+.93, scratch .92 and .92. What five digits have taught is of little use for five others here: neither a frozen trunk nor
+a warm start is shown to beat starting afresh (areas .54, .78 and .82 with random labels). 132 s on two cores of an AMD
+EPYC.
 """
 
 from __future__ import annotations
