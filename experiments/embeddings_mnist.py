@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import harness
-import jax
 import numpy as np
 import tyro
 
@@ -74,17 +73,8 @@ def main(config: Config) -> study.results.Results:
         features=lambda state, inputs: inputs,
         batch_size=1024,
     )
-    results = study.run(
-        config.out,
-        loops,
-        train,
-        test,
-        key=jax.random.key(config.seed),
-        num_seeds=config.seeds,
-        num_rounds=config.rounds,
-        num_initial=config.num_initial,
-        about=study.About(name="Embeddings", baseline=next(iter(loops)), metric="accuracy"),
-        progress=True,
+    results = harness.run_study(
+        config, config.out, loops, train, test, name="Embeddings", baseline=next(iter(loops)), metric="accuracy"
     )
     print(statistics.markdown(statistics.summary(results)))
     for name, runs in results.runs.items():

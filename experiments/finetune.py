@@ -87,17 +87,8 @@ def main(config: Config) -> study.results.Results:
         query_size=config.query_size,
         num_samples=config.num_samples,
     )
-    results = study.run(
-        config.out,
-        loops,
-        train,
-        test,
-        key=jax.random.key(config.seed),
-        num_seeds=config.seeds,
-        num_rounds=config.rounds,
-        num_initial=config.num_initial,
-        about=study.About(name="Fine-tuning", baseline=next(iter(loops)), metric="accuracy"),
-        progress=True,
+    results = harness.run_study(
+        config, config.out, loops, train, test, name="Fine-tuning", baseline=next(iter(loops)), metric="accuracy"
     )
     print(statistics.markdown(statistics.summary(results)))
     print(f"{config.seeds} seeds of {len(loops)} loops in {time.perf_counter() - start:.0f} s")

@@ -96,19 +96,8 @@ def main(config: Config) -> study.results.Results:
         features=lambda state, inputs: inputs,
     )
     baseline = "random" if "random" in config.strategies else config.strategies[0]
-    about = study.About(name="Text embeddings", baseline=baseline, metric="accuracy", class_names=[*map(str, names)])
-    results = study.run(
-        config.out,
-        loops,
-        train,
-        test,
-        key=jax.random.key(config.seed),
-        num_seeds=config.seeds,
-        num_rounds=config.rounds,
-        num_initial=config.num_initial,
-        about=about,
-        progress=True,
-    )
+    about = {"name": "Text embeddings", "baseline": baseline, "metric": "accuracy", "class_names": [*map(str, names)]}
+    results = harness.run_study(config, config.out, loops, train, test, **about)
     print(statistics.markdown(statistics.summary(results)))
     print(
         f"{len(train.targets)} texts to choose from, {embeddings.shape[1]} numbers each, embedded in {embedded:.1f} s"
