@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 import baal_jax as baal
-from baal_jax import losses, posteriors
+from baal_jax import heuristics, losses, posteriors
 
 KEY = jax.random.key(0)
 FEATURES, TRUNK, HIDDEN = 128, 512, 64
@@ -64,3 +64,11 @@ def test_predict_is_as_large_as_what_it_returns():
     ).memory_analysis()
     assert memory.output_size_in_bytes == 50 * 2048 * 10 * 4
     assert memory.temp_size_in_bytes <= 3 * memory.output_size_in_bytes
+
+
+def test_heuristics_hold_no_array_of_all_draws():
+    num, classes = 3000, 10
+    logits = jax.ShapeDtypeStruct((20, num, classes), "float32")
+    for name, score in heuristics.REGISTRY.items():
+        memory = score.lower(logits).compile().memory_analysis()
+        assert memory.temp_size_in_bytes <= 4 * 6.01 * num * classes, name

@@ -88,8 +88,60 @@ def log_mean_exp(log_p: Array, axis: int = 0) -> Array:
     mean = total / count
     # A compiler may divide by a constant as a product, and 41 · (1/41) is not 1; the gradient stays that of the mean.
     mean += jax.lax.stop_gradient(jnp.where(total == count, 1.0 - mean, 0.0))
-    log_mean = jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(mean == 0, 1.0, mean)))  # the log has no gradient at 0
-    return log_mean + peak.squeeze(axis)
+    return _log(mean) + peak.squeeze(axis)
+
+
+def _log(mean: Array) -> Array:
+    return jnp.where(mean == 0, -jnp.inf, jnp.log(jnp.where(mean == 0, 1.0, mean)))  # the log has no gradient at 0
+
+
+def mean_over_draws(function: Callable[..., Any], *arrays: Array) -> Any:
+    """Mean of ``function`` of one draw over the leading axis of arrays ``[S, …]``, exact where all draws are equal.
+
+    On a CPU one draw after the other, so that nothing in between is larger than a draw: what does not stay in a cache
+    is several times slower there. An accelerator fuses all of them.
+    """
+
+    def one_by_one(*arrays: Array) -> Any:
+        def add(before: tuple[Array, Any], draw: tuple) -> tuple[tuple[Array, Any], None]:
+            count, mean = before[0] + 1, before[1]
+            step = lambda mean, new: mean + (new - mean) / count.astype(mean.dtype)  # noqa: E731
+            return (count, jax.tree.map(step, mean, jax.checkpoint(function)(*draw))), None
+
+        start = jax.tree.map(jnp.zeros_like, function(*(array[0] for array in arrays)))
+        return jax.lax.scan(add, (jnp.zeros((), jnp.int32), start), arrays)[0][1]
+
+    def at_once(*arrays: Array) -> Any:
+        return jax.tree.map(lambda each: each[0] + jnp.mean(each - each[:1], axis=0), jax.vmap(function)(*arrays))
+
+    return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=at_once)
+
+
+def variance_over_draws(function: Callable[..., Array], *arrays: Array) -> Array:
+    """As :func:`mean_over_draws`, the variance; 0 where all draws are equal."""
+    mean = mean_over_draws(function, *arrays)
+    return mean_over_draws(lambda *draw: (function(*draw) - mean) ** 2, *arrays)
+
+
+def mean_over_log_probs(function: Callable[[Array], Any], logits: Array) -> Any:
+    """:func:`mean_over_draws` of a function of the log-probabilities ``[N, …, C]`` of one draw."""
+    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, _normaliser(logits))
+
+
+def log_mean_probs(logits: Array) -> Array:
+    """``[N, …, C]`` log-probabilities of the mean prediction, exact where all draws are equal."""
+    # In units of the first draw: where all are equal the mean is 1 and its logarithm 0. Below e⁻⁸⁰ nothing depends on
+    # a digit, and above it no ratio overflows.
+    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], _normaliser(logits)[0]), -80.0))
+    return _log(mean_over_log_probs(lambda log_p: jnp.exp(log_p - unit), logits)) + unit
+
+
+def _normaliser(logits: Array) -> Array:
+    return jax.nn.logsumexp(as_float(logits), axis=-1)
+
+
+def _minus(logits: Array, normaliser: Array) -> Array:
+    return as_float(logits) - normaliser[..., None]
 
 
 def entropy(log_p: Array) -> Array:
@@ -174,13 +226,17 @@ def targets_for(name: str, outputs: Array, targets: Array) -> Array:
     return targets.astype(outputs.dtype)
 
 
-def mean_and_log_variance(name: str, outputs: Array, noise: float | None) -> tuple[Array, Array]:
-    """Both ``[S, N, …, C]``."""
+def gaussian(name: str, outputs: Array, noise: float | None) -> Callable[[Array], tuple[Array, Array]]:
+    """From outputs ``[…, 2C]``, or ``[…, C]`` with ``noise``, to means and log-variances ``[…, C]``."""
     checks.draws(name, outputs)
-    outputs = as_float(outputs)
-    if noise is not None:
-        return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
-    if outputs.shape[-1] % 2:
+    if noise is None and outputs.shape[-1] % 2:
         raise ValueError(f"{name} has shape {outputs.shape}, but means and as many log-variances are needed, or noise=")
-    mean, log_variance = jnp.split(outputs, 2, axis=-1)
-    return mean, log_variance
+
+    def split(outputs: Array) -> tuple[Array, Array]:
+        outputs = as_float(outputs)
+        if noise is not None:
+            return outputs, jnp.full_like(outputs, 2.0 * jnp.log(noise))
+        mean, log_variance = jnp.split(outputs, 2, axis=-1)
+        return mean, log_variance
+
+    return split

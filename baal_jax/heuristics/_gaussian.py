@@ -39,13 +39,10 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
 
 @partial(jax.jit, static_argnames="noise")
 def _bald(outputs: Array, noise: float | None) -> Array:
-    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, noise)
-    aleatoric = jnp.exp(log_variance)
-    epistemic = jnp.var(mean, axis=0)
+    average, log_average, epistemic = _parts(outputs, noise)
     # log(V + A) − E log σ² = log1p(V / A) + (log A − E log σ²) for V = Var μ, A = E σ². Both terms are small where the
     # score is, so it keeps its digits; the second is at least 0 by Jensen, up to rounding.
-    average = jnp.mean(aleatoric, axis=0)
-    spread = jnp.log(average) - jnp.mean(log_variance, axis=0)
+    spread = jnp.log(average) - log_average
     return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(spread, 0.0), axis=-1)
 
 
@@ -80,8 +77,8 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
 
 @partial(jax.jit, static_argnames="noise")
 def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
-    white = _whitened(*numerics.mean_and_log_variance("outputs", outputs, noise))
-    target_white = _whitened(*numerics.mean_and_log_variance("target_outputs", target_outputs, noise))
+    white = _whitened(*numerics.gaussian("outputs", outputs, noise)(outputs))
+    target_white = _whitened(*numerics.gaussian("target_outputs", target_outputs, noise)(target_outputs))
     num_draws, num_examples, size = white.shape
 
     def information(target: Array) -> Array:  # [S, C] -> [N]
@@ -121,9 +118,21 @@ def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertai
         >>> print(jnp.stack(heuristics.gaussian_uncertainty(means, noise=2.0)).ravel())
         [5. 4. 1.]
     """
-    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, checks.noise(noise))
-    aleatoric, epistemic = jnp.mean(jnp.exp(log_variance), axis=0), jnp.var(mean, axis=0)
+    aleatoric, _, epistemic = _parts(outputs, checks.noise(noise))
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
+
+
+@partial(jax.jit, static_argnames="noise")
+def _parts(outputs: Array, noise: float | None) -> tuple[Array, Array, Array]:
+    """Over draws: mean variance of the noise, mean of its logarithm, variance of the mean; ``[N, …, C]``."""
+    split = numerics.gaussian("outputs", outputs, noise)
+
+    def of_noise(outputs: Array) -> tuple[Array, Array]:
+        log_variance = split(outputs)[1]
+        return jnp.exp(log_variance), log_variance
+
+    variance = numerics.variance_over_draws(lambda outputs: split(outputs)[0], outputs)
+    return *numerics.mean_over_draws(of_noise, outputs), variance
 
 
 def _whitened(mean: Array, log_variance: Array) -> Array:

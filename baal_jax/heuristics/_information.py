@@ -31,7 +31,7 @@ def entropy(logits: Array) -> Array:
         >>> print(heuristics.entropy(jnp.zeros((20, 3, 2))))
         [0.6931472 0.6931472 0.6931472]
     """
-    return numerics.entropy(numerics.log_mean_exp(numerics.log_probs(logits)))
+    return numerics.entropy(numerics.log_mean_probs(logits))
 
 
 @numerics.on_logits
@@ -54,7 +54,7 @@ def expected_entropy(logits: Array) -> Array:
         >>> print(heuristics.expected_entropy(jnp.log(jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]]))))
         [0.3465736]
     """
-    return jnp.mean(numerics.entropy(numerics.log_probs(logits)), axis=0)
+    return numerics.mean_over_log_probs(numerics.entropy, logits)
 
 
 @numerics.on_logits
@@ -82,21 +82,8 @@ def bald(logits: Array) -> Array:
         >>> print(heuristics.bald(certain[:, None]))
         [0.6931472]
     """
-    log_p = numerics.log_probs(logits)
-    log_mean = numerics.log_mean_exp(log_p)[None]
-    # KL(p ‖ mean) = Σ p (e^r − 1 − r) with r = log(mean / p): Σ p e^r and Σ p are both 1, so they may be put in, and
-    # then no term is negative. The −inf of an impossible class must not meet a 0, or the gradient is NaN, so it is
-    # replaced before it is subtracted or exponentiated; what is left of its term is the probability of the mean.
-    possible = ~jnp.isneginf(log_p)
-    safe_log_p = jnp.where(possible, log_p, 0.0)
-    ratio = jnp.where(possible, log_mean - safe_log_p, 0.0)
-    near = jnp.abs(ratio) < 0.1
-    small, large = jnp.where(near, ratio, 0.0), jnp.where(near, 0.0, ratio)
-    # By its series where the three parts of a term would cancel, and as mean − p − p r elsewhere.
-    series = small**2 * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small / 720))))
-    p = jnp.where(possible, jnp.exp(safe_log_p), 0.0)
-    term = jnp.where(near & possible, p * series, jnp.exp(log_mean) - p - p * large)
-    return jnp.mean(jnp.sum(term, axis=-1), axis=0)
+    log_mean = numerics.log_mean_probs(logits)
+    return numerics.mean_over_log_probs(lambda log_p: _divergence(log_p, log_mean), logits)
 
 
 class Uncertainty(NamedTuple):
@@ -130,7 +117,9 @@ def uncertainty(logits: Array) -> Uncertainty:
         >>> print(heuristics.uncertainty(certain).epistemic)
         [0.6931472]
     """
-    return Uncertainty(entropy(logits), expected_entropy(logits), bald(logits))
+    log_mean = numerics.log_mean_probs(logits)
+    both = lambda log_p: (numerics.entropy(log_p), _divergence(log_p, log_mean))  # noqa: E731
+    return Uncertainty(numerics.entropy(log_mean), *numerics.mean_over_log_probs(both, logits))
 
 
 @numerics.on_logits
@@ -191,6 +180,21 @@ def require_same_draws(name: str, outputs: Array, targets: Array) -> None:
             raise ValueError(f"{each} has shape {value.shape}, but [S, N, C] is needed: flatten the middle axes first")
     if outputs.shape[0] != targets.shape[0]:
         raise ValueError(f"{outputs.shape[0]} draws of {name} and {targets.shape[0]} of target_{name}: use the same")
+
+
+def _divergence(log_p: Array, log_mean: Array) -> Array:
+    """``KL(p ‖ mean)`` over the last axis."""
+    # KL(p ‖ mean) = Σ p (e^r − 1 − r) with r = log(mean / p): Σ p e^r and Σ p are both 1, so they may be put in, and
+    # then no term is negative. The −inf of an impossible class must not meet a 0, or the gradient is NaN, so it is
+    # replaced before it is subtracted or exponentiated; what is left of its term is the probability of the mean.
+    possible = ~(jnp.isneginf(log_p) | jnp.isneginf(log_mean))
+    log_p, safe_log_mean = jnp.where(possible, log_p, 0.0), jnp.where(possible, log_mean, 0.0)
+    ratio, p = safe_log_mean - log_p, jnp.where(possible, jnp.exp(log_p), 0.0)
+    near = jnp.abs(ratio) < 0.1
+    small, large = jnp.where(near, ratio, 0.0), jnp.where(near, 0.0, ratio)
+    # By its series where the three parts of a term would cancel, and as mean − p − p r elsewhere.
+    series = small**2 * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small / 720))))
+    return jnp.sum(jnp.where(near & possible, p * series, jnp.exp(log_mean) - p - p * large), axis=-1)
 
 
 def _mean_and_lift(logits: Array) -> tuple[Array, Array]:

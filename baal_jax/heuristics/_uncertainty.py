@@ -79,10 +79,12 @@ def variation_ratio(logits: Array) -> Array:
         >>> print(heuristics.variation_ratio(9 * jax.nn.one_hot(votes, 3)[:, None]))
         [0.25]
     """
-    logits = numerics.as_float(logits)
-    votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
-    ratio = 1.0 - jnp.max(jnp.mean(votes, axis=0), axis=-1)
-    return jnp.where(jnp.any(jnp.isnan(logits), axis=(0, -1)), jnp.nan, ratio)
+
+    def vote(logits: Array) -> Array:
+        votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=numerics.as_float(logits).dtype)
+        return jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), jnp.nan, votes)
+
+    return 1.0 - jnp.max(numerics.mean_over_draws(vote, logits), axis=-1)
 
 
 @numerics.on_logits
@@ -107,8 +109,8 @@ def mean_std(logits: Array) -> Array:
         >>> print(heuristics.mean_std(certain[:, None]))
         [0.5]
     """
-    p = jnp.exp(numerics.log_probs(logits))
-    spread = jnp.var(p, axis=0)
+    mean = _mean_probs(logits)
+    spread = numerics.mean_over_log_probs(lambda log_p: (jnp.exp(log_p) - mean) ** 2, logits)
     level = spread == 0  # the square root has no gradient at 0
     return jnp.mean(jnp.where(level, 0.0, jnp.sqrt(jnp.where(level, 1.0, spread))), axis=-1)
 
@@ -135,9 +137,8 @@ def variance(outputs: Array) -> Array:
         [1.]
     """
     checks.draws("outputs", outputs)
-    return jnp.mean(jnp.var(numerics.as_float(outputs), axis=0), axis=-1)
+    return jnp.mean(numerics.variance_over_draws(numerics.as_float, outputs), axis=-1)
 
 
 def _mean_probs(logits: Array) -> Array:
-    p = jax.nn.softmax(numerics.as_float(logits), axis=-1)
-    return p[0] + jnp.mean(p - p[:1], axis=0)  # exact where all are equal
+    return numerics.mean_over_log_probs(jnp.exp, logits)

@@ -70,7 +70,7 @@ def _log_likelihood_of_classes(logits: Array, targets: Array, noise: float | Non
 
 
 def _gaussian_log_likelihood(outputs: Array, targets: Array, noise: float | None) -> Array:
-    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, noise)
+    mean, log_variance = numerics.gaussian("outputs", outputs, noise)(outputs)
     targets = numerics.targets_for("the outputs", mean[0], numerics.as_float(targets))
     known = ~jnp.isnan(targets)
     error = jnp.where(known, targets, 0.0)[None] - mean

@@ -183,7 +183,7 @@ def gaussian_regression() -> MetricSet:
     """
 
     def summarise(predictions: Predictions) -> tuple[Array, Array]:
-        mean, log_variance = numerics.mean_and_log_variance("outputs", predictions.logits, None)
+        mean, log_variance = numerics.gaussian("outputs", predictions.logits, None)(predictions.logits)
         return jnp.mean(mean, axis=0), jnp.var(mean, axis=0) + jnp.mean(jnp.exp(log_variance), axis=0)
 
     def coverage(summary: PyTree, targets: Array) -> Array:

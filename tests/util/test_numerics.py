@@ -60,15 +60,15 @@ def test_ranking_keys_have_tiers():
 
 def test_means_and_log_variances_share_the_last_axis():
     outputs = np.arange(24.0).reshape(2, 3, 4)
-    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs, None)
+    mean, log_variance = numerics.gaussian("outputs", outputs, None)(outputs)
     np.testing.assert_array_equal(np.concatenate([mean, log_variance], axis=-1), outputs)
-    mean, log_variance = numerics.mean_and_log_variance("outputs", outputs[..., :3], 0.5)
+    mean, log_variance = numerics.gaussian("outputs", outputs, 0.5)(outputs[..., :3])
     np.testing.assert_array_equal(mean, outputs[..., :3])
     np.testing.assert_allclose(log_variance, np.full((2, 3, 3), np.log(0.25)), rtol=1e-6)
     with pytest.raises(ValueError, match=r"some has shape \(2, 3, 3\), but means and as many log-variances"):
-        numerics.mean_and_log_variance("some", outputs[..., :3], None)
+        numerics.gaussian("some", outputs[..., :3], None)
     with pytest.raises(ValueError, match="some has shape"):
-        numerics.mean_and_log_variance("some", outputs[0], 1.0)
+        numerics.gaussian("some", outputs[0], 1.0)
 
 
 def test_a_condition_of_all_members_stays_a_branch():

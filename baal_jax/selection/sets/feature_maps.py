@@ -143,7 +143,7 @@ def _centred_draws(outputs: Array) -> Array:
 
 
 def _mean_probabilities(predictions: Predictions) -> Array:
-    return jnp.exp(numerics.log_mean_exp(numerics.log_probs(_three_axes(predictions))))
+    return numerics.mean_over_log_probs(jnp.exp, _three_axes(predictions))
 
 
 def _three_axes(predictions: Predictions) -> Array:
