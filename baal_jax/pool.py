@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, numerics
+from baal_jax._util import checks, numerics, random
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection, short
 
 _AVAILABLE, _EXCLUDED = -1, -2
@@ -145,7 +145,9 @@ def random_query(key: Key, state: PoolState, num: int) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _random_query(key: Key, state: PoolState, num: int) -> Array:
-    values = numerics.rank_values(jax.random.uniform(key, state.labelled_at.shape, jnp.float32), available(state))
+    values = numerics.rank_values(
+        jax.random.uniform(random.vectorised(key), state.labelled_at.shape, jnp.float32), available(state)
+    )
     return numerics.top_indices(values, num)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from baal_jax._util import checks
+from baal_jax._util import checks, random
 
 # Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
@@ -184,7 +184,7 @@ def rank_values(scores: Array, available: Array) -> Array:
 
 def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:
     """Random ranking keys below every ordinary score and above NaN."""
-    return _WEIGHTLESS * (1.0 + jax.random.uniform(key, shape, jnp.float32))
+    return _WEIGHTLESS * (1.0 + jax.random.uniform(random.vectorised(key), shape, jnp.float32))
 
 
 def top_indices(values: Array, count: int) -> Array:

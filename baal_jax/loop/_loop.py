@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from baal_jax import pool as pools
-from baal_jax._util import checks, numerics, sources
+from baal_jax._util import checks, numerics, random, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
@@ -34,6 +34,8 @@ class ActiveLoop(NamedTuple):
         batch_size: examples in work at a time when predicting, None for all.
         posterior: what it was made of.
         metrics: what ``evaluate`` computes, None for those of the posterior's task.
+        num_samples: draws for scoring and for evaluation.
+        last_rounds: of whose labels a fit is, None for all.
     """
 
     init: Callable[..., LoopState]
@@ -45,6 +47,8 @@ class ActiveLoop(NamedTuple):
     batch_size: int | None
     posterior: Posterior
     metrics: MetricSet | None
+    num_samples: int
+    last_rounds: int | None
 
     __repr__ = short
 
@@ -152,7 +156,7 @@ def active_loop(
     if acquisition.summarise is not None:
         read = posterior, distinct(posterior, num_samples), batch_size
         vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
-    given = sizes, batch_size, posterior, metrics
+    given = sizes, batch_size, posterior, metrics, num_samples, last_rounds
     loop = ActiveLoop(partial(_init, posterior, sizes[0]), step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
 
@@ -186,9 +190,7 @@ def query(
     parts, keys = loop.round, round_keys(state.key, state.pool.round)
     if not sources.is_source(dataset.inputs):
         fitted = parts.fit(keys.fit, dataset, state)
-        ids, available = parts.candidates(keys.subset, state)
-        scored = jax.tree.map(lambda leaf: _rows(leaf, ids), dataset.inputs)
-        summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
+        selection, info = _choose(parts, keys, state, fitted, dataset.inputs, target_inputs)
     else:
         sources.refuse_traced((state, target_inputs))
         fitted = parts.fit(keys.fit, *_labelled_part(dataset, state, capacity))
@@ -199,8 +201,33 @@ def query(
         drawn = draw_once(keys.draws, fitted, target_inputs)
         summarise_batch = partial(parts.summarise, keys.draws, drawn, target_inputs=target_inputs)
         summary = sources.mapped(summarise_batch, source, loop.batch_size)
-    selection, info = parts.select(keys.select, state, summary, ids, available)
+        selection, info = parts.select(keys.select, state, summary, ids, available)
     return fitted, selection, info._replace(num_failed_fits=_failed_fits(fitted, info.num_labelled))
+
+
+def _choose(
+    parts: Round, keys: "RoundKeys", state: LoopState, fitted: Any, inputs: PyTree, target_inputs: PyTree
+) -> tuple[Selection, StepInfo]:
+    """What comes after a fit, of arrays."""
+    ids, available = parts.candidates(keys.subset, state)
+    scored = jax.tree.map(lambda leaf: _rows(leaf, ids), inputs)
+    summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
+    return parts.select(keys.select, state, summary, ids, available)
+
+
+def one_of(loops: Sequence[ActiveLoop], which: Array) -> ActiveLoop:
+    """The ``which``-th of loops that differ in their acquisition alone, on arrays, as a program with one fit in it."""
+    fit = loops[0].round.fit
+
+    def summarise_nothing(_: Key, fitted: Any, inputs: PyTree, target_inputs: PyTree = None) -> tuple:
+        return fitted, inputs, target_inputs
+
+    def choose(_: Key, state: LoopState, read: tuple, *__: Any) -> tuple[Selection, StepInfo]:
+        keys = round_keys(state.key, state.pool.round)
+        return jax.lax.switch(which, [partial(_choose, loop.round) for loop in loops], keys, state, *read)
+
+    parts = Round(fit, lambda _, state: (None, pools.available(state.pool)), summarise_nothing, choose, _advance)
+    return loops[0]._replace(round=parts, step=lambda *given: loops[0].step(*given))  # which owns its programs
 
 
 @jax.jit
@@ -248,7 +275,7 @@ class RoundKeys(NamedTuple):
 
 def round_keys(key: Key, number: Array) -> RoundKeys:
     """The keys of a round, the same whatever came before it."""
-    return RoundKeys(*jax.random.split(jax.random.fold_in(key, number), len(RoundKeys._fields)))
+    return RoundKeys(*random.split(key, len(RoundKeys._fields), number))
 
 
 def _key_after(state: LoopState) -> Key:

@@ -33,7 +33,9 @@ def model_of(init: Callable[[Key, PyTree], Variables], run: Run, outputs: Callab
     predict = _one_function(_plain(lambda *given: call(*given, Mode.PREDICT)[0], None))
     evaluate = _one_function(_plain(lambda *given: call(*given, Mode.EVALUATE)[0], cure))
     deterministic = lambda variables, inputs: evaluate(variables, inputs, jax.random.key(0))  # noqa: E731
-    return Model(_with_axes(init), predict, train, deterministic)
+    first = _with_axes(init)
+    started = lambda key, inputs: first(random.vectorised(key), inputs)  # noqa: E731
+    return Model(started, predict, train, deterministic)
 
 
 def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: str | None = None) -> None:

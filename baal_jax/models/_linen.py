@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from baal_jax._util import random
 from baal_jax.models import _flags, _pretrained
 from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
 from baal_jax.typing import Key, Model, PyTree, Variables
@@ -93,7 +94,7 @@ def from_linen(
         return returned, with_losses(state, after.get("losses") if mode is _flags.Mode.TRAIN else None)
 
     def init(key: Key, inputs: PyTree) -> Variables:
-        key_params, key_streams = jax.random.split(key)
+        key_params, key_streams = random.split(key, 2)
         args, kwargs = _flags.arguments(call, inputs, keywords[_flags.Mode.TRAIN], key_streams, _flags.Mode.TRAIN)
         rngs = {**streams(key_streams), "params": key_params}
         with among(_flags.Mode.TRAIN, Variables({}, {}), []):

@@ -51,7 +51,7 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         return train(key, dataset, labelled, previous)
 
     def sample(key: Key, state: TrainState, num_samples: int) -> Key:
-        return jax.random.split(key, num_samples)
+        return random.split(key, num_samples)
 
     def apply(state: TrainState, draw: Key, inputs: PyTree) -> PyTree:
         require_stochastic(model, state.variables, jax.tree.map(lambda leaf: leaf[:1], inputs))

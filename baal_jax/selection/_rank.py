@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import heuristics
+from baal_jax._util.random import vectorised
 from baal_jax.selection._common import compiled, one_each, over_scores, top
 from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
 
@@ -61,7 +62,7 @@ def random() -> Acquisition:
     """
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
-        return top(jax.random.uniform(key, available.shape, jnp.float32), available, query_size)
+        return top(jax.random.uniform(vectorised(key), available.shape, jnp.float32), available, query_size)
 
     return Acquisition(None, compiled(select))
 

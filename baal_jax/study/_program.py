@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
 from baal_jax._util import checks, sources
-from baal_jax.loop import ActiveLoop, run, shapes_of_dataset
+from baal_jax.loop import ActiveLoop, one_of, run, shapes_of_dataset
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
 
@@ -72,23 +72,50 @@ def use_all_cores(num_cores: int | None = None) -> int:
     return cores
 
 
-def program(loop: ActiveLoop, rounds: Rounds, data: Data, chunk: int) -> Program:
-    """A strategy, not compiled yet: of ``chunk`` seeds, rounded up to a multiple of the devices; of one on the host."""
+def programs(loops: Sequence[ActiveLoop], rounds: Rounds, data: Data) -> Callable[[ActiveLoop, int], Program]:
+    """From one of the strategies and a chunk to its program, not compiled yet.
+
+    It is of ``chunk`` seeds, rounded up to a multiple of the devices; of one where the pool is on the host. Strategies
+    that differ in their acquisition alone are compiled together, their fit once.
+    """
     if sources.is_source(data.train.inputs) or checks.debugs_nans():
-        return _on_host(loop, rounds, data)
+        return lambda loop, chunk: _on_host(loop, rounds, data)
     devices = jax.devices()
-    chunk = -(-chunk // len(devices)) * len(devices)
     mesh = Mesh(np.array(devices), ("seeds",))
-    split = NamedSharding(mesh, PartitionSpec("seeds"))
-    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    over_devices = _over_devices(partial(_one_seed, loop, rounds), mesh)
-    lowered = over_devices.lower(jax.ShapeDtypeStruct((chunk,), jnp.int32, sharding=split), data)
-    compiled = cache(lowered.compile)
+    split, shared = NamedSharding(mesh, PartitionSpec("seeds")), NamedSharding(mesh, PartitionSpec())
+    data = jax.device_put(data, shared)
 
-    def call(seeds: np.ndarray) -> tuple[Array, StepInfo]:
-        return compiled()(jax.device_put(seeds.astype(np.int32), split), data)
+    def lower(loops: Sequence[ActiveLoop], chunk: int) -> Any:
+        over_devices = _over_devices(partial(_one_seed, loops, rounds), mesh)
+        which = jax.ShapeDtypeStruct((), jnp.int32, sharding=shared)
+        return over_devices.lower(jax.ShapeDtypeStruct((chunk,), jnp.int32, sharding=split), which, data)
 
-    return Program(call, chunk, _fingerprint([lowered.as_text()]))
+    @cache
+    def compiled(places: tuple[int, ...], chunk: int) -> Any:
+        try:
+            return lower([loops[place] for place in places], chunk).compile()
+        except TypeError:  # what they report has different types
+            return None
+
+    def program(loop: ActiveLoop, chunk: int) -> Program:
+        chunk = -(-chunk // len(devices)) * len(devices)
+        alike = tuple(place for place, other in enumerate(loops) if _but_acquisition(other) == _but_acquisition(loop))
+        which = alike.index(next(place for place in alike if loops[place] is loop))
+
+        def call(seeds: np.ndarray) -> tuple[Array, StepInfo]:
+            given = jax.device_put(seeds.astype(np.int32), split), jax.device_put(np.int32(which), shared)
+            together = compiled(alike, chunk) or compiled((alike[which],), chunk)
+            return together(*given, data)
+
+        # Of its own program, so that it does not change with the company.
+        return Program(call, chunk, _fingerprint([lower([loop], chunk).as_text()]))
+
+    return program
+
+
+def _but_acquisition(loop: ActiveLoop) -> tuple:
+    """What loops must share to be one program."""
+    return loop.posterior, loop.sizes, loop.batch_size, loop.metrics, loop.num_samples, loop.last_rounds
 
 
 def default_chunk(num_seeds: int) -> int:
@@ -96,27 +123,28 @@ def default_chunk(num_seeds: int) -> int:
     return len(jax.devices()) if jax.default_backend() == "cpu" else num_seeds
 
 
-def _over_devices(one_seed: Callable[[Array, Data], Any], mesh: Mesh) -> Any:
-    def some_seeds(seeds: Array, data: Data) -> Any:
+def _over_devices(one_seed: Callable[[Array, Array, Data], Any], mesh: Mesh) -> Any:
+    def some_seeds(seeds: Array, which: Array, data: Data) -> Any:
         if seeds.shape[0] == 1:  # a batch of one is a loop that nothing simplifies
-            return jax.tree.map(lambda leaf: leaf[None], one_seed(seeds[0], data))
+            return jax.tree.map(lambda leaf: leaf[None], one_seed(seeds[0], which, data))
         # A batch of seeds has batched kernels, with which a CPU's convolutions are several times slower.
-        one = lambda seed: one_seed(seed, data)  # noqa: E731
+        one = lambda seed: one_seed(seed, which, data)  # noqa: E731
         return jax.lax.map(one, seeds) if jax.default_backend() == "cpu" else jax.vmap(one)(seeds)
 
     split, shared = PartitionSpec("seeds"), PartitionSpec()
-    return jax.jit(jax.shard_map(some_seeds, mesh=mesh, in_specs=(split, shared), out_specs=split, check_vma=False))
+    specs = {"in_specs": (split, shared, shared), "out_specs": split}
+    return jax.jit(jax.shard_map(some_seeds, mesh=mesh, check_vma=False, **specs))
 
 
 def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
     """One seed a call, whose rounds are a loop in Python."""
 
     def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
-        one = _one_seed(loop, rounds, jnp.asarray(seeds[0], jnp.int32), data)
+        one = _one_seed([loop], rounds, jnp.asarray(seeds[0], jnp.int32), jnp.int32(0), data)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
 
-    shapes = jnp.zeros((), jnp.int32), data._replace(train=shapes_of_dataset(data.train)[0])
-    whole = jax.jit(lambda *given: _one_seed(loop, rounds, *given)).lower(*shapes)
+    shapes = jnp.int32(0), jnp.int32(0), data._replace(train=shapes_of_dataset(data.train)[0])
+    whole = jax.jit(lambda *given: _one_seed([loop], rounds, *given)).lower(*shapes)
     return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
 
 
@@ -127,8 +155,11 @@ def _fingerprint(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join([made_with, *texts]).encode()).hexdigest()[:16]
 
 
-def _one_seed(loop: ActiveLoop, rounds: Rounds, seed: Array, data: Data) -> tuple[Array, StepInfo]:
-    """The whole run of a seed, and which examples were labelled at first."""
+def _one_seed(
+    loops: Sequence[ActiveLoop], rounds: Rounds, seed: Array, which: Array, data: Data
+) -> tuple[Array, StepInfo]:
+    """The whole run of a seed of the ``which``-th strategy, and which examples were labelled at first."""
+    loop = loops[0] if len(loops) == 1 else one_of(loops, which)
     state = loop.init(jax.random.fold_in(data.key, seed), data.train, rounds.num_initial)
     initial = jnp.flatnonzero(pool.labelled(state.pool), size=rounds.num_initial, fill_value=-1)
     options = {"num_rounds": rounds.num_rounds, "stop": rounds.stop, "stop_inputs": data.stop_inputs}

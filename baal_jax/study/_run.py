@@ -14,7 +14,7 @@ from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
-from baal_jax.study._program import Data, Rounds, default_chunk, program
+from baal_jax.study._program import Data, Rounds, default_chunk, programs
 from baal_jax.study.results import Results, read_pictures
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
@@ -188,9 +188,10 @@ def run(
         "data": _folder.digest((hashed, test)),
     }
     with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
+        program_of = programs([*loops.values()], rounds, data)
         for strategy, loop in loops.items():
             advance(strategy, 0)
-            now_program = program(loop, rounds, data, place.chunk(strategy) or chunk or default_chunk(num_seeds))
+            now_program = program_of(loop, place.chunk(strategy) or chunk or default_chunk(num_seeds))
             place.require_same_program(strategy, now_program.fingerprint)
             failed = total = 0
             missing, size = place.missing(strategy, seeds), now_program.chunk

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, numerics, sources
+from baal_jax._util import checks, numerics, random, sources
 from baal_jax.models import frozen, require_stochastic, sown_losses
 from baal_jax.training import averaging, batches, optimization, tasks
 from baal_jax.training.semi_supervised import Augmentation, Consistency
@@ -211,7 +211,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
         if labelled.shape != (num_examples,):
             raise ValueError(f"labelled has shape {labelled.shape}, but the data set {num_examples} examples")
         # The first three are the same with and without a fourth.
-        key_init, key_order, key_steps, *key_views = jax.random.split(key, 3 if recipe.unlabelled is None else 4)
+        key_init, key_order, key_steps, *key_views = random.split(key, 3 if recipe.unlabelled is None else 4)
         row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
         variables = whole.init(key_init, row)
         views = recipe.unlabelled
@@ -328,13 +328,13 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
             # Of the last ones some are too many. A loop of their own would compile the step a second time.
             return jax.lax.cond(planned[0] < num_steps, step, lambda carry, _: carry, carry, planned[1]), None
 
-        return jax.lax.scan(one, carry, (numbers, jax.vmap(plan)(numbers)), unroll=2)[0]
+        return jax.lax.scan(one, carry, (numbers, jax.vmap(plan)(numbers)))[0]
 
     return jax.lax.fori_loop(0, -(-num_steps // size), some, carry) if num_steps > size else some(jnp.int32(0), carry)
 
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
-    key_augment, key_model = jax.random.split(planned.key)
+    key_augment, key_model = random.split(planned.key, 2)
     augment = recipe.augment or _unchanged
     batch = augment(key_augment, jax.tree.map(lambda leaf: leaf[planned.ids], dataset))
     read = _Batch(batch.inputs, batch.targets, planned.weights, key_model)

@@ -5,7 +5,7 @@ that read such outputs, and says which targets are right: :func:`admit` refuses 
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -163,7 +163,12 @@ def metrics_of(
         cure = "say what the loss learns, baal_jax.trainer(task=baal_jax.tasks.…), or pass metrics="
         shown = f"{dataset.targets.dtype}{dataset.targets.shape}"
         raise ValueError(f"metrics of {name} are not clear from targets {shown}: {cure}")
-    return task.metrics()
+    return _built(task.metrics)
+
+
+@cache
+def _built(metrics_by_default: Callable[..., metrics.MetricSet]) -> metrics.MetricSet:
+    return metrics_by_default()  # one, so that loops of the same task are seen to be evaluated alike
 
 
 def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """Heuristics on ready logits beside NumPy written well, and beside the exponentials alone.
 
-    python experiments/benchmarks/heuristics.py
+python experiments/benchmarks/heuristics.py
 """
 
 from __future__ import annotations

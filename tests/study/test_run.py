@@ -82,12 +82,12 @@ def test_what_is_missing_is_added_and_nothing_is_taken_away(home, tmp_path, monk
     # The table is of all that is there, whatever ended it.
     assert (tmp_path / "results.csv").read_text() == results.table(results.read(tmp_path))
     run(tmp_path, num_seeds=5)
-    assert [len(compiled), compiled[0], compiled[2]] == [4, compiled[1], compiled[3]]  # a seed more is the same program
+    assert [len(compiled), compiled[1]] == [3, compiled[2]]  # a seed more is the same program, of both strategies
     assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
     assert contents(tmp_path / "cells").items() >= first.items()
     about = study.About(metric="nll", name="a title", higher_is_better=False)
     fewer = run(tmp_path, loops(["bald"]), num_seeds=1, about=about, chunk=8)  # it keeps the chunk it was begun with
-    assert len(compiled) == 4  # nothing was missing
+    assert len(compiled) == 3  # nothing was missing
     assert [len(fewer.runs["random"].seeds), [*fewer.runs]] == [5, ["random", "bald"]]
     expected = {"strategies": ["random", "bald"], "metric": "nll", "name": "a title", "baseline": "random"}
     expected |= {"seeds": [0, 1, 2, 3, 4], "higher_is_better": {"nll": False}}
@@ -225,14 +225,14 @@ def test_what_a_killed_process_left_is_removed_and_two_writers_are_refused(home,
 
 def test_a_seed_is_run_with_what_the_acquisition_and_the_criterion_read(tmp_path, monkeypatch):
     calls, loop = {}, loops(["bald"])["bald"]
-    monkeypatch.setattr(_run, "program", noted(calls, "program", None))
+    monkeypatch.setattr(_run, "programs", noted(calls, "programs", noted(calls, "program", None)))
     with pytest.raises(AttributeError):  # nothing is no program
         run(tmp_path, {"bald": loop}, target_inputs=np.zeros(2), stop_inputs=np.ones(3), stop=BUDGET["stop"], chunk=7)
-    _, rounds, data, chunk, _ = calls["program"]
+    (_, rounds, data, _), (_, chunk, _) = calls["programs"], calls["program"]
     assert [*rounds, chunk] == [3, 4, BUDGET["stop"], 7]
     same(data[2:], (TEST, np.zeros(2), np.ones(3)))
     monkeypatch.setattr(_program, "run", noted(calls, "run", (None, None)))
-    initial, _ = _program._one_seed(loop, rounds, 2, data)
+    initial, _ = _program._one_seed([loop], rounds, 2, 0, data)
     *arguments, options = calls["run"]
     expected = [loop, None, 3, BUDGET["stop"]]
     assert [*arguments[:2], options.pop("num_rounds"), options.pop("stop")] == expected
