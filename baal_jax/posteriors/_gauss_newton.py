@@ -5,11 +5,13 @@ at a tenth of the cost of the eigenvectors that the other two are kept by; eigen
 hyperparameter depends on them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from baal_jax._util import linalg, numerics
@@ -75,13 +77,12 @@ def sums(structure: Structure | None, hidden: Array, hessians: Array) -> tuple[A
         most = f'{rows} × {width} weights, more than {_MOST_PARAMETERS}: use structure="kronecker"'
         raise ValueError(f'structure="full" would keep a matrix of {rows * width} rows for {most}')
     # One matrix product over h ⊗ Λ or h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be larger than both.
-    if rows > width**2:
-        weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
-        blocks = product(hidden.T, weighted)
+    pairs = hessians[:, *np.triu_indices(width)]  # Λ is symmetric
+    if rows > pairs.shape[1]:
+        blocks = product((pairs[:, :, None] * hidden[:, None, :]).reshape(len(hidden), -1).T, hidden)
     else:
-        pairs = (hidden[:, :, None] * hidden[:, None, :]).reshape(-1, rows**2)
-        blocks = product(pairs.T, hessians.reshape(-1, width**2))
-    return (blocks.reshape(rows, rows, width, width),)
+        blocks = product(pairs.T, (hidden[:, :, None] * hidden[:, None, :]).reshape(-1, rows**2))
+    return (blocks.reshape(-1, rows, rows),)
 
 
 def decompose(sums: tuple[Array, ...], num_examples: Array) -> Curvature:
@@ -92,8 +93,11 @@ def decompose(sums: tuple[Array, ...], num_examples: Array) -> Curvature:
             # Rounding makes eigenvalues negative that are zero in truth, and a negative one may cancel the prior's.
             left_values = jnp.maximum(left_values, 0.0) / jnp.maximum(num_examples, 1.0)
             return left_values[:, None] * jnp.maximum(right_values, 0.0)[None], left, right
-        case (blocks,) if blocks.ndim == 4:
-            return (blocks.swapaxes(1, 2),)
+        case (blocks,) if blocks.ndim == 3:
+            width = math.isqrt(2 * len(blocks))
+            places = np.zeros((width, width), int)
+            places[np.triu_indices(width)] = np.arange(len(blocks))
+            return (blocks[np.maximum(places, places.T)].transpose(2, 0, 3, 1),)
         case _:
             return sums
 

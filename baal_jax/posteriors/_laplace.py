@@ -50,7 +50,7 @@ class LaplaceState(NamedTuple):
     @property
     def structure(self) -> Structure:
         """What of ``H`` is kept, where it was chosen by size."""
-        return "kronecker" if len(self.curvature) > 1 else "full" if self.curvature[0].ndim == 4 else "diagonal"
+        return "full" if self.curvature[0].ndim == 4 else "kronecker" if len(self.curvature) > 1 else "diagonal"
 
     __repr__ = short
 
