@@ -1,13 +1,12 @@
 """Gauss–Newton matrices ``H = Σ_n h_n h_nᵀ ⊗ Λ_n`` of labelled examples: sums, draws, covariances, marginal likelihood.
 
-A matrix is kept whole, as two Kronecker factors or as its diagonal. With its prior a whole one has a Cholesky factor,
-at a tenth of the cost of the eigenvectors that the other two are kept by; eigenvalues are looked for where a
-hyperparameter depends on them.
+A matrix is kept whole, as two Kronecker factors or as its diagonal. A whole one with its prior has a Cholesky factor,
+at a tenth of the cost of eigenvalues, which are looked for only where hyperparameters depend on them.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +16,12 @@ from jax import Array
 from baal_jax._util import linalg, numerics
 
 Structure = Literal["full", "kronecker", "diagonal"]
-# ``(L [D, K, D, K],)``, whole, with ``L Lᵀ = I + H / τ``; ``(eigenvalues [D, K], left [D, D], right [K, K])``, the
-# eigenbases of two factors; or ``(eigenvalues [D, K],)`` of a diagonal. There are D K weights, those of the bias too.
-Curvature = tuple[Array, ...]
+Curvature = tuple[Array, ...]  # as in LaplaceState
 
 product = linalg.product
 _MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and a Cholesky factor of some tenths of a second
 _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenvalue: beyond, float32 cannot tell
 _HALVINGS = 30  # to the last digit of a float32
-
-
-class Evidence(NamedTuple):
-    """What the log marginal likelihood is made of, but for the curvature."""
-
-    square_norm: Array  # ‖θ‖², of the weights that the prior is about
-    error: Array  # sum of squared errors (Gaussian) or minus the log-likelihood (categorical)
-    num_labels: Array  # float[], how many numbers the known labels are
 
 
 def sum_over_labelled(
@@ -102,20 +91,13 @@ def decompose(sums: tuple[Array, ...], num_examples: Array) -> Curvature:
             return sums
 
 
-def eigenvalues(curvature: Curvature) -> Array:
-    """At least 0, from what :func:`decompose` returned."""
-    values = curvature[0]
-    return jnp.maximum(linalg.eigh(_square(values))[0], 0.0) if values.ndim == 4 else values
-
-
 def with_prior(curvature: Curvature, precision: Array, noise_precision: Array) -> tuple[Curvature, Array]:
     """The curvature at a prior and a noise precision, from :func:`decompose`, and ``log det(I + H / τ)``."""
     scaled = noise_precision * curvature[0]
     if scaled.ndim == 2:
         return (scaled, *curvature[1:]), jnp.sum(jnp.log1p(scaled / precision))
     matrix = _square(scaled) / precision
-    # Eigenvalues are uncertain by this share of the diagonal, where it is more than the prior's, in units of which all
-    # is: without labels the determinant is 1, without rounding.
+    # Rounding leaves eigenvalues uncertain by this share of the diagonal, which may be more than the prior's 1.
     least = 2.0 * len(matrix) ** 0.5 * jnp.finfo(matrix.dtype).eps
     root = linalg.cholesky(matrix + jnp.diag(jnp.maximum(least * jnp.diagonal(matrix), 1.0)))
     return (root.reshape(scaled.shape),), 2.0 * jnp.sum(jnp.log(jnp.diagonal(root)))
@@ -130,23 +112,18 @@ def deviations(curvature: Curvature, precision: Array, noise: Array) -> Array:
         case (values, left, right):
             turned = product(product(left.T, noise), right) * jax.lax.rsqrt(values + precision)[None]
             return product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
-        case (values, *_):
-            return noise * jax.lax.rsqrt(values + precision)[None]
+        case _:
+            return noise * jax.lax.rsqrt(curvature[0] + precision)[None]
 
 
 def covariance(curvature: Curvature, precision: Array) -> Callable[[Array], Array]:
     """From ``h [D]`` to the covariance ``[K, K]`` of ``hᵀ ΔW``."""
     values, *basis = curvature
     if values.ndim == 4:
-        root = _square(values)
-        inverse = linalg.solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True, trans="T")
-        inverse = inverse.reshape(*values.shape[:2], -1)
-
-        def whole(hidden: Array) -> Array:
-            seen = jnp.einsum("d,dkp->kp", hidden, inverse, precision="highest")
-            return product(seen, seen.T) / precision
-
-        return whole
+        unit = jnp.eye(math.prod(values.shape[:2]), dtype=values.dtype)
+        inverse = linalg.solve_triangular(_square(values), unit, lower=True, trans="T").reshape(*values.shape[:2], -1)
+        seen = lambda hidden: jnp.einsum("d,dkp->kp", hidden, inverse, precision="highest")  # noqa: E731
+        return lambda hidden: product(seen(hidden), seen(hidden).T) / precision
     variances = 1.0 / (values + precision)
     if not basis:
         return lambda hidden: jnp.diag(product(hidden**2, variances))
@@ -159,16 +136,18 @@ def _square(matrix: Array) -> Array:
     return matrix.reshape(matrix.shape[0] * matrix.shape[1], -1)
 
 
-def likeliest_precision(square_norm: Array, size: int) -> Array:
+def likeliest_precision(square_norm: Array, curvature: Curvature) -> Array:
     """Of the prior under which the weights themselves would be the likeliest."""
+    size = math.prod(curvature[0].shape[:2])
     return jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
 
 
 def maximise(
-    eigenvalues: Array, evidence: Evidence, precision: Array | float | None, noise_precision: float | None
-) -> tuple[Array, Array]:
+    curvature: Curvature, fit: tuple, precision: Array | float | None, noise_precision: float | None
+) -> tuple[Any, Array]:
     r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where one is not given.
 
+    ``fit`` is the square norm of the weights, the error (squares or minus log-likelihood) and the number of labels.
     Everything is a function of ``α = τ/β``. With the number of parameters that the data determine,
     :math:`\gamma(\alpha) = \sum_i \mu_i / (\mu_i + \alpha)`, the derivatives of the log evidence vanish where
 
@@ -177,7 +156,9 @@ def maximise(
     and with both unknown :math:`\beta = n / (E + \alpha \|\theta\|^2)`, their sum. Each time one monotone equation in
     ``α`` is left, whose only root is the maximum: bisection finds it where fixed-point iterations may creep or jump.
     """
-    square_norm, error, num_labels = evidence
+    (square_norm, error, num_labels), eigenvalues = fit, curvature[0]
+    if eigenvalues.ndim == 4:
+        eigenvalues = jnp.maximum(linalg.eigh(_square(eigenvalues))[0], 0.0)
 
     def beta_at(alpha: Array) -> Array:
         if noise_precision is not None:
@@ -195,5 +176,5 @@ def maximise(
     # Without a label there is no equation, whatever the bisection returns: unit noise, and the prior of the weights.
     beta = beta_at(alpha) if noise_precision is not None else jnp.where(known, beta_at(alpha), 1.0)
     if precision is not None:
-        return jnp.full_like(beta, precision), beta
-    return jnp.where(known, alpha * beta, likeliest_precision(square_norm, eigenvalues.size)), beta
+        return precision, beta
+    return jnp.where(known, alpha * beta, likeliest_precision(square_norm, curvature)), beta

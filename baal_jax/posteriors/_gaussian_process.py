@@ -119,8 +119,7 @@ def gaussian_process(
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    if num_classes is not None:
-        num_classes = checks.positive_int("num_classes", num_classes, 2)
+    num_classes = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)
     scale = None if scale is None else checks.positive_float("scale", scale)
     noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
     most = checks.optional_int("max_labelled", max_labelled) or _MOST_LABELLED
@@ -128,7 +127,6 @@ def gaussian_process(
     scales = _SCALES if scale is None else np.array([scale])
     # In classification the variances of the pseudo-targets are given, and noise is one.
     noises = np.ones(1) if num_classes is not None else _NOISES if noise is None else np.array([noise])
-    choices = np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2).astype(np.float32)
 
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
@@ -136,30 +134,42 @@ def gaussian_process(
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
         inputs, targets = dataset.inputs[ids], dataset.targets[ids]
-        seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
-        targets, given, known, mean = seen
+        parts = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
+        targets, given, known, mean = parts
         known &= jnp.arange(size, dtype=jnp.int32) < count
         unit = jnp.ones((), jnp.float32)
         if kernel.unit is not None:
             unit = kernel.unit(inputs, known)
             inputs = inputs.astype(jnp.float32) / unit
-        targets = jnp.where(known[:, None], targets - mean, 0.0)
+        targets, params = jnp.where(known[:, None], targets - mean, 0.0), kernel.init(key, inputs[:1], num_features)
+        choices = jnp.asarray(np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2), jnp.float32)
 
-        def conditioned(rows: int) -> tuple[Array, ...]:
-            given_rows = inputs[:rows], targets[:rows], given[:, :rows], known[:rows]
-            best, variances, cholesky, log_evidence = _condition(kernel, choices, *given_rows)
+        def conditioned(rows: int) -> tuple:
+            # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
+            there = known[:rows]
+            covariance = jnp.where(there[:, None] & there[None], kernel.gram(inputs[:rows], inputs[:rows]), 0.0)
+
+            def at(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
+                scaled = scale * covariance
+                rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
+                variances = jnp.where(there[None], given[:, :rows] * noise**2 + rounding, 1.0)
+                cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
+                return variances, cholesky, _log_evidence(cholesky, targets[:rows], there)
+
+            best = choices[0]
+            if len(choices) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
+                evidence = jax.lax.map(lambda choice: at(*choice)[2], choices)
+                best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
+            variances, cholesky, log_evidence = at(*best)
             variances = jnp.pad(variances, ((0, 0), (0, size - rows)), constant_values=1.0)
             whole = jnp.broadcast_to(jnp.eye(size, dtype=cholesky.dtype), (len(cholesky), size, size))
-            return best, variances, whole.at[:, :rows, :rows].set(cholesky), log_evidence
+            return variances, whole.at[:, :rows, :rows].set(cholesky), mean, best[0], log_evidence, params, unit
 
         # Factors grow with the third power of their rows, so few labels of a large capacity are worth a program each.
         rows = sorted({-(-size // 2**halvings) for halvings in range(_MOST_HALVINGS)})
         place = jnp.sum(numerics.largest(count) > jnp.asarray(rows[:-1], jnp.int32), dtype=jnp.int32)
-        branches = [partial(conditioned, number) for number in rows]
-        best, variances, cholesky, log_evidence = jax.lax.switch(place, branches)
+        rest = jax.lax.switch(place, [partial(conditioned, number) for number in rows])
         targets = jnp.where(count > size, jnp.nan, targets)
-        params = kernel.init(key, inputs[:1], num_features)
-        rest = variances, cholesky, mean, best, log_evidence, params, unit
         return GaussianProcessState(inputs, known, targets, *rest)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
@@ -175,14 +185,13 @@ def gaussian_process(
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> tuple[Array, Array]:
         phi = features(state, state.inputs)
-        known = state.known[:, None]
 
         def one(key: Key) -> tuple[Array, Array]:
             key_prior, key_noise = jax.random.split(key)
             prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]), phi.dtype)
             noise = jax.random.normal(key_noise, state.targets.shape, phi.dtype) * jnp.sqrt(state.noise).T
             # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
-            return prior, jnp.where(known, state.targets - noise - product(phi, prior), 0.0)
+            return prior, jnp.where(state.known[:, None], state.targets - noise - product(phi, prior), 0.0)
 
         prior, missing = jax.vmap(one, out_axes=(0, -1))(jax.random.split(key, num_samples))
         update = _solve(state, missing.reshape(len(missing), -1))  # all draws of an output at once, by its one factor
@@ -220,28 +229,6 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
 
 def _in_units(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Array:
     return inputs if kernel.unit is None else inputs.astype(jnp.float32) / state.unit
-
-
-def _condition(
-    kernel: Kernel, choices: np.ndarray, inputs: Array, targets: Array, given: Array, known: Array
-) -> tuple[Array, Array, Array, Array]:
-    """The best of the choices ``[G, 2]``: its scale, variances ``[E, L]``, factors ``[E, L, L]``, its evidence."""
-    # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
-    covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
-
-    def conditioned(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
-        scaled = scale * covariance
-        rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
-        variances = jnp.where(known[None], given * noise**2 + rounding, 1.0)
-        cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
-        return variances, cholesky, _log_evidence(cholesky, targets, known)
-
-    grid = jnp.asarray(choices)
-    best = grid[0]
-    if len(grid) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
-        evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], grid)
-        best = grid[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
-    return best[0], *conditioned(*best)
 
 
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:

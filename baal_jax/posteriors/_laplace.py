@@ -1,6 +1,5 @@
 """Laplace's approximation over the last layer: a trained network, and a Gaussian around its last weights."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -12,7 +11,7 @@ from jax import Array
 from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
-from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
+from baal_jax.posteriors._gauss_newton import Curvature, Structure, product
 from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
@@ -31,9 +30,8 @@ class LaplaceState(NamedTuple):
 
     Attributes:
         trained: what the trainer returned, a :class:`~baal_jax.TrainState`, whose weights are the mean.
-        curvature: of the log-likelihood of the labelled examples: ``(L [D, K, D, K],)`` with
-            ``L Lᵀ = I + H / τ`` if full, ``(eigenvalues [D, K], left [D, D], right [K, K])`` if Kronecker-factored,
-            ``(eigenvalues [D, K],)`` if diagonal.
+        curvature: ``(L [D, K, D, K],)`` with ``L Lᵀ = I + H / τ`` if full, ``(eigenvalues [D, K], left [D, D],
+            right [K, K])`` of ``H`` if Kronecker-factored, ``(eigenvalues [D, K],)`` if diagonal.
         prior_precision: ``τ``.
         noise: ``σ`` of regression; 1 for classes, where it has no meaning.
         log_evidence: log marginal likelihood of the labels, in nats, by Laplace's approximation.
@@ -86,15 +84,14 @@ def laplace(
     and that of the largest evidence can be far less confident than the network. A regression network that passes
     through all its labels leaves no error to estimate ``noise`` from: give it. Without labels, draws are the prior's.
 
-    With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers, a Cholesky factor, and also needs
-    the eigenvalues, at ten times its cost, where the evidence is to choose; ``"kronecker"`` keeps :math:`D^2 + K^2`
-    (eigenbases of the two factors; exact in regression), ``"diagonal"`` :math:`DK`.
+    With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers (a Cholesky factor; where evidence
+    chooses, eigenvalues cost ten times as much), ``"kronecker"`` :math:`D^2 + K^2` (eigenbases of the two factors;
+    exact in regression), ``"diagonal"`` :math:`DK`.
 
     Args:
         model: a network with outputs ``[B, C]``: logits, or values (also ``[B]``).
         trainer: from :func:`~baal_jax.trainer`.
-        structure: what of ``H`` is kept; None for ``"full"`` up to 4096 weights and ``"kronecker"`` beyond, of which
-            ``state.structure`` is the one that was chosen.
+        structure: what of ``H`` is kept; None is ``"full"`` up to 4096 weights, else ``"kronecker"``: the state tells.
         prior_precision: ``τ``, of the Gaussian prior of every weight of the last layer, None or ``"evidence"``.
         noise: ``σ``, standard deviation of the labels in regression.
         bias: whether the last layer has a bias to be uncertain about.
@@ -136,19 +133,15 @@ def laplace(
             hidden, hessians, numbers, norms = jax.vmap(one)(data.inputs, data.targets, counts)
             return (_gauss_newton.sums(structure, hidden, hessians), *map(jnp.sum, numbers)), norms[0]
 
-        (sums, error, num_labels, num_examples), square_norm = _gauss_newton.sum_over_labelled(
-            batch, dataset, labelled, batch_size
-        )
+        (sums, *rest, num_examples), square_norm = _gauss_newton.sum_over_labelled(batch, dataset, labelled, batch_size)
         curvature = _gauss_newton.decompose(sums, num_examples)
         of_classes = jnp.issubdtype(jnp.asarray(dataset.targets).dtype, jnp.integer)
-        return _state(trained, curvature, Evidence(square_norm, error, num_labels), of_classes, prior_precision, noise)
+        return _state(trained, curvature, (square_norm, *rest), of_classes, prior_precision, noise)
 
     def sample(key: Key, state: LaplaceState, num_samples: int) -> Array:
-        values = state.curvature[0]
-        normal = jax.vmap(lambda key: jax.random.normal(key, values.shape[:2], values.dtype))
-        return _gauss_newton.deviations(
-            state.curvature, state.prior_precision, normal(jax.random.split(key, num_samples))
-        )
+        kept, keys = state.curvature[0], jax.random.split(key, num_samples)
+        noise = jax.vmap(lambda key: jax.random.normal(key, kept.shape[:2], kept.dtype))(keys)
+        return _gauss_newton.deviations(state.curvature, state.prior_precision, noise)
 
     def apply(state: LaplaceState, draw: Array, inputs: PyTree) -> Array:
         def one(example: PyTree) -> Array:
@@ -278,23 +271,17 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
 
 
 def _state(
-    trained: TrainState, curvature: Curvature, evidence: Evidence, of_classes: bool, prior: _Prior, noise: float | None
+    trained: TrainState, curvature: Curvature, fit: tuple, of_classes: bool, prior: _Prior, noise: float | None
 ) -> LaplaceState:
     """Chooses what is not given, scales the curvature, which is that of unit noise, and completes the state."""
     if of_classes and noise is not None:
         raise ValueError(f"noise={noise} belongs to regression, but the targets are integer classes: leave it out")
-    square_norm, error, num_labels = evidence
-    size = math.prod(curvature[0].shape[:2])
-    tau = (
-        _gauss_newton.likeliest_precision(square_norm, size)
-        if prior is None
-        else None
-        if prior == "evidence"
-        else prior
-    )
+    square_norm, error, num_labels = fit
+    given = _gauss_newton.likeliest_precision(square_norm, curvature) if prior is None else prior
+    tau = None if isinstance(given, str) else given
     beta = 1.0 if of_classes else None if noise is None else noise**-2
     if tau is None or beta is None:
-        tau, beta = _gauss_newton.maximise(_gauss_newton.eigenvalues(curvature), evidence, tau, beta)
+        tau, beta = _gauss_newton.maximise(curvature, fit, tau, beta)
     tau, beta = (jnp.asarray(value, square_norm.dtype) for value in (tau, beta))
     curvature, log_det = _gauss_newton.with_prior(curvature, tau, beta)
     misfit = error if of_classes else 0.5 * (beta * error - num_labels * jnp.log(beta / (2 * jnp.pi)))

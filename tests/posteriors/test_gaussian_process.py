@@ -1,5 +1,7 @@
 """Gaussian processes and their kernels against float64 formulas: moments, evidence, every draw, random features."""
 
+import operator
+
 import functools
 
 import jax
@@ -78,6 +80,22 @@ def test_hyperparameters_are_the_best_of_the_grid_for_all_outputs_together(task)
     assert tight.inputs.shape == (6, 3)
     close(moments_of(tight, INPUTS), moments_of(state, INPUTS), 1e-4, 1e-5)
     np.testing.assert_allclose(tight.log_evidence, state.log_evidence, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_the_capacity_changes_nothing(task):
+    """Factors of 2, 4, 7 and 14 rows, also where seeds with different numbers of labels share a program."""
+    labelled = np.arange(14) < np.array([[2], [3], [9]])
+    data, options = baal.Dataset(INPUTS, TARGETS[task]), {"num_features": 8, "alpha": 0.01} | OPTIONS[task]
+    fit = gaussian_process(KERNEL, **options).fit
+    states = jax.vmap(fit, (None, None, 0))(KEY, data, labelled)
+    for row, chosen in enumerate(labelled):
+        tight = gaussian_process(KERNEL, max_labelled=int(chosen.sum()), **options).fit(KEY, data, chosen)
+        for state in (fit(KEY, data, chosen), jax.tree.map(operator.itemgetter(row), states)):
+            assert state.cholesky.shape[1:] == (14, 14)
+            assert float(state.scale) == float(tight.scale)
+            np.testing.assert_allclose(state.log_evidence, tight.log_evidence, rtol=1e-4)
+            close(moments_of(state, INPUTS), moments_of(tight, INPUTS), 1e-4, 1e-4)
 
 
 def expected_moments(task, state, labelled):
