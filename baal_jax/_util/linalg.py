@@ -34,8 +34,8 @@ def _each(function: Callable[..., Any], *arguments: Array) -> Any:
 
 @jax.custom_jvp
 def cholesky(matrix: Array) -> Array:
-    """Lower triangular ``L`` with ``L Lᵀ = matrix [D, D]``."""
-    return _each(jnp.linalg.cholesky, matrix)
+    """Lower triangular ``L`` with ``L Lᵀ = matrix [D, D]``, of which the lower half is read."""
+    return _each(partial(jnp.linalg.cholesky, symmetrize_input=False), matrix)
 
 
 @cholesky.defjvp

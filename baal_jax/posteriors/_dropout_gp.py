@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks, numerics
-from baal_jax.posteriors._gauss_newton import decompose, product, sum_over_labelled
+from baal_jax._util import checks, linalg, numerics
+from baal_jax.posteriors._gauss_newton import product, sum_over_labelled
 from baal_jax.posteriors._mc_dropout import mc_dropout
 from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
@@ -114,8 +114,8 @@ def dropout_gp(
 
         (products, moments), _ = sum_over_labelled(batch, dataset, labelled, batch_size)
         # The symmetric root: a Cholesky factor would depend on the order of the passes, eigenvectors on the machine.
-        values, (vectors,) = decompose("full", (products[:, None, :, None],))
-        shrink = 1.0 / (1.0 + values[:, 0] / noise**2)
+        values, vectors = linalg.eigh(products)
+        shrink = 1.0 / (1.0 + jnp.maximum(values, 0.0) / noise**2)
         mean = product(vectors, shrink * product(vectors.T, moments)) / noise**2
         return mean, product(vectors * jnp.sqrt(shrink)[None], vectors.T)
 

@@ -1,40 +1,27 @@
-"""Gauss–Newton matrices ``Σ_n h_n h_nᵀ ⊗ Λ_n`` of the labelled examples: sums, eigenbases, marginal likelihood.
+"""Gauss–Newton matrices ``H = Σ_n h_n h_nᵀ ⊗ Λ_n`` of labelled examples: sums, draws, covariances, marginal likelihood.
 
-A matrix is kept whole, as two Kronecker factors or as its diagonal. In its eigenbasis a prior precision is a number
-added to every eigenvalue, so covariances, draws and the marginal likelihood cost no further factorisation.
+A matrix is kept whole, as two Kronecker factors or as its diagonal. A whole one with its prior has a Cholesky factor,
+at a tenth of the cost of eigenvalues, which are looked for only where hyperparameters depend on them.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from baal_jax._util import linalg, numerics
 
 Structure = Literal["full", "kronecker", "diagonal"]
+Curvature = tuple[Array, ...]  # as in LaplaceState
 
 product = linalg.product
-_MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and an eigendecomposition of some seconds
+_MOST_PARAMETERS = 4096  # of a full matrix: 64 MiB, and a Cholesky factor of some tenths of a second
 _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenvalue: beyond, float32 cannot tell
 _HALVINGS = 30  # to the last digit of a float32
-
-
-class Curvature(NamedTuple):
-    """A Gauss–Newton matrix by its eigenvalues and eigenvectors."""
-
-    eigenvalues: Array  # [D, K], at least 0, one for each weight (D counts the bias)
-    basis: tuple[Array, ...]  # orthogonal: ([D K, D K],) if full, ([D, D], [K, K]) of two factors, () of a diagonal
-
-
-class Evidence(NamedTuple):
-    """What the log marginal likelihood is made of."""
-
-    eigenvalues: Array  # of the Gauss–Newton matrix at unit noise, at least 0
-    square_norm: Array  # ‖θ‖², of the weights that the prior is about
-    error: Array  # sum of squared errors (Gaussian) or minus the log-likelihood (categorical)
-    num_labels: Array  # float[], how many numbers the known labels are
 
 
 def sum_over_labelled(
@@ -66,79 +53,101 @@ def sum_over_labelled(
     return jax.lax.scan(add, start, jnp.arange(-(-labelled.shape[0] // size), dtype=jnp.int32))[0]
 
 
-def factors(structure: Structure, hidden: Array, hessians: Array) -> tuple[Array, ...]:
-    """What is kept of a batch, from ``h [B, D]`` and ``Λ [B, K, K]``; batches add up."""
+def sums(structure: Structure | None, hidden: Array, hessians: Array) -> tuple[Array, ...]:
+    """What is kept of a batch, from ``h [B, D]`` and ``Λ [B, K, K]``; batches add up. None chooses by size."""
+    (_, rows), width = hidden.shape, hessians.shape[1]
+    if structure is None:
+        structure = "full" if rows * width <= _MOST_PARAMETERS else "kronecker"
     if structure == "diagonal":
         return (jnp.einsum("bd,bkk->dk", hidden**2, hessians, precision="highest"),)
     if structure == "kronecker":
         return product(hidden.T, hidden), jnp.sum(hessians, axis=0)
-    rows, width = hidden.shape[1], hessians.shape[1]
     if rows * width > _MOST_PARAMETERS:
         most = f'{rows} × {width} weights, more than {_MOST_PARAMETERS}: use structure="kronecker"'
         raise ValueError(f'structure="full" would keep a matrix of {rows * width} rows for {most}')
     # One matrix product over h ⊗ Λ or h ⊗ h, whichever is smaller; a Jacobian [B, K, D K] would be larger than both.
-    if rows > width**2:
-        weighted = (hidden[:, :, None] * hessians.reshape(-1, 1, width**2)).reshape(len(hidden), -1)
-        blocks = product(hidden.T, weighted)
+    pairs = hessians[:, *np.triu_indices(width)]  # Λ is symmetric
+    if rows > pairs.shape[1]:
+        blocks = product((pairs[:, :, None] * hidden[:, None, :]).reshape(len(hidden), -1).T, hidden)
     else:
-        pairs = (hidden[:, :, None] * hidden[:, None, :]).reshape(-1, rows**2)
-        blocks = product(pairs.T, hessians.reshape(-1, width**2))
-    return (blocks.reshape(rows, rows, width, width).swapaxes(1, 2),)
+        blocks = product(pairs.T, (hidden[:, :, None] * hidden[:, None, :]).reshape(-1, rows**2))
+    return (blocks.reshape(-1, rows, rows),)
 
 
-def decompose(structure: Structure, factors: tuple[Array, ...], num_examples: Array | float = 1.0) -> Curvature:
-    """Eigenvalues and eigenvectors, from the :func:`factors` of ``num_examples`` examples."""
-    # Rounding makes eigenvalues negative that are zero in truth, and a negative one may cancel the prior's.
-    if structure == "diagonal":
-        return Curvature(factors[0], ())
-    if structure == "kronecker":  # the mean over examples of one factor, times the sum of the other
-        (left_values, left), (right_values, right) = map(linalg.eigh, factors)
-        left_values = jnp.maximum(left_values, 0.0) / jnp.maximum(num_examples, 1.0)
-        return Curvature(left_values[:, None] * jnp.maximum(right_values, 0.0)[None], (left, right))
-    shape = rows, width = factors[0].shape[:2]
-    values, vectors = linalg.eigh(factors[0].reshape(rows * width, rows * width))
-    return Curvature(jnp.maximum(values, 0.0).reshape(shape), (vectors,))
-
-
-def multiply(basis: tuple[Array, ...], values: Array, weights: Array) -> Array:
-    """Product of the symmetric matrix with eigenvalues ``values [D, K]`` and ``weights [D, K]``.
-
-    Signs of eigenvectors, and their choice where eigenvalues agree, do not matter: they differ between machines.
-    """
-    match basis:
-        case (vectors,):
-            coordinates = product(vectors.T, weights.ravel())
-            return product(vectors, values.ravel() * coordinates).reshape(weights.shape)
-        case (left, right):
-            coordinates = product(product(left.T, weights), right)
-            return product(product(left, values * coordinates), right.T)
+def decompose(sums: tuple[Array, ...], num_examples: Array) -> Curvature:
+    """What ``num_examples`` examples add up to, by its eigenvalues; a whole matrix ``H [D, K, D, K]`` as it is."""
+    match sums:
+        case (left, right):  # the mean over examples of one factor, times the sum of the other
+            (left_values, left), (right_values, right) = map(linalg.eigh, (left, right))
+            # Rounding makes eigenvalues negative that are zero in truth, and a negative one may cancel the prior's.
+            left_values = jnp.maximum(left_values, 0.0) / jnp.maximum(num_examples, 1.0)
+            return left_values[:, None] * jnp.maximum(right_values, 0.0)[None], left, right
+        case (blocks,) if blocks.ndim == 3:
+            width = math.isqrt(2 * len(blocks))
+            places = np.zeros((width, width), int)
+            places[np.triu_indices(width)] = np.arange(len(blocks))
+            return (blocks[np.maximum(places, places.T)].transpose(2, 0, 3, 1),)
         case _:
-            return values * weights
+            return sums
 
 
-def covariance(basis: tuple[Array, ...], variances: Array, hidden: Array) -> Array:
-    """Covariance ``[K, K]`` of ``hᵀ ΔW``, where the coordinates of ``ΔW`` have ``variances [D, K]``."""
-    match basis:
-        case (vectors,):
-            seen = jnp.einsum("d,dkp->kp", hidden, vectors.reshape(*variances.shape, -1), precision="highest")
-            return product(seen * variances.reshape(1, -1), seen.T)
-        case (left, right):
-            seen = product(product(hidden, left) ** 2, variances)
-            return product(right * seen[None], right.T)
+def with_prior(curvature: Curvature, precision: Array, noise_precision: Array) -> tuple[Curvature, Array]:
+    """The curvature at a prior and a noise precision, from :func:`decompose`, and ``log det(I + H / τ)``."""
+    scaled = noise_precision * curvature[0]
+    if scaled.ndim == 2:
+        return (scaled, *curvature[1:]), jnp.sum(jnp.log1p(scaled / precision))
+    matrix = _square(scaled) / precision
+    # Rounding leaves eigenvalues uncertain by this share of the diagonal, which may be more than the prior's 1.
+    least = 2.0 * len(matrix) ** 0.5 * jnp.finfo(matrix.dtype).eps
+    root = linalg.cholesky(matrix + jnp.diag(jnp.maximum(least * jnp.diagonal(matrix), 1.0)))
+    return (root.reshape(scaled.shape),), 2.0 * jnp.sum(jnp.log(jnp.diagonal(root)))
+
+
+def deviations(curvature: Curvature, precision: Array, noise: Array) -> Array:
+    """Draws ``[S, D, K]`` with covariance ``(H + τ I)⁻¹`` from standard normal ``noise [S, D, K]``."""
+    match curvature:
+        case (root,) if root.ndim == 4:
+            turned = linalg.solve_triangular(_square(root), noise.reshape(len(noise), -1).T, lower=True, trans="T")
+            return turned.T.reshape(noise.shape) * jax.lax.rsqrt(precision)
+        case (values, left, right):
+            turned = product(product(left.T, noise), right) * jax.lax.rsqrt(values + precision)[None]
+            return product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
         case _:
-            return jnp.diag(product(hidden**2, variances))
+            return noise * jax.lax.rsqrt(curvature[0] + precision)[None]
 
 
-def likeliest_precision(evidence: Evidence) -> Array:
+def covariance(curvature: Curvature, precision: Array) -> Callable[[Array], Array]:
+    """From ``h [D]`` to the covariance ``[K, K]`` of ``hᵀ ΔW``."""
+    values, *basis = curvature
+    if values.ndim == 4:
+        unit = jnp.eye(math.prod(values.shape[:2]), dtype=values.dtype)
+        inverse = linalg.solve_triangular(_square(values), unit, lower=True, trans="T").reshape(*values.shape[:2], -1)
+        seen = lambda hidden: jnp.einsum("d,dkp->kp", hidden, inverse, precision="highest")  # noqa: E731
+        return lambda hidden: product(seen(hidden), seen(hidden).T) / precision
+    variances = 1.0 / (values + precision)
+    if not basis:
+        return lambda hidden: jnp.diag(product(hidden**2, variances))
+    left, right = basis
+    return lambda hidden: product(right * product(product(hidden, left) ** 2, variances)[None], right.T)
+
+
+def _square(matrix: Array) -> Array:
+    """``[D K, D K]`` from ``[D, K, D, K]``."""
+    return matrix.reshape(matrix.shape[0] * matrix.shape[1], -1)
+
+
+def likeliest_precision(square_norm: Array, curvature: Curvature) -> Array:
     """Of the prior under which the weights themselves would be the likeliest."""
-    square_norm = evidence.square_norm
-    size = jnp.asarray(evidence.eigenvalues.size, square_norm.dtype)
+    size = math.prod(curvature[0].shape[:2])
     return jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
 
 
-def maximise(evidence: Evidence, precision: Array | float | None, noise_precision: float | None) -> tuple[Array, Array]:
-    r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where they are not given.
+def maximise(
+    curvature: Curvature, fit: tuple, precision: Array | float | None, noise_precision: float | None
+) -> tuple[Any, Array]:
+    r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where one is not given.
 
+    ``fit`` is the square norm of the weights, the error (squares or minus log-likelihood) and the number of labels.
     Everything is a function of ``α = τ/β``. With the number of parameters that the data determine,
     :math:`\gamma(\alpha) = \sum_i \mu_i / (\mu_i + \alpha)`, the derivatives of the log evidence vanish where
 
@@ -147,7 +156,9 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
     and with both unknown :math:`\beta = n / (E + \alpha \|\theta\|^2)`, their sum. Each time one monotone equation in
     ``α`` is left, whose only root is the maximum: bisection finds it where fixed-point iterations may creep or jump.
     """
-    eigenvalues, square_norm, error, num_labels = evidence
+    (square_norm, error, num_labels), eigenvalues = fit, curvature[0]
+    if eigenvalues.ndim == 4:
+        eigenvalues = jnp.maximum(linalg.eigh(_square(eigenvalues))[0], 0.0)
 
     def beta_at(alpha: Array) -> Array:
         if noise_precision is not None:
@@ -165,10 +176,5 @@ def maximise(evidence: Evidence, precision: Array | float | None, noise_precisio
     # Without a label there is no equation, whatever the bisection returns: unit noise, and the prior of the weights.
     beta = beta_at(alpha) if noise_precision is not None else jnp.where(known, beta_at(alpha), 1.0)
     if precision is not None:
-        return jnp.full_like(beta, precision), beta
-    return jnp.where(known, alpha * beta, likeliest_precision(evidence)), beta
-
-
-def complexity(eigenvalues: Array, precision: Array, square_norm: Array) -> Array:
-    r""":math:`\tfrac12 \bigl(\tau \|\theta\|^2 + \log\det(H + \tau) - P \log\tau\bigr)`, subtracted from the fit."""
-    return 0.5 * (precision * square_norm + jnp.sum(jnp.log1p(eigenvalues / precision)))
+        return precision, beta
+    return jnp.where(known, alpha * beta, likeliest_precision(square_norm, curvature)), beta

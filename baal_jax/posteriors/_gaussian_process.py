@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, linalg
+from baal_jax._util import checks, linalg, numerics
 from baal_jax.posteriors.kernels import Kernel
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
@@ -18,6 +18,7 @@ _MOST_LABELLED = 2048
 _EPSILON = 2.0**-23  # what float32 tells from one
 _SCALES = 4.0 ** np.array([0, -2, -1, 1, 2, 3, 4, 5])  # without labels the first is taken
 _NOISES = 2.0 ** np.arange(-6, 1)
+_MOST_HALVINGS = 4  # of the capacity, down to where labels fit in
 
 
 class GaussianProcessState(NamedTuple):
@@ -91,7 +92,8 @@ def gaussian_process(
         noise: :math:`\sigma`, standard deviation of real-valued targets around the function; None chooses among the
             powers of 2 from 1/64 to 1. Rounding of float32 adds ``1e-7`` of the trace of ``K`` to the variance.
         alpha: :math:`\alpha_\epsilon`, concentration before any label. The smaller, the more confident of its labels.
-        max_labelled: ``L``, capacity, by default all of the data set up to 2,048. Memory grows with ``L²`` and classes.
+        max_labelled: ``L``, capacity, by default all of the data set up to 2,048. Memory grows with ``L²`` and classes;
+            factors are of as many halves of it as hold the labels, down to an eighth.
         num_features: size of the random features.
 
     Returns:
@@ -117,8 +119,7 @@ def gaussian_process(
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    if num_classes is not None:
-        num_classes = checks.positive_int("num_classes", num_classes, 2)
+    num_classes = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)
     scale = None if scale is None else checks.positive_float("scale", scale)
     noise, alpha = checks.noise(noise), checks.positive_float("alpha", alpha)
     most = checks.optional_int("max_labelled", max_labelled) or _MOST_LABELLED
@@ -133,33 +134,42 @@ def gaussian_process(
         ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
         count = jnp.sum(labelled, dtype=jnp.int32)
         inputs, targets = dataset.inputs[ids], dataset.targets[ids]
-        seen = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
-        targets, given, known, mean = seen
+        parts = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
+        targets, given, known, mean = parts
         known &= jnp.arange(size, dtype=jnp.int32) < count
         unit = jnp.ones((), jnp.float32)
         if kernel.unit is not None:
             unit = kernel.unit(inputs, known)
             inputs = inputs.astype(jnp.float32) / unit
-        # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
-        covariance = jnp.where(known[:, None] & known[None], kernel.gram(inputs, inputs), 0.0)
-        targets = jnp.where(known[:, None], targets - mean, 0.0)
-
-        def conditioned(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
-            scaled = scale * covariance
-            rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
-            variances = jnp.where(known[None], given * noise**2 + rounding, 1.0)
-            cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
-            return variances, cholesky, _log_evidence(cholesky, targets, known)
-
+        targets, params = jnp.where(known[:, None], targets - mean, 0.0), kernel.init(key, inputs[:1], num_features)
         choices = jnp.asarray(np.stack(np.meshgrid(scales, noises), -1).reshape(-1, 2), jnp.float32)
-        best = choices[0]
-        if len(choices) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
-            evidence = jax.lax.map(lambda choice: conditioned(*choice)[2], choices)
-            best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
-        variances, cholesky, log_evidence = conditioned(*best)
+
+        def conditioned(rows: int) -> tuple:
+            # Rows of nothing known become those of a unit matrix: factor one, target zero, no part in the rest.
+            there = known[:rows]
+            covariance = jnp.where(there[:, None] & there[None], kernel.gram(inputs[:rows], inputs[:rows]), 0.0)
+
+            def at(scale: Array, noise: Array) -> tuple[Array, Array, Array]:
+                scaled = scale * covariance
+                rounding = _EPSILON * jnp.trace(scaled)  # factors of smaller eigenvalues would be noise, or NaN
+                variances = jnp.where(there[None], given[:, :rows] * noise**2 + rounding, 1.0)
+                cholesky = jax.vmap(linalg.cholesky)(scaled[None] + jax.vmap(jnp.diag)(variances))
+                return variances, cholesky, _log_evidence(cholesky, targets[:rows], there)
+
+            best = choices[0]
+            if len(choices) > 1:  # one after the other: a factor of L² numbers for every class is held at a time
+                evidence = jax.lax.map(lambda choice: at(*choice)[2], choices)
+                best = choices[jnp.argmax(jnp.where(jnp.isnan(evidence), -jnp.inf, evidence))]
+            variances, cholesky, log_evidence = at(*best)
+            variances = jnp.pad(variances, ((0, 0), (0, size - rows)), constant_values=1.0)
+            whole = jnp.broadcast_to(jnp.eye(size, dtype=cholesky.dtype), (len(cholesky), size, size))
+            return variances, whole.at[:, :rows, :rows].set(cholesky), mean, best[0], log_evidence, params, unit
+
+        # Factors grow with the third power of their rows, so few labels of a large capacity are worth a program each.
+        rows = sorted({-(-size // 2**halvings) for halvings in range(_MOST_HALVINGS)})
+        place = jnp.sum(numerics.largest(count) > jnp.asarray(rows[:-1], jnp.int32), dtype=jnp.int32)
+        rest = jax.lax.switch(place, [partial(conditioned, number) for number in rows])
         targets = jnp.where(count > size, jnp.nan, targets)
-        params = kernel.init(key, inputs[:1], num_features)
-        rest = variances, cholesky, mean, best[0], log_evidence, params, unit
         return GaussianProcessState(inputs, known, targets, *rest)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: Any = None) -> GaussianProcessState:
@@ -181,10 +191,11 @@ def gaussian_process(
             prior = jax.random.normal(key_prior, (phi.shape[1], state.targets.shape[1]), phi.dtype)
             noise = jax.random.normal(key_noise, state.targets.shape, phi.dtype) * jnp.sqrt(state.noise).T
             # Matheron's rule: a prior function, and what moves it from noisy values of its own to the ones seen.
-            missing = state.targets - noise - product(phi, prior)
-            return prior, _solve(state, jnp.where(state.known[:, None], missing, 0.0))
+            return prior, jnp.where(state.known[:, None], state.targets - noise - product(phi, prior), 0.0)
 
-        return jax.vmap(one)(jax.random.split(key, num_samples))
+        prior, missing = jax.vmap(one, out_axes=(0, -1))(jax.random.split(key, num_samples))
+        update = _solve(state, missing.reshape(len(missing), -1))  # all draws of an output at once, by its one factor
+        return prior, jnp.moveaxis(update.reshape(missing.shape), -1, 0)
 
     def apply(state: GaussianProcessState, draw: tuple[Array, Array], inputs: Array) -> Array:
         prior, update = draw  # weights [D, C] of the features, [L, C] of the covariances with labelled inputs

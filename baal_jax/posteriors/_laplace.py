@@ -11,7 +11,7 @@ from jax import Array
 from baal_jax._util import checks, numerics
 from baal_jax.features import head
 from baal_jax.posteriors import _gauss_newton
-from baal_jax.posteriors._gauss_newton import Curvature, Evidence, Structure, product
+from baal_jax.posteriors._gauss_newton import Curvature, Structure, product
 from baal_jax.training.tasks import guarded, task_of
 from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables, of_network, short
 
@@ -30,7 +30,8 @@ class LaplaceState(NamedTuple):
 
     Attributes:
         trained: what the trainer returned, a :class:`~baal_jax.TrainState`, whose weights are the mean.
-        curvature: of the log-likelihood of the labelled examples.
+        curvature: ``(L [D, K, D, K],)`` with ``L Lᵀ = I + H / τ`` if full, ``(eigenvalues [D, K], left [D, D],
+            right [K, K])`` of ``H`` if Kronecker-factored, ``(eigenvalues [D, K],)`` if diagonal.
         prior_precision: ``τ``.
         noise: ``σ`` of regression; 1 for classes, where it has no meaning.
         log_evidence: log marginal likelihood of the labels, in nats, by Laplace's approximation.
@@ -44,6 +45,11 @@ class LaplaceState(NamedTuple):
 
     variables, steps, loss = of_network("trained")
 
+    @property
+    def structure(self) -> Structure:
+        """What of ``H`` is kept, where it was chosen by size."""
+        return "full" if self.curvature[0].ndim == 4 else "kronecker" if len(self.curvature) > 1 else "diagonal"
+
     __repr__ = short
 
 
@@ -51,7 +57,7 @@ def laplace(
     model: Model,
     trainer: Trainer,
     *,
-    structure: Structure = "full",
+    structure: Structure | None = None,
     prior_precision: _Prior = None,
     noise: float | None = None,
     bias: bool = True,
@@ -78,13 +84,14 @@ def laplace(
     and that of the largest evidence can be far less confident than the network. A regression network that passes
     through all its labels leaves no error to estimate ``noise`` from: give it. Without labels, draws are the prior's.
 
-    With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers, ``"kronecker"`` :math:`D^2 + K^2`
-    (eigenbases of the two factors; exact in regression), ``"diagonal"`` :math:`DK`.
+    With ``K`` outputs and ``D`` features, ``"full"`` keeps :math:`(DK)^2` numbers (a Cholesky factor; where evidence
+    chooses, eigenvalues cost ten times as much), ``"kronecker"`` :math:`D^2 + K^2` (eigenbases of the two factors;
+    exact in regression), ``"diagonal"`` :math:`DK`.
 
     Args:
         model: a network with outputs ``[B, C]``: logits, or values (also ``[B]``).
         trainer: from :func:`~baal_jax.trainer`.
-        structure: what of ``H`` is kept.
+        structure: what of ``H`` is kept; None is ``"full"`` up to 4096 weights, else ``"kronecker"``: the state tells.
         prior_precision: ``τ``, of the Gaussian prior of every weight of the last layer, None or ``"evidence"``.
         noise: ``σ``, standard deviation of the labels in regression.
         bias: whether the last layer has a bias to be uncertain about.
@@ -96,7 +103,7 @@ def laplace(
 
     Raises:
         ValueError: an option is not one of those above; when it is traced, ``noise`` for integer targets, targets that
-            do not fit the outputs, a last layer that is not seen, or a full covariance of more than 4096 weights.
+            do not fit the outputs, a last layer that is not seen, or ``"full"`` for more than 4096 weights.
 
     References:
         MacKay, `A practical Bayesian framework for backpropagation networks
@@ -110,7 +117,7 @@ def laplace(
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.laplace(baal.from_linen(nn.Dense(2)), trainer, structure="kronecker")
     """
-    if structure not in get_args(Structure):
+    if structure not in (None, *get_args(Structure)):
         raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, get_args(Structure)))}")
     if prior_precision not in (None, "evidence"):
         prior_precision = checks.positive_float("prior_precision", prior_precision)
@@ -124,23 +131,17 @@ def laplace(
         def batch(data: Dataset, counts: Array) -> tuple[tuple, Array]:
             one = partial(_of_example, model, trained.variables, bias)
             hidden, hessians, numbers, norms = jax.vmap(one)(data.inputs, data.targets, counts)
-            return (_gauss_newton.factors(structure, hidden, hessians), *map(jnp.sum, numbers)), norms[0]
+            return (_gauss_newton.sums(structure, hidden, hessians), *map(jnp.sum, numbers)), norms[0]
 
-        sums, square_norm = _gauss_newton.sum_over_labelled(batch, dataset, labelled, batch_size)
-        factors, error, num_labels, num_examples = sums
-        curvature = _gauss_newton.decompose(structure, factors, num_examples)
-        evidence = Evidence(curvature.eigenvalues, square_norm, error, num_labels)
+        (sums, *rest, num_examples), square_norm = _gauss_newton.sum_over_labelled(batch, dataset, labelled, batch_size)
+        curvature = _gauss_newton.decompose(sums, num_examples)
         of_classes = jnp.issubdtype(jnp.asarray(dataset.targets).dtype, jnp.integer)
-        return _state(trained, curvature, evidence, of_classes, prior_precision, noise)
+        return _state(trained, curvature, (square_norm, *rest), of_classes, prior_precision, noise)
 
     def sample(key: Key, state: LaplaceState, num_samples: int) -> Array:
-        values, basis = state.curvature
-        spread = jax.lax.rsqrt(values + state.prior_precision)
-
-        def deviation(key: Key) -> Array:
-            return _gauss_newton.multiply(basis, spread, jax.random.normal(key, values.shape, values.dtype))
-
-        return jax.vmap(deviation)(jax.random.split(key, num_samples))
+        kept, keys = state.curvature[0], jax.random.split(key, num_samples)
+        noise = jax.vmap(lambda key: jax.random.normal(key, kept.shape[:2], kept.dtype))(keys)
+        return _gauss_newton.deviations(state.curvature, state.prior_precision, noise)
 
     def apply(state: LaplaceState, draw: Array, inputs: PyTree) -> Array:
         def one(example: PyTree) -> Array:
@@ -179,13 +180,12 @@ def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:
     """
 
     def moments(state: LaplaceState, inputs: PyTree) -> Moments:
-        variances = 1.0 / (state.curvature.eigenvalues + state.prior_precision)
+        covariance = _gauss_newton.covariance(state.curvature, state.prior_precision)
 
         def one(example: PyTree) -> Moments:
             last = head(model, state.variables, example)
             pushed = jax.vmap(last.push, in_axes=1, out_axes=1)
-            hidden = last.with_bias_row(variances.shape[0])
-            half = pushed(_gauss_newton.covariance(state.curvature.basis, variances, hidden))
+            half = pushed(covariance(last.with_bias_row(state.curvature[0].shape[0])))
             return Moments(last.outputs.reshape(-1), pushed(half.T))
 
         return jax.vmap(one)(inputs)
@@ -271,16 +271,19 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
 
 
 def _state(
-    trained: TrainState, curvature: Curvature, evidence: Evidence, of_classes: bool, prior: _Prior, noise: float | None
+    trained: TrainState, curvature: Curvature, fit: tuple, of_classes: bool, prior: _Prior, noise: float | None
 ) -> LaplaceState:
     """Chooses what is not given, scales the curvature, which is that of unit noise, and completes the state."""
     if of_classes and noise is not None:
         raise ValueError(f"noise={noise} belongs to regression, but the targets are integer classes: leave it out")
-    noise_precision = 1.0 if of_classes else None if noise is None else noise**-2
-    precision = _gauss_newton.likeliest_precision(evidence) if prior is None else None if prior == "evidence" else prior
-    tau, beta = _gauss_newton.maximise(evidence, precision, noise_precision)
-    eigenvalues, square_norm, error, num_labels = evidence
-    eigenvalues = beta * eigenvalues
+    square_norm, error, num_labels = fit
+    given = _gauss_newton.likeliest_precision(square_norm, curvature) if prior is None else prior
+    tau = None if isinstance(given, str) else given
+    beta = 1.0 if of_classes else None if noise is None else noise**-2
+    if tau is None or beta is None:
+        tau, beta = _gauss_newton.maximise(curvature, fit, tau, beta)
+    tau, beta = (jnp.asarray(value, square_norm.dtype) for value in (tau, beta))
+    curvature, log_det = _gauss_newton.with_prior(curvature, tau, beta)
     misfit = error if of_classes else 0.5 * (beta * error - num_labels * jnp.log(beta / (2 * jnp.pi)))
-    log_evidence = -misfit - _gauss_newton.complexity(eigenvalues, tau, square_norm)
-    return LaplaceState(trained, Curvature(eigenvalues, curvature.basis), tau, jax.lax.rsqrt(beta), log_evidence)
+    log_evidence = -misfit - 0.5 * (tau * square_norm + log_det)
+    return LaplaceState(trained, curvature, tau, jax.lax.rsqrt(beta), log_evidence)

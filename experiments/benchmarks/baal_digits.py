@@ -6,6 +6,7 @@ round. Prints the median time of a round on both sides, its ratio, the share of 
 
     python experiments/benchmarks/baal_digits.py --workers 0 4
     python experiments/benchmarks/baal_digits.py --seeds 10
+    python experiments/benchmarks/baal_digits.py --posteriors mc_dropout laplace swag gaussian_process
 
 A round takes .119 s, Baal with workers=0 6.1 times and with workers=4 (its default) 298 times as long. Two cores of an
 AMD EPYC with AVX-512 (docs/benchmarks.md).
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from typing import Literal
 
 import jax
@@ -44,6 +46,8 @@ class Config:
         repeats: timed runs of baal_jax after the one that compiles.
         whole_batches: Baal reads one stream of shuffled passes, as baal_jax does. Its own epochs end with the batch of
             the remainder: as many steps with fewer examples, the last one of 2 examples where 130 are labelled.
+        posteriors: rounds and fits of these instead, by turns in one process, with the same trainer.
+        labels: of these rounds, one number after the other.
         first: first labels of every seed as JSON, drawn from the seed if empty.
         side: used by the script itself to give each side a process of its own.
     """
@@ -53,12 +57,17 @@ class Config:
     workers: tuple[int, ...] = (0,)
     repeats: int = 3
     whole_batches: bool = False
+    posteriors: tuple[str, ...] = ()
+    labels: tuple[int, ...] = (20, 200, 500)
     first: str = ""
     side: Literal["both", "baal", "jax"] = "both"
 
 
 def main(config: Config) -> None:
     """Runs both sides, each in its own process, and compares."""
+    if config.posteriors:
+        compare_posteriors(config)
+        return
     if config.side != "both":
         hand_over((run_baal if config.side == "baal" else run_jax)(config))
         return
@@ -95,6 +104,34 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
 def first_labels(seed: int) -> np.ndarray:
     """Ids labelled before the first round, the same on both sides."""
     return np.random.default_rng(seed).choice(1437, INITIAL, replace=False)
+
+
+def compare_posteriors(config: Config) -> None:
+    """Milliseconds of a compiled step and of its fit alone: median, least, and median of all cores together."""
+    train = jax.tree.map(jnp.asarray, baal.data.digits()[0])
+    trainer = baal.trainer(optax.adam(1e-3), losses.cross_entropy, num_steps=STEPS, batch_size=BATCH)
+    build = posteriors.REGISTRY | {
+        "gaussian_process": lambda *_: posteriors.gaussian_process(posteriors.kernels.dense(2), num_classes=10),
+        "logistic_regression": lambda *_: posteriors.logistic_regression(),
+    }
+    for labels in config.labels:
+        calls = {}
+        first = pool.label(pool.init(1437), np.random.default_rng(0).choice(1437, labels, replace=False))
+        for name in config.posteriors:
+            posterior = build[name](baal.from_linen(MLP()), trainer)
+            loop = baal.active_loop(posterior, selection.top_k(heuristics.bald), query_size=QUERY, num_samples=DRAWS)
+            state = loop.step(loop.init(jax.random.key(0), train, pool=first), train)[0]
+            calls[name, "round"] = partial(loop.step, state, train)
+            calls[name, "fit"] = partial(posterior.fit, jax.random.key(0), train, pool.labelled(state.pool))
+            jax.block_until_ready([call() for call in (calls[name, "round"], calls[name, "fit"])])
+        spent = []
+        for _ in range(config.repeats):
+            for call in calls.values():
+                begin = time.process_time()
+                spent.append((timed(call)[1], time.process_time() - begin))
+        spent = 1e3 * np.array(spent).reshape(config.repeats, len(calls), 2)
+        for (name, part), (median, cores), least in zip(calls, np.median(spent, 0), spent.min(0)[:, 0], strict=True):
+            print(f"{labels:4d} {name:20} {part:6}{median:9.1f}{least:9.1f}{cores:9.1f}", flush=True)
 
 
 def make_loop(shared_masks: bool = True) -> tuple[baal.Posterior, baal.ActiveLoop]:

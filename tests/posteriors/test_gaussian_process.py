@@ -1,6 +1,7 @@
 """Gaussian processes and their kernels against float64 formulas: moments, evidence, every draw, random features."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,21 @@ def test_hyperparameters_are_the_best_of_the_grid_for_all_outputs_together(task)
     assert tight.inputs.shape == (6, 3)
     close(moments_of(tight, INPUTS), moments_of(state, INPUTS), 1e-4, 1e-5)
     np.testing.assert_allclose(tight.log_evidence, state.log_evidence, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_the_capacity_changes_nothing(task):
+    """Factors of 2, 4, 7 and 14 rows, also where seeds with different numbers of labels share a program."""
+    labelled = np.arange(14) < np.array([[2], [3], [9]])
+    fit, data = posterior_of(task).fit, baal.Dataset(INPUTS, TARGETS[task])
+    states = jax.vmap(fit, (None, None, 0))(KEY, data, labelled)
+    for row, chosen in enumerate(labelled):
+        for state in (fit(KEY, data, chosen), jax.tree.map(operator.itemgetter(row), states)):
+            assert state.cholesky.shape[1:] == (14, 14)
+            close(moments_of(state, INPUTS), expected_moments(task, state, chosen), 1e-4, 5e-5)
+            noise = float(state.noise[0, 0]) ** 0.5 if task == "regression" else 1.0
+            evidence = log_evidence(task, float(state.scale), noise, chosen)
+            np.testing.assert_allclose(state.log_evidence, evidence, rtol=1e-3)
 
 
 def expected_moments(task, state, labelled):

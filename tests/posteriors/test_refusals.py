@@ -97,7 +97,7 @@ STEPS = baal.trainer(optax.sgd(0.1), losses.squared_error, num_steps=12)
         ("laplace", {"model": SCALAR}, "pass one class an example"),
         ("laplace", {"targets": np.stack([CLASSES] * 2, axis=1)}, r"integer targets of shape \(2,\) an example"),
         ("laplace", {"targets": VALUES}, "1 target values an example do not fit 3 outputs"),
-        ("laplace", {"model": FOUR, "inputs": np.zeros((40, 1024), np.float32)}, 'use structure="kronecker"'),
+        ("laplace", {"model": FOUR, "inputs": np.zeros((40, 1024)), "structure": "full"}, 'use structure="kronecker"'),
         ("laplace", {"model": CONV, "inputs": MAPS}, r"needs \[C\]"),
         ("mc_dropout", {"model": baal.from_linen(Net(rate=0.0))}, "MC-dropout would be deterministic"),
         ("mc_dropconnect", {"select": lambda *_: False}, r"picks no weights.*'bias' \(3,\), 'kernel' \(4, 3\)"),
@@ -113,7 +113,8 @@ def test_data_and_networks_that_do_not_fit_are_refused(name, options, message):
 def test_what_is_just_within_the_limits_is_not_refused():
     fit("bayes_by_backprop", kl_weight=0.0)
     fit("epinet", prior_scale=0.0)
-    fit("laplace", FOUR, np.zeros((40, 1023), np.float32))
+    assert fit("laplace", FOUR, np.zeros((40, 1023), np.float32)).structure == "full"
+    assert fit("laplace", FOUR, np.zeros((40, 1024), np.float32)).structure == "kronecker"
     fit("swag", SCALAR, train=STEPS, targets=VALUES, every=3, scale=0)
     fit("swag", SCALAR, train=STEPS, targets=VALUES, every=2)
 
