@@ -4,22 +4,10 @@ fit → draws → predict → heuristic → select → label: each part is a fun
 ``jit``, ``vmap``, ``scan`` and, where the mathematics is smooth, ``grad`` go through all of them.
 """
 
-from baal_jax import (
-    annotation,
-    calibration,
-    checkpoint,
-    data,
-    features,
-    heuristics,
-    losses,
-    metrics,
-    pool,
-    posteriors,
-    selection,
-    stopping,
-    study,
-    training,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from baal_jax import features, heuristics, losses, metrics, pool, posteriors, selection, stopping, training
 from baal_jax._util import __version__ as __version__
 from baal_jax.features import encode
 from baal_jax.loop import ActiveLoop, active_loop, run
@@ -40,6 +28,18 @@ from baal_jax.typing import (
     StepInfo,
     Variables,
 )
+
+if TYPE_CHECKING:
+    from baal_jax import annotation, calibration, checkpoint, data, study
+
+_LATER = ("annotation", "calibration", "checkpoint", "data", "study")  # rooms that no other room enters
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"baal_jax.{name}")
+    raise AttributeError(f"module 'baal_jax' has no attribute {name!r}")
+
 
 __all__ = [
     "Acquisition", "ActiveLoop", "Dataset", "LoopState", "Model", "PoolState", "Posterior", "Predictions", "Round",

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.sparse.linalg import cg
 
 from baal_jax._util import checks, linalg, numerics
 from baal_jax.training import tasks
@@ -268,6 +267,8 @@ def _matrix_free(
 
     def bound(change: Array) -> Array:
         return product(vectors, product(vectors.T, change) / (jnp.maximum(values, 0.0) / 2 + precision)[:, None])
+
+    from jax.scipy.sparse.linalg import cg  # which takes a tenth of the time that jax takes to load
 
     value, slope = total(lambda x, y: _likelihood(x, y, weights, contrasts)[:2])
     step = cg(hessian, -slope - precision * weights, tol=1e-2, maxiter=100, M=bound)[0]
