@@ -54,9 +54,12 @@ def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Prog
     With ``keep_rules``, functions with derivatives of their own stay whole, as differentiation needs.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    leaves = jax.tree.leaves(arguments)
-    # The first program is run under a second trace: running opens the calls that it meets, so the second has none.
-    flat = jax.make_jaxpr(lambda *leaves: _inlined(closed, leaves, keep_rules))(*leaves)
+
+    def opened(equation: Any, *operands: Any) -> list:
+        return _replayed(equation.params[_CALLS.get(equation.primitive, "call_jaxpr")], operands, rules)
+
+    rules: dict = dict.fromkeys((*_CALLS, *(() if keep_rules else _WITH_RULES)), opened)
+    flat = rewritten(closed, rules)
     variables = iter(flat.jaxpr.invars)
     grouped = [list(itertools.islice(variables, len(jax.tree.leaves(argument)))) for argument in arguments]
     constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
@@ -74,29 +77,12 @@ def run(equation: Any, operands: list) -> list:
 def rewritten(closed: core.ClosedJaxpr, rules: Mapping[core.Primitive, Callable]) -> core.ClosedJaxpr:
     """The program with equations computed by ``rules`` of their primitives, wherever they are; itself without any.
 
-    A rule is ``(equation, *operands) -> what it computes``, or None to leave the equation as it is. Programs inside
-    (calls, loops, branches, remat) are rewritten as well, except where ``_WHOLE`` says.
+    A rule is ``(equation, *operands) -> results``, or None to leave the equation as it is. Programs inside (calls,
+    loops, branches, remat) are rewritten as well, except where ``_WHOLE`` says.
     """
     if not _holds(closed.jaxpr, rules):
         return closed
-
-    def inside(value: Any) -> Any:
-        if isinstance(value, core.Jaxpr):  # an open one, which has no place for constants
-            inner = rewritten(core.ClosedJaxpr(value, ()), rules)
-            return value if inner.consts else inner.jaxpr
-        if isinstance(value, core.ClosedJaxpr):
-            return rewritten(value, rules)
-        return tuple(map(inside, value)) if type(value) is tuple else value
-
-    def step(equation: Any, operands: list) -> list:
-        rule = rules.get(equation.primitive)
-        if rule is not None and (replaced := rule(equation, *operands)) is not None:
-            return [replaced]
-        if equation.primitive.name not in _WHOLE:
-            equation = equation.replace(params={name: inside(value) for name, value in equation.params.items()})
-        return run(equation, operands)
-
-    return jax.make_jaxpr(lambda *arguments: _replayed(closed, arguments, step))(*closed.in_avals)
+    return jax.make_jaxpr(lambda *arguments: _replayed(closed, arguments, rules))(*closed.in_avals)
 
 
 def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list] = run) -> list:
@@ -120,7 +106,8 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
-            if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
+            if any(_holds(inner, _PRODUCTS) for inner in core.jaxprs_in_params(equation.params)):
+                # A scan, a while, a kernel: it is one equation here, and opaque.
                 where = f"a {equation.primitive.name}, where what it reads cannot be seen"
                 raise ValueError(f"the last weight layer sits inside of {where}: move it out, or {cure}")
             continue
@@ -184,16 +171,22 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     return read, cotangent.reshape(rows, -1) if layer.on_left else cotangent.reshape(-1, rows).T
 
 
-def _inlined(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
+def _replayed(closed: Any, arguments: Sequence, rules: Mapping[core.Primitive, Callable]) -> list:
+    def inside(value: Any) -> Any:
+        if isinstance(value, core.Jaxpr):
+            return rewritten(core.ClosedJaxpr(value, ()), rules).jaxpr
+        if isinstance(value, core.ClosedJaxpr):
+            return rewritten(value, rules)
+        return tuple(map(inside, value)) if type(value) is tuple else value
+
     def step(equation: Any, operands: list) -> list:
-        inner = equation.params.get(_CALLS.get(equation.primitive, "call_jaxpr"))
-        is_opened = equation.primitive in _CALLS or (equation.primitive in _WITH_RULES and not keep_rules)
-        return _inlined(inner, operands, keep_rules) if is_opened else run(equation, operands)
+        rule = rules.get(equation.primitive)
+        if rule is not None and (results := rule(equation, *operands)) is not None:
+            return results
+        if equation.primitive.name not in _WHOLE:
+            equation = equation.replace(params={name: inside(value) for name, value in equation.params.items()})
+        return run(equation, operands)
 
-    return _replayed(closed, arguments, step)
-
-
-def _replayed(closed: Any, arguments: Sequence, step: Callable[[Any, list], list]) -> list:
     jaxpr = getattr(closed, "jaxpr", closed)
     values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
@@ -244,10 +237,6 @@ def _chosen(program: Program, weights: set) -> set:
         if is_chosen:
             chosen.update(equation.outvars)
     return chosen
-
-
-def _holds_product(equation: Any) -> bool:
-    return any(_holds(jaxpr, _PRODUCTS) for jaxpr in core.jaxprs_in_params(equation.params))
 
 
 def _holds(jaxpr: Any, kinds: Collection) -> bool:

@@ -23,8 +23,8 @@ conv_p = Primitive("baal_conv")  # conv_general_dilated_p for ``[B, …, C]``, w
 CONVOLUTIONS = (primitives.conv_general_dilated_p, conv_p)
 
 
-def rules() -> dict[Primitive, Callable[..., Array | None]]:
-    """Of this backend, by primitive: ``(equation, *operands) -> what it computes``, or None to leave it as it is."""
+def rules() -> dict[Primitive, Callable[..., list[Array] | None]]:
+    """Of this backend, for ``programs.rewritten``."""
     if jax.default_backend() != "cpu":
         return {}
     return {
@@ -34,17 +34,14 @@ def rules() -> dict[Primitive, Callable[..., Array | None]]:
     }
 
 
-def _convolution(equation: Any, inputs: Array, kernel: Array) -> Array | None:
-    options, axes = equation.params, tuple(range(kernel.ndim))
-    batch, *space, channels = axes
-    images, kernels = (batch, channels, *space), (axes[-1], axes[-2], *axes[:-2])
-    is_plain = options["feature_group_count"] == options["batch_group_count"] == 1
-    is_usual = tuple(options["dimension_numbers"]) == (images, kernels, images)
-    if not (
-        is_plain and is_usual and space and kernel.size and inputs.size and 0 not in equation.outvars[0].aval.shape
-    ):
+def _convolution(equation: Any, inputs: Array, kernel: Array) -> list[Array] | None:
+    options, (batch, *space, channels) = equation.params, range(kernel.ndim)
+    images, kernels = (batch, channels, *space), (channels, channels - 1, *range(channels - 1))
+    asked = tuple(options["dimension_numbers"]), options["feature_group_count"], options["batch_group_count"]
+    is_empty = 0 in (*inputs.shape, *kernel.shape, *equation.outvars[0].aval.shape)
+    if asked != ((images, kernels, images), 1, 1) or is_empty or not jnp.issubdtype(inputs.dtype, jnp.floating):
         return None
-    return conv_p.bind(inputs, kernel, **options) if jnp.issubdtype(inputs.dtype, jnp.floating) else None
+    return [conv_p.bind(inputs, kernel, **options)]
 
 
 def _forward(inputs: Array, kernel: Array, **options: Any) -> Array:
@@ -119,21 +116,18 @@ def _batched(operands: Sequence[Array], axes: Sequence[int | None], **options: A
 
 
 conv_p.def_impl(_forward)
-conv_p.def_abstract_eval(
-    lambda *shapes, **options: primitives.conv_general_dilated_p.abstract_eval(*shapes, **options)[0]
-)
+conv_p.def_effectful_abstract_eval(primitives.conv_general_dilated_p.abstract_eval)
 mlir.register_lowering(conv_p, mlir.lower_fun(_forward, multiple_results=False))
 ad.defbilinear(conv_p, _input_gradient, _kernel_gradient)
 batching.primitive_batchers[conv_p] = _batched
 
 
-def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any, inputs: Array) -> Array | None:
+def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any, inputs: Array) -> list[Array] | None:
     """One axis after another, as shifted views that are joined in pairs."""
-    options = equation.params
-    dilations = {*options["base_dilation"], *options["window_dilation"]}
-    if dilations != {1} or max(options["window_dimensions"]) > _MOST_SHIFTS or 0 in equation.outvars[0].aval.shape:
-        return None
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+    options, outputs = equation.params, equation.outvars[0].aval
+    is_dilated = {*options["base_dilation"], *options["window_dilation"]} != {1}
+    is_wide = max(options["window_dimensions"]) > _MOST_SHIFTS
+    if is_dilated or is_wide or 0 in outputs.shape or not jnp.issubdtype(outputs.dtype, jnp.floating):
         return None
     # The last axis first: of equal entries the first one in reading order is taken.
     for axis in reversed(range(inputs.ndim)):
@@ -145,7 +139,7 @@ def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any,
         last = (inputs.shape[axis] - size) // stride * stride
         views = [lax.slice_in_dim(inputs, i, i + last + 1, stride, axis) for i in range(size)]
         inputs = functools.reduce(join, views)
-    return inputs
+    return [inputs]
 
 
 def _first_largest(left: Array, right: Array) -> Array:

@@ -26,7 +26,6 @@ def model_of(init: Callable[[Key, PyTree], Variables], run: Run, outputs: Callab
         return returned if outputs is None else outputs(returned), collections
 
     call = _with_axes(picked)
-
     learn = _fitted(lambda *given: call(*given, Mode.TRAIN), free=False)
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
@@ -176,9 +175,7 @@ def _fitted(apply: Callable[..., PyTree], *, free: bool = True, cure: str | None
     """
 
     def call(*arguments: PyTree) -> PyTree:
-        rules: dict = windows.rules()
-        if free:
-            rules[primitives.sharding_constraint_p] = lambda equation, operand: operand
+        rules = windows.rules() | ({primitives.sharding_constraint_p: lambda _, operand: [operand]} if free else {})
         if not rules:
             return apply(*arguments)
         program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
