@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend import core
+from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
 from baal_jax._util import numerics, windows
@@ -198,7 +198,11 @@ def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Calla
         return values[atom] if _is_variable(atom) else atom.val
 
     for equation in equations:
-        results = step(equation, [read(atom) for atom in equation.invars])
+        # Names of layers are kept for profiles, and the line of the network for errors.
+        source = equation.source_info
+        names = source_info_util.current_name_stack() + source.name_stack
+        with source_info_util.user_context(source.traceback, name_stack=names):
+            results = step(equation, [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in outputs]
 

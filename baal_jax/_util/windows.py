@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Primitive, primitives
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 _MOST_SHIFTS = 4  # pooling over more entries of an axis is left to XLA, which is good at wide windows
 
@@ -38,8 +39,11 @@ def _convolution(equation: Any, inputs: Array, kernel: Array) -> list[Array] | N
     options, (batch, *space, channels) = equation.params, range(kernel.ndim)
     images, kernels = (batch, channels, *space), (channels, channels - 1, *range(channels - 1))
     asked = tuple(options["dimension_numbers"]), options["feature_group_count"], options["batch_group_count"]
-    is_empty = 0 in (*inputs.shape, *kernel.shape, *equation.outvars[0].aval.shape)
-    if asked != ((images, kernels, images), 1, 1) or is_empty or not jnp.issubdtype(inputs.dtype, jnp.floating):
+    outputs = equation.outvars[0].aval
+    is_empty = 0 in (*inputs.shape, *kernel.shape, *outputs.shape)
+    # Types that say how they are split over devices are known for gradients in XLA's own form alone.
+    is_split = AxisType.Explicit in outputs.sharding.mesh.axis_types
+    if asked != ((images, kernels, images), 1, 1) or is_empty or is_split or not _is_float(inputs):
         return None
     return [conv_p.bind(inputs, kernel, **options)]
 
@@ -127,7 +131,7 @@ def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any,
     options, outputs = equation.params, equation.outvars[0].aval
     is_dilated = {*options["base_dilation"], *options["window_dilation"]} != {1}
     is_wide = max(options["window_dimensions"]) > _MOST_SHIFTS
-    if is_dilated or is_wide or 0 in outputs.shape or not jnp.issubdtype(outputs.dtype, jnp.floating):
+    if is_dilated or is_wide or 0 in outputs.shape or not _is_float(inputs):
         return None
     # The last axis first: of equal entries the first one in reading order is taken.
     for axis in reversed(range(inputs.ndim)):
@@ -140,6 +144,10 @@ def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any,
         views = [lax.slice_in_dim(inputs, i, i + last + 1, stride, axis) for i in range(size)]
         inputs = functools.reduce(join, views)
     return [inputs]
+
+
+def _is_float(array: Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _first_largest(left: Array, right: Array) -> Array:
