@@ -198,8 +198,7 @@ def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Calla
         return values[atom] if _is_variable(atom) else atom.val
 
     for equation in equations:
-        # Names of layers are kept for profiles, and the line of the network for errors.
-        source = equation.source_info
+        source = equation.source_info  # names of layers for profiles, and lines of the network for errors
         names = source_info_util.current_name_stack() + source.name_stack
         with source_info_util.user_context(source.traceback, name_stack=names):
             results = step(equation, [read(atom) for atom in equation.invars])
@@ -257,15 +256,12 @@ def _is_reshape(equation: Any) -> bool:
 
 
 def _plain_product(equation: Any, weight: Any) -> Layer | None:
-    if equation.primitive is primitives.dot_general_p:
-        if any(equation.params["dimension_numbers"][1]):
-            return None
-        left, right = equation.invars
+    left, right, *_ = (*equation.invars, None)
+    if equation.primitive is primitives.dot_general_p and not any(equation.params["dimension_numbers"][1]):
         return Layer(equation, right, False) if left is weight else Layer(equation, left, True)
-    if equation.primitive in windows.CONVOLUTIONS and equation.invars[1] is weight:
-        groups = equation.params["feature_group_count"], equation.params["batch_group_count"]
-        return Layer(equation, equation.invars[0], True) if groups == (1, 1) else None
-    return None
+    is_convolution = equation.primitive in windows.CONVOLUTIONS and right is weight
+    is_plain = is_convolution and equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
+    return Layer(equation, left, True) if is_plain else None
 
 
 def _patches(equation: Any, read: Array) -> Array:

@@ -1,8 +1,8 @@
 """Convolutions and poolings in forms that XLA compiles well on a CPU: the same numbers, every transformation.
 
-A compiled fit is a loop, and in loops XLA's CPU compiler has weak spots, each of them an order of magnitude: both
-gradients of a convolution (`jax#12868 <https://github.com/jax-ml/jax/issues/12868>`_), convolutions of maps that are
-smaller than their kernel, and the gradient of a window reduction. ``docs/benchmarks.md`` has measurements.
+A compiled fit is a loop, and in loops XLA has weak spots there, each of them an order of magnitude: both gradients of a
+convolution (`jax#12868 <https://github.com/jax-ml/jax/issues/12868>`_), convolutions of maps smaller than their kernel,
+and the gradient of a window reduction.
 """
 
 import functools
@@ -43,9 +43,8 @@ def _convolution(equation: Any, inputs: Array, kernel: Array) -> list[Array] | N
     is_empty = 0 in (*inputs.shape, *kernel.shape, *outputs.shape)
     # Types that say how they are split over devices are known for gradients in XLA's own form alone.
     is_split = AxisType.Explicit in outputs.sharding.mesh.axis_types
-    if asked != ((images, kernels, images), 1, 1) or is_empty or is_split or not _is_float(inputs):
-        return None
-    return [conv_p.bind(inputs, kernel, **options)]
+    is_covered = asked == ((images, kernels, images), 1, 1) and not is_empty and not is_split and _is_float(inputs)
+    return [conv_p.bind(inputs, kernel, **options)] if is_covered else None
 
 
 def _forward(inputs: Array, kernel: Array, **options: Any) -> Array:
@@ -105,8 +104,8 @@ def _dense(inputs: Array, kernel: Array, **options: Any) -> Array:
     ]
     columns = [lax.pad(kernel, zero, [*window, (0, 0, 0), (0, 0, 0)]) for window in windows]
     matrix = jnp.stack(columns, axis=-2).reshape(-1, len(columns) * kernel.shape[-1])
-    kind = {name: options[name] for name in ("precision", "preferred_element_type")}
-    outputs = jnp.matmul(inputs.reshape(len(inputs), -1), matrix, **kind)
+    precision, kind = options["precision"], options["preferred_element_type"]
+    outputs = jnp.matmul(inputs.reshape(len(inputs), -1), matrix, precision=precision, preferred_element_type=kind)
     return outputs.reshape(-1, *map(len, starts), kernel.shape[-1])
 
 
