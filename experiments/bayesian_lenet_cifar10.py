@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from layers import fast_conv, max_pool_2x2
 from models import scaled
 from tqdm import tqdm
 
@@ -78,10 +77,11 @@ class LeNet5(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, 32, 32, C] -> [B, num_classes]``."""
         activation = getattr(jax.nn, self.activation)
-        window: dict[str, Any] = {"kernel_size": (5, 5), "padding": "VALID", "conv_general_dilated": fast_conv()}
+        window: dict[str, Any] = {"kernel_size": (5, 5), "padding": "VALID"}
         x = scaled(x)
         for width in (6, 16):
-            x = max_pool_2x2(activation(self._layer(nn.Conv, BayesianConv, train, features=width, **window)(x)))
+            x = activation(self._layer(nn.Conv, BayesianConv, train, features=width, **window)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
         for width in (120, 84):
             x = activation(self._layer(nn.Dense, BayesianDense, train, features=width)(x))

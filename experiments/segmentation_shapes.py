@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from layers import max_pool_2x2
 from models import conv
 
 import baal_jax as baal
@@ -64,7 +63,7 @@ class Segmenter(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """``[B, H, W, 1] -> [B, H, W, 4]``."""
         fine = nn.relu(conv(12)(x))
-        coarse = nn.relu(conv(24)(max_pool_2x2(fine)))
+        coarse = nn.relu(conv(24)(nn.max_pool(fine, (2, 2), (2, 2))))
         coarse = nn.relu(conv(24)(nn.Dropout(0.3, deterministic=not train)(coarse)))
         up = jnp.repeat(jnp.repeat(coarse, 2, axis=1), 2, axis=2)
         both = nn.Dropout(0.3, deterministic=not train)(jnp.concatenate([fine, up], axis=-1))

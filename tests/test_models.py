@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 import baal_jax as baal
 from baal_jax._util import random
@@ -275,3 +276,65 @@ def test_models_of_the_wrong_randomness_are_refused_with_the_reason(key):
     require_stochastic(noisy, Variables({}, {}), FLAT)
     with pytest.raises(ValueError, match=r"depends on the key.*stochastic=\(MyLayer,\)"):
         noisy.deterministic(Variables({}, {}), FLAT)
+
+
+def windows_of(jaxpr):
+    for equation in jaxpr.eqns:
+        if any(word in equation.primitive.name for word in ("conv_general", "window", "select_and")):
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from windows_of(inner)
+
+
+class Stem(nn.Module):
+    """Strides, pooling, a small map and remat: what XLA has no fast gradient of in a loop."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.max_pool(nn.relu(nn.Conv(4, (3, 3), 2)(x)), (3, 3), (2, 2), "SAME")
+        return nn.remat(nn.Conv)(3, (3, 3))(x).mean(axis=(1, 2))
+
+
+class NnxStem(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.first, self.last = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs), nnx.Conv(4, 3, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.max_pool(nnx.relu(self.first(x)), (2, 2), (2, 2))).mean(axis=(1, 2))
+
+
+STEM = Stem()
+STEMS = {
+    "linen": lambda: baal.from_linen(STEM),
+    "nnx": lambda: baal.from_nnx(NnxStem),
+    "functions": lambda: baal.from_functions(
+        lambda key, x: STEM.init(key, x), lambda params, x, key: STEM.apply(params, x)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_the_gradient_of_a_stock_network_has_no_convolution_that_is_slow_on_a_cpu(name, key, monkeypatch):
+    model = STEMS[name]()
+    variables = networks.variables_of(model, INPUTS)
+    ways = [
+        lambda v: model.train(v, INPUTS, key)[0],
+        lambda v: model.apply(v, INPUTS, key),
+        lambda v: model.deterministic(v, INPUTS),
+    ]
+
+    def gradients():  # anew, as a trace is kept
+        return [jax.grad(lambda params, f=f: jnp.sum(f(variables._replace(params=params)) ** 2)) for f in ways]
+
+    ours = jax.jit(lambda params: [gradient(params) for gradient in gradients()])(variables.params)
+    for gradient in gradients():
+        found = [*windows_of(jax.make_jaxpr(gradient)(variables.params).jaxpr)]
+        assert {equation.primitive.name for equation in found} == {"conv_general_dilated"}
+        layouts = {tuple(equation.params["dimension_numbers"]) for equation in found}
+        assert layouts == {((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))}  # the one that Eigen knows
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for gradient in gradients():
+        found = [*windows_of(jax.make_jaxpr(gradient)(variables.params).jaxpr)]
+        assert "select_and_scatter_add" in {equation.primitive.name for equation in found}
+        assert "baal_conv" not in str(jax.make_jaxpr(gradient)(variables.params))
+    close(ours, jax.jit(lambda params: [gradient(params) for gradient in gradients()])(variables.params), atol=1e-5)

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, numerics, random
-from baal_jax.features import _program
+from baal_jax._util import checks, numerics, programs, random
 from baal_jax.features._last_layer import VariablesFn, apply_to_one, variables_of
 from baal_jax.typing import Array, FeatureFn, Key, Model, PyTree, Variables
 
@@ -105,8 +104,8 @@ def _gradient_parts(
 
     Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     """
-    program = _program.trace(value, params, constants, example, keep_rules=True)
-    layers = _program.dense_layers(program, program.arguments[0]) if factorise else {}
+    program = programs.trace(value, params, constants, example, keep_rules=True)
+    layers = programs.dense_layers(program, program.arguments[0]) if factorise else {}
     position_of = {id(layer.equation): position for position, layer in layers.items()}
     leaves, structure = jax.tree.flatten(params)
     others = {
@@ -121,19 +120,19 @@ def _gradient_parts(
         # A zero is added to what every layer returns. Its gradient is δ, what comes back to the layer; h is what the
         # layer reads. Their product, the gradient of the weight, is as large as the weight and is not asked for.
         def step(equation: Any, operands: list) -> list:
-            results, position = _program.run(equation, operands), position_of.get(id(equation))
+            results, position = programs.run(equation, operands), position_of.get(id(equation))
             if position is None:
                 return results
             reads[position] = operands[0 if layers[position].on_left else 1]
             return [results[0] + nudges[position]]
 
         merged = jax.tree.unflatten(structure, [others.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return _program.evaluate(program, merged, constants, example, step=step)[0], reads
+        return programs.evaluate(program, merged, constants, example, step=step)[0], reads
 
     shapes = {position: layer.equation.outvars[0].aval for position, layer in layers.items()}
     nudges = {position: jnp.zeros(shape.shape, shape.dtype) for position, shape in shapes.items()}
     (deltas, rest), reads = jax.grad(run, argnums=(0, 1), has_aux=True)(nudges, others)
-    pairs = {position: _program.factors(layers[position], reads[position], deltas[position]) for position in layers}
+    pairs = {position: programs.factors(layers[position], reads[position], deltas[position]) for position in layers}
     return pairs, {position: numerics.as_float(leaf).ravel() for position, leaf in rest.items()}
 
 

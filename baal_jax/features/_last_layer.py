@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
-from baal_jax._util import checks, numerics
-from baal_jax.features import _program
+from baal_jax._util import checks, numerics, programs
 from baal_jax.typing import Array, FeatureFn, Model, PyTree, Variables
 
 VariablesFn = Callable[[Any], Variables]
@@ -190,13 +189,13 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
         seen = []
 
         def step(equation: Any, operands: list) -> list:
-            results = _program.run(equation, operands)
+            results = programs.run(equation, operands)
             if equation is not layer.equation:
                 return results
             seen.extend([*operands, *results])
             return [results[0] + jnp.broadcast_to(deviation.reshape(spread), product.shape).astype(product.dtype)]
 
-        outputs = _one_row(_program.evaluate(program, *variables, example, step=step))
+        outputs = _one_row(programs.evaluate(program, *variables, example, step=step))
         return outputs.reshape(-1), (tuple(seen), outputs)
 
     # Linearised at no deviation: what comes before the layer does not depend on it and is computed once, not twice.
@@ -206,21 +205,21 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
     positions = tuple(axis for axis in range(returned.ndim) if axis not in channels)
     mean = jnp.mean(numerics.as_float(returned), axis=positions).reshape(-1)
     norm = jnp.sum(numerics.as_float(weight) ** 2)
-    return Head(_program.features_of(layer, read), outputs, push, width, norm, flat - push(mean))
+    return Head(programs.features_of(layer, read), outputs, push, width, norm, flat - push(mean))
 
 
-def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[_program.Program, _program.Layer]:
+def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[programs.Program, programs.Layer]:
     """The program of a network for one example, and its last layer."""
     network = lambda params, rest, example: apply_to_one(model, Variables(params, *rest), example)  # noqa: E731
-    program = _program.trace(network, variables.params, variables[1:], example)
-    return program, _program.last_layer(program, program.arguments[0], program.arguments[2])
+    program = programs.trace(network, variables.params, variables[1:], example)
+    return program, programs.last_layer(program, program.arguments[0], program.arguments[2])
 
 
 def _hidden_and_outputs(model: Model, variables: Variables, example: PyTree) -> tuple[Array, PyTree]:
     program, layer = _read_network(model, variables, example)
     both = program._replace(outputs=[layer.read, *program.outputs])
-    read, *outputs = _program.evaluate(both, *variables, example)
-    return _program.features_of(layer, read), jax.tree.unflatten(program.structure, outputs)
+    read, *outputs = programs.evaluate(both, *variables, example)
+    return programs.features_of(layer, read), jax.tree.unflatten(program.structure, outputs)
 
 
 def _one_row(outputs: PyTree) -> Array:
@@ -236,7 +235,7 @@ def _with_one(hidden: Array) -> Array:
     return jnp.concatenate([hidden, jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
 
 
-def _weight_axes(layer: _program.Layer) -> tuple[int, ...]:
+def _weight_axes(layer: programs.Layer) -> tuple[int, ...]:
     """Axes of what the layer returns that belong to its weight; all others are positions."""
     equation = layer.equation
     options, num_axes = equation.params, equation.outvars[0].aval.ndim

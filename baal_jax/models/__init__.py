@@ -4,8 +4,7 @@ The only folder that knows flax. No network has to be edited, whatever its train
 dropout is on, normalisation rests, and one key is one function. In evaluation mode, dropout is off and needs no key.
 """
 
-from baal_jax.models._common import require_stochastic, sown_losses
-from baal_jax.models._functions import from_functions
+from baal_jax.models._common import from_functions, require_stochastic, sown_losses
 from baal_jax.models._linen import from_linen
 from baal_jax.models._nnx import from_nnx
 from baal_jax.models._pretrained import frozen

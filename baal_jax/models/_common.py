@@ -1,4 +1,4 @@
-"""Four pure functions of a network from one: what all module systems share."""
+"""Four pure functions of a network from one, which is what all module systems share; and networks of any library."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun, primitives
 from jax.interpreters import partial_eval
 
-from baal_jax._util import random
+from baal_jax._util import programs, random, windows
 from baal_jax.models._flags import Mode
-from baal_jax.models._pretrained import merged
+from baal_jax.models._pretrained import merged, starting_from
 from baal_jax.typing import Array, Key, Model, PyTree, Variables
 
 Run = Callable[[Variables, PyTree, Key, Mode], tuple[PyTree, PyTree]]  # outputs, collections
@@ -26,16 +26,65 @@ def model_of(init: Callable[[Key, PyTree], Variables], run: Run, outputs: Callab
         return returned if outputs is None else outputs(returned), collections
 
     call = _with_axes(picked)
+    learn = _fitted(lambda *given: call(*given, Mode.TRAIN), free=False)
 
     def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        return call(variables, inputs, random.vectorised(key), Mode.TRAIN)
+        return learn(variables, inputs, random.vectorised(key))
 
-    predict = _one_function(_plain(lambda *given: call(*given, Mode.PREDICT)[0], None))
-    evaluate = _one_function(_plain(lambda *given: call(*given, Mode.EVALUATE)[0], cure))
+    predict = _one_function(_fitted(lambda *given: call(*given, Mode.PREDICT)[0]))
+    evaluate = _one_function(_fitted(lambda *given: call(*given, Mode.EVALUATE)[0], cure=cure))
     deterministic = lambda variables, inputs: evaluate(variables, inputs, jax.random.key(0))  # noqa: E731
     first = _with_axes(init)
     started = lambda key, inputs: first(random.vectorised(key), inputs)  # noqa: E731
     return Model(started, predict, train, deterministic)
+
+
+def from_functions(
+    init: Callable[[Key, PyTree], PyTree] | None,
+    apply: Callable[[PyTree, PyTree, Key], PyTree],
+    deterministic: Callable[[PyTree, PyTree], PyTree] | None = None,
+    *,
+    variables: PyTree = None,
+    outputs: Callable[[PyTree], PyTree] | None = None,
+) -> Model:
+    """A network from the functions of any library (Haiku, Equinox, your own).
+
+    Args:
+        init: ``(key, inputs [B, …]) -> params``; None where ``variables`` has them all.
+        apply: ``(params, inputs [B, …], key) -> outputs [B, …, C]``, with dropout on. Training calls it with a batch;
+            prediction calls it with one example at a time under ``vmap``, so that one key is one function.
+        deterministic: ``(params, inputs [B, …]) -> outputs [B, …, C]``, with dropout off, for what reads the network
+            in evaluation mode (``features``). Not needed for an ``apply`` that does not use its key.
+        variables: pretrained params, from which every fit starts: all of them, or a part of their tree.
+        outputs: what to take of what ``apply`` and ``deterministic`` return, such as ``lambda out: out["logits"]``.
+
+    Returns:
+        A :class:`~baal_jax.typing.Model`, which raises ``ValueError`` where ``variables`` do not fit the network, and
+        in ``deterministic`` where ``apply`` is random and nothing else was given.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> def init(key, inputs):
+        ...     return jax.random.normal(key, (inputs.shape[-1], 3))
+        >>> def apply(params, inputs, key):
+        ...     return (inputs * jax.random.bernoulli(key, 0.5, inputs.shape)) @ params
+        >>> model = baal.from_functions(init, apply)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> model.apply(variables, jnp.ones((2, 4)), jax.random.key(1)).shape
+        (2, 3)
+    """
+
+    def run(variables: Variables, inputs: PyTree, key: Key, mode: Mode) -> tuple[PyTree, PyTree]:
+        if mode is Mode.EVALUATE and deterministic is not None:
+            return deterministic(variables.params, inputs), variables.collections
+        return apply(variables.params, inputs, key), variables.collections
+
+    def fresh(key: Key, inputs: PyTree) -> Variables:
+        return Variables(variables if init is None else init(key, inputs), {})
+
+    cure = "pass from_functions(…, deterministic=(params, inputs) -> outputs), the network with dropout off"
+    start = fresh if variables is None else starting_from(fresh, Variables(variables, {}))
+    return model_of(start, run, outputs, cure)
 
 
 def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: str | None = None) -> None:
@@ -120,45 +169,27 @@ def _one_function(apply: Callable[[Variables, PyTree, Key], PyTree]) -> Callable
     return apply_rows
 
 
-def _plain(apply: Callable[..., PyTree], cure: str | None) -> Callable[..., PyTree]:
-    """The same without sharding constraints, and with a ``cure`` for a network that must leave its key alone."""
+def _fitted(apply: Callable[..., PyTree], *, free: bool = True, cure: str | None = None) -> Callable[..., PyTree]:
+    """The same, fit for this backend; with a ``cure`` for a network that must leave its last argument, the key, alone.
+
+    ``free`` takes sharding constraints out. A network that says how its batch is split over devices says it of one
+    example in prediction, of which there is nothing to split: all devices would compute every row.
+    """
 
     def call(*arguments: PyTree) -> PyTree:
+        rules = windows.rules() | ({primitives.sharding_constraint_p: lambda _, operand: [operand]} if free else {})
+        if not rules:
+            return apply(*arguments)
         program, shapes = jax.make_jaxpr(apply, return_shape=True)(*arguments)
         if cure is not None and _reads_last_argument(program):
             raise ValueError(
                 "the model's output depends on the key with every known random layer off, so it has no evaluation "
                 f"mode: {cure}, or give the function yourself: model._replace(deterministic=…)"
             )
-        # A network that says how its batch is split over devices says it of one example here, of which there is
-        # nothing to split: all devices would compute every row.
-        program = ClosedJaxpr(_unconstrained(program.jaxpr), program.consts)
-        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(arguments)))
+        function = jaxpr_as_fun(programs.rewritten(program, rules))
+        return jax.tree.unflatten(jax.tree.structure(shapes), function(*jax.tree.leaves(arguments)))
 
     return call
-
-
-def _unconstrained(jaxpr: Jaxpr) -> Jaxpr:
-    renamed: dict = {}
-    equations = []
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return ClosedJaxpr(_unconstrained(value.jaxpr), value.consts)
-        if isinstance(value, Jaxpr):
-            return _unconstrained(value)
-        return tuple(map(walk, value)) if type(value) is tuple else value
-
-    def new(atom: Any) -> Any:
-        return atom if isinstance(atom, Literal) else renamed.get(atom, atom)
-
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "sharding_constraint":
-            renamed[equation.outvars[0]] = new(equation.invars[0])
-            continue
-        params = {name: walk(value) for name, value in equation.params.items()}
-        equations.append(equation.replace(invars=[new(atom) for atom in equation.invars], params=params))
-    return jaxpr.replace(eqns=equations, outvars=[new(atom) for atom in jaxpr.outvars])
 
 
 def _reads_last_argument(program: Any) -> bool:

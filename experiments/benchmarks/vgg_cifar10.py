@@ -1,10 +1,10 @@
 """VGG16 on 32×32 images: baal_jax against a naive JAX twin and against Baal (PyTorch), each in a process of its own.
 
 Three measurements: Monte-Carlo dropout prediction, training steps, and a whole round of active learning. The twin is
-what one writes first: stock flax layers, and a jitted forward pass for every draw. Baal runs as it comes (replicated
-inputs) and tuned (no replication, its caching module). Both get every batch size, and the best one counts. Prints
-medians, ratios, the share of the measured rate of matrix products, and checks that all sides compute the same logits
-and the same gradients.
+what one writes first: a jitted forward pass for every draw, with what XLA makes of the layers. Baal runs as it comes
+(replicated inputs) and tuned (no replication, its caching module). Both get every batch size, and the best one counts.
+Prints medians, ratios, the share of the measured rate of matrix products, and checks that all sides compute the same
+logits and the same gradients.
 
     python experiments/benchmarks/vgg_cifar10.py                      # all, on this machine; needs torch and baal
     python experiments/benchmarks/vgg_cifar10.py --sides jax naive    # without them, on a GPU for example
@@ -33,6 +33,7 @@ from models import VGG16
 
 import baal_jax as baal
 from baal_jax import heuristics, losses, posteriors, selection
+from baal_jax._util import windows
 from baal_jax.training import TrainState
 
 TRUNK = 2 * 313_196_544  # operations an image
@@ -44,7 +45,7 @@ class Config:
     """VGG16 on 32×32 images, all sides.
 
     Attributes:
-        sides: jax; naive (stock layers, a pass a draw); twin (the same with our layers); baal; baal_tuned.
+        sides: jax; naive (XLA's layers, a pass a draw); twin (the same with our forms of them); baal; baal_tuned.
         head: dense layers of 4096 and 4096 units, or of 512.
         map_size: with 7, Baal's network blows the last map up from 1×1 to 7×7 before the head, as torchvision's does:
             the same function, and a first dense layer 49 times as large.
@@ -168,17 +169,16 @@ def jax_side(config: Config, x: jax.Array) -> Side:
         return median_seconds(lambda: loop.step(start, data), config.repeats)
 
     logits = np.asarray(baal.predict(jax.random.key(1), posterior, state, few, num_samples=2)).tolist()
-    gradients = gradient_norms(network, variables.params, x[:32])
+    gradients = gradient_norms(model, variables, x[:32])
     return Side(matmul_rate(), logits, gradients, predict, train, one_round, shares_trunk=True)
 
 
 def twin_side(config: Config, x: jax.Array) -> Side:
-    """A jitted pass for every draw, with stock layers (naive) or with ours (twin), and the same draws."""
+    """A jitted pass for every draw, with XLA's layers (naive) or with our forms of them (twin), and the same draws."""
     if config.side == "naive":
         import models
 
-        models.fast_conv = lambda: jax.lax.conv_general_dilated
-        models.max_pool_2x2 = lambda x: nn.max_pool(x, (2, 2), (2, 2))
+        windows.rules = dict
         models.dropped_dot = lambda *unused: None
     network = VGG16(hidden=HEADS[config.head])
     model = baal.from_linen(network)
@@ -196,8 +196,8 @@ def twin_side(config: Config, x: jax.Array) -> Side:
 
     @jax.jit
     def step(params: Any, state: Any, batch: jax.Array, key: jax.Array) -> tuple:
-        rngs = {"dropout": key}
-        gradient = jax.grad(lambda params: mean_loss(network, params, batch, train=True, rngs=rngs))(params)
+        loss = lambda params: mean_loss(model.train(variables._replace(params=params), batch, key)[0])  # noqa: E731
+        gradient = jax.grad(loss)(params)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -213,19 +213,19 @@ def twin_side(config: Config, x: jax.Array) -> Side:
         return jax.lax.top_k(jnp.concatenate(scores), 10)[1]
 
     logits = np.asarray(draws(x[: config.batch_sizes[0]], 2)).tolist()
-    gradients = gradient_norms(network, variables.params, x[:32])
+    gradients = gradient_norms(model, variables, x[:32])
     return Side(matmul_rate(), logits, gradients, predict, train, lambda: median_seconds(one_round, 1))
 
 
-def mean_loss(network: nn.Module, params: Any, batch: jax.Array, **options: Any) -> jax.Array:
+def mean_loss(logits: jax.Array) -> jax.Array:
     """Of a batch whose labels are all zero."""
-    logits: Any = network.apply({"params": params}, batch, **options)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(batch), int)).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(len(logits), int)).mean()
 
 
-def gradient_norms(network: nn.Module, params: Any, batch: jax.Array) -> list[float]:
+def gradient_norms(model: baal.Model, variables: Any, batch: jax.Array) -> list[float]:
     """Of every kernel, without dropout: what a training step follows."""
-    gradients = jax.jit(jax.grad(lambda params: mean_loss(network, params, batch, train=False)))(params)
+    loss = lambda params: mean_loss(model.deterministic(variables._replace(params=params), batch))  # noqa: E731
+    gradients = jax.jit(jax.grad(loss))(variables.params)
     kernels = [f"Conv_{i}" for i in range(13)] + [f"Dense_{i}" for i in range(len(gradients) - 13)]
     return [float(jnp.linalg.norm(gradients[name]["kernel"])) for name in kernels]
 

@@ -1,9 +1,7 @@
 """The networks of the experiments: parameters, shapes, byte images, draws, and the same function on every backend."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import layers
 import models
 import numpy as np
 import pytest
@@ -52,17 +50,50 @@ def test_every_backend_computes_the_same_with_the_same_parameters(monkeypatch):
         return jnp.sum(model.apply(variables._replace(params=params), IMAGES, DRAW) ** 2)
 
     ours = jax.jit(jax.value_and_grad(loss))(variables.params)
-    monkeypatch.setattr(models, "fast_conv", lambda: jax.lax.conv_general_dilated)
-    monkeypatch.setattr(models, "max_pool_2x2", lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     stock = jax.jit(jax.value_and_grad(lambda params: loss(params)))(variables.params)
     close(ours, stock, atol=1e-5 * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(stock[1])))
 
 
 def test_a_wide_head_computes_what_the_stock_layers_do(monkeypatch):
-    model, called, used = baal.from_linen(models.MLP(hidden=(1024, 1024))), [], layers.dropped_dot
+    model, called, used = baal.from_linen(models.MLP(hidden=(1024, 1024))), [], models.dropped_dot
     variables = jax.jit(model.init)(KEY, IMAGES)
     monkeypatch.setattr(models, "dropped_dot", lambda *a: called.append(used(*a)) or called[-1])
     ours = jax.jit(model.apply)(variables, IMAGES, DRAW)
     assert [dot is not None for dot in called] == [True]
     monkeypatch.setattr(models, "dropped_dot", lambda *a: None)
     close(ours, jax.jit(lambda *a: model.apply(*a))(variables, IMAGES, DRAW), atol=1e-5)
+
+
+UNITS = (1024, 768)
+
+
+def masks(rng, rate):
+    return [(rng.random((1, n)) < 1 - rate).astype(np.float32) / np.float32(1 - rate) for n in UNITS]
+
+
+def test_a_dense_layer_between_masks_is_the_stock_one_or_nan(rng):
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((6, UNITS[0]), UNITS))
+    before, after = masks(rng, 0.5)
+
+    def ours(before, after, x, kernel):
+        return models.dropped_dot(before, after, 0.5)(x * before, kernel, (((1,), (0,)), ((), ()))) * after
+
+    def stock(before, after, x, kernel):
+        return ((x * before) @ kernel) * after
+
+    @jax.jit
+    def values(*arguments):
+        gradients = lambda f: jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (2, 3))(*arguments)  # noqa: E731
+        return [(f(*arguments), *gradients(f)) for f in (ours, stock)]
+
+    ours_then_stock = values(before, after, x, kernel)
+    close(*ours_then_stock, atol=1e-5 * max(float(np.abs(leaf).max()) for leaf in ours_then_stock[1]))
+    for first, second in ((np.ones_like(before), after), (before, np.ones_like(after))):  # which keep too much
+        assert np.isnan(values(first, second, x, kernel)[0][0]).all()
+
+
+def test_other_backends_and_low_rates_have_stock_dense_layers(rng, monkeypatch):
+    assert models.dropped_dot(*masks(rng, 0.2), 0.2) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert models.dropped_dot(*masks(rng, 0.5), 0.5) is None

@@ -10,7 +10,8 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import features
-from baal_jax.features import _gradient, _program
+from baal_jax._util import programs
+from baal_jax.features import _gradient
 from baal_jax.typing import Variables
 from tests import networks
 from tests.fixtures import close, same
@@ -331,8 +332,8 @@ def layers_of(model, variables, example):
     def network(params, example):
         return model.deterministic(variables._replace(params=params), example[None])[0]
 
-    program = _program.trace(network, variables.params, example, keep_rules=True)
-    return set(_program.dense_layers(program, program.arguments[0]))
+    program = programs.trace(network, variables.params, example, keep_rules=True)
+    return set(programs.dense_layers(program, program.arguments[0]))
 
 
 def test_dense_and_convolution_kernels_are_factorised_and_shared_ones_are_not():
@@ -340,8 +341,8 @@ def test_dense_and_convolution_kernels_are_factorised_and_shared_ones_are_not():
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables.params)]
     found = {names[i] for i in layers_of(model, variables, inputs[0])}
     assert found == {f"['{name}']['kernel']" for name in ("Conv_0", "Dense_0", "DenseGeneral_0", "Dense_2")}
-    returned = _program.trace(lambda kernels, x: (x @ kernels[0], kernels), [np.ones((4, 2), np.float32)], FLAT)
-    assert not _program.dense_layers(returned, returned.arguments[0])  # it has a second part of its own
+    returned = programs.trace(lambda kernels, x: (x @ kernels[0], kernels), [np.ones((4, 2), np.float32)], FLAT)
+    assert not programs.dense_layers(returned, returned.arguments[0])  # it has a second part of its own
 
 
 def test_one_key_is_one_projection_for_every_batch_and_every_network_of_a_stack(rng):

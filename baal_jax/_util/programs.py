@@ -1,22 +1,22 @@
-"""Weight layers of a traced program: where they are, what they read, and what their gradients are made of.
+"""Traced programs, read and rewritten: equations replaced, and weight layers found with what their gradients are of.
 
 A network of any module system becomes one flat list of equations (:func:`trace`), in which a weight layer is a
-``dot_general`` or a ``conv_general_dilated`` between a parameter and something that depends on the inputs. Run again
-by :func:`evaluate`, it shows what a layer reads, and the gradient that comes back by a number added to what it returns.
+``dot_general`` or a convolution between a parameter and something that depends on the inputs. Run again by
+:func:`evaluate`, it shows what a layer reads, and the gradient that comes back by a number added to what it returns.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend import core
+from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
-from baal_jax._util import numerics
+from baal_jax._util import numerics, windows
 
 _CALLS = {  # primitives that only call a program, and the parameter that holds it
     primitives.jit_p: "jaxpr",
@@ -25,9 +25,9 @@ _CALLS = {  # primitives that only call a program, and the parameter that holds 
     primitives.remat_p: "jaxpr",
 }
 _WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)  # functions with derivatives of their own
-_PRODUCTS = (primitives.dot_general_p, primitives.conv_general_dilated_p)
+_WHOLE = ("custom_vjp_call", "shard_map")  # with a backward pass of their own, or with axes that are named there
+_PRODUCTS = (primitives.dot_general_p, *windows.CONVOLUTIONS)
 _RESHAPES = (primitives.reshape_p, primitives.transpose_p, primitives.squeeze_p, primitives.convert_element_type_p)
-_MOVES = (primitives.concatenate_p, primitives.pad_p, primitives.rev_p, primitives.slice_p)
 
 
 class Program(NamedTuple):
@@ -51,13 +51,15 @@ class Layer(NamedTuple):
 def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Program:
     """Traces a function of pytrees of arrays into a flat :class:`Program`.
 
-    With ``keep_rules``, functions with derivatives of their own stay whole, as differentiation needs. Those that are
-    products and moves of numbers alone are opened all the same: their derivative is no matter of choice.
+    With ``keep_rules``, functions with derivatives of their own stay whole, as differentiation needs.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    leaves = jax.tree.leaves(arguments)
-    # The first program is run under a second trace: running opens the calls that it meets, so the second has none.
-    flat = jax.make_jaxpr(lambda *leaves: _inlined(closed, leaves, keep_rules))(*leaves)
+
+    def opened(equation: Any, *operands: Any) -> list:
+        return _replayed(equation.params[_CALLS.get(equation.primitive, "call_jaxpr")], operands, rules)
+
+    rules: dict = dict.fromkeys((*_CALLS, *(() if keep_rules else _WITH_RULES)), opened)
+    flat = rewritten(closed, rules)
     variables = iter(flat.jaxpr.invars)
     grouped = [list(itertools.islice(variables, len(jax.tree.leaves(argument)))) for argument in arguments]
     constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
@@ -70,6 +72,17 @@ def run(equation: Any, operands: list) -> list:
     with equation.ctx.manager:
         results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
     return results if equation.primitive.multiple_results else [results]
+
+
+def rewritten(closed: core.ClosedJaxpr, rules: Mapping[core.Primitive, Callable]) -> core.ClosedJaxpr:
+    """The program with equations computed by ``rules`` of their primitives, wherever they are; itself without any.
+
+    A rule is ``(equation, *operands) -> results``, or None to leave the equation as it is. Programs inside (calls,
+    loops, branches, remat) are rewritten as well, except where ``_WHOLE`` says.
+    """
+    if not _holds(closed.jaxpr, rules):
+        return closed
+    return jax.make_jaxpr(lambda *arguments: _replayed(closed, arguments, rules))(*closed.in_avals)
 
 
 def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list] = run) -> list:
@@ -93,7 +106,8 @@ def last_layer(program: Program, params: Sequence, inputs: Sequence) -> Layer:
         if weights.isdisjoint(operands) or of_inputs.isdisjoint(operands):
             continue
         if equation.primitive not in _PRODUCTS:
-            if _holds_product(equation):  # a scan, a while, a kernel: it is one equation here, and opaque
+            if any(_holds(inner, _PRODUCTS) for inner in core.jaxprs_in_params(equation.params)):
+                # A scan, a while, a kernel: it is one equation here, and opaque.
                 where = f"a {equation.primitive.name}, where what it reads cannot be seen"
                 raise ValueError(f"the last weight layer sits inside of {where}: move it out, or {cure}")
             continue
@@ -146,7 +160,7 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     """
     options = layer.equation.params
     read, cotangent = numerics.as_float(read), numerics.as_float(cotangent)
-    if layer.equation.primitive is primitives.conv_general_dilated_p:
+    if layer.equation.primitive in windows.CONVOLUTIONS:
         rows, channels, *space = options["dimension_numbers"].out_spec
         maps = cotangent.transpose(rows, *space, channels)
         return _patches(layer.equation, read), maps.reshape(-1, maps.shape[-1])
@@ -157,30 +171,26 @@ def factors(layer: Layer, read: Array, cotangent: Array) -> tuple[Array, Array]:
     return read, cotangent.reshape(rows, -1) if layer.on_left else cotangent.reshape(-1, rows).T
 
 
-def _inlined(closed: Any, arguments: Sequence, keep_rules: bool) -> list:
+def _replayed(closed: Any, arguments: Sequence, rules: Mapping[core.Primitive, Callable]) -> list:
+    def inside(value: Any) -> Any:
+        if isinstance(value, core.Jaxpr):
+            return rewritten(core.ClosedJaxpr(value, ()), rules).jaxpr
+        if isinstance(value, core.ClosedJaxpr):
+            return rewritten(value, rules)
+        return tuple(map(inside, value)) if type(value) is tuple else value
+
+    def step(equation: Any, operands: list) -> list:
+        rule = rules.get(equation.primitive)
+        if rule is not None and (results := rule(equation, *operands)) is not None:
+            return results
+        if equation.primitive.name not in _WHOLE:
+            equation = equation.replace(params={name: inside(value) for name, value in equation.params.items()})
+        return run(equation, operands)
+
     jaxpr = getattr(closed, "jaxpr", closed)
     values = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-    def step(equation: Any, operands: list) -> list:
-        primitive, inner = equation.primitive, equation.params.get(_CALLS.get(equation.primitive, "call_jaxpr"))
-        is_opened = primitive in _CALLS
-        if primitive in _WITH_RULES:
-            is_opened = not keep_rules or (_holds_product(equation) and _is_multilinear(inner))
-        return _inlined(inner, operands, keep_rules) if is_opened else run(equation, operands)
-
     return _interpret(jaxpr.eqns, values, jaxpr.outvars, step)
-
-
-def _is_multilinear(closed: Any) -> bool:
-    """Whether a program only multiplies, reshapes and moves numbers."""
-    simple = (*_PRODUCTS, *_MOVES, primitives.broadcast_in_dim_p)
-    return all(
-        _is_multilinear(equation.params[_CALLS[equation.primitive]])
-        if equation.primitive in _CALLS
-        else equation.primitive in simple or _is_reshape(equation)
-        for equation in closed.eqns
-    )
 
 
 def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Callable[[Any, list], list]) -> list:
@@ -188,7 +198,10 @@ def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Calla
         return values[atom] if _is_variable(atom) else atom.val
 
     for equation in equations:
-        results = step(equation, [read(atom) for atom in equation.invars])
+        source = equation.source_info  # names of layers for profiles, and lines of the network for errors
+        names = source_info_util.current_name_stack() + source.name_stack
+        with source_info_util.user_context(source.traceback, name_stack=names):
+            results = step(equation, [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in outputs]
 
@@ -229,12 +242,9 @@ def _chosen(program: Program, weights: set) -> set:
     return chosen
 
 
-def _holds_product(equation: Any) -> bool:
-    return any(
-        inner.primitive in _PRODUCTS or _holds_product(inner)
-        for jaxpr in core.jaxprs_in_params(equation.params)
-        for inner in jaxpr.eqns
-    )
+def _holds(jaxpr: Any, kinds: Collection) -> bool:
+    inner = lambda equation: core.jaxprs_in_params(equation.params)  # noqa: E731
+    return any(one.primitive in kinds or any(_holds(each, kinds) for each in inner(one)) for one in jaxpr.eqns)
 
 
 def _is_reshape(equation: Any) -> bool:
@@ -246,15 +256,12 @@ def _is_reshape(equation: Any) -> bool:
 
 
 def _plain_product(equation: Any, weight: Any) -> Layer | None:
-    if equation.primitive is primitives.dot_general_p:
-        if any(equation.params["dimension_numbers"][1]):
-            return None
-        left, right = equation.invars
+    left, right, *_ = (*equation.invars, None)
+    if equation.primitive is primitives.dot_general_p and not any(equation.params["dimension_numbers"][1]):
         return Layer(equation, right, False) if left is weight else Layer(equation, left, True)
-    if equation.primitive is primitives.conv_general_dilated_p and equation.invars[1] is weight:
-        groups = equation.params["feature_group_count"], equation.params["batch_group_count"]
-        return Layer(equation, equation.invars[0], True) if groups == (1, 1) else None
-    return None
+    is_convolution = equation.primitive in windows.CONVOLUTIONS and right is weight
+    is_plain = is_convolution and equation.params["feature_group_count"] == equation.params["batch_group_count"] == 1
+    return Layer(equation, left, True) if is_plain else None
 
 
 def _patches(equation: Any, read: Array) -> Array:
