@@ -16,7 +16,8 @@ class Study:
     """Compares strategies of active learning, every one with many seeds.
 
     Every core runs a seed of its own. The same command goes on where it was killed, and asked for more seeds or more
-    strategies it computes what is new. Prints the statistics; report.html in the folder has the curves.
+    strategies it computes what is new. Prints the statistics; report.html in the folder has the curves. Compiled
+    programs are kept in baal_jax of your folder of caches (~/.cache), so that another study like it starts at once.
 
         python -m baal_jax study runs/digits
         python -m baal_jax study runs/digits --strategies random bald margin badge --seeds 40 --target 0.9
@@ -78,6 +79,7 @@ class Study:
 def run(wanted: Study) -> None:
     """Runs what is missing of the study that a command line asks for, and prints its statistics."""
     study.use_all_cores()
+    study.use_compilation_cache()
     if not wanted.posteriors or not {*wanted.posteriors} <= {*posteriors.REGISTRY}:
         known = ", ".join(posteriors.REGISTRY)
         raise ValueError(f"posteriors={' '.join(wanted.posteriors)} must be names of {known}, at least one")

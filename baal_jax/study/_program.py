@@ -3,8 +3,14 @@
 import hashlib
 import importlib.metadata
 import os
+import platform
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +19,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._util import checks, sources
+from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, one_of, run, shapes_of_dataset
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
+
+_FOLDER = "jax_compilation_cache_dir"
+_KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+_TRY = f"""
+import sys, jax, jax.numpy as jnp
+for name, value in {{**{_KEEP_ALL}, "{_FOLDER}": sys.argv[1]}}.items():
+    jax.config.update(name, value)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ x), x))(jnp.ones((64, 64))).block_until_ready()
+print("read" if any("cache_hits" in event for event in events) else "written")
+"""
+_QUIET: Any = {"capture_output": True, "text": True, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}}
 
 
 class Rounds(NamedTuple):
@@ -70,6 +89,53 @@ def use_all_cores(num_cores: int | None = None) -> int:
             cure = "call use_all_cores at the top of the script"
             raise ValueError(f"num_cores={cores} comes too late, JAX has computed already: {cure}") from error
     return cores
+
+
+def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
+    """Keeps compiled programs on the disk: a study of the same shapes starts without compiling.
+
+    Call it at the top of a script, after :func:`use_all_cores`. The commands do. A folder of programs belongs to a
+    version of jaxlib and to a processor, and may be deleted at any time. It has no effect where
+    ``jax_compilation_cache_dir`` names a folder.
+
+    Args:
+        folder: where; by default ``baal_jax`` in the user's folder of caches (``XDG_CACHE_HOME``, ``~/.cache``).
+
+    Returns:
+        The folder; None where programs of the disk are refused or the folder cannot be written, as a try in a process
+        of its own, once for every folder, shows.
+
+    Example:
+        >>> from baal_jax import study
+        >>> home = study.use_compilation_cache("runs/programs")        # doctest: +SKIP
+    """
+    if (given := getattr(jax.config, _FOLDER)) is not None:
+        return Path(given)
+    homes = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
+    home = os.environ.get("XDG_CACHE_HOME") or homes.get(sys.platform) or "~/.cache"
+    cpu = platform.processor() + platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line for line in lines if line.startswith(("flags", "Features"))), cpu)
+    version, features = importlib.metadata.version("jaxlib"), hashlib.sha256(cpu.encode()).hexdigest()[:12]
+    place = Path(home, "baal_jax").expanduser() if folder is None else Path(folder)
+    place = place.absolute() / f"jaxlib-{version}-{features}"
+    verdict = place / "verdict.txt"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not verdict.exists():
+            # Some processors refuse what they wrote themselves, with a line for every program, and some crash.
+            tries = [subprocess.run([sys.executable, "-c", _TRY, str(place)], **_QUIET) for _ in range(2)]
+            is_read = tries[1].returncode == 0 and tries[1].stdout.split() == ["read"] and not tries[1].stderr
+            files.write_text(verdict, "read back" if is_read else "refused")
+        if verdict.read_text() != "read back":
+            return None
+    except OSError:
+        return None
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")
+    for name, value in {**_KEEP_ALL, _FOLDER: str(place)}.items():
+        jax.config.update(name, value)
+    return place
 
 
 def programs(loops: Sequence[ActiveLoop], rounds: Rounds, data: Data) -> Callable[[ActiveLoop, int], Program]:

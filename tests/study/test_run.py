@@ -5,6 +5,9 @@ import fcntl
 import io
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -264,3 +267,27 @@ def test_cores_and_seeds_of_a_call(monkeypatch):
     assert _program.default_chunk(9) == 4
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert _program.default_chunk(9) == 9
+
+
+def test_programs_are_kept_on_the_disk(tmp_path):
+    code = """
+import sys, jax
+from baal_jax import study
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.rpartition("/")[2]))
+place = study.use_compilation_cache(sys.argv[1])
+jax.jit(lambda x: x**2 + 1).lower(1.0).compile()
+print(place, study.use_compilation_cache("elsewhere") == place, "cache_hits" in seen)
+"""
+    try_it = [sys.executable, "-c", code, str(tmp_path / "programs")]
+    tried = [subprocess.run(try_it, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    first, second = map(str.split, tried)
+        subprocess.run(try_it, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
+    )
+    assert first[0] == second[0]
+    if first[0] == "None":  # programs of the disk are refused by this processor
+        return
+    assert [first[1:], second[1:]] == [["True", "False"], ["True", "True"]]
+    assert first[0].startswith(str(tmp_path / "programs" / "jaxlib-"))
+    (Path(first[0]) / "verdict.txt").write_text("refused")
+    assert subprocess.run(try_it, capture_output=True, text=True, check=True).stdout.startswith("None")
