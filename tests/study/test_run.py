@@ -282,8 +282,6 @@ print(place, study.use_compilation_cache("elsewhere") == place, "cache_hits" in 
     try_it = [sys.executable, "-c", code, str(tmp_path / "programs")]
     tried = [subprocess.run(try_it, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     first, second = map(str.split, tried)
-        subprocess.run(try_it, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
-    )
     assert first[0] == second[0]
     if first[0] == "None":  # programs of the disk are refused by this processor
         return
