@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import baal_jax as baal
 from baal_jax import heuristics, losses, selection, study
+from baal_jax.loop import one_of
 from baal_jax.study import plots, statistics
 from baal_jax.study.results import Results
 
@@ -148,33 +149,38 @@ def over_seeds(function: Callable, **options: Any) -> Callable:
     return jax.jit(mapped, **options)
 
 
-def one_round(loop: baal.ActiveLoop, num_targets: int = 0) -> Callable:
-    """``(states, train, test) -> (states, infos)``: a round of several seeds, evaluation included; donates the states.
+def rounds(loops: Mapping[str, baal.ActiveLoop], num_targets: int = 0) -> dict[str, Callable]:
+    """Name → ``(states, train, test) -> (states, infos)``: a round of several seeds, evaluated; donates the states.
 
-    With ``num_targets`` the first so many training inputs are those whose predictions matter (EPIG).
+    The strategies differ in their acquisition alone, so they are one program with one fit in it. With ``num_targets``
+    the first so many training inputs are those whose predictions matter (EPIG).
     """
 
-    def run_one(state: baal.LoopState, train: baal.Dataset, test: baal.Dataset) -> tuple:
+    def run_one(state: baal.LoopState, which: jax.Array, train: baal.Dataset, test: baal.Dataset) -> tuple:
         targets = train.inputs[:num_targets] if num_targets else None
+        loop = one_of([*loops.values()], which)
         return baal.run(loop, None, train, test, num_rounds=1, state=state, target_inputs=targets)
 
-    return over_seeds(run_one, donate_argnums=0)
+    program = over_seeds(run_one, donate_argnums=0)
+    place = {name: jnp.int32(which) for which, name in enumerate(loops)}
+    return {name: lambda states, *data, name=name: program(states, place[name], *data) for name in loops}
 
 
-def run_strategy(
-    label: str, loop: baal.ActiveLoop, config: Rounds, train: baal.Dataset, test: baal.Dataset, progress: tqdm
-) -> Curves:
-    """All seeds of a strategy, a round at a time so that there is progress to show."""
-    progress.set_description(f"{label} (compiling)")
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    states = jax.vmap(lambda key: loop.init(key, train, config.num_initial))(keys)
-    step, infos = one_round(loop), []
-    for _ in range(config.rounds):
-        states, info = jax.block_until_ready(step(states, train, test))
-        infos.append(info)
-        show(progress, label, accuracy=info.metrics["accuracy"])
-    infos = jax.tree.map(lambda *rounds: np.concatenate(rounds, axis=1), *infos)
-    return Curves(infos.num_labelled[0], infos.metrics)
+def run_strategies(
+    loops: Mapping[str, baal.ActiveLoop], config: Rounds, train: baal.Dataset, test: baal.Dataset, progress: tqdm
+) -> dict[str, Curves]:
+    """All seeds of strategies, a round at a time so that there is progress to show."""
+    curves, keys = {}, jax.random.split(jax.random.key(config.seed), config.seeds)
+    for label, step in rounds(loops).items():
+        progress.set_description(label if curves else f"{label} (compiling)")
+        states, infos = jax.vmap(lambda key: loops[label].init(key, train, config.num_initial))(keys), []  # noqa: B023
+        for _ in range(config.rounds):
+            states, info = jax.block_until_ready(step(states, train, test))
+            infos.append(info)
+            show(progress, label, accuracy=info.metrics["accuracy"])
+        infos = jax.tree.map(lambda *rounds: np.concatenate(rounds, axis=1), *infos)
+        curves[label] = Curves(infos.num_labelled[0], infos.metrics)
+    return curves
 
 
 def run_study(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import harness
 import jax
@@ -55,21 +55,22 @@ def main(config: Config) -> dict[str, harness.Curves]:
     """Runs every strategy, then reports."""
     start = time.perf_counter()
     train, test = jax.tree.map(jnp.asarray, baal.data.digits(image=config.model == "cnn"))
-    loops = {name: make_loop(name, config) for name in config.strategies}
+    loops = make_loops(config)
     with tqdm(total=len(loops) * config.rounds, unit="round") as progress:
-        curves = {name: harness.run_strategy(name, loop, config, train, test, progress) for name, loop in loops.items()}
+        curves = harness.run_strategies(loops, config, train, test, progress)
     print(harness.learning_curve_table(curves, config.target))
     harness.report(config, start, curves, f"digits, {config.model}, {config.seeds} seeds", target=config.target)
     return curves
 
 
-def make_loop(name: str, config: Config) -> baal.ActiveLoop:
-    """The active loop of a strategy; everything but the acquisition is the same for all."""
+def make_loops(config: Config) -> dict[str, baal.ActiveLoop]:
+    """The active loop of every strategy; everything but the acquisition is the same for all."""
     model = baal.from_linen(SmallCNN() if config.model == "cnn" else MLP())
     posterior = posteriors.mc_dropout(model, harness.trainer(config))
     # Features are read by set selections such as badge; elsewhere the compiler drops them.
-    acquisition, read = harness.acquisition(name, config.coldness), features.last_hidden(model)
-    return harness.active_loop(config, posterior, acquisition, features=read)
+    options: dict[str, Any] = {"features": features.last_hidden(model)}
+    picks = {name: harness.acquisition(name, config.coldness) for name in config.strategies}
+    return {name: harness.active_loop(config, posterior, how, **options) for name, how in picks.items()}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import harness
 import jax
@@ -66,11 +67,11 @@ def main(config: Config) -> dict[str, harness.Curves]:
     curves = {}
     with tqdm(total=sum(rounds.values()) * len(config.strategies), unit="round") as progress:
         for size in config.query_sizes:
-            settings = digits.Config(**shared, num_initial=config.num_initial, query_size=size, rounds=rounds[size])
-            for name in config.strategies:
-                label = name if len(config.query_sizes) == 1 else f"{name}, {size} at a time"
-                loop = digits.make_loop(name, settings)
-                curves[label] = harness.run_strategy(label, loop, settings, train, test, progress)
+            sizes: dict[str, Any] = {"num_initial": config.num_initial, "query_size": size, "rounds": rounds[size]}
+            settings = digits.Config(**shared, **sizes, strategies=config.strategies)
+            ending = "" if len(config.query_sizes) == 1 else f", {size} at a time"
+            loops = {f"{name}{ending}": loop for name, loop in digits.make_loops(settings).items()}
+            curves |= harness.run_strategies(loops, settings, train, test, progress)
     print(table(curves, config.target))
     harness.report(config, start, curves, f"digits {config.copies} times, {config.seeds} seeds", target=config.target)
     return curves

@@ -147,7 +147,7 @@ def active_rounds(config: Config, train: baal.Dataset, test: baal.Dataset, progr
         posterior = make_posterior(method, config)
         for rule in config.strategies:
             loop, label = harness.active_loop(config, posterior, harness.acquisition(rule)), f"{method}, {rule}"
-            curves[label] = harness.run_strategy(label, loop, config, train, test, progress)
+            curves |= harness.run_strategies({label: loop}, config, train, test, progress)
     return curves
 
 

@@ -193,8 +193,7 @@ def prepare(config: Config) -> Run:
     acquisitions = {name: harness.acquisition(name, config.coldness) for name in config.strategies}
     options: dict[str, Any] = {"batch_size": config.predict_batch_size, "max_sample": config.max_sample}
     loops = {name: harness.active_loop(config, posterior, how, **options) for name, how in acquisitions.items()}
-    programs = {name: harness.one_round(loop, NUM_TARGETS) for name, loop in loops.items()}
-    return Run(config, train, test, class_names, posterior, loops, programs)
+    return Run(config, train, test, class_names, posterior, loops, harness.rounds(loops, NUM_TARGETS))
 
 
 def load(config: Config) -> tuple[baal.Dataset, baal.Dataset, tuple[str, ...]]:
