@@ -29,7 +29,6 @@ class PoolState(NamedTuple):
     labelled_at: Array
     round: Array
     targets: Any = None
-
     __repr__ = short
 
 

@@ -24,7 +24,6 @@ class ChainState(NamedTuple):
     positions: PyTree
 
     variables, steps, loss = of_network("network")
-
     __repr__ = short
 
 

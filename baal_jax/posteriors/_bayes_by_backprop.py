@@ -33,7 +33,6 @@ class VariationalState(NamedTuple):
     opt_state: PyTree
     steps: Array
     loss: Array
-
     __repr__ = short
 
 

@@ -32,7 +32,6 @@ class DropoutGPState(NamedTuple):
     age: Array
 
     variables, steps, loss = of_network("network")
-
     __repr__ = short
 
 

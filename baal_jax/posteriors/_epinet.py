@@ -28,7 +28,6 @@ class EpinetState(NamedTuple):
 
     variables, steps, _ = of_network("base")
     _, _, loss = of_network("epinet")
-
     __repr__ = short
 
 

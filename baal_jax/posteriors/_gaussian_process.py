@@ -47,7 +47,6 @@ class GaussianProcessState(NamedTuple):
     log_evidence: Array
     features: PyTree
     unit: Array
-
     __repr__ = short
 
 

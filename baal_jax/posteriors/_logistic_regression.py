@@ -35,7 +35,6 @@ class LogisticState(NamedTuple):
     factors: tuple[Array, ...]
     prior_precision: Array
     log_evidence: Array
-
     __repr__ = short
 
 

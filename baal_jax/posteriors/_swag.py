@@ -31,7 +31,6 @@ class SwagMoments(NamedTuple):
     mean: PyTree
     squares: PyTree
     deviations: PyTree
-
     __repr__ = short
 
 
