@@ -207,14 +207,11 @@ def all_of(*criteria: Criterion) -> Criterion:
 
 @functools.cache
 def _combined(criteria: tuple[Criterion, ...], combine: Callable[[Array], Array]) -> Criterion:
-    def init(outcome: Outcome) -> tuple[PyTree, ...]:
-        return tuple(criterion.init(outcome) for criterion in criteria)
-
     def update(memories: tuple[PyTree, ...], outcome: Outcome) -> tuple[tuple[PyTree, ...], Array]:
         answers = [criterion.update(memory, outcome) for criterion, memory in zip(criteria, memories, strict=True)]
         return tuple(memory for memory, _ in answers), combine(jnp.stack([stop for _, stop in answers]))
 
-    return Criterion(init, update)
+    return Criterion(lambda outcome: tuple(criterion.init(outcome) for criterion in criteria), update)
 
 
 def _metric(outcome: Outcome, name: str) -> Array:

@@ -350,14 +350,13 @@ def _as_query(folder: Path, project: _Project) -> Query:
     if path.exists() and path.read_bytes() != tasks.encode():
         raise ValueError(f"{path} is damaged or not what was asked for: delete it, and propose writes it anew")
     files.write_text(path, tasks)
-    ids = np.array(query["indices"], np.int32)
-    scores = np.array([np.nan if score is None else score for score in query["scores"]])
-    return Query(query["round"], ids, scores, np.array(project.waiting, np.int32), path)
+    ids, waiting = np.array(query["indices"], np.int32), np.array(project.waiting, np.int32)
+    return Query(query["round"], ids, np.array(query["scores"], float), waiting, path)
 
 
 def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
     told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": query["predictions"]}
-    scores = [np.nan if score is None else score for score in query["scores"]]
+    scores = np.array(query["scores"], float)  # None is NaN
     tasks = to_label_studio(query["indices"], query["references"], project["class_names"], scores=scores, **told)
     return json.dumps(tasks, indent=1, ensure_ascii=False) + "\n"
 

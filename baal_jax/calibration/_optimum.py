@@ -82,9 +82,7 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
         # −inf · (1/T) has no slope in T.
         return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))
 
-    def objective(log_t: Array) -> Array:
-        return loss(log_t) + price * log_t**2
-
+    objective = lambda log_t: loss(log_t) + price * log_t**2  # noqa: E731
     low, high = np.log(bounds).tolist()
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
     values = jax.lax.map(objective, grid)
@@ -138,9 +136,7 @@ def fit_affine(
     scale_all = jnp.exp(-fit_temperature(problem, problem.prior if diagonal is None else 0.0, BOUNDS))
     # A temperature of some classes alone would move them against the others.
     middle = jnp.where(jnp.all(seen), scale_all, 1.0) if diagonal is None else 1.0
-
-    def scaled(params: AffineParams) -> Array:
-        return jnp.where(impossible, -jnp.inf, affine(params, features))
+    scaled = lambda params: jnp.where(impossible, -jnp.inf, affine(params, features))  # noqa: E731
 
     def objective(params: AffineParams) -> Array:
         weight, shift = params
@@ -153,8 +149,7 @@ def fit_affine(
         weight = jnp.where(seen[:, None], weight, eye) if is_matrix else jnp.where(seen, weight, 1.0)
         return AffineParams(weight, jnp.where(seen, shift, 0.0))
 
-    def start_at(scale: Array) -> AffineParams:
-        return of_seen(scale * eye if is_matrix else scale, jnp.zeros((), dtype))
+    start_at = lambda scale: of_seen(scale * eye if is_matrix else scale, jnp.zeros((), dtype))  # noqa: E731
 
     def descend_from(scale: Array) -> tuple[Array, AffineParams]:
         start = start_at(scale)

@@ -135,10 +135,8 @@ def dropout_gp(
         return DropoutGPState(network, key_passes, *condition(network.variables, key_passes, dataset, labelled), age)
 
     def sample(key: Key, state: DropoutGPState, num_samples: int) -> Array:
-        def weights(key: Key) -> Array:
-            return state.mean + product(state.root, jax.random.normal(key, (num_passes,), state.mean.dtype))
-
-        return jax.vmap(weights)(jax.random.split(key, num_samples))
+        noise = lambda key: jax.random.normal(key, (num_passes,), state.mean.dtype)  # noqa: E731
+        return jax.vmap(lambda key: state.mean + product(state.root, noise(key)))(jax.random.split(key, num_samples))
 
     def apply(state: DropoutGPState, draw: Array, inputs: PyTree) -> Array:
         mean, deviations = passes(state.variables, state.key, inputs)

@@ -179,8 +179,7 @@ def gaussian_process(
             raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)
 
-    def features(state: GaussianProcessState, inputs: Array) -> Array:
-        return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
+    features = lambda state, inputs: jnp.sqrt(state.scale) * kernel.features(state.features, inputs)  # noqa: E731
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> tuple[Array, Array]:
         phi = features(state, state.inputs)

@@ -254,9 +254,8 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
     if jnp.issubdtype(target.dtype, jnp.integer):
         if target.shape or outputs.shape[0] < 2:
             cure = "pass one class an example, and the two logits of heuristics.binary_logits for a single output"
-            raise ValueError(
-                f"integer targets of shape {target.shape} an example do not fit {outputs.size} outputs: {cure}"
-            )
+            given = f"integer targets of shape {target.shape} an example do not fit {outputs.size} outputs"
+            raise ValueError(f"{given}: {cure}")
         known = counts & (target >= 0)
         log_p = numerics.log_probs(outputs)
         p = jnp.exp(log_p)

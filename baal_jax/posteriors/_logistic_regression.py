@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, linalg, numerics
+from baal_jax.posteriors import _gauss_newton
+from baal_jax.posteriors._gauss_newton import product
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
-product = linalg.product
 _MOST_WEIGHTS = 1024  # of an exact Hessian: 4 MiB, and a Cholesky factor of some milliseconds
 _ROWS = 128  # labelled rows in work at a time
 _MOST_STEPS = 100
@@ -145,10 +146,7 @@ def logistic_regression(
             flat = noise.reshape(num_samples, -1).T
             noise = linalg.solve_triangular(state.factors[0], flat, lower=True, trans="T").T.reshape(noise.shape)
         else:
-            values, left, right = state.factors
-            spread = jax.lax.rsqrt(values + state.prior_precision)
-            turned = spread[None] * product(product(left.T, noise), right)
-            noise = product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
+            noise = _gauss_newton.deviations(state.factors, state.prior_precision, noise)
         return state.weights[None] + product(noise, jnp.asarray(_contrasts(size), kind).T)
 
     def apply(_: LogisticState, draw: Array, inputs: PyTree) -> Array:
@@ -264,11 +262,10 @@ def _matrix_free(
 
         return total(of) + precision * change
 
-    def bound(change: Array) -> Array:
-        return product(vectors, product(vectors.T, change) / (jnp.maximum(values, 0.0) / 2 + precision)[:, None])
-
     from jax.scipy.sparse.linalg import cg  # which takes a tenth of the time that jax takes to load
 
+    divisor = (jnp.maximum(values, 0.0) / 2 + precision)[:, None]
+    bound = lambda change: product(vectors, product(vectors.T, change) / divisor)  # noqa: E731
     value, slope = total(lambda x, y: _likelihood(x, y, weights, contrasts)[:2])
     step = cg(hessian, -slope - precision * weights, tol=1e-2, maxiter=100, M=bound)[0]
     return value + precision / 2 * jnp.sum(weights**2), step, ()

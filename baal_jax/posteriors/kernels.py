@@ -57,8 +57,7 @@ def rbf(length_scale: float | None = None) -> Kernel:
     """
     scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
 
-    def flat(x: Array) -> Array:
-        return _float(x).reshape(x.shape[0], -1) / scale
+    flat = lambda x: _float(x).reshape(x.shape[0], -1) / scale  # noqa: E731
 
     def gram(x1: Array, x2: Array) -> Array:
         centre = jnp.mean(flat(x2), axis=0, keepdims=True)
@@ -123,8 +122,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     depth = checks.positive_int("depth", depth, 0)
     layer = _Layer(activation, weight_std, bias_std)
 
-    def flat(x: Array) -> Array:
-        return _float(x).reshape(x.shape[0], -1)
+    flat = lambda x: _float(x).reshape(x.shape[0], -1)  # noqa: E731
 
     def variances(x: Array) -> list[Array]:  # of the inputs of every layer, and of the output
         return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
@@ -202,8 +200,7 @@ def convolutional(
             raise ValueError(f"inputs have shape {x.shape}: [N, spatial…, channels] must fit filter_size={filter_size}")
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
-    def convolve(x: Array) -> Callable[[Array], Array]:
-        return lambda covariance: layer.affine(_window_mean(covariance, windows(x)))
+    convolve = lambda x: lambda covariance: layer.affine(_window_mean(covariance, windows(x)))  # noqa: E731
 
     def variances(x: Array) -> list[Array]:  # before every activation, [N, spatial…]
         return layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))

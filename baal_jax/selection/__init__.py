@@ -10,12 +10,10 @@ from baal_jax import heuristics
 from baal_jax.selection import sets
 from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
+from baal_jax.selection._cold_start import prob_cover, typiclust
 from baal_jax.selection._k_means import k_means
-from baal_jax.selection._prob_cover import prob_cover
-from baal_jax.selection._rank import precomputed, random, top_k, top_k_epig
+from baal_jax.selection._rank import power, precomputed, random, softmax, softrank, top_k, top_k_epig
 from baal_jax.selection._select import select
-from baal_jax.selection._stochastic import power, softmax, softrank
-from baal_jax.selection._typiclust import typiclust
 from baal_jax.selection.sets._acquisitions import (
     badge,
     bait,
@@ -74,8 +72,7 @@ def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
     how = next((how for how in _RANKINGS if name.startswith(f"{how}_")), "")
     score_fn = heuristics.REGISTRY.get(name.removeprefix(f"{how}_"))
     if score_fn is None:
-        raise ValueError(
-            f"name={name!r} is no strategy: use one of {', '.join([*whole, *heuristics.REGISTRY])}, or a heuristic "
-            "behind top_k_, power_, softmax_ or softrank_"
-        )
+        known = ", ".join([*whole, *heuristics.REGISTRY])
+        cure = f"use one of {known}, or a heuristic behind top_k_, power_, softmax_ or softrank_"
+        raise ValueError(f"name={name!r} is no strategy: {cure}")
     return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, coldness)

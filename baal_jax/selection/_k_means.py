@@ -117,8 +117,7 @@ def lloyd(points: Array, mask: Array, centres: Array, num_iterations: int, activ
     blocks = (active + width - 1) // width
     centres = jnp.pad(centres, ((0, -num_clusters % width), (0, 0)))
 
-    def ids_of(block: Array) -> Array:
-        return block * width + jnp.arange(width, dtype=jnp.int32)
+    ids_of = lambda block: block * width + jnp.arange(width, dtype=jnp.int32)  # noqa: E731
 
     def assign(centres: Array) -> Array:
         def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -101,9 +101,7 @@ def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_siz
         index = best_of(-losses, kept)
         return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
 
-    def held(kept: Array) -> Array:
-        return jnp.where(kept[:, None, None], picked, 0.0)
-
+    held = lambda kept: jnp.where(kept[:, None, None], picked, 0.0)  # noqa: E731
     surplus = jnp.maximum(jnp.sum(indices >= 0, dtype=jnp.int32) - query_size, 0)
     return _in_turns(drop, held, root, fisher, picked, indices >= 0, surplus)
 

@@ -47,9 +47,8 @@ def diagonal(features: Features) -> Array:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
     for factor in features.factors:
         if factor.ndim != 2:
-            raise ValueError(
-                f"features of shape {factor.shape}, not one row an example, [N, D]: bait alone reads several"
-            )
+            need = "not one row an example, [N, D]: bait alone reads several"
+            raise ValueError(f"features of shape {factor.shape}, {need}")
     return trace(features)
 
 

@@ -220,9 +220,7 @@ def _from_centres(
                 index, square = jnp.where(first, largest, index), jnp.where(first, length[largest], square)
             return index, jnp.sqrt(square)
 
-        def update(nearest: Nearest, index: Array, turn: Array) -> Nearest:
-            return _kernel.with_centre(features, diag, nearest, index)
-
+        update = lambda nearest, index, turn: _kernel.with_centre(features, diag, nearest, index)  # noqa: E731
         return one_by_one(pick, update, _kernel.nearest_of(features, diag, centres), available, query_size)
 
     return select

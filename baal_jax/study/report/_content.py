@@ -135,9 +135,8 @@ def queries(results: Results) -> dict[str, Any]:
         left_out.append(f"Queries of the first {num_seeds} seeds are listed; the folder of the study has all.")
     if cut < size:
         left_out.append(f"Of each round, the first {cut} of {size} queries are listed.")
-    listed = {}
-    for name, runs in results.runs.items():
-        listed[name] = [_queries_of(runs, i, cut) for i in range(len(runs.seeds))[:num_seeds]]
+    few = {name: range(len(runs.seeds))[:num_seeds] for name, runs in results.runs.items()}
+    listed = {name: [_queries_of(runs, i, cut) for i in few[name]] for name, runs in results.runs.items()}
     shown = {index for runs in listed.values() for run in runs for ids in run["ids"] for index in ids}
     names, known = class_names(results), targets(results)
     labels = {i: target_label(known[i], names) for i in sorted(shown) if i in known}
@@ -152,7 +151,8 @@ def page_data(results: Results) -> dict[str, Any]:
     seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
     by_class = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
-    pool = results.description.get("class_counts") or None
+    counts, diagrams = results.description.get("class_counts"), map(reliability, all_runs)
+    pool = _plain(np.divide(counts, np.sum(counts)), 4) if counts else None
     return {
         "strategies": [
             # The colour is a variable of the style sheet, light or dark.
@@ -165,13 +165,8 @@ def page_data(results: Results) -> dict[str, Any]:
         "rounds": _shape(results)[0],
         "classes": class_names(results),
         "entropy": [None if (shares := entropies(runs)) is None else _plain(shares, 4) for runs in all_runs],
-        "reliability": [
-            bins and {name: _plain(part, 4) for name, part in bins._asdict().items()}
-            for bins in map(reliability, all_runs)
-        ],
-        "queried": {"shares": by_class, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
-        if queried
-        else None,
+        "reliability": [bins and {name: _plain(part, 4) for name, part in bins._asdict().items()} for bins in diagrams],
+        "queried": {"shares": by_class, "known": known, "pool": pool} if queried else None,
         "queries": queries(results),
     }
 

@@ -407,17 +407,11 @@ def _sign_flip(differences: np.ndarray, num_resamples: int, seed: int) -> float:
         # The study itself is one of the draws: an estimate of 0 would claim more than the draws can show.
         return float((1 + (np.abs(sums) >= bound).sum()) / (1 + num_resamples))
     # A sum of all is one of the first half plus one of the second: 2^n sums are counted in 2^(n/2) searches.
-    left, right = (_all_sums(part) for part in np.array_split(differences, 2))
+    more = lambda sums, value: np.concatenate([sums - value, sums + value])  # noqa: E731
+    left, right = (functools.reduce(more, part, np.zeros(1)) for part in np.array_split(differences, 2))
     right.sort()
     above = len(right) - np.searchsorted(right, bound - left, side="left")
     return float(2 * above.sum() / 2.0**count)  # flipping every sign mirrors the sums: as many are below −bound
-
-
-def _all_sums(values: np.ndarray) -> np.ndarray:
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums - value, sums + value])
-    return sums
 
 
 @functools.lru_cache(maxsize=4)  # without ties it is the same for every metric of a study
