@@ -114,8 +114,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     patience = checks.positive_int("patience", patience)
 
     def init(outcome: Outcome) -> _Recent:
-        value = _metric(outcome, metric)
-        return _Recent(jnp.full(patience + 1, jnp.inf, value.dtype), jnp.zeros((), jnp.int32))
+        return _Recent(jnp.full(patience + 1, jnp.inf, _metric(outcome, metric).dtype), jnp.zeros((), jnp.int32))
 
     def update(memory: _Recent, outcome: Outcome) -> tuple[_Recent, Array]:
         latest = _metric(outcome, metric)

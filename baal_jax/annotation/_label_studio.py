@@ -291,8 +291,7 @@ def _answers_of(
                 cancelled.append(time)
             elif (answer := _answer_of(annotation["result"], place, class_names, kind)) is not None:
                 said.append(_Answer(answer, _annotator_of(annotation), time))
-    oldest = datetime.min.replace(tzinfo=UTC)
-    return sorted(said, key=lambda answer: answer.time or oldest), cancelled
+    return sorted(said, key=lambda answer: answer.time or datetime.min.replace(tzinfo=UTC)), cancelled
 
 
 def _annotator_of(annotation: Mapping[str, Any]) -> str | None:

@@ -41,8 +41,7 @@ class Problem(NamedTuple):
 
     def loss(self, scaled: Array) -> Array:
         chosen = jnp.take_along_axis(numerics.log_probs(scaled), self.targets[None, :, None], axis=-1, mode="fill")
-        average = numerics.log_mean_exp(chosen[..., 0])
-        return -jnp.sum(jnp.where(self.weights > 0, self.weights * average, 0.0))
+        return -jnp.sum(jnp.where(self.weights > 0, self.weights * numerics.log_mean_exp(chosen[..., 0]), 0.0))
 
     def mean(self, values: Array) -> Array:
         """Weighted mean of ``[S, M, C]`` over draws and examples."""

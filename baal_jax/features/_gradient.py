@@ -77,8 +77,7 @@ def gradient(
         params, *others = variables(state)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(params)):
             raise ValueError("params hold complex numbers, whose gradients are not sketched")
-        one = partial(_gradient_parts, value, params, others, factorise=size is not None)
-        pairs, rest = jax.vmap(one)(inputs)
+        pairs, rest = jax.vmap(partial(_gradient_parts, value, params, others, factorise=size is not None))(inputs)
         if size is None:
             return jnp.concatenate([rest[position] for position in sorted(rest)], axis=1)
         return _sketch(jax.random.key(key) if isinstance(key, int) else key, pairs, rest, size)
@@ -143,8 +142,7 @@ def _sketch(key: Key, pairs: dict[int, tuple[Array, Array]], rest: dict[int, Arr
     for position, (left, right) in sorted(pairs.items()):
         _, positions, inner = left.shape
         if _is_cheaper_formed(positions, inner, right.shape[-1], size):
-            whole = jnp.einsum("bti,bto->bio", left, right, precision="highest")
-            formed[position] = whole.reshape(left.shape[0], -1)
+            formed[position] = jnp.einsum("bti,bto->bio", left, right, precision="highest").reshape(left.shape[0], -1)
         else:
             products.append((left, right))
     flat = [formed[position] for position in sorted(formed)]

@@ -188,8 +188,7 @@ def constant_raw_std(mean: Array, std: float) -> Array:
 def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
     """Noise of the shapes and types of some arrays, from one generator: several take that much longer to compile."""
     ends = list(itertools.accumulate(leaf.size for leaf in like))
-    noise = jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32)
-    pieces = jnp.split(noise, ends[:-1])
+    pieces = jnp.split(jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32), ends[:-1])
     return [piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
 
 

@@ -87,8 +87,7 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
     def sample(key: Key, state: EnsembleState, num_samples: int) -> Variables:
         order = jax.random.permutation(key, num_members)
-        picked = order[jnp.arange(num_samples) % num_members]
-        return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
+        return jax.tree.map(lambda leaf: leaf[order[jnp.arange(num_samples) % num_members]], state.members.variables)
 
     def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(_shared(state, draw), inputs)

@@ -48,8 +48,7 @@ def sum_over_labelled(
         # As many as the labels need; one at least, for what is wanted of the last batch.
         return jax.lax.cond(numerics.largest((index == 0) | (index * size < number)), more, lambda: total), None
 
-    shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, jnp.zeros((), jnp.int32)))
     return jax.lax.scan(add, start, jnp.arange(-(-labelled.shape[0] // size), dtype=jnp.int32))[0]
 
 

@@ -284,5 +284,4 @@ def _state(
     tau, beta = (jnp.asarray(value, square_norm.dtype) for value in (tau, beta))
     curvature, log_det = _gauss_newton.with_prior(curvature, tau, beta)
     misfit = error if of_classes else 0.5 * (beta * error - num_labels * jnp.log(beta / (2 * jnp.pi)))
-    log_evidence = -misfit - 0.5 * (tau * square_norm + log_det)
-    return LaplaceState(trained, curvature, tau, jax.lax.rsqrt(beta), log_evidence)
+    return LaplaceState(trained, curvature, tau, jax.lax.rsqrt(beta), -misfit - 0.5 * (tau * square_norm + log_det))

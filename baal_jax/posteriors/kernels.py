@@ -237,8 +237,7 @@ def convolutional(
         for weights, bias in layers:
             hidden = layer.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))
         # One random sum over the positions of each channel: in expectation over signs, products of positions vanish.
-        sums = jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest")
-        return layer.readout(sums, signs.size, diagonal(x))
+        return layer.readout(jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest"), signs.size, diagonal(x))
 
     return Kernel(gram, diagonal, init, features)
 
@@ -313,8 +312,7 @@ def _float(x: Array) -> Array:
 def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
     """Mean over windows of the last axes, zeros around."""
     window = (1,) * (x.ndim - len(sides)) + sides
-    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
-    return total / math.prod(sides)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME") / math.prod(sides)
 
 
 def _convolution(x: Array, weights: Array) -> Array:

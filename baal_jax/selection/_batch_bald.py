@@ -170,8 +170,7 @@ def _entropies(joint: _Joint, p: Array) -> Array:
     columns = jnp.transpose(p, (1, 2, 0)).reshape(num_draws, -1)  # examples last: sums over classes are vectorised
     mean = jnp.matmul(jnp.exp(joint.log_weights), columns, precision="highest")
     terms = mean * jnp.log(jnp.maximum(mean, _TINY))  # 0 where the mean is
-    surprise = jnp.sum(terms.reshape(-1, num_classes, num_examples), axis=1)
-    weighted = joint.share[:, None] * surprise
+    weighted = joint.share[:, None] * jnp.sum(terms.reshape(-1, num_classes, num_examples), axis=1)
     # Ten thousand terms one after the other would be rounded off to four digits.
     parts = jnp.pad(weighted, ((0, -weighted.shape[0] % _PARTS), (0, 0))).reshape(_PARTS, -1, weighted.shape[1])
     return -jnp.sum(jnp.sum(parts, axis=0), axis=0)

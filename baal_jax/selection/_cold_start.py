@@ -73,8 +73,7 @@ def typicalities(points: Array, known: Array, assignment: Array, num_neighbours:
     distances = neighbour_distances(points, known, assignment, num_neighbours)
     there = jnp.isfinite(distances)
     count = jnp.sum(there, axis=1, dtype=distances.dtype)
-    total = jnp.sum(jnp.where(there, distances, 0.0), axis=1)
-    return jnp.where(count > 0, count / total, 0.0)
+    return jnp.where(count > 0, count / jnp.sum(jnp.where(there, distances, 0.0), axis=1), 0.0)
 
 
 def most_typical(assignment: Array, typicality: Array, available: Array, labelled: Array, num_clusters: int) -> Array:

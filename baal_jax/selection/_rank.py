@@ -201,5 +201,4 @@ def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Ar
 
 def _cooled(log_weights: Array, coldness: float) -> Array:
     """``β log w``, where ``0 · inf`` is 0."""
-    indifferent = jnp.isinf(log_weights) & (coldness == 0)
-    return jnp.where(indifferent, 0.0, coldness * log_weights)
+    return jnp.where(jnp.isinf(log_weights) & (coldness == 0), 0.0, coldness * log_weights)

@@ -359,8 +359,7 @@ def _objective(
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
     if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
         # A row without weight may be of an unknown target.
-        counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
-        targets = jnp.where(counts, targets, 0.0)
+        targets = jnp.where(batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0, targets, 0.0)
     if tasks.of_loss(recipe.loss) is not None and not hasattr(known, "shape"):
         cure = "say what the loss is to be given by from_…(…, outputs=lambda out: …)"
         raise ValueError(f"the network returns a {type(known).__name__}, not an array: {cure}")

@@ -179,8 +179,7 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
     def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
-        draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
-        return posterior.apply(state, draw, inputs)
+        return posterior.apply(state, jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1)), inputs)
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), state), rows
     leaves, structure = jax.tree.flatten(shapes)

@@ -71,9 +71,8 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         indices, scores = _forward(root, fisher, rows, available, first)
         if first == query_size:
             return indices, scores
-        kept = _backward(root, fisher, rows, indices, query_size)
         # What looked best while little was known may be of little use beside the later picks.
-        order = jnp.argsort(~kept, stable=True)[:query_size]
+        order = jnp.argsort(~_backward(root, fisher, rows, indices, query_size), stable=True)[:query_size]
         return indices[order], scores[order]
 
     return select
@@ -148,10 +147,8 @@ def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
     white = jnp.matmul(rows, inverse, precision="highest")
     variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
     inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
-    spread = jnp.matmul(white, inner, precision="highest")
-    spreads = jnp.einsum("nrd,nqd->nrq", spread, white, precision="highest")
-    covariance = jnp.matmul(inverse, inverse.T, precision="highest")
-    return _Posterior(covariance, variances, spreads, _level(spreads))
+    spreads = jnp.einsum("nrd,nqd->nrq", jnp.matmul(white, inner, precision="highest"), white, precision="highest")
+    return _Posterior(jnp.matmul(inverse, inverse.T, precision="highest"), variances, spreads, _level(spreads))
 
 
 def _level(spreads: Array) -> Array:

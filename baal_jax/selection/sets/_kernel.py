@@ -96,8 +96,7 @@ def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
 def conditioned(features: Features, known: Array, noise: float, who: str) -> Features:
     """``R⁻ᵀ φ``, whose kernel is the posterior covariance given noisy labels of some rows."""
     phi = dense(features, who)
-    root = posterior_root(phi, known, noise)
-    return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
+    return features._replace(factors=(linalg.solve_triangular(posterior_root(phi, known, noise), phi.T, trans="T").T,))
 
 
 class Nearest(NamedTuple):

@@ -123,8 +123,7 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
         centres = jnp.maximum(nearest.centres, 0)
-        sizes = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])
-        mine = sizes[centres]
+        mine = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])[centres]
         largest = mine == jnp.max(jnp.where(available, mine, -jnp.inf))
         return best_of(jnp.where(largest, nearest.distances, -jnp.inf), left)
 

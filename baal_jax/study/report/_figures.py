@@ -111,8 +111,7 @@ def _entropy(histograms: Mapping[str, np.ndarray], styles: plots.Styles, classes
 
 
 def _reliability(bins: Mapping[str, _content.Bins], styles: plots.Styles) -> Any:
-    titles = [f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()]
-    figure, axes = _grid(titles, "confidence", "accuracy")
+    figure, axes = _grid([f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()], "confidence", "accuracy")
     for ax, (name, parts) in zip(axes, bins.items(), strict=True):
         plots.plot_reliability({name: [part[-1] for part in parts[:3]]}, ax, styles=styles)
         ax.get_legend().remove()

@@ -201,8 +201,7 @@ def number(value: float) -> str:
     """Four decimals, or four digits of what is large or small; a dash for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    large_or_small = abs(value) >= 1e4 or 0 < abs(value) < 1e-3
-    return f"{value:.4g}" if large_or_small else f"{value:.4f}"
+    return f"{value:.4g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
