@@ -38,10 +38,8 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
 
 
 def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jax.jit) -> Any:
-    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold.
-
-    A ``jit`` of the module would keep them for ever, with networks and data that they captured.
-    """
+    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold."""
+    # A ``jit`` of the module would keep them for ever, with networks and data that they captured.
     if not isinstance(owner, _FUNCTIONS):  # of an object, which is not to be changed
         return lambda *arguments: _of_module(jit, function, len(static))(*static, *arguments)
     programs = vars(owner).setdefault("_programs", _Programs())
@@ -96,11 +94,9 @@ def _log(mean: Array) -> Array:
 
 
 def mean_over_draws(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Mean of ``function`` of one draw over the leading axis of arrays ``[S, …]``, exact where all draws are equal.
-
-    On a CPU one draw after the other, so that nothing in between is larger than a draw: what does not stay in a cache
-    is several times slower there. An accelerator fuses all of them.
-    """
+    """Mean of ``function`` of one draw over the leading axis of arrays ``[S, …]``, exact where all draws are equal."""
+    # On a CPU one draw after the other, so that nothing in between is larger than a draw: what does not stay in a cache
+    # is several times slower there. An accelerator fuses all of them.
 
     def one_by_one(*arrays: Array) -> Any:
         def add(before: tuple[Array, Any], draw: tuple) -> tuple[tuple[Array, Any], None]:

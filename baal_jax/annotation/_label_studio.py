@@ -272,15 +272,12 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
     return index
 
 
-def _answers_of(
-    task: Mapping[str, Any], where: str, class_names: list[str] | None, kind: str
-) -> tuple[list[_Answer], list[datetime | None]]:
+def _answers_of(task: Any, where: str, class_names: list[str] | None, kind: str) -> tuple[list[_Answer], list[Any]]:
     """Answers of a task, newest last, and when somebody refused to give one."""
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
-    said: list[_Answer] = []
-    cancelled: list[datetime | None] = []
+    said, cancelled = [], []
     for position, annotation in enumerate(annotations):
         place = f"{where}, annotation {position}"
         with files.about(place, "the file is damaged"):

@@ -248,9 +248,8 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         tasks = json.loads(export.read_text(encoding="utf-8-sig"))
     rounds = project.rounds
     of_project = {"kind": content["kind"], "project": _name(content), "num_examples": len(content["references"])}
-    annotations = from_label_studio(
-        tasks, content["class_names"], proposed=rounds, several=several, source=export.name, **of_project
-    )
+    of_project |= {"proposed": rounds, "source": export.name}
+    annotations = from_label_studio(tasks, content["class_names"], several=several, **of_project)
     checks.text(f"{export.name}: annotators", annotations.annotators)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
     for place, index in enumerate(annotations.indices.tolist()):

@@ -69,11 +69,9 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
 
 
 def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tuple[float, float]) -> Array:
-    """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
-
-    A penalty that is None is that of a Gaussian, and then the change is shrunk. A grid, as with several draws the loss
-    has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
-    """
+    """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it."""
+    # A penalty that is None is that of a Gaussian, and then the change is shrunk. A grid, as with several draws the
+    # loss has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
     price = problem.prior if penalty is None else penalty
 
@@ -100,10 +98,9 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
 
 
 def kept(problem: Problem, before: Array, after: Array) -> Array:
-    """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``.
-
-    The gain is that of all examples. Half a nat, what noise gives one free number (Wilks), is taken off (James, Stein).
-    """
+    """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``."""
+    # The gain is that of all examples. Half a nat, what noise gives one free number (Wilks), is taken off (James,
+    # Stein).
     gain = (before - after) * _PRIOR / problem.prior
     return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
 
@@ -112,15 +109,11 @@ def gains(problem: Problem, scaled: Callable[[Array], Array]) -> Array:
     return problem.loss(scaled(problem.logits)) < problem.loss(problem.logits)
 
 
-def fit_affine(
-    problem: Problem, is_matrix: bool, diagonal: float | None, off_diagonal: float | None, offset: float | None
-) -> AffineParams:
-    """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective.
-
-    Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
-    they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
-    well), in coordinates in which the curvature there is about one, whatever the scale and correlation of the logits.
-    """
+def fit_affine(problem: Problem, is_matrix: bool, diagonal: Any, off_diagonal: Any, offset: Any) -> AffineParams:
+    """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective."""
+    # Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
+    # they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
+    # well), in coordinates in which the curvature there is about one, whatever the scale and correlation of the logits.
     features, impossible = split_impossible(problem.logits)
     num_classes, dtype = features.shape[-1], features.dtype
     eye = jnp.eye(num_classes, dtype=dtype)
@@ -227,11 +220,9 @@ def split_impossible(logits: Array) -> tuple[Array, Array]:
 
 
 def _descend(objective: Callable[[Array], Array], start: Array) -> Array:
-    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen.
-
-    Near the optimum float32 rounds the objective up and down from step to step, so a descent ends only after many steps
-    in a row without progress, and the last point need not be the best one.
-    """
+    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen."""
+    # Near the optimum float32 rounds the objective up and down from step to step, so a descent ends only after many
+    # steps in a row without progress, and the last point need not be the best one.
     import optax  # heavy, and not needed to import the package
 
     solver = optax.lbfgs(memory_size=20)

@@ -99,10 +99,8 @@ def _default_scalar(outputs: PyTree) -> Array:
 def _gradient_parts(
     value: Callable, params: PyTree, constants: PyTree, example: PyTree, *, factorise: bool
 ) -> tuple[dict[int, tuple[Array, Array]], dict[int, Array]]:
-    """The gradient of one example from one backward pass.
-
-    Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
-    """
+    """The gradient of one example from one backward pass."""
+    # Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     program = programs.trace(value, params, constants, example, keep_rules=True)
     layers = programs.dense_layers(program, program.arguments[0]) if factorise else {}
     position_of = {id(layer.equation): position for position, layer in layers.items()}
@@ -188,10 +186,9 @@ def _product_sketch(signs_left: Array, signs_right: Array, left: Array, right: A
 
 
 def _count_sketch(signs: Array, turns: Array, values: Array, size: int) -> Array:
-    """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``.
-
-    Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with probability ``1 / size``.
-    """
+    """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``."""
+    # Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with probability ``1 /
+    # size``.
     batch, length = values.shape
     blocks = len(turns)
     turns = (turns % jnp.uint32(size)).astype(jnp.int32)[:, None]

@@ -27,10 +27,8 @@ _HALVINGS = 30  # to the last digit of a float32
 def sum_over_labelled(
     function: Callable[[Any, Array], tuple[Any, Any]], dataset: Any, labelled: Array, batch_size: int
 ) -> tuple[Any, Any]:
-    """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape.
-
-    ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
-    """
+    """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape."""
+    # ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     size = min(batch_size, labelled.shape[0])
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0).astype(jnp.int32)
     number = jnp.sum(labelled, dtype=jnp.int32)

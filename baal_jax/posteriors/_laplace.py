@@ -237,9 +237,7 @@ def probit(mean: Array, covariance: Array) -> Array:
     return numerics.log_probs(-jax.nn.logsumexp(-gaps, axis=-1))
 
 
-def _of_example(
-    model: Model, variables: Variables, bias: bool, example: PyTree, target: Array, counts: Array
-) -> tuple[Array, Array, tuple[Array, Array, Array], Array]:
+def _of_example(model: Model, variables: Variables, bias: bool, example: PyTree, target: Array, counts: Array) -> tuple:
     """``h [D]``, ``Λ [K, K]``, what adds up to the evidence (error, labels, examples), and the norm of the weights."""
     last = head(model, variables, example)
     error, hessian, num_labels = _likelihood(last.outputs.reshape(-1), target, counts)

@@ -40,6 +40,7 @@ class LogisticState(NamedTuple):
 
 
 _Total = Callable[[Callable[[Array, Array], Any]], Any]  # sums a function of labelled rows
+_Look = tuple[Array, Array, tuple[Array, ...]]  # value, Newton step and factors
 
 
 class _Newton(NamedTuple):
@@ -229,7 +230,7 @@ def _optimum(total: _Total, contrasts: Array, start: Array, precision: Array, sp
     return LogisticState(weights, (values, spectrum[1], right), precision, -last.value - half)
 
 
-def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) -> _Look:
     """Value, Newton step and the Cholesky factor of the Hessian."""
 
     def of(x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -249,9 +250,7 @@ def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) ->
     return value + precision / 2 * jnp.sum(weights**2), step, (factor,)
 
 
-def _matrix_free(
-    spectrum: tuple[Array, Array], total: _Total, contrasts: Array, precision: Array, weights: Array
-) -> tuple[Array, Array, tuple[Array, ...]]:
+def _matrix_free(spectrum: Any, total: _Total, contrasts: Array, precision: Array, weights: Array) -> _Look:
     """Value and Newton step, by conjugate gradients."""
     values, vectors = spectrum
 

@@ -79,10 +79,8 @@ def cluster_margin(
 
 
 def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> Array:
-    """``int32[N]``: places in order of picking, then −1: one of each group, smallest group first, and again.
-
-    Of a group the place with the smallest number in ``order`` comes first.
-    """
+    """``int32[N]``: places in order of picking, then −1: one of each group, smallest group first, and again."""
+    # Of a group the place with the smallest number in ``order`` comes first.
     place = jnp.arange(groups.shape[0], dtype=jnp.int32)
     groups = jnp.where(there, groups, 0)
     first = jax.ops.segment_min(jnp.where(there, place, place.size), groups, num_groups)[groups]

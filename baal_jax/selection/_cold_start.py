@@ -77,11 +77,9 @@ def typicalities(points: Array, known: Array, assignment: Array, num_neighbours:
 
 
 def most_typical(assignment: Array, typicality: Array, available: Array, labelled: Array, num_clusters: int) -> Array:
-    """``int32[N]``: ids in order of picking, then −1.
-
-    The ``r``-th most typical example of a cluster is picked when ``r`` others of it have been, so the cluster with the
-    fewest labels and picks comes next when examples are in order of the labels in their cluster plus ``r``.
-    """
+    """``int32[N]``: ids in order of picking, then −1."""
+    # The ``r``-th most typical example of a cluster is picked when ``r`` others of it have been, so the cluster with
+    # the fewest labels and picks comes next when examples are in order of the labels in their cluster plus ``r``.
     mine = jnp.maximum(assignment, 0)
     turn = rank_within(jnp.where(available, mine, num_clusters), -typicality)
     size = sizes_of(assignment, num_clusters)[mine]
@@ -91,11 +89,9 @@ def most_typical(assignment: Array, typicality: Array, available: Array, labelle
 
 
 def neighbour_distances(points: Array, mask: Array, groups: Array, num_neighbours: int) -> Array:
-    """Distances ``[N, k]`` from every point to its nearest others in its group, nearest first, then infinity.
-
-    Rows are sorted by group (not negative where the mask is true), and a block of them meets only the blocks that its
-    groups reach into: time is in proportion to the sum of squared group sizes, memory to ``N · k``.
-    """
+    """Distances ``[N, k]`` from every point to its nearest others in its group, nearest first, then infinity."""
+    # Rows are sorted by group (not negative where the mask is true), and a block of them meets only the blocks that its
+    # groups reach into: time is in proportion to the sum of squared group sizes, memory to ``N · k``.
     num = points.shape[0]
     groups = jnp.where(mask, groups, jnp.iinfo(jnp.int32).max)
     order = jnp.argsort(groups, stable=True)
@@ -186,10 +182,8 @@ def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: i
 
 
 def pure_radius(points: Array, known: Array, classes: Array, purity: float) -> Array:
-    """The largest radius, but for rounding, at which a share of at least ``purity`` of all balls is pure.
-
-    A ball is pure up to the nearest point of another class: a quantile of these distances, infinite with one class.
-    """
+    """The largest radius, but for rounding, at which a share of at least ``purity`` of all balls is pure."""
+    # A ball is pure up to the nearest point of another class: a quantile of these distances, infinite with one class.
     squares = jnp.sum(points * points, axis=1)
 
     def visit(nearest: Array, ids: Array, valid: Array) -> Array:

@@ -1,7 +1,7 @@
 """Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,9 +229,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
 
 
 @contextmanager
-def _bar(
-    place: _folder.Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
-) -> Iterator[Callable[[str, int], None]]:
+def _bar(place: _folder.Folder, loops: Iterable[str], seeds: Any, num_rounds: int, progress: bool) -> Iterator[Any]:
     """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
     if not progress:
         yield lambda strategy, done: None

@@ -110,14 +110,10 @@ def _rows_of(rows: Array, indices: Array) -> Array:
     return jnp.where((indices >= 0)[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
 
 
-def _in_turns(
-    step: _Step, held: Callable[[Any], Array], root: Array, fisher: Array, rows: Array, carry: Any, total: Array
-) -> Any:
-    """Take ``total`` steps and give the last ``carry``.
-
-    Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
-    from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
-    """
+def _in_turns(step: _Step, held: Callable, root: Array, fisher: Array, rows: Array, carry: Any, total: Array) -> Any:
+    """Take ``total`` steps and give the last ``carry``."""
+    # Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
+    # from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
 
     # Two loops, a cheap one inside of an exact one: under vmap both sides of a branch would be paid for in every turn.
     def steady(carry: tuple[Array, _Posterior, Any]) -> Array:
@@ -156,11 +152,9 @@ def _level(spreads: Array) -> Array:
 
 
 def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
-    """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1).
-
-    With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and
-    ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
-    """
+    """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1)."""
+    # With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and ``U
+    # P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
     wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
     matrix = _plus_one(sign * linalg.product(label, wide))
     inverse = 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)

@@ -80,10 +80,8 @@ def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
 
 
 def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
-    """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask.
-
-    By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
-    """
+    """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask."""
+    # By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
 
     def visit(root: Array, ids: Array, valid: Array) -> Array:
         some = jnp.where(valid[:, None], phi[ids] / noise, 0.0)

@@ -199,9 +199,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
     return select
 
 
-def _from_centres(
-    choose: Callable[[Nearest, Array, Array, Array], Array], use_labelled: bool, largest_first: bool = True
-) -> Selector:
+def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_first: bool = True) -> Selector:
     """A selector whose picks become centres: ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:

@@ -84,9 +84,7 @@ def _legend_above(figure: Any) -> Any:
     return figure
 
 
-def _curves(
-    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: plots.Styles
-) -> Iterator[tuple[str, Any]]:
+def _curves(file: str, study: Results, values: Mapping[str, Any], label: str, styles: plots.Styles) -> Iterator[Any]:
     curves = {}
     for name, part in values.items():
         happened = np.where(study.runs[name].stopped, np.nan, part)

@@ -60,11 +60,9 @@ def page(results: Results) -> str:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Fill in the placeholders of a template, as Mustache has them.
-
-    ``{{name}}`` is a value, escaped, and ``{{&name}}`` as it is; ``{{#name}}…{{/name}}`` stands for every item of a
-    list, or where there is a value; ``{{^name}}…{{/name}}`` where there is none.
-    """
+    """Fill in the placeholders of a template, as Mustache has them."""
+    # ``{{name}}`` is a value, escaped, and ``{{&name}}`` as it is; ``{{#name}}…{{/name}}`` stands for every item of a
+    # list, or where there is a value; ``{{^name}}…{{/name}}`` where there is none.
 
     def filled(match: re.Match[str]) -> str:
         kind, section, body, raw, name = match.groups()
