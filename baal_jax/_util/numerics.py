@@ -121,19 +121,16 @@ def variance_over_draws(function: Callable[..., Array], *arrays: Array) -> Array
 
 def mean_over_log_probs(function: Callable[[Array], Any], logits: Array) -> Any:
     """:func:`mean_over_draws` of a function of the log-probabilities ``[N, …, C]`` of one draw."""
-    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, _normaliser(logits))
+    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, jax.nn.logsumexp(as_float(logits), axis=-1))
 
 
 def log_mean_probs(logits: Array) -> Array:
     """``[N, …, C]`` log-probabilities of the mean prediction, exact where all draws are equal."""
     # In units of the first draw: where all are equal the mean is 1 and its logarithm 0. Below e⁻⁸⁰ nothing depends on
     # a digit, and above it no ratio overflows.
-    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], _normaliser(logits)[0]), -80.0))
+    normaliser = jax.nn.logsumexp(as_float(logits), axis=-1)
+    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], normaliser[0]), -80.0))
     return _log(mean_over_log_probs(lambda log_p: jnp.exp(log_p - unit), logits)) + unit
-
-
-def _normaliser(logits: Array) -> Array:
-    return jax.nn.logsumexp(as_float(logits), axis=-1)
 
 
 def _minus(logits: Array, normaliser: Array) -> Array:

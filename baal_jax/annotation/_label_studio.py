@@ -197,17 +197,12 @@ def from_label_studio(
             skipped[index] = max((time for time in cancelled if time is not None), default=None)
         else:
             unanswered[index] = None
-    order = sorted(answered)
-    dtype = np.float32 if class_names is None else np.int32
-    times = {index: answered[index].time for index in order} | skipped
-    return Annotations(
-        np.array(order, np.int32),
-        np.array([answered[index].value for index in order], dtype),
-        np.array(sorted(skipped), np.int32),
-        np.array(sorted(unanswered), np.int32),
-        tuple(answered[index].annotator for index in order),
-        {index: time.isoformat() for index, time in times.items() if time is not None},
-    )
+    indices, refused, left = (np.array(sorted(ids), np.int32) for ids in (answered, skipped, unanswered))
+    said = [answered[index] for index in sorted(answered)]
+    targets = np.array([answer.value for answer in said], np.float32 if class_names is None else np.int32)
+    times = {index: answered[index].time for index in sorted(answered)} | skipped
+    when = {index: time.isoformat() for index, time in times.items() if time is not None}
+    return Annotations(indices, targets, refused, left, tuple(answer.annotator for answer in said), when)
 
 
 class _Answer(NamedTuple):

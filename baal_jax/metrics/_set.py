@@ -141,15 +141,10 @@ def multi_label() -> MetricSet:
         values = jax.vmap(lambda *label: classes.average_precision(*label)[1], in_axes=1)(log_probs, labels)
         return classes.averaged(values, "macro")
 
-    named = {
-        "exact_match": exact_match,
-        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
-        "f1_micro": classes.f1_of_second,
-        "f1_macro": lambda *arrays: jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(*arrays)),
-        "average_precision": average_precision,
-        "nll": classes.nll,
-        "ece": calibration.ece,
-    }
+    f1_macro = lambda *arrays: jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(*arrays))  # noqa: E731
+    named = {"exact_match": exact_match, "hamming_loss": lambda *arrays: 1.0 - classes.accuracy(*arrays)}
+    named |= {"f1_micro": classes.f1_of_second, "f1_macro": f1_macro, "average_precision": average_precision}
+    named |= {"nll": classes.nll, "ece": calibration.ece}
     return _metric_set(summarise, {name: functools.partial(on_labels, metric) for name, metric in named.items()})
 
 
@@ -183,8 +178,8 @@ def gaussian_regression() -> MetricSet:
         half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
         return real.coverage(summary[0] - half, summary[0] + half, targets)
 
-    named = _OF_MEAN | {
-        "nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets),
+    named = _OF_MEAN | {"nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets)}
+    named |= {
         "crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets),
         "coverage": coverage,
     }
@@ -231,28 +226,19 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
     binned = functools.partial(functools.partial, num_bins=num_bins)
 
     part_of = lambda part: lambda *arrays: getattr(binned(calibration.reliability)(*arrays), part)  # noqa: E731
-    named: dict[str, Metric] = {
-        "accuracy": classes.accuracy,
-        **{f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k},
-        "nll": classes.nll,
-        "brier": classes.brier,
-        "ece": binned(calibration.ece),
-    }
+    named: dict[str, Metric] = {"accuracy": classes.accuracy}
+    named |= {f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k}
+    named |= {"nll": classes.nll, "brier": classes.brier, "ece": binned(calibration.ece)}
     if diagnostics:
         named |= {f"reliability_{part}": part_of(part) for part in calibration.Reliability._fields}
         named["entropy_histogram"] = calibration.entropy_histogram
         named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
-    available = {
-        "precision": classes.precision,
-        "recall": classes.recall,
-        "f1": classes.f1,
-        "confusion_matrix": classes.confusion_matrix,
-        "auroc": functools.partial(classes.auroc, average="macro"),
-        "average_precision": functools.partial(classes.average_precision, average="macro"),
-        "adaptive_ece": binned(calibration.adaptive_ece),
-        "classwise_ece": binned(calibration.classwise_ece),
-        "ece_per_class": binned(calibration.ece_per_class),
-    }
+    over_classes = functools.partial(functools.partial, average="macro")
+    available = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
+    available |= {"confusion_matrix": classes.confusion_matrix, "auroc": over_classes(classes.auroc)}
+    available |= {"average_precision": over_classes(classes.average_precision)}
+    binned_ones = (calibration.adaptive_ece, calibration.classwise_ece, calibration.ece_per_class)
+    available |= {metric.__name__: binned(metric) for metric in binned_ones}
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 

@@ -22,10 +22,8 @@ _BUILDERS = (bayes_by_backprop, deep_ensemble, dropout_gp, epinet, laplace, mc_d
 REGISTRY = {builder.__name__: builder for builder in _BUILDERS}
 """Name → builder ``(model, trainer) -> Posterior``."""
 
-__all__ = [
-    "REGISTRY", "ChainState", "DropoutGPState", "EnsembleState", "EpinetState", "GaussianProcessState", "LaplaceState",
-    "LogisticState", "Moments", "SwagMoments", "SwagState", "VariationalState", "bayes_by_backprop",
-    "bayesian_layers", "deep_ensemble", "dropout_gp", "epinet", "from_blackjax", "gaussian_process",
-    "gaussian_process_moments", "kernels", "laplace", "laplace_moments", "logistic_regression", "mc_dropconnect",
-    "mc_dropout", "probit", "swag",
-]  # fmt: skip
+__all__ = ["REGISTRY", "ChainState", "DropoutGPState", "EnsembleState", "EpinetState", "GaussianProcessState",
+           "LaplaceState", "LogisticState", "Moments", "SwagMoments", "SwagState", "VariationalState",
+           "bayes_by_backprop", "bayesian_layers", "deep_ensemble", "dropout_gp", "epinet", "from_blackjax",
+           "gaussian_process", "gaussian_process_moments", "kernels", "laplace", "laplace_moments",
+           "logistic_regression", "mc_dropconnect", "mc_dropout", "probit", "swag"]  # fmt: skip

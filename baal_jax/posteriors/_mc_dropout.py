@@ -108,7 +108,8 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
     """
     if isinstance(rate, bool) or not 0.0 < rate < 1.0:
         raise ValueError(f"rate={rate!r} must lie between 0 and 1: it is the share of the weights that is dropped")
-    choose = _is_weight if select is None else select
+    usual = lambda path, leaf: path.rsplit("/", 1)[-1] in ("kernel", "weight", "w") and leaf.ndim >= 2  # noqa: E731
+    choose = usual if select is None else select
 
     def masked(variables: Variables, key: Key) -> Variables:
         return variables._replace(params=_masked(variables.params, key, float(rate), choose))
@@ -121,10 +122,6 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
         return model.train(masked(variables, key_masks), inputs, key_model)
 
     return mc_dropout(model._replace(apply=apply, train=train), trainer)
-
-
-def _is_weight(path: str, leaf: Array) -> bool:
-    return path.rsplit("/", 1)[-1] in ("kernel", "weight", "w") and leaf.ndim >= 2
 
 
 def _masked(params: PyTree, key: Key, rate: float, select: Select) -> PyTree:

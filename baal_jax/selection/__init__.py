@@ -43,11 +43,10 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 }
 """Name → builder; each can be called without arguments."""
 
-__all__ = [
-    "REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
-    "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power", "precomputed",
-    "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig", "typiclust",
-]  # fmt: skip
+__all__ = ["REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
+           "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power",
+           "precomputed", "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig",
+           "typiclust"]  # fmt: skip
 
 
 def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
