@@ -107,9 +107,8 @@ def mean_over_draws(function: Callable[..., Any], *arrays: Array) -> Any:
         start = jax.tree.map(jnp.zeros_like, function(*(array[0] for array in arrays)))
         return jax.lax.scan(add, (jnp.zeros((), jnp.int32), start), arrays)[0][1]
 
-    def at_once(*arrays: Array) -> Any:
-        return jax.tree.map(lambda each: each[0] + jnp.mean(each - each[:1], axis=0), jax.vmap(function)(*arrays))
-
+    around_first = lambda each: each[0] + jnp.mean(each - each[:1], axis=0)  # noqa: E731
+    at_once = lambda *arrays: jax.tree.map(around_first, jax.vmap(function)(*arrays))  # noqa: E731
     return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=at_once)
 
 
@@ -128,8 +127,7 @@ def log_mean_probs(logits: Array) -> Array:
     """``[N, …, C]`` log-probabilities of the mean prediction, exact where all draws are equal."""
     # In units of the first draw: where all are equal the mean is 1 and its logarithm 0. Below e⁻⁸⁰ nothing depends on
     # a digit, and above it no ratio overflows.
-    normaliser = jax.nn.logsumexp(as_float(logits), axis=-1)
-    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], normaliser[0]), -80.0))
+    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], jax.nn.logsumexp(as_float(logits), axis=-1)[0]), -80.0))
     return _log(mean_over_log_probs(lambda log_p: jnp.exp(log_p - unit), logits)) + unit
 
 
@@ -171,8 +169,7 @@ def rank_values(scores: Array, available: Array) -> Array:
     """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
     scores = scores.astype(jnp.float32)
     scores = jnp.where(scores == 0, 0.0, scores)  # top_k would rank −0 below 0
-    values = jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST))
-    return jnp.where(available, values, -jnp.inf)
+    return jnp.where(available, jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST)), -jnp.inf)
 
 
 def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:

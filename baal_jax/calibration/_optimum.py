@@ -74,11 +74,8 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
     # loss has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
     price = problem.prior if penalty is None else penalty
-
-    def loss(log_t: Array | float) -> Array:
-        # −inf · (1/T) has no slope in T.
-        return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))
-
+    # −inf · (1/T) has no slope in T.
+    loss = lambda log_t: problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))  # noqa: E731
     objective = lambda log_t: loss(log_t) + price * log_t**2  # noqa: E731
     low, high = np.log(bounds).tolist()
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
@@ -189,7 +186,6 @@ def fit_affine(problem: Problem, is_matrix: bool, diagonal: Any, off_diagonal: A
         correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
         spectrum, basis = linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
-
     scales = jnp.stack([jnp.ones((), dtype), scale_all])
     if features.shape[0] == 1:  # convex: one start will do
         values = jax.lax.map(lambda scale: objective(start_at(scale)), scales)

@@ -57,8 +57,7 @@ def _tf_records(path: Path) -> Iterator[list[bytes]]:
 
 def _checked(path: Path, position: int, payloads: list[bytes]) -> list[bytes]:
     records = [payload[:-4] for payload in payloads]
-    stored = np.frombuffer(b"".join(payload[-4:] for payload in payloads), "<u4")
-    wrong = np.flatnonzero(_masked_crc(records) != stored)
+    wrong = np.flatnonzero(_masked_crc(records) != np.frombuffer(b"".join(payload[-4:] for payload in payloads), "<u4"))
     if wrong.size:
         raise ValueError(f"{path}: the checksum of record {position + wrong[0]} is wrong: {CURE}")
     return records

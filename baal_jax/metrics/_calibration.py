@@ -216,8 +216,7 @@ def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array, 
 def _equal_width_bins(values: Array, num_bins: int) -> Array:
     """The bin of each value in [0, 1]; 1 falls into the last one, NaN into the first."""
     num_bins = checks.positive_int("num_bins", num_bins)
-    bins = (jnp.where(jnp.isnan(values), 0.0, values) * num_bins).astype(jnp.int32)
-    return jnp.clip(bins, 0, num_bins - 1)
+    return jnp.clip((jnp.where(jnp.isnan(values), 0.0, values) * num_bins).astype(jnp.int32), 0, num_bins - 1)
 
 
 def _gaps(confidence: Array, correct: Array, cells: Array, known: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -179,10 +179,8 @@ def gaussian_regression() -> MetricSet:
         return real.coverage(summary[0] - half, summary[0] + half, targets)
 
     named = _OF_MEAN | {"nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets)}
-    named |= {
-        "crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets),
-        "coverage": coverage,
-    }
+    named |= {"crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets)}
+    named["coverage"] = coverage
     return _metric_set(summarise, named)
 
 
@@ -224,7 +222,6 @@ def regression(
 @functools.cache  # one object for one configuration, so that evaluate compiles once
 def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, extra: tuple[str, ...]) -> MetricSet:
     binned = functools.partial(functools.partial, num_bins=num_bins)
-
     part_of = lambda part: lambda *arrays: getattr(binned(calibration.reliability)(*arrays), part)  # noqa: E731
     named: dict[str, Metric] = {"accuracy": classes.accuracy}
     named |= {f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k}

@@ -195,7 +195,6 @@ def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
 def _draw(key: Key, params: PyTree) -> PyTree:
     """One set of random weights, in place of every mean; None for the others, which all draws share."""
     noise = iter(standard_normal(key, [mean for mean, _ in _random_weights(params)]))
-
     one = lambda raw, mean: None if raw is None else mean + jax.nn.softplus(raw) * next(noise)  # noqa: E731
 
     def drawn(part: PyTree) -> PyTree:
@@ -256,9 +255,8 @@ def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
     """Pairs of mean and ``raw_std``, at least one."""
     weights = []
     for part in filter(_is_gaussian, jax.tree.leaves(params, is_leaf=_is_gaussian)):
-        parts = (part["raw_std"], part["mean"])
-        raw_stds, means = (jax.tree.leaves(each, is_leaf=lambda leaf: leaf is None) for each in parts)
-        weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
+        raws, means = (jax.tree.leaves(part[name], is_leaf=lambda leaf: leaf is None) for name in ("raw_std", "mean"))
+        weights += [(mean, raw) for mean, raw in zip(means, raws, strict=True) if raw is not None]
     if not weights:
         raise ValueError("no Gaussian weights: build the network from posteriors.layers, or let select pick parameters")
     return weights

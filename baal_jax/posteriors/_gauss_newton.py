@@ -24,9 +24,7 @@ _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenval
 _HALVINGS = 30  # to the last digit of a float32
 
 
-def sum_over_labelled(
-    function: Callable[[Any, Array], tuple[Any, Any]], dataset: Any, labelled: Array, batch_size: int
-) -> tuple[Any, Any]:
+def sum_over_labelled(function: Callable, dataset: Any, labelled: Array, batch_size: int) -> tuple[Any, Any]:
     """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape."""
     # ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     size = min(batch_size, labelled.shape[0])
@@ -139,9 +137,7 @@ def likeliest_precision(square_norm: Array, curvature: Curvature) -> Array:
     return jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
 
 
-def maximise(
-    curvature: Curvature, fit: tuple, precision: Array | float | None, noise_precision: float | None
-) -> tuple[Any, Array]:
+def maximise(curvature: Curvature, fit: tuple, precision: Any, noise_precision: float | None) -> tuple[Any, Array]:
     r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where one is not given.
 
     ``fit`` is the square norm of the weights, the error (squares or minus log-likelihood) and the number of labels.

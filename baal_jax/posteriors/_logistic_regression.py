@@ -298,9 +298,7 @@ def _sum(data: Dataset, ids: Array, count: Array, bias: float, contrasts: Array,
         y = jax.nn.one_hot(data.targets[rows], contrasts.shape[0], dtype=x.dtype)
         return function(jnp.where(valid, x, 0.0), jnp.where(valid, y, 0.0))
 
-    def more(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        return carry[0] + size, jax.tree.map(jnp.add, carry[1], batch(carry[0]))
-
+    more = lambda carry: (carry[0] + size, jax.tree.map(jnp.add, carry[1], batch(carry[0])))  # noqa: E731
     end, start = numerics.largest(count), jnp.zeros((), jnp.int32)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(batch, start))
     return jax.lax.while_loop(lambda carry: carry[0] < end, more, (start, nothing))[1]

@@ -117,7 +117,6 @@ def swag(
         variables = trained.variables._replace(params=params)
         if inputs is None:
             return variables
-
         read = lambda i: (jax.random.fold_in(key, i), jax.tree.map(lambda leaf: leaf[i], inputs))  # noqa: E731
         # The batch statistics of training belong to other weights, those of its last steps.
         return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)

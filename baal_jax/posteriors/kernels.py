@@ -56,7 +56,6 @@ def rbf(length_scale: float | None = None) -> Kernel:
         [[1.         0.36787945]]
     """
     scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
-
     flat = lambda x: _float(x).reshape(x.shape[0], -1) / scale  # noqa: E731
 
     def gram(x1: Array, x2: Array) -> Array:
@@ -121,11 +120,9 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     """
     depth = checks.positive_int("depth", depth, 0)
     layer = _Layer(activation, weight_std, bias_std)
-
     flat = lambda x: _float(x).reshape(x.shape[0], -1)  # noqa: E731
-
-    def variances(x: Array) -> list[Array]:  # of the inputs of every layer, and of the output
-        return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
+    # Of the inputs of every layer, and of the output.
+    variances = lambda x: layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)  # noqa: E731
 
     def gram(x1: Array, x2: Array) -> Array:
         covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
@@ -201,12 +198,9 @@ def convolutional(
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
     convolve = lambda x: lambda covariance: layer.affine(_window_mean(covariance, windows(x)))  # noqa: E731
-
-    def variances(x: Array) -> list[Array]:  # before every activation, [N, spatial…]
-        return layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))
-
-    def read(covariance: Array, positions: int) -> Array:
-        return layer.affine(jnp.mean(covariance, axis=tuple(range(covariance.ndim - positions, covariance.ndim))))
+    # Before every activation, [N, spatial…].
+    variances = lambda x: layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))  # noqa: E731
+    read = lambda covariance, spatial: layer.affine(jnp.mean(covariance, axis=tuple(range(-spatial, 0))))  # noqa: E731
 
     def diagonal(x: Array) -> Array:
         last = variances(_float(x))[-1]

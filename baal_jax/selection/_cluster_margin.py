@@ -85,8 +85,7 @@ def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> A
     groups = jnp.where(there, groups, 0)
     first = jax.ops.segment_min(jnp.where(there, place, place.size), groups, num_groups)[groups]
     size = sizes_of(groups, num_groups, there)[groups]
-    turn = rank_within(jnp.where(there, groups, num_groups), order)
-    places = jnp.lexsort((first, size, turn, ~there))
+    places = jnp.lexsort((first, size, rank_within(jnp.where(there, groups, num_groups), order), ~there))
     return jnp.where(there[places], places, -1).astype(jnp.int32)
 
 

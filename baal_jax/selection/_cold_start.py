@@ -100,7 +100,6 @@ def neighbour_distances(points: Array, mask: Array, groups: Array, num_neighbour
     # In sorted order the neighbours of a row stand at first, …, last − 1; those of a block between its two ends.
     first = jnp.searchsorted(groups, groups, side="left").astype(jnp.int32)
     last = jnp.minimum(jnp.searchsorted(groups, groups, side="right").astype(jnp.int32), counts)
-
     height, width = min(_ROWS, num), min(_COLUMNS, num)
     columns = jnp.pad(points[order], ((0, -num % width), (0, 0)))
     squares = jnp.sum(columns * columns, axis=1)

@@ -113,7 +113,6 @@ def lloyd(points: Array, mask: Array, centres: Array, num_iterations: int, activ
     # Centres come in blocks, so that no [N, K] is held and that time follows the active ones, whose number is traced.
     blocks = (active + width - 1) // width
     centres = jnp.pad(centres, ((0, -num_clusters % width), (0, 0)))
-
     ids_of = lambda block: block * width + jnp.arange(width, dtype=jnp.int32)  # noqa: E731
 
     def assign(centres: Array) -> Array:

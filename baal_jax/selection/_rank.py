@@ -194,8 +194,7 @@ def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Ar
     values = -numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
     ordered = jnp.sort(numerics.replicate(values))
     before = jnp.searchsorted(ordered, values, side="left")
-    through = jnp.searchsorted(ordered, values, side="right")
-    rank = (before + through + 1).astype(scores.dtype) / 2
+    rank = (before + jnp.searchsorted(ordered, values, side="right") + 1).astype(scores.dtype) / 2
     return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))
 
 

@@ -84,8 +84,7 @@ def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
     # By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
 
     def visit(root: Array, ids: Array, valid: Array) -> Array:
-        some = jnp.where(valid[:, None], phi[ids] / noise, 0.0)
-        return linalg.triangular_root(jnp.concatenate([root, some]))
+        return linalg.triangular_root(jnp.concatenate([root, jnp.where(valid[:, None], phi[ids] / noise, 0.0)]))
 
     num, size = phi.shape
     return _common.over_rows(known, visit, jnp.eye(size, dtype=phi.dtype), min(size, num))

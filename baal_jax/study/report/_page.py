@@ -161,7 +161,6 @@ def _chart(data: Mapping[str, Any]) -> dict[str, Any] | None:
     points = np.concatenate([(x, mean) for _, x, mean, _, _ in curves], axis=1)
     (x0, y0), (x1, y1) = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
     stops = np.unique(points[0, np.isfinite(points[0])])
-
     across = lambda x: _LEFT + (x - x0) / max(x1 - x0, 1e-9) * (_WIDTH - _LEFT - _RIGHT)  # noqa: E731
     down = lambda y: _TOP + (y1 - np.clip(y, y0, y1)) / max(y1 - y0, 1e-9) * (_HEIGHT - _TOP - _BOTTOM)  # noqa: E731
 

@@ -402,8 +402,7 @@ def _sign_flip(differences: np.ndarray, num_resamples: int, seed: int) -> float:
     if bound <= 0:
         return 1.0
     if count > _EXACT:
-        signs = np.random.default_rng(seed).integers(0, 2, (num_resamples, count), np.int8)
-        sums = (2.0 * signs - 1.0) @ differences
+        sums = (2.0 * np.random.default_rng(seed).integers(0, 2, (num_resamples, count), np.int8) - 1.0) @ differences
         # The study itself is one of the draws: an estimate of 0 would claim more than the draws can show.
         return float((1 + (np.abs(sums) >= bound).sum()) / (1 + num_resamples))
     # A sum of all is one of the first half plus one of the second: 2^n sums are counted in 2^(n/2) searches.
