@@ -85,15 +85,13 @@ def run(wanted: Study) -> None:
     is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
     model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
     several = by_name if len(by_name) > 1 else by_name[wanted.posteriors[0]]
-    picks = {name: selection.by_name(name) for name in wanted.strategies}
     asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
     asked["features"] = getattr(features, wanted.features)(model)
     asked["metrics"] = metrics.regression() if is_regression else metrics.classification(diagnostics=True)
-    loops = study.strategies(several, picks, **asked)
+    loops = study.strategies(several, {name: selection.by_name(name) for name in wanted.strategies}, **asked)
     config = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE}
     told = {"metric": wanted.metric, "target": wanted.target, "class_names": problem.class_names}
-    title = f"Active learning on {Path(wanted.data).stem}"
-    about = study.About(title, config=config, images=problem.images, **told)
+    about = study.About(f"Active learning on {Path(wanted.data).stem}", config=config, images=problem.images, **told)
     options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
     options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk")}
     options["stop"] = None if wanted.budget is None else stopping.labelling_budget(wanted.budget)

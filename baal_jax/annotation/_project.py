@@ -212,8 +212,7 @@ def propose(
     ids = np.asarray(selection.indices)[kept]
     query = {"round": number, "indices": ids, "scores": np.asarray(selection.scores, np.float64)[kept]}
     query["predictions"] = None if shown is None else np.asarray(shown, np.float64)[kept]
-    query["references"] = [project.content["references"][index] for index in ids]
-    query = files.plain(query)
+    query = files.plain(query | {"references": [project.content["references"][index] for index in ids]})
     files.write_text(folder / f"query-{number:04d}.label_studio.json", _tasks(project.content, query))
     files.write_json(folder / f"query-{number:04d}.json", query, project.id)  # a query is there once all of it is
     project.queries.append(query)
@@ -314,8 +313,7 @@ def _read(folder: Path) -> _Project:
     """Reads and looks at all files of a project."""
     content = files.read_json(folder / "project.json", "start a project first, or restore it from a backup")
     project = _Project(content, files.digest(content), [], {}, {})
-    num_queries = sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())
-    for number in range(num_queries):
+    for number in range(sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())):
         path = folder / f"query-{number:04d}.json"
         query = files.read_json(path, _CURE, project.id)
         with files.about(path, _CURE):

@@ -20,9 +20,8 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
 
 
 def _array_records(path: Path) -> Iterator[list[bytes]]:
-    module = checks.optional_import("array_record.python.array_record_module", "data")
     with files.about(path, CURE):
-        reader = module.ArrayRecordReader(str(path))
+        reader = checks.optional_import("array_record.python.array_record_module", "data").ArrayRecordReader(str(path))
         total = reader.num_records()
         for position in range(0, total, _CHUNK):
             stop = min(position + _CHUNK, total)

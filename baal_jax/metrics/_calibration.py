@@ -204,13 +204,12 @@ def entropy_histogram(log_probs: Array, targets: Array) -> Array:
     return count_into(_equal_width_bins(share, ENTROPY_BINS), known & ~jnp.isnan(share), ENTROPY_BINS)
 
 
-def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
+def _confidence(log_probs: Array, targets: Array) -> tuple[Array, ...]:
     """Flat confidences, whether they were right (1 or 0), targets, and which targets are known."""
     log_probs, targets, known = fit_classes(log_probs, targets)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     correct = (predicted_class(log_probs) == targets).astype(confidence.dtype)
-    confidence, correct, targets, known = (leaf.ravel() for leaf in gather(confidence, correct, targets, known))
-    return confidence, correct, targets, known
+    return tuple(leaf.ravel() for leaf in gather(confidence, correct, targets, known))
 
 
 def _equal_width_bins(values: Array, num_bins: int) -> Array:

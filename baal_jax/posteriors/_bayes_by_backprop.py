@@ -145,8 +145,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         return jax.vmap(lambda key: _draw(key, state.variables.params))(jax.random.split(key, num_samples))
 
     def apply(state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
-        params = _with_draw(state.variables.params, draw)
-        return model.deterministic(state.variables._replace(params=params), inputs)
+        return model.deterministic(state.variables._replace(params=_with_draw(state.variables.params, draw)), inputs)
 
     return guarded(trainer(model, penalty=penalty), sample, apply, task_of(trainer))
 

@@ -232,10 +232,9 @@ def _in_units(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Arr
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
-    white = _whitened(cholesky, targets)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     count = num_outputs * jnp.sum(known, dtype=jnp.float32)
-    return -0.5 * (jnp.sum(white**2) + log_det + math.log(2 * math.pi) * count)
+    return -0.5 * (jnp.sum(_whitened(cholesky, targets) ** 2) + log_det + math.log(2 * math.pi) * count)
 
 
 def _values(targets: Array) -> tuple[Array, Array, Array, Array]:

@@ -167,18 +167,16 @@ def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: Scor
         key_gumbel, key_rest = jax.random.split(key)
         weights = log_weights(scores, available, coldness)
         perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
-        rest = available & jnp.isneginf(weights)
         at_random = numerics.weightless_tier(key_rest, scores.shape)
-        return jnp.where(rest, at_random, numerics.rank_values(perturbed, available))
+        return jnp.where(available & jnp.isneginf(weights), at_random, numerics.rank_values(perturbed, available))
 
     return over_scores(score_fn, values)
 
 
 def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``β log s``, −inf where a score has no weight."""
-    never_positive = ~jnp.any(available & (scores > 0))
     least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
-    scores = jnp.where(never_positive & jnp.isfinite(least), scores - least, scores)
+    scores = jnp.where(~jnp.any(available & (scores > 0)) & jnp.isfinite(least), scores - least, scores)
     weighted = scores > 0
     no_weight = jnp.where(jnp.isnan(scores), scores, -jnp.inf)
     return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), no_weight)

@@ -96,8 +96,7 @@ def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_siz
     picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
-        losses = _traces(_plus_one(-state.variances), state.spreads)
-        index = best_of(-losses, kept)
+        index = best_of(-_traces(_plus_one(-state.variances), state.spreads), kept)
         return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
 
     held = lambda kept: jnp.where(kept[:, None, None], picked, 0.0)  # noqa: E731

@@ -66,9 +66,7 @@ def column(features: Features, index: Array) -> Array:
 def centred(features: Features, counted: Array) -> Features:
     """Minus the mean of the rows that count, where features are plain: distances do not change, rounding shrinks."""
     first, *others = features.factors
-    if others or first.ndim != 2:
-        return features
-    return features._replace(factors=(_common.centred(first, counted),))
+    return features if others or first.ndim != 2 else features._replace(factors=(_common.centred(first, counted),))
 
 
 def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:

@@ -56,10 +56,9 @@ def entropies(runs: Runs) -> np.ndarray | None:
 
 def class_names(results: Results) -> list[str] | None:
     """Names of the classes, or their numbers; None in regression."""
-    names = results.description.get("class_names")
     diagnostics = [pair for runs in results.runs.values() for pair in runs.diagnostics.items()]
     count = next((value.shape[-1] for name, value in diagnostics if name.endswith("_per_class")), 0)
-    return [str(name) for name in names or range(count)] or None
+    return [str(name) for name in results.description.get("class_names") or range(count)] or None
 
 
 def targets(results: Results) -> dict[int, Any]:

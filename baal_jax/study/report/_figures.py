@@ -1,6 +1,5 @@
 """The page's figures for papers, drawn by matplotlib."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
     with matplotlib.rc_context(_SETTINGS):
         for name, figure in _all(study):
             for kind in formats:
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=kind)
-                paths.append(files.write_bytes(Path(out) / f"{name}.{kind}", buffer.getvalue()))
+                paths.append(Path(out) / f"{name}.{kind}")
+                with files.replacing(paths[-1]) as file:
+                    figure.savefig(file, format=kind)
     return paths
 
 

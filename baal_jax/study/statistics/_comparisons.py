@@ -141,10 +141,9 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
     if not (count := len(differences)):
         return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     low, high = _studentised(differences, confidence, num_resamples, seed)
-    p_value = _sign_flip(differences, num_resamples, seed)
     # With all differences of one sign, only the flips that change none or all of them give a sum as large.
     least = 2.0 ** (1 - count) if count <= _EXACT else 1 / (num_resamples + 1)
-    return Comparison(float(differences.mean()), low, high, p_value, least, count)
+    return Comparison(float(differences.mean()), low, high, _sign_flip(differences, num_resamples, seed), least, count)
 
 
 def holm(p_values: Any) -> np.ndarray:
