@@ -96,8 +96,7 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
 
 def kept(problem: Problem, before: Array, after: Array) -> Array:
     """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``."""
-    # The gain is that of all examples. Half a nat, what noise gives one free number (Wilks), is taken off (James,
-    # Stein).
+    # The gain is that of all examples, less half a nat: what noise gives one free number (Wilks; James, Stein).
     gain = (before - after) * _PRIOR / problem.prior
     return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
 

@@ -187,8 +187,7 @@ def _product_sketch(signs_left: Array, signs_right: Array, left: Array, right: A
 
 def _count_sketch(signs: Array, turns: Array, values: Array, size: int) -> Array:
     """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``."""
-    # Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with probability ``1 /
-    # size``.
+    # Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with chance ``1 / size``.
     batch, length = values.shape
     blocks = len(turns)
     turns = (turns % jnp.uint32(size)).astype(jnp.int32)[:, None]

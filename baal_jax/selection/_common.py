@@ -118,8 +118,8 @@ def points_of(features: PyTree, mask: Array, who: str) -> Array:
 
 def one_by_one(pick: Callable, update: Callable, state: Any, available: Array, query_size: int) -> tuple[Array, Array]:
     """Pick examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN."""
-    # ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and ``update(state, index,
-    # turn) -> state`` hands on what the next one knows.
+    # ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and
+    # ``update(state, index, turn) -> state`` hands on what the next one knows.
 
     def step(carry: tuple[Any, Array], turn: Array) -> tuple[tuple[Any, Array], tuple[Array, Array]]:
         state, left = carry

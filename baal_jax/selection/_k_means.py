@@ -75,8 +75,7 @@ def clusters_of(
     key: Key, points: Array, mask: Array, num_clusters: int, num_iterations: int = 100, active: Array | None = None
 ) -> Clusters:
     """k-means: Lloyd's algorithm from the seeds of :func:`k_means_pp`."""
-    # Of ``K = num_clusters`` centres ``active`` are used, a number that may be traced and that time is in proportion
-    # to.
+    # Of ``K = num_clusters`` centres ``active`` are used, a number that may be traced; time is in proportion to it.
     active = jnp.clip(jnp.asarray(num_clusters if active is None else active, jnp.int32), 1, num_clusters)
     seeds = k_means_pp(key, points, mask, num_clusters, active)
     return lloyd(points, mask, points[seeds], num_iterations, active)
@@ -85,8 +84,8 @@ def clusters_of(
 def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: Array) -> Array:
     """Greedy k-means++ seeding, ``int32[K]`` ids, of which the first ``active`` count."""
     # Of ``2 + ⌊ln K⌋`` draws in proportion to squared distances it takes the one that helps most, and of those that
-    # help as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at ``jax.random.uniform(key,
-    # (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
+    # help as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at
+    # ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
     uniforms = jax.random.uniform(key, (num_clusters, 2 + int(math.log(num_clusters))), jnp.float32)
     squares = jnp.sum(points * points, axis=1)
 

@@ -152,8 +152,8 @@ def _level(spreads: Array) -> Array:
 
 def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
     """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1)."""
-    # With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and ``U
-    # P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
+    # With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and
+    # ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
     wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
     matrix = _plus_one(sign * linalg.product(label, wide))
     inverse = 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)

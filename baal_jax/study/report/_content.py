@@ -134,8 +134,9 @@ def queries(results: Results) -> dict[str, Any]:
         left_out.append(f"Queries of the first {num_seeds} seeds are listed; the folder of the study has all.")
     if cut < size:
         left_out.append(f"Of each round, the first {cut} of {size} queries are listed.")
-    few = {name: range(len(runs.seeds))[:num_seeds] for name, runs in results.runs.items()}
-    listed = {name: [_queries_of(runs, i, cut) for i in few[name]] for name, runs in results.runs.items()}
+    listed = {}
+    for name, runs in results.runs.items():
+        listed[name] = [_queries_of(runs, i, cut) for i in range(len(runs.seeds))[:num_seeds]]
     shown = {index for runs in listed.values() for run in runs for ids in run["ids"] for index in ids}
     names, known = class_names(results), targets(results)
     labels = {i: target_label(known[i], names) for i in sorted(shown) if i in known}
