@@ -91,8 +91,7 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     outputs = numerics.as_float(outputs)
     targets = numerics.targets_for("the outputs", outputs, jnp.asarray(targets))
     known = ~jnp.isnan(targets)
-    errors = jnp.where(known, 0.5 * (outputs - jnp.where(known, targets, 0.0)) ** 2, 0.0)
-    return _mean_over_positions(errors, known)
+    return _mean_over_positions(jnp.where(known, 0.5 * (outputs - jnp.where(known, targets, 0.0)) ** 2, 0.0), known)
 
 
 def gaussian_nll(outputs: Array, targets: Array) -> Array:

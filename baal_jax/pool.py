@@ -29,7 +29,6 @@ class PoolState(NamedTuple):
     labelled_at: Array
     round: Array
     targets: Any = None
-
     __repr__ = short
 
 
@@ -145,10 +144,8 @@ def random_query(key: Key, state: PoolState, num: int) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _random_query(key: Key, state: PoolState, num: int) -> Array:
-    values = numerics.rank_values(
-        jax.random.uniform(random.vectorised(key), state.labelled_at.shape, jnp.float32), available(state)
-    )
-    return numerics.top_indices(values, num)
+    values = jax.random.uniform(random.vectorised(key), state.labelled_at.shape, jnp.float32)
+    return numerics.top_indices(numerics.rank_values(values, available(state)), num)
 
 
 def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:

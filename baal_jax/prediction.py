@@ -131,9 +131,7 @@ def _drawn(key: Key, posterior: Posterior, state: Any, num_samples: int) -> "Dra
     return numerics.jit_for(posterior.apply, draw, posterior, num_samples, None)(key, state)
 
 
-def _summarised(
-    posterior: Posterior, num: int, size: int | None, function: Callable[..., Any], of_logits: bool, *given: PyTree
-) -> PyTree:
+def _summarised(posterior: Posterior, num: int, size: Any, function: Callable, of_logits: bool, *given: PyTree) -> Any:
     key, state, inputs = given
     summary_fn = (lambda predictions: function(predictions.logits)) if of_logits else function
     summary = summarise(key, posterior, state, inputs, summary_fn, num_samples=num, batch_size=size)

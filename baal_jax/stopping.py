@@ -114,8 +114,7 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
     patience = checks.positive_int("patience", patience)
 
     def init(outcome: Outcome) -> _Recent:
-        value = _metric(outcome, metric)
-        return _Recent(jnp.full(patience + 1, jnp.inf, value.dtype), jnp.zeros((), jnp.int32))
+        return _Recent(jnp.full(patience + 1, jnp.inf, _metric(outcome, metric).dtype), jnp.zeros((), jnp.int32))
 
     def update(memory: _Recent, outcome: Outcome) -> tuple[_Recent, Array]:
         latest = _metric(outcome, metric)
@@ -207,14 +206,11 @@ def all_of(*criteria: Criterion) -> Criterion:
 
 @functools.cache
 def _combined(criteria: tuple[Criterion, ...], combine: Callable[[Array], Array]) -> Criterion:
-    def init(outcome: Outcome) -> tuple[PyTree, ...]:
-        return tuple(criterion.init(outcome) for criterion in criteria)
-
     def update(memories: tuple[PyTree, ...], outcome: Outcome) -> tuple[tuple[PyTree, ...], Array]:
         answers = [criterion.update(memory, outcome) for criterion, memory in zip(criteria, memories, strict=True)]
         return tuple(memory for memory, _ in answers), combine(jnp.stack([stop for _, stop in answers]))
 
-    return Criterion(init, update)
+    return Criterion(lambda outcome: tuple(criterion.init(outcome) for criterion in criteria), update)
 
 
 def _metric(outcome: Outcome, name: str) -> Array:

@@ -56,7 +56,6 @@ class Dataset(NamedTuple):
 
     inputs: PyTree
     targets: Any = None
-
     __repr__ = short
 
 
@@ -72,7 +71,6 @@ class Predictions(NamedTuple):
     logits: PyTree
     features: Any = None
     target_logits: Any = None
-
     __repr__ = short
 
     @classmethod
@@ -115,7 +113,6 @@ class Selection(NamedTuple):
 
     indices: Array
     scores: Array
-
     __repr__ = short
 
 
@@ -131,7 +128,6 @@ class Variables(NamedTuple):
     params: PyTree
     collections: PyTree
     frozen: PyTree = None
-
     __repr__ = short
 
 
@@ -149,7 +145,6 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     steps: Array
     loss: Array
-
     __repr__ = short
 
 
@@ -177,7 +172,6 @@ class Model(NamedTuple):
     apply: Callable[[Variables, PyTree, Key], PyTree]
     train: Callable[[Variables, PyTree, Key], tuple[PyTree, PyTree]]
     deterministic: Callable[[Variables, PyTree], PyTree] = _no_deterministic
-
     __repr__ = short
 
 
@@ -225,7 +219,6 @@ class Posterior(NamedTuple):
     apply: Callable[[Any, PyTree, PyTree], PyTree]
     task: Any = None
     num_draws: int | None = None
-
     __repr__ = short
 
 
@@ -251,7 +244,6 @@ class Acquisition(NamedTuple):
     select: SelectFn
     reads_labelled: bool = False
     tasks: tuple[str, ...] | None = None
-
     __repr__ = short
 
 
@@ -271,7 +263,6 @@ class LoopState(NamedTuple):
     posterior: Any
     step: Any = 0
     stopping: Any = None
-
     __repr__ = short
 
 
@@ -301,7 +292,6 @@ class StepInfo(NamedTuple):
     metrics: Any = None
     stopped: Any = False
     num_failed_fits: Any = 0
-
     __repr__ = short
 
 
@@ -322,5 +312,4 @@ class Round(NamedTuple):
     summarise: Callable[..., PyTree]
     select: Callable[..., tuple[Selection, StepInfo]]
     advance: Callable[..., LoopState]
-
     __repr__ = short

@@ -2,7 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import jax
 
@@ -89,24 +90,10 @@ class Ingest:
     several: Literal["newest", "majority"] = "newest"
 
 
-class Settings(NamedTuple):
-    """What project.json keeps, with what counts where nothing is said."""
-
-    data: str
-    url_prefix: str = ""
-    image_size: int = 32
-    model: str = "mlp"
-    rate: float = 0.5
-    posterior: str = "mc_dropout"
-    strategy: str = "power_bald"
-    num_initial: int = 20
-    cold_start: str = "random"
-    query_size: int = 20
-    num_samples: int = 20
-    num_steps: int = 500
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    seed: int = 0
+# What project.json keeps, with what counts where nothing is said.
+_SETTINGS: dict[str, Any] = {"data": None, "url_prefix": "", "image_size": 32, "model": "mlp", "rate": 0.5}
+_SETTINGS |= {"posterior": "mc_dropout", "strategy": "power_bald", "num_initial": 20, "cold_start": "random"}
+_SETTINGS |= {"query_size": 20, "num_samples": 20, "num_steps": 500, "batch_size": 32, "learning_rate": 1e-3, "seed": 0}
 
 
 def propose(wanted: Propose) -> None:
@@ -122,8 +109,8 @@ def propose(wanted: Propose) -> None:
     acquisition, hidden = selection.by_name(settings.strategy), features.last_hidden(model)
     sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
     loop = active_loop(by_name[settings.posterior], acquisition, features=hidden, **sizes)
-    config = settings._asdict()
-    annotation.start(wanted.folder, references=pool.references, class_names=class_names, kind=kind, config=config)
+    about = {"class_names": class_names, "kind": kind, "config": vars(settings)}
+    annotation.start(wanted.folder, references=pool.references, **about)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
     first |= {"num_initial": settings.num_initial, "key": jax.random.key(settings.seed)}
     query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, **first)
@@ -138,7 +125,7 @@ def ingest(wanted: Ingest) -> None:
     print(", ".join(f"{len(ids)} {name}" for name, ids in ingested._asdict().items()))
 
 
-def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[str] | None, Settings]:
+def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[str] | None, SimpleNamespace]:
     """What was said when the project began, or is said now; both must agree."""
     options = {name: value for name, value in vars(wanted).items() if name not in ("folder", "give_up")}
     said = {name: files.plain(value) for name, value in options.items() if value is not None}
@@ -147,15 +134,15 @@ def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[
         kind = said.pop("kind", "image")
         if class_names is None:
             said.setdefault("strategy", "variance")
-        return kind, class_names, Settings(**said)
-    if known["config"].keys() != {*Settings._fields}:
+        return kind, class_names, SimpleNamespace(**_SETTINGS | said)
+    if known["config"].keys() != _SETTINGS.keys():
         raise ValueError(f"folder={str(wanted.folder)!r} was begun from Python, with its own loop: go on from there")
     was = {**known["config"], "kind": known["kind"], "classes": known["class_names"]}
     for name, value in said.items():
         if was.get(name) != value:
             begun = f"the project was begun with {was.get(name)!r}"
             raise ValueError(f"{name}={value!r}, but {begun}: leave it out, or use another folder")
-    return known["kind"], known["class_names"], Settings(**known["config"])
+    return known["kind"], known["class_names"], SimpleNamespace(**known["config"])
 
 
 def _write_pictures(folder: Path, pool: _assemble.Pool, query: annotation.Query) -> None:

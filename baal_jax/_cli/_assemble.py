@@ -139,11 +139,9 @@ def _flat(rows: np.ndarray) -> np.ndarray:
     return flat / 255 if rows.dtype == np.uint8 else flat
 
 
-def learners(
-    options: Any, names: Sequence[str], num_classes: int | None, input_shape: Sequence[int]
-) -> tuple[Model, dict[str, Posterior]]:
+def learners(options: Any, names: Any, num_classes: int | None, shape: Any) -> tuple[Model, dict[str, Posterior]]:
     """The network that options name, and posteriors of it and its trainer by name; without classes for numbers."""
-    model = network(options.model, num_classes or 1, input_shape, options.rate)
+    model = network(options.model, num_classes or 1, shape, options.rate)
     loss = losses.squared_error if num_classes is None else losses.cross_entropy
     fit = trainer(optax.adam(options.learning_rate), loss, num_steps=options.num_steps, batch_size=options.batch_size)
     for name in names:

@@ -86,23 +86,14 @@ def run(wanted: Study) -> None:
     problem = _assemble.problem(wanted)
     is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
     model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
-    loops = study.strategies(
-        by_name if len(by_name) > 1 else by_name[wanted.posteriors[0]],
-        {name: selection.by_name(name) for name in wanted.strategies},
-        query_size=wanted.query_size,
-        num_samples=wanted.num_samples,
-        max_sample=wanted.max_sample,
-        features=getattr(features, wanted.features)(model),
-        metrics=metrics.regression() if is_regression else metrics.classification(diagnostics=True),
-    )
-    about = study.About(
-        name=f"Active learning on {Path(wanted.data).stem}",
-        metric=wanted.metric,
-        target=wanted.target,
-        class_names=problem.class_names,
-        config={name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE},
-        images=problem.images,
-    )
+    several = by_name if len(by_name) > 1 else by_name[wanted.posteriors[0]]
+    asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
+    asked["features"] = getattr(features, wanted.features)(model)
+    asked["metrics"] = metrics.regression() if is_regression else metrics.classification(diagnostics=True)
+    loops = study.strategies(several, {name: selection.by_name(name) for name in wanted.strategies}, **asked)
+    config = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE}
+    told = {"metric": wanted.metric, "target": wanted.target, "class_names": problem.class_names}
+    about = study.About(f"Active learning on {Path(wanted.data).stem}", config=config, images=problem.images, **told)
     options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
     options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk")}
     options["stop"] = None if wanted.budget is None else stopping.labelling_budget(wanted.budget)

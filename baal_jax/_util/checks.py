@@ -51,8 +51,7 @@ def text(name: str, value: Any, lines: bool = False) -> None:
     is_mapping = isinstance(value, Mapping)
     for part in [*value, *value.values()] if is_mapping else value if isinstance(value, list | tuple) else ():
         text(name, part, lines)
-    unfit = _UNFIT if lines else rf"{_UNFIT}|[\t\n\r]"
-    if isinstance(value, str) and (wrong := re.search(unfit, value)):
+    if isinstance(value, str) and (wrong := re.search(_UNFIT if lines else rf"{_UNFIT}|[\t\n\r]", value)):
         raise ValueError(f"{name} holds {_shown(value)}, but {wrong[0]!r} cannot be written: leave it out")
 
 

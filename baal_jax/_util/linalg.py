@@ -28,8 +28,7 @@ class Eliminated(NamedTuple):
 
 def _each(function: Callable[..., Any], *arguments: Array) -> Any:
     """``function(*arguments)``, one after the other on a CPU wherever ``vmap`` makes a batch of it; not transposed."""
-    alone = jax.custom_batching.sequential_vmap(function)
-    return jax.lax.platform_dependent(*arguments, cpu=alone, default=function)
+    return jax.lax.platform_dependent(*arguments, cpu=jax.custom_batching.sequential_vmap(function), default=function)
 
 
 @jax.custom_jvp

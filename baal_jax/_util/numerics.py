@@ -38,10 +38,8 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
 
 
 def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jax.jit) -> Any:
-    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold.
-
-    A ``jit`` of the module would keep them for ever, with networks and data that they captured.
-    """
+    """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold."""
+    # A ``jit`` of the module would keep them for ever, with networks and data that they captured.
     if not isinstance(owner, _FUNCTIONS):  # of an object, which is not to be changed
         return lambda *arguments: _of_module(jit, function, len(static))(*static, *arguments)
     programs = vars(owner).setdefault("_programs", _Programs())
@@ -96,11 +94,9 @@ def _log(mean: Array) -> Array:
 
 
 def mean_over_draws(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Mean of ``function`` of one draw over the leading axis of arrays ``[S, …]``, exact where all draws are equal.
-
-    On a CPU one draw after the other, so that nothing in between is larger than a draw: what does not stay in a cache
-    is several times slower there. An accelerator fuses all of them.
-    """
+    """Mean of ``function`` of one draw over the leading axis of arrays ``[S, …]``, exact where all draws are equal."""
+    # On a CPU one draw after the other, so that nothing in between is larger than a draw: what does not stay in a cache
+    # is several times slower there. An accelerator fuses all of them.
 
     def one_by_one(*arrays: Array) -> Any:
         def add(before: tuple[Array, Any], draw: tuple) -> tuple[tuple[Array, Any], None]:
@@ -111,9 +107,8 @@ def mean_over_draws(function: Callable[..., Any], *arrays: Array) -> Any:
         start = jax.tree.map(jnp.zeros_like, function(*(array[0] for array in arrays)))
         return jax.lax.scan(add, (jnp.zeros((), jnp.int32), start), arrays)[0][1]
 
-    def at_once(*arrays: Array) -> Any:
-        return jax.tree.map(lambda each: each[0] + jnp.mean(each - each[:1], axis=0), jax.vmap(function)(*arrays))
-
+    around_first = lambda each: each[0] + jnp.mean(each - each[:1], axis=0)  # noqa: E731
+    at_once = lambda *arrays: jax.tree.map(around_first, jax.vmap(function)(*arrays))  # noqa: E731
     return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=at_once)
 
 
@@ -125,19 +120,15 @@ def variance_over_draws(function: Callable[..., Array], *arrays: Array) -> Array
 
 def mean_over_log_probs(function: Callable[[Array], Any], logits: Array) -> Any:
     """:func:`mean_over_draws` of a function of the log-probabilities ``[N, …, C]`` of one draw."""
-    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, _normaliser(logits))
+    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, jax.nn.logsumexp(as_float(logits), axis=-1))
 
 
 def log_mean_probs(logits: Array) -> Array:
     """``[N, …, C]`` log-probabilities of the mean prediction, exact where all draws are equal."""
     # In units of the first draw: where all are equal the mean is 1 and its logarithm 0. Below e⁻⁸⁰ nothing depends on
     # a digit, and above it no ratio overflows.
-    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], _normaliser(logits)[0]), -80.0))
+    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], jax.nn.logsumexp(as_float(logits), axis=-1)[0]), -80.0))
     return _log(mean_over_log_probs(lambda log_p: jnp.exp(log_p - unit), logits)) + unit
-
-
-def _normaliser(logits: Array) -> Array:
-    return jax.nn.logsumexp(as_float(logits), axis=-1)
 
 
 def _minus(logits: Array, normaliser: Array) -> Array:
@@ -178,8 +169,7 @@ def rank_values(scores: Array, available: Array) -> Array:
     """Finite float32 ranking keys: scores in their order, then NaN, and −inf for what is not available."""
     scores = scores.astype(jnp.float32)
     scores = jnp.where(scores == 0, 0.0, scores)  # top_k would rank −0 below 0
-    values = jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST))
-    return jnp.where(available, values, -jnp.inf)
+    return jnp.where(available, jnp.where(jnp.isnan(scores), _NAN, jnp.clip(scores, _LOWEST, _LARGEST)), -jnp.inf)
 
 
 def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:

@@ -96,11 +96,9 @@ def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) ->
 
 
 def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:
-    """``function`` of arrays ``[N, …]``, at most ``batch_size`` examples at a time, inside ``jit``.
-
-    Batch ``j`` of ``J`` holds the examples ``j, j + J, j + 2J, …``, so that with inputs sharded over their first axis
-    every device works on examples of its own in every batch.
-    """
+    """``function`` of arrays ``[N, …]``, at most ``batch_size`` examples at a time, inside ``jit``."""
+    # Batch ``j`` of ``J`` holds the examples ``j, j + J, j + 2J, …``, so that with inputs sharded over their first axis
+    # every device works on examples of its own in every batch.
     total = jax.tree.leaves(inputs)[0].shape[0]
     num_batches = -(-total // batch_size)
     if num_batches <= 1:

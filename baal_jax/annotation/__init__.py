@@ -25,7 +25,5 @@ The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has 
 from baal_jax.annotation._label_studio import Annotations, from_label_studio, labelling_config, to_label_studio
 from baal_jax.annotation._project import Ingested, Query, answers, ingest, propose, start
 
-__all__ = [
-    "Annotations", "Ingested", "Query", "answers", "from_label_studio", "ingest", "labelling_config", "propose",
-    "start", "to_label_studio",
-]  # fmt: skip
+__all__ = ["Annotations", "Ingested", "Query", "answers", "from_label_studio", "ingest", "labelling_config", "propose",
+           "start", "to_label_studio"]  # fmt: skip

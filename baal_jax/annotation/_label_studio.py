@@ -197,17 +197,12 @@ def from_label_studio(
             skipped[index] = max((time for time in cancelled if time is not None), default=None)
         else:
             unanswered[index] = None
-    order = sorted(answered)
-    dtype = np.float32 if class_names is None else np.int32
-    times = {index: answered[index].time for index in order} | skipped
-    return Annotations(
-        np.array(order, np.int32),
-        np.array([answered[index].value for index in order], dtype),
-        np.array(sorted(skipped), np.int32),
-        np.array(sorted(unanswered), np.int32),
-        tuple(answered[index].annotator for index in order),
-        {index: time.isoformat() for index, time in times.items() if time is not None},
-    )
+    indices, refused, left = (np.array(sorted(ids), np.int32) for ids in (answered, skipped, unanswered))
+    said = [answered[index] for index in sorted(answered)]
+    targets = np.array([answer.value for answer in said], np.float32 if class_names is None else np.int32)
+    times = {index: answered[index].time for index in sorted(answered)} | skipped
+    when = {index: time.isoformat() for index, time in times.items() if time is not None}
+    return Annotations(indices, targets, refused, left, tuple(answer.annotator for answer in said), when)
 
 
 class _Answer(NamedTuple):
@@ -272,15 +267,12 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
     return index
 
 
-def _answers_of(
-    task: Mapping[str, Any], where: str, class_names: list[str] | None, kind: str
-) -> tuple[list[_Answer], list[datetime | None]]:
+def _answers_of(task: Any, where: str, class_names: list[str] | None, kind: str) -> tuple[list[_Answer], list[Any]]:
     """Answers of a task, newest last, and when somebody refused to give one."""
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
-    said: list[_Answer] = []
-    cancelled: list[datetime | None] = []
+    said, cancelled = [], []
     for position, annotation in enumerate(annotations):
         place = f"{where}, annotation {position}"
         with files.about(place, "the file is damaged"):
@@ -291,8 +283,7 @@ def _answers_of(
                 cancelled.append(time)
             elif (answer := _answer_of(annotation["result"], place, class_names, kind)) is not None:
                 said.append(_Answer(answer, _annotator_of(annotation), time))
-    oldest = datetime.min.replace(tzinfo=UTC)
-    return sorted(said, key=lambda answer: answer.time or oldest), cancelled
+    return sorted(said, key=lambda answer: answer.time or datetime.min.replace(tzinfo=UTC)), cancelled
 
 
 def _annotator_of(annotation: Mapping[str, Any]) -> str | None:

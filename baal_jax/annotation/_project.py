@@ -212,8 +212,7 @@ def propose(
     ids = np.asarray(selection.indices)[kept]
     query = {"round": number, "indices": ids, "scores": np.asarray(selection.scores, np.float64)[kept]}
     query["predictions"] = None if shown is None else np.asarray(shown, np.float64)[kept]
-    query["references"] = [project.content["references"][index] for index in ids]
-    query = files.plain(query)
+    query = files.plain(query | {"references": [project.content["references"][index] for index in ids]})
     files.write_text(folder / f"query-{number:04d}.label_studio.json", _tasks(project.content, query))
     files.write_json(folder / f"query-{number:04d}.json", query, project.id)  # a query is there once all of it is
     project.queries.append(query)
@@ -248,9 +247,8 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         tasks = json.loads(export.read_text(encoding="utf-8-sig"))
     rounds = project.rounds
     of_project = {"kind": content["kind"], "project": _name(content), "num_examples": len(content["references"])}
-    annotations = from_label_studio(
-        tasks, content["class_names"], proposed=rounds, several=several, source=export.name, **of_project
-    )
+    of_project |= {"proposed": rounds, "source": export.name}
+    annotations = from_label_studio(tasks, content["class_names"], several=several, **of_project)
     checks.text(f"{export.name}: annotators", annotations.annotators)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
     for place, index in enumerate(annotations.indices.tolist()):
@@ -315,8 +313,7 @@ def _read(folder: Path) -> _Project:
     """Reads and looks at all files of a project."""
     content = files.read_json(folder / "project.json", "start a project first, or restore it from a backup")
     project = _Project(content, files.digest(content), [], {}, {})
-    num_queries = sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())
-    for number in range(num_queries):
+    for number in range(sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())):
         path = folder / f"query-{number:04d}.json"
         query = files.read_json(path, _CURE, project.id)
         with files.about(path, _CURE):
@@ -350,14 +347,13 @@ def _as_query(folder: Path, project: _Project) -> Query:
     if path.exists() and path.read_bytes() != tasks.encode():
         raise ValueError(f"{path} is damaged or not what was asked for: delete it, and propose writes it anew")
     files.write_text(path, tasks)
-    ids = np.array(query["indices"], np.int32)
-    scores = np.array([np.nan if score is None else score for score in query["scores"]])
-    return Query(query["round"], ids, scores, np.array(project.waiting, np.int32), path)
+    ids, waiting = np.array(query["indices"], np.int32), np.array(project.waiting, np.int32)
+    return Query(query["round"], ids, np.array(query["scores"], float), waiting, path)
 
 
 def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
     told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": query["predictions"]}
-    scores = [np.nan if score is None else score for score in query["scores"]]
+    scores = np.array(query["scores"], float)  # None is NaN
     tasks = to_label_studio(query["indices"], query["references"], project["class_names"], scores=scores, **told)
     return json.dumps(tasks, indent=1, ensure_ascii=False) + "\n"
 

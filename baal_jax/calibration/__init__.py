@@ -21,7 +21,5 @@ from baal_jax.calibration._scalings import AffineParams, Scaling, TemperaturePar
 REGISTRY: dict[str, Callable[..., Scaling]] = {"dirichlet": dirichlet, "temperature": temperature, "vector": vector}
 """Name → builder of a :class:`Scaling`, all of whose arguments have defaults."""
 
-__all__ = [
-    "REGISTRY", "AffineParams", "CalibratedState", "Scaling", "TemperatureParams", "calibrated", "dirichlet",
-    "temperature", "vector",
-]  # fmt: skip
+__all__ = ["REGISTRY", "AffineParams", "CalibratedState", "Scaling", "TemperatureParams", "calibrated", "dirichlet",
+           "temperature", "vector"]  # fmt: skip

@@ -41,8 +41,7 @@ class Problem(NamedTuple):
 
     def loss(self, scaled: Array) -> Array:
         chosen = jnp.take_along_axis(numerics.log_probs(scaled), self.targets[None, :, None], axis=-1, mode="fill")
-        average = numerics.log_mean_exp(chosen[..., 0])
-        return -jnp.sum(jnp.where(self.weights > 0, self.weights * average, 0.0))
+        return -jnp.sum(jnp.where(self.weights > 0, self.weights * numerics.log_mean_exp(chosen[..., 0]), 0.0))
 
     def mean(self, values: Array) -> Array:
         """Weighted mean of ``[S, M, C]`` over draws and examples."""
@@ -70,21 +69,14 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
 
 
 def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tuple[float, float]) -> Array:
-    """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it.
-
-    A penalty that is None is that of a Gaussian, and then the change is shrunk. A grid, as with several draws the loss
-    has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
-    """
+    """``log T`` of the smallest objective: the best point of a grid, and bisection of the slope beside it."""
+    # A penalty that is None is that of a Gaussian, and then the change is shrunk. A grid, as with several draws the
+    # loss has local minima; bisection, as the sign of a slope is still right where rounding hides what the loss gains.
     log_p, impossible = split_impossible(numerics.log_probs(problem.logits))
     price = problem.prior if penalty is None else penalty
-
-    def loss(log_t: Array | float) -> Array:
-        # −inf · (1/T) has no slope in T.
-        return problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))
-
-    def objective(log_t: Array) -> Array:
-        return loss(log_t) + price * log_t**2
-
+    # −inf · (1/T) has no slope in T.
+    loss = lambda log_t: problem.loss(jnp.where(impossible, -jnp.inf, log_p * jnp.exp(-log_t)))  # noqa: E731
+    objective = lambda log_t: loss(log_t) + price * log_t**2  # noqa: E731
     low, high = np.log(bounds).tolist()
     grid = jnp.linspace(low, high, _GRID, dtype=log_p.dtype)
     values = jax.lax.map(objective, grid)
@@ -103,10 +95,8 @@ def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tup
 
 
 def kept(problem: Problem, before: Array, after: Array) -> Array:
-    """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``.
-
-    The gain is that of all examples. Half a nat, what noise gives one free number (Wilks), is taken off (James, Stein).
-    """
+    """Which part of a change to keep whose loss was ``before`` and is ``after``: ``max(0, 1 − 1 / (2 gain))``."""
+    # The gain is that of all examples, less half a nat: what noise gives one free number (Wilks; James, Stein).
     gain = (before - after) * _PRIOR / problem.prior
     return jnp.where(gain > 0.5, 1.0 - 0.5 / jnp.where(gain > 0.5, gain, 1.0), 0.0)
 
@@ -115,15 +105,11 @@ def gains(problem: Problem, scaled: Callable[[Array], Array]) -> Array:
     return problem.loss(scaled(problem.logits)) < problem.loss(problem.logits)
 
 
-def fit_affine(
-    problem: Problem, is_matrix: bool, diagonal: float | None, off_diagonal: float | None, offset: float | None
-) -> AffineParams:
-    """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective.
-
-    Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
-    they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
-    well), in coordinates in which the curvature there is about one, whatever the scale and correlation of the logits.
-    """
+def fit_affine(problem: Problem, is_matrix: bool, diagonal: Any, off_diagonal: Any, offset: Any) -> AffineParams:
+    """Weight (``[C, C]`` or its diagonal ``[C]``) and offset ``[C]`` of the smallest objective."""
+    # Penalties that are None are those of a Gaussian, and then the change is shrunk. Classes that were not seen stay as
+    # they are. The search starts at a temperature (with several draws, where there are local minima, at the identity as
+    # well), in coordinates in which the curvature there is about one, whatever the scale and correlation of the logits.
     features, impossible = split_impossible(problem.logits)
     num_classes, dtype = features.shape[-1], features.dtype
     eye = jnp.eye(num_classes, dtype=dtype)
@@ -138,9 +124,7 @@ def fit_affine(
     scale_all = jnp.exp(-fit_temperature(problem, problem.prior if diagonal is None else 0.0, BOUNDS))
     # A temperature of some classes alone would move them against the others.
     middle = jnp.where(jnp.all(seen), scale_all, 1.0) if diagonal is None else 1.0
-
-    def scaled(params: AffineParams) -> Array:
-        return jnp.where(impossible, -jnp.inf, affine(params, features))
+    scaled = lambda params: jnp.where(impossible, -jnp.inf, affine(params, features))  # noqa: E731
 
     def objective(params: AffineParams) -> Array:
         weight, shift = params
@@ -153,8 +137,7 @@ def fit_affine(
         weight = jnp.where(seen[:, None], weight, eye) if is_matrix else jnp.where(seen, weight, 1.0)
         return AffineParams(weight, jnp.where(seen, shift, 0.0))
 
-    def start_at(scale: Array) -> AffineParams:
-        return of_seen(scale * eye if is_matrix else scale, jnp.zeros((), dtype))
+    start_at = lambda scale: of_seen(scale * eye if is_matrix else scale, jnp.zeros((), dtype))  # noqa: E731
 
     def descend_from(scale: Array) -> tuple[Array, AffineParams]:
         start = start_at(scale)
@@ -202,7 +185,6 @@ def fit_affine(
         correlation = jnp.einsum("m,smi,smj->ij", problem.weights, around, around, precision="highest")
         spectrum, basis = linalg.eigh(correlation / features.shape[0])
         spectrum = jnp.maximum(spectrum, 0.0) + 1e-5
-
     scales = jnp.stack([jnp.ones((), dtype), scale_all])
     if features.shape[0] == 1:  # convex: one start will do
         values = jax.lax.map(lambda scale: objective(start_at(scale)), scales)
@@ -233,11 +215,9 @@ def split_impossible(logits: Array) -> tuple[Array, Array]:
 
 
 def _descend(objective: Callable[[Array], Array], start: Array) -> Array:
-    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen.
-
-    Near the optimum float32 rounds the objective up and down from step to step, so a descent ends only after many steps
-    in a row without progress, and the last point need not be the best one.
-    """
+    """L-BFGS until the gradient is small or the objective falls no more; returns the best point seen."""
+    # Near the optimum float32 rounds the objective up and down from step to step, so a descent ends only after many
+    # steps in a row without progress, and the last point need not be the best one.
     import optax  # heavy, and not needed to import the package
 
     solver = optax.lbfgs(memory_size=20)

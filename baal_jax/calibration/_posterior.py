@@ -94,8 +94,8 @@ def calibrated(
     if not isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling!r} is no Scaling: call its builder, as in calibration.temperature()")
     max_held_out = checks.positive_int("max_held_out", max_held_out)
-    num_samples = checks.positive_int("num_samples", num_samples)
-    batch_size = None if batch_size is None else checks.positive_int("batch_size", batch_size)
+    sizes: dict[str, Any] = {"num_samples": checks.positive_int("num_samples", num_samples)}
+    sizes["batch_size"] = checks.optional_int("batch_size", batch_size)
     if validation is not None:
         if held_out is not None:
             raise ValueError(f"held_out={held_out} beside validation: leave one of them out")
@@ -105,9 +105,7 @@ def calibrated(
     folds = _FOLDS if held_out is None else 1
     if held_out is not None and not 0.0 < (held_out := checks.finite_float("held_out", held_out, 0.0)) <= 0.5:
         raise ValueError(f"held_out={held_out} must be more than 0 and at most 0.5: it is a share of the labels")
-
-    def outputs_of(key: Key, state: Any, inputs: PyTree) -> Array:
-        return predict(key, posterior, state, inputs, num_samples=num_samples, batch_size=batch_size)
+    outputs_of = lambda key, state, inputs: predict(key, posterior, state, inputs, **sizes)  # noqa: E731
 
     def unseen(key: Key, dataset: Dataset, labelled: Array, rows: Array, counts: Array) -> Array:
         """Outputs of every row by a fit without it, and without those of its fold."""

@@ -5,7 +5,5 @@ from baal_jax.data._adapters import Regression, digits, from_arrays, from_huggin
 from baal_jax.data._cifar10 import cifar10
 from baal_jax.data._tfds import CIFAR10_CLASSES, class_names, from_tfds
 
-__all__ = [
-    "CIFAR10_CLASSES", "Regression", "View", "cifar10", "class_names", "digits", "from_arrays", "from_huggingface",
-    "from_tfds", "uci",
-]  # fmt: skip
+__all__ = ["CIFAR10_CLASSES", "Regression", "View", "cifar10", "class_names", "digits", "from_arrays",
+           "from_huggingface", "from_tfds", "uci"]  # fmt: skip

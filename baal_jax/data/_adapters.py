@@ -106,9 +106,8 @@ def digits(num_test: int = 360, seed: int = 0, *, image: bool = False) -> tuple[
         >>> train.inputs.shape, test.targets.shape
         ((1437, 64), (360,))
     """
-    datasets = checks.optional_import("sklearn.datasets", "data")
-    loaded = datasets.load_digits()
-    inputs = (loaded.data / 16).astype(np.float32)
+    loaded = checks.optional_import("sklearn.datasets", "data").load_digits()
+    inputs = (loaded.data / 16).astype(np.float32).reshape((-1, 8, 8, 1) if image else (-1, 64))
     targets = loaded.target.astype(np.int32)
     if checks.positive_int("num_test", num_test) >= len(targets):
         raise ValueError(f"num_test={num_test} leaves nothing to train on: there are {len(targets)} images")
@@ -117,8 +116,6 @@ def digits(num_test: int = 360, seed: int = 0, *, image: bool = False) -> tuple[
     by_class = order[np.argsort(targets[order], kind="stable")]
     held_out = by_class[np.linspace(0, len(targets) - 1, num_test).round().astype(int)]
     kept = np.setdiff1d(order, held_out)
-    if image:
-        inputs = inputs.reshape(-1, 8, 8, 1)
     return Dataset(inputs[kept], targets[kept]), Dataset(inputs[held_out], targets[held_out])
 
 

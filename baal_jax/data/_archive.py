@@ -73,9 +73,7 @@ class _Array:
 
 
 def _from_buffer(content: bytes, kind: _DType, shape: tuple[int, ...], order: bytes | str) -> np.ndarray:
-    dtype = np.dtype(kind.name)
-    if kind.order in ("<", ">"):
-        dtype = dtype.newbyteorder(kind.order)
+    dtype = np.dtype(kind.name).newbyteorder(kind.order if kind.order in ("<", ">") else "|")  # "|" changes nothing
     return np.frombuffer(content, dtype).reshape(shape, order="F" if _text(order) == "F" else "C")
 
 

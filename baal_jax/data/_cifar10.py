@@ -58,8 +58,7 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
 def _archives(root: Path, tried: list[str]) -> tuple[Dataset, ...] | None:
     for kind, folder, archive, suffix in _ARCHIVES:
         names = [name + suffix for name in _SUMS]
-        places = [root / folder, root / archive, root / "cifar10" / folder, root / "cifar10" / archive, root]
-        for place in places:
+        for place in [root / folder, root / archive, root / "cifar10" / folder, root / "cifar10" / archive, root]:
             inside = place.is_dir() and any((place / name).is_file() for name in names)
             if inside or (place.is_file() and place.name == archive):
                 return _read_archive(place, names)

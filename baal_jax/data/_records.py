@@ -20,9 +20,8 @@ def read(path: Path, file_format: str) -> Iterator[list[bytes]]:
 
 
 def _array_records(path: Path) -> Iterator[list[bytes]]:
-    module = checks.optional_import("array_record.python.array_record_module", "data")
     with files.about(path, CURE):
-        reader = module.ArrayRecordReader(str(path))
+        reader = checks.optional_import("array_record.python.array_record_module", "data").ArrayRecordReader(str(path))
         total = reader.num_records()
         for position in range(0, total, _CHUNK):
             stop = min(position + _CHUNK, total)
@@ -57,8 +56,7 @@ def _tf_records(path: Path) -> Iterator[list[bytes]]:
 
 def _checked(path: Path, position: int, payloads: list[bytes]) -> list[bytes]:
     records = [payload[:-4] for payload in payloads]
-    stored = np.frombuffer(b"".join(payload[-4:] for payload in payloads), "<u4")
-    wrong = np.flatnonzero(_masked_crc(records) != stored)
+    wrong = np.flatnonzero(_masked_crc(records) != np.frombuffer(b"".join(payload[-4:] for payload in payloads), "<u4"))
     if wrong.size:
         raise ValueError(f"{path}: the checksum of record {position + wrong[0]} is wrong: {CURE}")
     return records

@@ -203,7 +203,7 @@ def _newest_version(name: str, root: Path) -> Path | None:
         versions = {}
         for path in (*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")):
             with files.about(path, _records.CURE):
-                found = _json(path).get("name", "").split("/")[0]
+                found = json.loads(path.read_text("utf-8")).get("name", "").split("/")[0]
                 if found == name.split("/")[0]:
                     versions[path.parent] = _version(path.parent)
                 elif folder != root:
@@ -222,15 +222,11 @@ def _version(folder: Path) -> list[int]:
     return [int(part) for part in parts] if all(part.isdecimal() and len(part) < 10 for part in parts) else []
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _shards(folder: Path, split: str, file_format: str) -> list[tuple[Path, int]]:
     """The files of a split, and how many records each of them should hold."""
     info = folder / "dataset_info.json"
     with files.about(info, _records.CURE):
-        described = _json(info)
+        described = json.loads(info.read_text("utf-8"))
         splits = {part["name"]: part for part in described.get("splits", [])}
         if split not in splits:
             raise ValueError(f"{info}: has no split {split!r}, only {', '.join(splits)}: name them with splits=…")
@@ -280,7 +276,8 @@ def _declared(folder: Path, label: str, image: str = "") -> tuple[int | None, in
     """How many classes and how many channels there are, where ``features.json`` tells."""
     path = folder / "features.json"
     with files.about(path, _records.CURE):
-        features = _json(path).get("featuresDict", {}).get("features", {}) if path.exists() else {}
+        told = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        features = told.get("featuresDict", {}).get("features", {})
         number = features.get(label, {}).get("classLabel", {}).get("numClasses")
         dimensions = features.get(image, {}).get("image", {}).get("shape", {}).get("dimensions", [])
         channels = None if len(dimensions) != 3 or str(dimensions[2]) == "-1" else _whole(dimensions[2]) or None

@@ -77,8 +77,7 @@ def gradient(
         params, *others = variables(state)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(params)):
             raise ValueError("params hold complex numbers, whose gradients are not sketched")
-        one = partial(_gradient_parts, value, params, others, factorise=size is not None)
-        pairs, rest = jax.vmap(one)(inputs)
+        pairs, rest = jax.vmap(partial(_gradient_parts, value, params, others, factorise=size is not None))(inputs)
         if size is None:
             return jnp.concatenate([rest[position] for position in sorted(rest)], axis=1)
         return _sketch(jax.random.key(key) if isinstance(key, int) else key, pairs, rest, size)
@@ -100,10 +99,8 @@ def _default_scalar(outputs: PyTree) -> Array:
 def _gradient_parts(
     value: Callable, params: PyTree, constants: PyTree, example: PyTree, *, factorise: bool
 ) -> tuple[dict[int, tuple[Array, Array]], dict[int, Array]]:
-    """The gradient of one example from one backward pass.
-
-    Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
-    """
+    """The gradient of one example from one backward pass."""
+    # Leaf → ``(h [T, I], δ [T, O])`` where it is ``Σ_t h_t ⊗ δ_t`` (with ``factorise``), other leaves → ``[P_l]``.
     program = programs.trace(value, params, constants, example, keep_rules=True)
     layers = programs.dense_layers(program, program.arguments[0]) if factorise else {}
     position_of = {id(layer.equation): position for position, layer in layers.items()}
@@ -143,8 +140,7 @@ def _sketch(key: Key, pairs: dict[int, tuple[Array, Array]], rest: dict[int, Arr
     for position, (left, right) in sorted(pairs.items()):
         _, positions, inner = left.shape
         if _is_cheaper_formed(positions, inner, right.shape[-1], size):
-            whole = jnp.einsum("bti,bto->bio", left, right, precision="highest")
-            formed[position] = whole.reshape(left.shape[0], -1)
+            formed[position] = jnp.einsum("bti,bto->bio", left, right, precision="highest").reshape(left.shape[0], -1)
         else:
             products.append((left, right))
     flat = [formed[position] for position in sorted(formed)]
@@ -190,10 +186,8 @@ def _product_sketch(signs_left: Array, signs_right: Array, left: Array, right: A
 
 
 def _count_sketch(signs: Array, turns: Array, values: Array, size: int) -> Array:
-    """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``.
-
-    Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with probability ``1 / size``.
-    """
+    """Random signs, and every entry of ``[B, P]`` in one of ``size`` bins: exact inner products for ``P <= size``."""
+    # Blocks of ``size`` entries turn by a random angle each: two of different blocks meet with chance ``1 / size``.
     batch, length = values.shape
     blocks = len(turns)
     turns = (turns % jnp.uint32(size)).astype(jnp.int32)[:, None]

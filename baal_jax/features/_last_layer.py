@@ -217,8 +217,7 @@ def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[
 
 def _hidden_and_outputs(model: Model, variables: Variables, example: PyTree) -> tuple[Array, PyTree]:
     program, layer = _read_network(model, variables, example)
-    both = program._replace(outputs=[layer.read, *program.outputs])
-    read, *outputs = programs.evaluate(both, *variables, example)
+    read, *outputs = programs.evaluate(program._replace(outputs=[layer.read, *program.outputs]), *variables, example)
     return programs.features_of(layer, read), jax.tree.unflatten(program.structure, outputs)
 
 

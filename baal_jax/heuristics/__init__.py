@@ -30,8 +30,7 @@ def tasks_of(score_fn: Callable[..., Array]) -> tuple[str, ...] | None:
     return ("classification",) if any(score_fn is known for known in (*_OF_CLASSES, epig)) else None
 
 
-__all__ = [
-    "REGISTRY", "Uncertainty", "bald", "binary_logits", "combine", "entropy", "epig", "expected_entropy",
-    "from_baal_layout", "gaussian_bald", "gaussian_epig", "gaussian_uncertainty", "least_confidence", "margin",
-    "mean_std", "multi_label", "reduce_spatial", "tasks_of", "uncertainty", "variance", "variation_ratio",
-]  # fmt: skip
+__all__ = ["REGISTRY", "Uncertainty", "bald", "binary_logits", "combine", "entropy", "epig", "expected_entropy",
+           "from_baal_layout", "gaussian_bald", "gaussian_epig", "gaussian_uncertainty", "least_confidence",
+           "margin", "mean_std", "multi_label", "reduce_spatial", "tasks_of", "uncertainty", "variance",
+           "variation_ratio"]  # fmt: skip

@@ -42,8 +42,7 @@ def _bald(outputs: Array, noise: float | None) -> Array:
     average, log_average, epistemic = _parts(outputs, noise)
     # log(V + A) − E log σ² = log1p(V / A) + (log A − E log σ²) for V = Var μ, A = E σ². Both terms are small where the
     # score is, so it keeps its digits; the second is at least 0 by Jensen, up to rounding.
-    spread = jnp.log(average) - log_average
-    return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(spread, 0.0), axis=-1)
+    return 0.5 * jnp.sum(jnp.log1p(epistemic / average) + jnp.maximum(jnp.log(average) - log_average, 0.0), axis=-1)
 
 
 def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = None) -> Array:

@@ -202,5 +202,4 @@ def _mean_and_lift(logits: Array) -> tuple[Array, Array]:
     log_p = numerics.log_probs(logits)
     log_mean = numerics.log_mean_exp(log_p)
     possible = ~jnp.isneginf(log_p)
-    lift = jnp.exp(jnp.where(possible, log_p - log_mean[None], 0.0))
-    return jnp.exp(log_mean), jnp.where(possible, lift, 0.0)
+    return jnp.exp(log_mean), jnp.where(possible, jnp.exp(jnp.where(possible, log_p - log_mean[None], 0.0)), 0.0)

@@ -3,6 +3,5 @@
 from baal_jax.loop._loop import ActiveLoop, RoundKeys, active_loop, one_of, query, round_keys, shapes_of_dataset
 from baal_jax.loop._runs import ready, run
 
-__all__ = [
-    "ActiveLoop", "RoundKeys", "active_loop", "one_of", "query", "ready", "round_keys", "run", "shapes_of_dataset",
-]  # fmt: skip
+__all__ = ["ActiveLoop", "RoundKeys", "active_loop", "one_of", "query", "ready", "round_keys", "run",
+           "shapes_of_dataset"]  # fmt: skip

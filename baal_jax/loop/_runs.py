@@ -15,6 +15,8 @@ from baal_jax.stopping import Criterion, Outcome
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, Key, LoopState, PyTree, StepInfo
 
+_Turn = tuple[LoopState, StepInfo]
+
 
 def run(
     loop: ActiveLoop,
@@ -125,13 +127,11 @@ def ready(
     return loop._replace(metrics=metrics), state
 
 
-def _scan(
-    loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any
-) -> tuple[LoopState, StepInfo]:
+def _scan(loop: ActiveLoop, num_rounds: int, stop: Criterion | None, state: LoopState, *data: Any) -> _Turn:
     # A partial would be kept by the caches of jax, as long as the module.
     turn = lambda *given: _watched_round(loop, stop, None, *given)  # noqa: E731
 
-    def one(state: LoopState, _: None) -> tuple[LoopState, StepInfo]:
+    def one(state: LoopState, _: None) -> _Turn:
         if stop is None:
             return turn(state, *data)
         blank = jax.eval_shape(turn, state, *data)[1]
@@ -140,9 +140,7 @@ def _scan(
     return jax.lax.scan(one, state, None, length=num_rounds)
 
 
-def _one_round(
-    loop: ActiveLoop, state: LoopState, data: tuple[Any, ...], capacity: int | None = None
-) -> tuple[LoopState, Outcome]:
+def _one_round(loop: ActiveLoop, state: LoopState, data: Any, capacity: Any = None) -> tuple[LoopState, Outcome]:
     """A step, evaluated, with what a criterion may look at."""
     dataset, test, target_inputs, stop_inputs = data
     fitted, selection, info = query(loop, state, dataset, target_inputs, capacity=capacity)
@@ -153,9 +151,7 @@ def _one_round(
     return state, Outcome(state.pool, info, log_probs)
 
 
-def _watched_round(
-    loop: ActiveLoop, stop: Criterion | None, capacity: int | None, state: LoopState, *data: Any
-) -> tuple[LoopState, StepInfo]:
+def _watched_round(loop: ActiveLoop, stop: Criterion | None, capacity: Any, state: LoopState, *data: Any) -> _Turn:
     state, outcome = _one_round(loop, state, data, capacity)
     if stop is None:
         return state, outcome.info
@@ -163,7 +159,7 @@ def _watched_round(
     return state._replace(stopping=(memory, jnp.asarray(stopped, bool))), outcome.info
 
 
-def _no_round(shapes: StepInfo, state: LoopState, *_: Any) -> tuple[LoopState, StepInfo]:
+def _no_round(shapes: StepInfo, state: LoopState, *_: Any) -> _Turn:
     """A round after the run has stopped: the state as it is, numbers NaN and picks −1."""
     blank = lambda leaf: np.full(leaf.shape, np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else -1, leaf.dtype)  # noqa: E731
     return state, jax.tree.map(blank, shapes)._replace(

@@ -24,9 +24,7 @@ from baal_jax.metrics._joint import joint_log_likelihood
 from baal_jax.metrics._regression import coverage, crps, gaussian_crps, mae, pinball, quantiles, rmse
 from baal_jax.metrics._set import MetricSet, classification, gaussian_regression, model_average, multi_label, regression
 
-__all__ = [
-    "MetricSet", "Reliability", "accuracy", "adaptive_ece", "auroc", "average_precision", "brier", "classification",
-    "classwise_ece", "confusion_matrix", "coverage", "crps", "ece", "ece_per_class", "f1", "gaussian_crps",
-    "gaussian_regression", "joint_log_likelihood", "mae", "model_average", "multi_label", "nll", "pinball",
-    "precision", "quantiles", "recall", "regression", "reliability", "rmse",
-]  # fmt: skip
+__all__ = ["MetricSet", "Reliability", "accuracy", "adaptive_ece", "auroc", "average_precision", "brier",
+           "classification", "classwise_ece", "confusion_matrix", "coverage", "crps", "ece", "ece_per_class", "f1",
+           "gaussian_crps", "gaussian_regression", "joint_log_likelihood", "mae", "model_average", "multi_label", "nll",
+           "pinball", "precision", "quantiles", "recall", "regression", "reliability", "rmse"]  # fmt: skip

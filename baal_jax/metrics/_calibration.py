@@ -204,20 +204,18 @@ def entropy_histogram(log_probs: Array, targets: Array) -> Array:
     return count_into(_equal_width_bins(share, ENTROPY_BINS), known & ~jnp.isnan(share), ENTROPY_BINS)
 
 
-def _confidence(log_probs: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
+def _confidence(log_probs: Array, targets: Array) -> tuple[Array, ...]:
     """Flat confidences, whether they were right (1 or 0), targets, and which targets are known."""
     log_probs, targets, known = fit_classes(log_probs, targets)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     correct = (predicted_class(log_probs) == targets).astype(confidence.dtype)
-    confidence, correct, targets, known = (leaf.ravel() for leaf in gather(confidence, correct, targets, known))
-    return confidence, correct, targets, known
+    return tuple(leaf.ravel() for leaf in gather(confidence, correct, targets, known))
 
 
 def _equal_width_bins(values: Array, num_bins: int) -> Array:
     """The bin of each value in [0, 1]; 1 falls into the last one, NaN into the first."""
     num_bins = checks.positive_int("num_bins", num_bins)
-    bins = (jnp.where(jnp.isnan(values), 0.0, values) * num_bins).astype(jnp.int32)
-    return jnp.clip(bins, 0, num_bins - 1)
+    return jnp.clip((jnp.where(jnp.isnan(values), 0.0, values) * num_bins).astype(jnp.int32), 0, num_bins - 1)
 
 
 def _gaps(confidence: Array, correct: Array, cells: Array, known: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -39,8 +39,7 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     if checks.positive_int("k", k) > log_probs.shape[-1]:
         raise ValueError(f"k={k} exceeds the {log_probs.shape[-1]} classes: choose a smaller k")
     best = jax.lax.top_k(log_probs, k)[1]
-    hits = jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0)
-    return mean(hits, known)
+    return mean(jnp.any(best == targets[..., None], axis=-1) & (predicted_class(log_probs) >= 0), known)
 
 
 @compiled()
@@ -67,8 +66,7 @@ def nll(log_probs: Array, targets: Array) -> Array:
     log_probs, targets, known = fit_classes(log_probs, targets)
     if soft is not None:
         return mean(-jnp.sum(jnp.where(soft > 0, soft * log_probs, 0.0), axis=-1), known)
-    chosen = jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return mean(-chosen, known)
+    return mean(-jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0], known)
 
 
 @compiled()

@@ -127,37 +127,25 @@ def multi_label() -> MetricSet:
         logits = numerics.as_float(predictions.logits)
         return numerics.log_mean_exp(jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1))
 
-    def on_labels(metric: Callable[[Array, Array], Array]) -> Metric:
-        """Of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
-
-        def value(summary: Array, targets: Array) -> Array:
-            targets = numerics.targets_for("the labels", summary[..., 0], targets)
-            labels = jnp.where(targets >= 0, (targets > 0.5).astype(jnp.int32), -1)
-            return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
-
-        return value
+    def on_labels(metric: Callable[[Array, Array], Array], summary: Array, targets: Array) -> Array:
+        """A metric of log-probabilities ``[N, C, 2]`` and targets 0, 1 or −1 ``[N, C]``."""
+        targets = numerics.targets_for("the labels", summary[..., 0], targets)
+        labels = jnp.where(targets >= 0, (targets > 0.5).astype(jnp.int32), -1)
+        return metric(summary.reshape(-1, *summary.shape[-2:]), labels.reshape(-1, labels.shape[-1]))
 
     def exact_match(log_probs: Array, labels: Array) -> Array:
         right = (classes.predicted_class(log_probs) == labels) | (labels < 0)
         return classes.mean(jnp.all(right, axis=1), jnp.any(labels >= 0, axis=1))
 
-    def f1_macro(log_probs: Array, labels: Array) -> Array:
-        return jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(log_probs, labels))
-
     def average_precision(log_probs: Array, labels: Array) -> Array:
         values = jax.vmap(lambda *label: classes.average_precision(*label)[1], in_axes=1)(log_probs, labels)
         return classes.averaged(values, "macro")
 
-    named = {
-        "exact_match": exact_match,
-        "hamming_loss": lambda log_probs, labels: 1.0 - classes.accuracy(log_probs, labels),
-        "f1_micro": classes.f1_of_second,
-        "f1_macro": f1_macro,
-        "average_precision": average_precision,
-        "nll": classes.nll,
-        "ece": calibration.ece,
-    }
-    return _metric_set(summarise, {name: on_labels(metric) for name, metric in named.items()})
+    f1_macro = lambda *arrays: jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(*arrays))  # noqa: E731
+    named = {"exact_match": exact_match, "hamming_loss": lambda *arrays: 1.0 - classes.accuracy(*arrays)}
+    named |= {"f1_micro": classes.f1_of_second, "f1_macro": f1_macro, "average_precision": average_precision}
+    named |= {"nll": classes.nll, "ece": calibration.ece}
+    return _metric_set(summarise, {name: functools.partial(on_labels, metric) for name, metric in named.items()})
 
 
 @functools.cache  # one object, so that evaluate compiles once
@@ -190,11 +178,9 @@ def gaussian_regression() -> MetricSet:
         half = 1.6448536 * jnp.sqrt(summary[1])  # of a standard Gaussian, 5 % lie beyond
         return real.coverage(summary[0] - half, summary[0] + half, targets)
 
-    named = _OF_MEAN | {
-        "nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets),
-        "crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets),
-        "coverage": coverage,
-    }
+    named = _OF_MEAN | {"nll": lambda summary, targets: real.gaussian_nll(summary[0], summary[1], targets)}
+    named |= {"crps": lambda summary, targets: real.gaussian_crps(summary[0], summary[1], targets)}
+    named["coverage"] = coverage
     return _metric_set(summarise, named)
 
 
@@ -235,40 +221,28 @@ def regression(
 
 @functools.cache  # one object for one configuration, so that evaluate compiles once
 def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, extra: tuple[str, ...]) -> MetricSet:
-    def binned(metric: Callable[..., Array]) -> Metric:
-        return functools.partial(metric, num_bins=num_bins)
-
-    def part_of_diagram(part: str) -> Metric:
-        return lambda *arrays: getattr(calibration.reliability(*arrays, num_bins=num_bins), part)
-
-    named: dict[str, Metric] = {
-        "accuracy": classes.accuracy,
-        **{f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k},
-        "nll": classes.nll,
-        "brier": classes.brier,
-        "ece": binned(calibration.ece),
-    }
+    binned = functools.partial(functools.partial, num_bins=num_bins)
+    part_of = lambda part: lambda *arrays: getattr(binned(calibration.reliability)(*arrays), part)  # noqa: E731
+    named: dict[str, Metric] = {"accuracy": classes.accuracy}
+    named |= {f"top_{k}_accuracy": functools.partial(classes.accuracy, k=k) for k in top_k}
+    named |= {"nll": classes.nll, "brier": classes.brier, "ece": binned(calibration.ece)}
     if diagnostics:
-        named |= {f"reliability_{part}": part_of_diagram(part) for part in calibration.Reliability._fields}
+        named |= {f"reliability_{part}": part_of(part) for part in calibration.Reliability._fields}
         named["entropy_histogram"] = calibration.entropy_histogram
         named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
-    available = {
-        "precision": classes.precision,
-        "recall": classes.recall,
-        "f1": classes.f1,
-        "confusion_matrix": classes.confusion_matrix,
-        "auroc": functools.partial(classes.auroc, average="macro"),
-        "average_precision": functools.partial(classes.average_precision, average="macro"),
-        "adaptive_ece": binned(calibration.adaptive_ece),
-        "classwise_ece": binned(calibration.classwise_ece),
-        "ece_per_class": binned(calibration.ece_per_class),
-    }
+    over_classes = functools.partial(functools.partial, average="macro")
+    available = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
+    available |= {"confusion_matrix": classes.confusion_matrix, "auroc": over_classes(classes.auroc)}
+    available |= {"average_precision": over_classes(classes.average_precision)}
+    binned_ones = (calibration.adaptive_ece, calibration.classwise_ece, calibration.ece_per_class)
+    available |= {metric.__name__: binned(metric) for metric in binned_ones}
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 
 @functools.cache
 def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tuple[float, ...]) -> MetricSet:
     lowest, highest = levels.index(min(levels)), levels.index(max(levels))
+    pinball = functools.partial(real.pinball, levels=levels)
 
     def summarise(predictions: Predictions) -> tuple:
         checks.draws("outputs", predictions.logits)
@@ -280,26 +254,23 @@ def _regression(noise_variance: float | None, extra: tuple[str, ...], levels: tu
         moments = jnp.mean(outputs, axis=0), jnp.var(outputs, axis=0)
         return (*moments, kept) if kept else moments
 
-    def of_gaussian(metric: Callable[..., Array]) -> Metric:
-        def value(summary: PyTree, targets: Array) -> Array:
-            noise = real.noise_of(summary[0], summary[1], targets) if noise_variance is None else noise_variance
-            # Draws that agree have no variance, and a NLL of −∞ where they are right.
-            return metric(summary[0], jnp.maximum(summary[1] + noise, 1e-12), targets)
-
-        return value
-
-    def of_draws(fair: bool) -> Metric:
-        return lambda summary, targets: real.crps_of_sorted(summary[2]["draws"], targets, fair)
-
-    def pinball(summary: PyTree, targets: Array) -> Array:
-        return real.pinball(jnp.moveaxis(summary[2]["quantiles"], -1, 0), targets, levels=levels)
+    def of_gaussian(metric: Callable[..., Array], summary: PyTree, targets: Array) -> Array:
+        noise = real.noise_of(summary[0], summary[1], targets) if noise_variance is None else noise_variance
+        # Draws that agree have no variance, and a NLL of −∞ where they are right.
+        return metric(summary[0], jnp.maximum(summary[1] + noise, 1e-12), targets)
 
     def coverage(summary: PyTree, targets: Array) -> Array:
         quantiles = summary[2]["quantiles"]
         return real.coverage(quantiles[..., lowest], quantiles[..., highest], targets)
 
-    named = _OF_MEAN | {"nll": of_gaussian(real.gaussian_nll), "crps": of_gaussian(real.gaussian_crps)}
-    available = {"crps_draws": of_draws(False), "crps_fair": of_draws(True), "pinball": pinball, "coverage": coverage}
+    gaussian = {"nll": real.gaussian_nll, "crps": real.gaussian_crps}
+    named = _OF_MEAN | {name: functools.partial(of_gaussian, metric) for name, metric in gaussian.items()}
+    available: dict[str, Metric] = {
+        "crps_draws": lambda summary, targets: real.crps_of_sorted(summary[2]["draws"], targets, False),
+        "crps_fair": lambda summary, targets: real.crps_of_sorted(summary[2]["draws"], targets, True),
+        "pinball": lambda kept, targets: pinball(jnp.moveaxis(kept[2]["quantiles"], -1, 0), targets),
+        "coverage": coverage,
+    }
     chosen = _chosen(extra, available)
     if extra and noise_variance:
         lack = f"which lack the noise of noise_variance={noise_variance}"

@@ -24,7 +24,6 @@ class ChainState(NamedTuple):
     positions: PyTree
 
     variables, steps, loss = of_network("network")
-
     __repr__ = short
 
 
@@ -89,8 +88,7 @@ def from_blackjax(
         network = train(key_train, dataset, labelled, None if previous is None else previous.network)
         start = network.variables.params
         count = jnp.sum(labelled, dtype=jnp.int32)
-        ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
-        stream = batches.Stream(key_order, ids, count)
+        stream = batches.Stream(key_order, jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0), count)
 
         def log_density(params: PyTree, seen: tuple[Dataset, Array]) -> Array:
             batch, weights = seen  # which are zero where nothing is labelled

@@ -7,6 +7,7 @@ is ``softplus(raw_std)``, so any real number is allowed; a None in ``raw_std`` i
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,6 @@ class VariationalState(NamedTuple):
     opt_state: PyTree
     steps: Array
     loss: Array
-
     __repr__ = short
 
 
@@ -145,8 +145,7 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         return jax.vmap(lambda key: _draw(key, state.variables.params))(jax.random.split(key, num_samples))
 
     def apply(state: TrainState, draw: PyTree, inputs: PyTree) -> PyTree:
-        params = _with_draw(state.variables.params, draw)
-        return model.deterministic(state.variables._replace(params=params), inputs)
+        return model.deterministic(state.variables._replace(params=_with_draw(state.variables.params, draw)), inputs)
 
     return guarded(trainer(model, penalty=penalty), sample, apply, task_of(trainer))
 
@@ -164,18 +163,15 @@ def _gaussian_model(model: Model, initial_std: float, select: Callable[[str, Arr
         spread = jax.tree_util.tree_map_with_path(raw_std, variables.params)
         return variables._replace(params={"mean": variables.params, "raw_std": spread})
 
-    def drawn(call: Callable[[Variables, PyTree, Key], PyTree]) -> Callable[[Variables, PyTree, Key], PyTree]:
-        def of_draw(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-            key_weights, key_model = jax.random.split(key)
-            params = _with_draw(variables.params, _draw(key_weights, variables.params))["mean"]
-            return call(variables._replace(params=params), inputs, key_model)
-
-        return of_draw
+    def drawn(call: Callable[..., PyTree], variables: Variables, inputs: PyTree, key: Key) -> PyTree:
+        key_weights, key_model = jax.random.split(key)
+        params = _with_draw(variables.params, _draw(key_weights, variables.params))["mean"]
+        return call(variables._replace(params=params), inputs, key_model)
 
     def deterministic(variables: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(variables._replace(params=variables.params["mean"]), inputs)
 
-    return Model(init, drawn(model.apply), drawn(model.train), deterministic)
+    return Model(init, partial(drawn, model.apply), partial(drawn, model.train), deterministic)
 
 
 def _to_train_state(state: VariationalState) -> TrainState:
@@ -191,22 +187,19 @@ def constant_raw_std(mean: Array, std: float) -> Array:
 def standard_normal(key: Key, like: Sequence[Array]) -> list[Array]:
     """Noise of the shapes and types of some arrays, from one generator: several take that much longer to compile."""
     ends = list(itertools.accumulate(leaf.size for leaf in like))
-    noise = jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32)
-    pieces = jnp.split(noise, ends[:-1])
+    pieces = jnp.split(jax.random.normal(random.vectorised(key), (ends[-1],), jnp.float32), ends[:-1])
     return [piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
 
 
 def _draw(key: Key, params: PyTree) -> PyTree:
     """One set of random weights, in place of every mean; None for the others, which all draws share."""
     noise = iter(standard_normal(key, [mean for mean, _ in _random_weights(params)]))
-
-    def one(raw_std: Array | None, mean: Array) -> Array | None:
-        return None if raw_std is None else mean + jax.nn.softplus(raw_std) * next(noise)
+    one = lambda raw, mean: None if raw is None else mean + jax.nn.softplus(raw) * next(noise)  # noqa: E731
 
     def drawn(part: PyTree) -> PyTree:
         if not _is_gaussian(part):
             return None
-        return {"mean": jax.tree.map(one, part["raw_std"], part["mean"], is_leaf=_is_none)}
+        return {"mean": jax.tree.map(one, part["raw_std"], part["mean"], is_leaf=lambda leaf: leaf is None)}
 
     return jax.tree.map(drawn, params, is_leaf=_is_gaussian)
 
@@ -257,16 +250,12 @@ def _is_gaussian(tree: PyTree) -> bool:
     return isinstance(tree, Mapping) and {*tree} == {"mean", "raw_std"}
 
 
-def _is_none(leaf: PyTree) -> bool:
-    return leaf is None
-
-
 def _random_weights(params: PyTree) -> list[tuple[Array, Array]]:
     """Pairs of mean and ``raw_std``, at least one."""
     weights = []
     for part in filter(_is_gaussian, jax.tree.leaves(params, is_leaf=_is_gaussian)):
-        raw_stds, means = (jax.tree.leaves(part[name], is_leaf=_is_none) for name in ("raw_std", "mean"))
-        weights += [(mean, raw) for mean, raw in zip(means, raw_stds, strict=True) if raw is not None]
+        raws, means = (jax.tree.leaves(part[name], is_leaf=lambda leaf: leaf is None) for name in ("raw_std", "mean"))
+        weights += [(mean, raw) for mean, raw in zip(means, raws, strict=True) if raw is not None]
     if not weights:
         raise ValueError("no Gaussian weights: build the network from posteriors.layers, or let select pick parameters")
     return weights

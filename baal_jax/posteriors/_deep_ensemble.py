@@ -71,9 +71,7 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
     train = trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: EnsembleState | None = None) -> EnsembleState:
-        def member(given: tuple[Key, TrainState | None]) -> TrainState:
-            return train(given[0], dataset, labelled, given[1])
-
+        member = lambda given: train(given[0], dataset, labelled, given[1])  # noqa: E731
         given = jax.random.split(key, num_members), None if previous is None else previous.members
         if at_a_time >= num_members:
             members = jax.vmap(member)(given)
@@ -87,8 +85,7 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
 
     def sample(key: Key, state: EnsembleState, num_samples: int) -> Variables:
         order = jax.random.permutation(key, num_members)
-        picked = order[jnp.arange(num_samples) % num_members]
-        return jax.tree.map(lambda leaf: leaf[picked], state.members.variables)
+        return jax.tree.map(lambda leaf: leaf[order[jnp.arange(num_samples) % num_members]], state.members.variables)
 
     def apply(state: EnsembleState, draw: Variables, inputs: PyTree) -> PyTree:
         return model.deterministic(_shared(state, draw), inputs)

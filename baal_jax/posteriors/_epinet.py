@@ -28,7 +28,6 @@ class EpinetState(NamedTuple):
 
     variables, steps, _ = of_network("base")
     _, _, loss = of_network("epinet")
-
     __repr__ = short
 
 
@@ -150,8 +149,7 @@ def _epinet(variables: Variables, hidden: Array, indices: Array, prior_scale: fl
 
 def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:
     """Weights of variance ``1 / inputs`` and zero biases."""
-    keys = jax.random.split(key, len(sizes) - 1)
     return [
         (jax.random.normal(key, shape, dtype) / math.sqrt(shape[0]), jnp.zeros(shape[1:], dtype))
-        for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)
+        for key, shape in zip(jax.random.split(key, len(sizes) - 1), itertools.pairwise(sizes), strict=True)
     ]

@@ -24,13 +24,9 @@ _RANGE = 16.0  # α is looked for within a factor e^±16 of the largest eigenval
 _HALVINGS = 30  # to the last digit of a float32
 
 
-def sum_over_labelled(
-    function: Callable[[Any, Array], tuple[Any, Any]], dataset: Any, labelled: Array, batch_size: int
-) -> tuple[Any, Any]:
-    """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape.
-
-    ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
-    """
+def sum_over_labelled(function: Callable, dataset: Any, labelled: Array, batch_size: int) -> tuple[Any, Any]:
+    """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape."""
+    # ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     size = min(batch_size, labelled.shape[0])
     ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0).astype(jnp.int32)
     number = jnp.sum(labelled, dtype=jnp.int32)
@@ -48,8 +44,7 @@ def sum_over_labelled(
         # As many as the labels need; one at least, for what is wanted of the last batch.
         return jax.lax.cond(numerics.largest((index == 0) | (index * size < number)), more, lambda: total), None
 
-    shapes = jax.eval_shape(run, jnp.zeros((), jnp.int32))
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, jnp.zeros((), jnp.int32)))
     return jax.lax.scan(add, start, jnp.arange(-(-labelled.shape[0] // size), dtype=jnp.int32))[0]
 
 
@@ -142,9 +137,7 @@ def likeliest_precision(square_norm: Array, curvature: Curvature) -> Array:
     return jnp.where(square_norm > 0, size / jnp.where(square_norm > 0, square_norm, 1.0), 1.0)
 
 
-def maximise(
-    curvature: Curvature, fit: tuple, precision: Array | float | None, noise_precision: float | None
-) -> tuple[Any, Array]:
+def maximise(curvature: Curvature, fit: tuple, precision: Any, noise_precision: float | None) -> tuple[Any, Array]:
     r"""The prior precision ``τ`` and noise precision ``β`` of the largest evidence, where one is not given.
 
     ``fit`` is the square norm of the weights, the error (squares or minus log-likelihood) and the number of labels.

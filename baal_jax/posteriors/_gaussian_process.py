@@ -47,7 +47,6 @@ class GaussianProcessState(NamedTuple):
     log_evidence: Array
     features: PyTree
     unit: Array
-
     __repr__ = short
 
 
@@ -180,8 +179,7 @@ def gaussian_process(
             raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)
 
-    def features(state: GaussianProcessState, inputs: Array) -> Array:
-        return jnp.sqrt(state.scale) * kernel.features(state.features, inputs)
+    features = lambda state, inputs: jnp.sqrt(state.scale) * kernel.features(state.features, inputs)  # noqa: E731
 
     def sample(key: Key, state: GaussianProcessState, num_samples: int) -> tuple[Array, Array]:
         phi = features(state, state.inputs)
@@ -234,10 +232,9 @@ def _in_units(kernel: Kernel, state: GaussianProcessState, inputs: Array) -> Arr
 def _log_evidence(cholesky: Array, targets: Array, known: Array) -> Array:
     """Of targets ``[L, C]`` under factors ``[E, L, L]``; what is not known has factor one and target zero."""
     num_outputs, kinds = targets.shape[1], cholesky.shape[0]
-    white = _whitened(cholesky, targets)
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=1, axis2=2))) * (num_outputs // kinds)
     count = num_outputs * jnp.sum(known, dtype=jnp.float32)
-    return -0.5 * (jnp.sum(white**2) + log_det + math.log(2 * math.pi) * count)
+    return -0.5 * (jnp.sum(_whitened(cholesky, targets) ** 2) + log_det + math.log(2 * math.pi) * count)
 
 
 def _values(targets: Array) -> tuple[Array, Array, Array, Array]:

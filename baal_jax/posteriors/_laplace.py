@@ -237,9 +237,7 @@ def probit(mean: Array, covariance: Array) -> Array:
     return numerics.log_probs(-jax.nn.logsumexp(-gaps, axis=-1))
 
 
-def _of_example(
-    model: Model, variables: Variables, bias: bool, example: PyTree, target: Array, counts: Array
-) -> tuple[Array, Array, tuple[Array, Array, Array], Array]:
+def _of_example(model: Model, variables: Variables, bias: bool, example: PyTree, target: Array, counts: Array) -> tuple:
     """``h [D]``, ``Λ [K, K]``, what adds up to the evidence (error, labels, examples), and the norm of the weights."""
     last = head(model, variables, example)
     error, hessian, num_labels = _likelihood(last.outputs.reshape(-1), target, counts)
@@ -254,9 +252,8 @@ def _likelihood(outputs: Array, target: Array, counts: Array) -> tuple[Array, Ar
     if jnp.issubdtype(target.dtype, jnp.integer):
         if target.shape or outputs.shape[0] < 2:
             cure = "pass one class an example, and the two logits of heuristics.binary_logits for a single output"
-            raise ValueError(
-                f"integer targets of shape {target.shape} an example do not fit {outputs.size} outputs: {cure}"
-            )
+            given = f"integer targets of shape {target.shape} an example do not fit {outputs.size} outputs"
+            raise ValueError(f"{given}: {cure}")
         known = counts & (target >= 0)
         log_p = numerics.log_probs(outputs)
         p = jnp.exp(log_p)
@@ -285,5 +282,4 @@ def _state(
     tau, beta = (jnp.asarray(value, square_norm.dtype) for value in (tau, beta))
     curvature, log_det = _gauss_newton.with_prior(curvature, tau, beta)
     misfit = error if of_classes else 0.5 * (beta * error - num_labels * jnp.log(beta / (2 * jnp.pi)))
-    log_evidence = -misfit - 0.5 * (tau * square_norm + log_det)
-    return LaplaceState(trained, curvature, tau, jax.lax.rsqrt(beta), log_evidence)
+    return LaplaceState(trained, curvature, tau, jax.lax.rsqrt(beta), -misfit - 0.5 * (tau * square_norm + log_det))

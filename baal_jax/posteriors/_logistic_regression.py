@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks, linalg, numerics
+from baal_jax.posteriors import _gauss_newton
+from baal_jax.posteriors._gauss_newton import product
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
-product = linalg.product
 _MOST_WEIGHTS = 1024  # of an exact Hessian: 4 MiB, and a Cholesky factor of some milliseconds
 _ROWS = 128  # labelled rows in work at a time
 _MOST_STEPS = 100
@@ -35,11 +36,11 @@ class LogisticState(NamedTuple):
     factors: tuple[Array, ...]
     prior_precision: Array
     log_evidence: Array
-
     __repr__ = short
 
 
 _Total = Callable[[Callable[[Array, Array], Any]], Any]  # sums a function of labelled rows
+_Look = tuple[Array, Array, tuple[Array, ...]]  # value, Newton step and factors
 
 
 class _Newton(NamedTuple):
@@ -146,10 +147,7 @@ def logistic_regression(
             flat = noise.reshape(num_samples, -1).T
             noise = linalg.solve_triangular(state.factors[0], flat, lower=True, trans="T").T.reshape(noise.shape)
         else:
-            values, left, right = state.factors
-            spread = jax.lax.rsqrt(values + state.prior_precision)
-            turned = spread[None] * product(product(left.T, noise), right)
-            noise = product(product(left, turned), right.T)  # back again: signs of eigenvectors differ between machines
+            noise = _gauss_newton.deviations(state.factors, state.prior_precision, noise)
         return state.weights[None] + product(noise, jnp.asarray(_contrasts(size), kind).T)
 
     def apply(_: LogisticState, draw: Array, inputs: PyTree) -> Array:
@@ -232,7 +230,7 @@ def _optimum(total: _Total, contrasts: Array, start: Array, precision: Array, sp
     return LogisticState(weights, (values, spectrum[1], right), precision, -last.value - half)
 
 
-def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) -> _Look:
     """Value, Newton step and the Cholesky factor of the Hessian."""
 
     def of(x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -252,9 +250,7 @@ def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) ->
     return value + precision / 2 * jnp.sum(weights**2), step, (factor,)
 
 
-def _matrix_free(
-    spectrum: tuple[Array, Array], total: _Total, contrasts: Array, precision: Array, weights: Array
-) -> tuple[Array, Array, tuple[Array, ...]]:
+def _matrix_free(spectrum: Any, total: _Total, contrasts: Array, precision: Array, weights: Array) -> _Look:
     """Value and Newton step, by conjugate gradients."""
     values, vectors = spectrum
 
@@ -265,11 +261,10 @@ def _matrix_free(
 
         return total(of) + precision * change
 
-    def bound(change: Array) -> Array:
-        return product(vectors, product(vectors.T, change) / (jnp.maximum(values, 0.0) / 2 + precision)[:, None])
-
     from jax.scipy.sparse.linalg import cg  # which takes a tenth of the time that jax takes to load
 
+    divisor = (jnp.maximum(values, 0.0) / 2 + precision)[:, None]
+    bound = lambda change: product(vectors, product(vectors.T, change) / divisor)  # noqa: E731
     value, slope = total(lambda x, y: _likelihood(x, y, weights, contrasts)[:2])
     step = cg(hessian, -slope - precision * weights, tol=1e-2, maxiter=100, M=bound)[0]
     return value + precision / 2 * jnp.sum(weights**2), step, ()
@@ -303,9 +298,7 @@ def _sum(data: Dataset, ids: Array, count: Array, bias: float, contrasts: Array,
         y = jax.nn.one_hot(data.targets[rows], contrasts.shape[0], dtype=x.dtype)
         return function(jnp.where(valid, x, 0.0), jnp.where(valid, y, 0.0))
 
-    def more(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        return carry[0] + size, jax.tree.map(jnp.add, carry[1], batch(carry[0]))
-
+    more = lambda carry: (carry[0] + size, jax.tree.map(jnp.add, carry[1], batch(carry[0])))  # noqa: E731
     end, start = numerics.largest(count), jnp.zeros((), jnp.int32)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(batch, start))
     return jax.lax.while_loop(lambda carry: carry[0] < end, more, (start, nothing))[1]

@@ -31,7 +31,6 @@ class SwagMoments(NamedTuple):
     mean: PyTree
     squares: PyTree
     deviations: PyTree
-
     __repr__ = short
 
 
@@ -118,10 +117,7 @@ def swag(
         variables = trained.variables._replace(params=params)
         if inputs is None:
             return variables
-
-        def read(index: Array) -> tuple[Key, PyTree]:
-            return jax.random.fold_in(key, index), jax.tree.map(lambda leaf: leaf[index], inputs)
-
+        read = lambda i: (jax.random.fold_in(key, i), jax.tree.map(lambda leaf: leaf[i], inputs))  # noqa: E731
         # The batch statistics of training belong to other weights, those of its last steps.
         return averaging.with_new_statistics(model, variables, read, num_batches=_STATISTICS_BATCHES)
 

@@ -56,9 +56,7 @@ def rbf(length_scale: float | None = None) -> Kernel:
         [[1.         0.36787945]]
     """
     scale = 1.0 if length_scale is None else checks.positive_float("length_scale", length_scale)
-
-    def flat(x: Array) -> Array:
-        return _float(x).reshape(x.shape[0], -1) / scale
+    flat = lambda x: _float(x).reshape(x.shape[0], -1) / scale  # noqa: E731
 
     def gram(x1: Array, x2: Array) -> Array:
         centre = jnp.mean(flat(x2), axis=0, keepdims=True)
@@ -122,12 +120,9 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     """
     depth = checks.positive_int("depth", depth, 0)
     layer = _Layer(activation, weight_std, bias_std)
-
-    def flat(x: Array) -> Array:
-        return _float(x).reshape(x.shape[0], -1)
-
-    def variances(x: Array) -> list[Array]:  # of the inputs of every layer, and of the output
-        return layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)
+    flat = lambda x: _float(x).reshape(x.shape[0], -1)  # noqa: E731
+    # Of the inputs of every layer, and of the output.
+    variances = lambda x: layer.variances(jnp.mean(flat(x) ** 2, axis=1), depth + 1, layer.affine)  # noqa: E731
 
     def gram(x1: Array, x2: Array) -> Array:
         covariance = layer.affine(_product(flat(x1), flat(x2).T) / flat(x1).shape[1])
@@ -202,14 +197,10 @@ def convolutional(
             raise ValueError(f"inputs have shape {x.shape}: [N, spatial…, channels] must fit filter_size={filter_size}")
         return tuple(sides * spatial if len(sides) == 1 else sides)
 
-    def convolve(x: Array) -> Callable[[Array], Array]:
-        return lambda covariance: layer.affine(_window_mean(covariance, windows(x)))
-
-    def variances(x: Array) -> list[Array]:  # before every activation, [N, spatial…]
-        return layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))
-
-    def read(covariance: Array, positions: int) -> Array:
-        return layer.affine(jnp.mean(covariance, axis=tuple(range(covariance.ndim - positions, covariance.ndim))))
+    convolve = lambda x: lambda covariance: layer.affine(_window_mean(covariance, windows(x)))  # noqa: E731
+    # Before every activation, [N, spatial…].
+    variances = lambda x: layer.variances(jnp.mean(x**2, axis=-1), depth, convolve(x))  # noqa: E731
+    read = lambda covariance, spatial: layer.affine(jnp.mean(covariance, axis=tuple(range(-spatial, 0))))  # noqa: E731
 
     def diagonal(x: Array) -> Array:
         last = variances(_float(x))[-1]
@@ -240,8 +231,7 @@ def convolutional(
         for weights, bias in layers:
             hidden = layer.function(_convolution(hidden, weights) + jnp.expand_dims(bias, range(x.ndim - 1)))
         # One random sum over the positions of each channel: in expectation over signs, products of positions vanish.
-        sums = jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest")
-        return layer.readout(sums, signs.size, diagonal(x))
+        return layer.readout(jnp.einsum("n...c,...c->nc", hidden, signs, precision="highest"), signs.size, diagonal(x))
 
     return Kernel(gram, diagonal, init, features)
 
@@ -316,8 +306,7 @@ def _float(x: Array) -> Array:
 def _window_mean(x: Array, sides: tuple[int, ...]) -> Array:
     """Mean over windows of the last axes, zeros around."""
     window = (1,) * (x.ndim - len(sides)) + sides
-    total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
-    return total / math.prod(sides)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME") / math.prod(sides)
 
 
 def _convolution(x: Array, weights: Array) -> Array:

@@ -50,11 +50,8 @@ class _Gaussian(nn.Module):
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         names = {field.name for field in dataclasses.fields(self.stock_class)} - {"parent", "name"}
         stock = self.stock_class(**{name: getattr(self, name) for name in names}, parent=None)
-
         # The stock layer is linear in its weights, so noise comes from the same layer with other weights.
-        def linear(weights: Any, inputs: Array) -> Array:
-            return stock.apply({"params": weights}, inputs)  # pyright: ignore[reportReturnType]
-
+        linear: Any = lambda weights, inputs: stock.apply({"params": weights}, inputs)  # noqa: E731
         mean: Any = self.param("mean", lambda key: stock.init(key, inputs)["params"])
         outputs = linear(mean, inputs)
         if deterministic and not self.is_initializing():

@@ -6,16 +6,17 @@ Scores that are NaN come last. ``sets`` holds the three parts that acquisitions 
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+
 from baal_jax import heuristics
+from baal_jax._util import checks
 from baal_jax.selection import sets
 from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
+from baal_jax.selection._cold_start import prob_cover, typiclust
 from baal_jax.selection._k_means import k_means
-from baal_jax.selection._prob_cover import prob_cover
-from baal_jax.selection._rank import precomputed, random, top_k, top_k_epig
-from baal_jax.selection._select import select
-from baal_jax.selection._stochastic import power, softmax, softrank
-from baal_jax.selection._typiclust import typiclust
+from baal_jax.selection._rank import power, precomputed, random, softmax, softrank, top_k, top_k_epig
 from baal_jax.selection.sets._acquisitions import (
     badge,
     bait,
@@ -28,7 +29,7 @@ from baal_jax.selection.sets._acquisitions import (
     max_det,
     max_diag,
 )
-from baal_jax.typing import Acquisition
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
 
 _RANKINGS = ("top_k", "power", "softmax", "softrank")  # of any heuristic
 
@@ -42,11 +43,10 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 }
 """Name → builder; each can be called without arguments."""
 
-__all__ = [
-    "REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
-    "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power", "precomputed",
-    "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig", "typiclust",
-]  # fmt: skip
+__all__ = ["REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
+           "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power",
+           "precomputed", "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig",
+           "typiclust"]  # fmt: skip
 
 
 def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
@@ -74,8 +74,62 @@ def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
     how = next((how for how in _RANKINGS if name.startswith(f"{how}_")), "")
     score_fn = heuristics.REGISTRY.get(name.removeprefix(f"{how}_"))
     if score_fn is None:
-        raise ValueError(
-            f"name={name!r} is no strategy: use one of {', '.join([*whole, *heuristics.REGISTRY])}, or a heuristic "
-            "behind top_k_, power_, softmax_ or softrank_"
-        )
+        known = ", ".join([*whole, *heuristics.REGISTRY])
+        cure = f"use one of {known}, or a heuristic behind top_k_, power_, softmax_ or softrank_"
+        raise ValueError(f"name={name!r} is no strategy: {cure}")
     return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, coldness)
+
+
+def select(
+    key: Key,
+    acquisition: Acquisition,
+    predictions: PyTree,
+    available: Array | None = None,
+    *,
+    query_size: int,
+    labelled: Array | None = None,
+) -> Selection:
+    """What an acquisition picks from outputs of any model, without a posterior or a loop.
+
+    Args:
+        key: a typed key, of what is random in the acquisition.
+        acquisition: of :mod:`baal_jax.selection`.
+        predictions: logits (or regression outputs) ``[S, N, …, C]`` of all examples, or
+            :class:`~baal_jax.Predictions`, with features ``[N, D]`` beside them or in their place.
+        available: ``bool[N]``, what can be picked; None for all.
+        query_size: ``Q``, at most ``N``.
+        labelled: ``bool[N]``, for acquisitions that read the labelled rows too.
+
+    Returns:
+        A :class:`~baal_jax.Selection`: distinct ids in order of picking, −1 where fewer than ``Q`` are available.
+
+    Raises:
+        TypeError: ``acquisition`` is none, such as a heuristic.
+        ValueError: what the acquisition reads is missing, or shapes do not fit.
+
+    Example:
+        >>> import baal_jax as baal
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]]]))
+        >>> margin = baal.selection.top_k(baal.heuristics.margin)
+        >>> baal.select(jax.random.key(0), margin, logits, query_size=2).indices.tolist()
+        [1, 2]
+    """
+    if not isinstance(acquisition, Acquisition):
+        kind = getattr(acquisition, "__name__", type(acquisition).__name__)
+        raise TypeError(f"acquisition is {kind}, none of baal_jax.selection: pass selection.top_k(heuristic)")
+    given = predictions if isinstance(predictions, Predictions) else Predictions(predictions)
+    given = Predictions(*jax.tree.map(jnp.asarray, tuple(given)))
+    for leaf in jax.tree.leaves(given.logits):
+        checks.draws("predictions", leaf)
+    masks = [None if mask is None else jnp.asarray(mask) for mask in (available, labelled)]
+    if any(mask is not None and (mask.dtype != bool or mask.ndim != 1) for mask in masks):
+        raise ValueError("available and labelled must be masks, bool[N]: make one with baal_jax.pool.available(pool)")
+    counts = [leaf.shape[1] for leaf in jax.tree.leaves(given.logits)]
+    counts += [leaf.shape[0] for leaf in jax.tree.leaves((given.features, masks))]
+    if len(set(counts)) != 1:
+        raise ValueError(f"predictions, available and labelled are of {counts} examples: pass one number of them")
+    if acquisition.reads_labelled and labelled is None:
+        raise ValueError("labelled is None, but this acquisition reads labelled rows: pass labelled=bool[N]")
+    summary = None if acquisition.summarise is None else acquisition.summarise(given)
+    available = jnp.ones(counts[0], bool) if masks[0] is None else masks[0]
+    return acquisition.select(key, summary, available, query_size, masks[1])

@@ -150,10 +150,8 @@ def _resampled(key: Key, joint: _Joint, log_p: Array, count: int) -> _Joint:
 
 
 def _coarse(joint: _Joint, num_groups: int) -> _Joint:
-    """Groups of configurations that point to the same draw, and as clearly, each with its mean posterior.
-
-    Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above.
-    """
+    """Groups of configurations that point to the same draw, and as clearly, each with its mean posterior."""
+    # Entropy is concave, so the entropy of a group's mean prediction bounds the mean entropy from above.
     num, num_draws = joint.log_weights.shape
     order = jnp.lexsort((jnp.max(joint.log_weights, axis=1), jnp.argmax(joint.log_weights, axis=1)))
     padding = -num % num_groups
@@ -170,19 +168,16 @@ def _entropies(joint: _Joint, p: Array) -> Array:
     columns = jnp.transpose(p, (1, 2, 0)).reshape(num_draws, -1)  # examples last: sums over classes are vectorised
     mean = jnp.matmul(jnp.exp(joint.log_weights), columns, precision="highest")
     terms = mean * jnp.log(jnp.maximum(mean, _TINY))  # 0 where the mean is
-    surprise = jnp.sum(terms.reshape(-1, num_classes, num_examples), axis=1)
-    weighted = joint.share[:, None] * surprise
+    weighted = joint.share[:, None] * jnp.sum(terms.reshape(-1, num_classes, num_examples), axis=1)
     # Ten thousand terms one after the other would be rounded off to four digits.
     parts = jnp.pad(weighted, ((0, -weighted.shape[0] % _PARTS), (0, 0))).reshape(_PARTS, -1, weighted.shape[1])
     return -jnp.sum(jnp.sum(parts, axis=0), axis=0)
 
 
 def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left: Array) -> tuple[Array, Array]:
-    """Gains ``[N]``, exact wherever the largest may be, and bounds elsewhere; how many examples were evaluated.
-
-    Bounds are the old ones and, with many configurations, those of a tenth as many groups of them. Blocks of examples
-    are worked through from the highest bound down, until no bound reaches the best gain.
-    """
+    """Gains ``[N]``, exact wherever the largest may be, and bounds elsewhere; how many examples were evaluated."""
+    # Bounds are the old ones and, with many configurations, those of a tenth as many groups of them. Blocks of examples
+    # are worked through from the highest bound down, until no bound reaches the best gain.
     num_examples, _, num_classes = log_probs.shape
     num_groups = joint.share.shape[0] // _GROUP
     if num_groups >= num_classes:

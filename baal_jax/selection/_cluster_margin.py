@@ -79,16 +79,13 @@ def cluster_margin(
 
 
 def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> Array:
-    """``int32[N]``: places in order of picking, then −1: one of each group, smallest group first, and again.
-
-    Of a group the place with the smallest number in ``order`` comes first.
-    """
+    """``int32[N]``: places in order of picking, then −1: one of each group, smallest group first, and again."""
+    # Of a group the place with the smallest number in ``order`` comes first.
     place = jnp.arange(groups.shape[0], dtype=jnp.int32)
     groups = jnp.where(there, groups, 0)
     first = jax.ops.segment_min(jnp.where(there, place, place.size), groups, num_groups)[groups]
     size = sizes_of(groups, num_groups, there)[groups]
-    turn = rank_within(jnp.where(there, groups, num_groups), order)
-    places = jnp.lexsort((first, size, turn, ~there))
+    places = jnp.lexsort((first, size, rank_within(jnp.where(there, groups, num_groups), order), ~there))
     return jnp.where(there[places], places, -1).astype(jnp.int32)
 
 

@@ -25,12 +25,10 @@ def over_features(
     reads_labelled: bool = False,
     tasks: tuple[str, ...] | None = None,
 ) -> Acquisition:
-    """An acquisition from a search over finite features.
-
-    Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
-    neither available nor labelled) and picked last, in order of their ids. Where ``find`` gives −1, because nothing is
-    left, its score does not matter. By default the summary is the features themselves.
-    """
+    """An acquisition from a search over finite features."""
+    # Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
+    # neither available nor labelled) and picked last, in order of their ids. Where ``find`` gives −1, because nothing
+    # is left, its score does not matter. By default the summary is the features themselves.
 
     def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         available = jnp.asarray(available)
@@ -75,10 +73,8 @@ def read_features(predictions: Predictions) -> PyTree:
 
 
 def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] | None = None) -> Acquisition:
-    """An acquisition that keeps one score an example and picks the largest, or those with the largest ``values``.
-
-    These are ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available) -> float32[N]``.
-    """
+    """An acquisition that keeps one score an example and picks the largest, or those with the largest ``values``."""
+    # These are ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available) -> float32[N]``.
     checks.function("score_fn", score_fn, "heuristics.bald")
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
@@ -120,14 +116,10 @@ def points_of(features: PyTree, mask: Array, who: str) -> Array:
     return jnp.where(mask[:, None], centred(features, mask), 0.0)
 
 
-def one_by_one(
-    pick: Callable[..., Any], update: Callable[..., Any], state: Any, available: Array, query_size: int
-) -> tuple[Array, Array]:
-    """Pick examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN.
-
-    ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and
-    ``update(state, index, turn) -> state`` hands on what the next one knows.
-    """
+def one_by_one(pick: Callable, update: Callable, state: Any, available: Array, query_size: int) -> tuple[Array, Array]:
+    """Pick examples, each with the knowledge of those before: ``(indices int32[Q], scores [Q])``, then −1 and NaN."""
+    # ``pick(state, left bool[N], turn) -> (index, score)`` counts while something is left, and
+    # ``update(state, index, turn) -> state`` hands on what the next one knows.
 
     def step(carry: tuple[Any, Array], turn: Array) -> tuple[tuple[Any, Array], tuple[Array, Array]]:
         state, left = carry
@@ -191,10 +183,8 @@ def inner_products(factors: tuple[Array, ...], ids: Array) -> Array:
 
 
 def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -> Array:
-    """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself.
-
-    The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
-    """
+    """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself."""
+    # The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
     products = inner_products(factors, ids)
     distances = _beside(diagonal, products) + jnp.broadcast_to(diagonal[ids], products.shape) - 2.0 * products
     own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)

@@ -74,22 +74,18 @@ class Clusters(NamedTuple):
 def clusters_of(
     key: Key, points: Array, mask: Array, num_clusters: int, num_iterations: int = 100, active: Array | None = None
 ) -> Clusters:
-    """k-means: Lloyd's algorithm from the seeds of :func:`k_means_pp`.
-
-    Of ``K = num_clusters`` centres ``active`` are used, a number that may be traced and that time is in proportion to.
-    """
+    """k-means: Lloyd's algorithm from the seeds of :func:`k_means_pp`."""
+    # Of ``K = num_clusters`` centres ``active`` are used, a number that may be traced; time is in proportion to it.
     active = jnp.clip(jnp.asarray(num_clusters if active is None else active, jnp.int32), 1, num_clusters)
     seeds = k_means_pp(key, points, mask, num_clusters, active)
     return lloyd(points, mask, points[seeds], num_iterations, active)
 
 
 def k_means_pp(key: Key, points: Array, mask: Array, num_clusters: int, active: Array) -> Array:
-    """Greedy k-means++ seeding, ``int32[K]`` ids, of which the first ``active`` count.
-
-    Of ``2 + ⌊ln K⌋`` draws in proportion to squared distances it takes the one that helps most, and of those that help
-    as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at
-    ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
-    """
+    """Greedy k-means++ seeding, ``int32[K]`` ids, of which the first ``active`` count."""
+    # Of ``2 + ⌊ln K⌋`` draws in proportion to squared distances it takes the one that helps most, and of those that
+    # help as much the first. Draw ``i`` of seed ``t`` inverts the cumulative distribution at
+    # ``jax.random.uniform(key, (K, 2 + ⌊ln K⌋))[t, i]``; the first seed is draw 0 of the uniform distribution.
     uniforms = jax.random.uniform(key, (num_clusters, 2 + int(math.log(num_clusters))), jnp.float32)
     squares = jnp.sum(points * points, axis=1)
 
@@ -116,9 +112,7 @@ def lloyd(points: Array, mask: Array, centres: Array, num_iterations: int, activ
     # Centres come in blocks, so that no [N, K] is held and that time follows the active ones, whose number is traced.
     blocks = (active + width - 1) // width
     centres = jnp.pad(centres, ((0, -num_clusters % width), (0, 0)))
-
-    def ids_of(block: Array) -> Array:
-        return block * width + jnp.arange(width, dtype=jnp.int32)
+    ids_of = lambda block: block * width + jnp.arange(width, dtype=jnp.int32)  # noqa: E731
 
     def assign(centres: Array) -> Array:
         def body(block: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -1,4 +1,8 @@
-"""Selections that rank scores: the best, random ones, given ones."""
+"""Selections that rank scores: the best, random ones, given ones, and samples by score.
+
+Stochastic batch acquisition is as diverse as expensive batch methods, and as cheap as top-k. It is Gumbel-top-k (Kool,
+van Hoof and Welling 2019): ranks of ``log w + Gumbel`` are draws in proportion to ``w``.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax import heuristics
+from baal_jax._util import checks, numerics
 from baal_jax._util.random import vectorised
 from baal_jax.selection._common import compiled, one_each, over_scores, top
-from baal_jax.typing import Acquisition, Array, Key, Predictions, ScoreFn, Selection
+from baal_jax.typing import Acquisition, Array, Key, ScoreFn, Selection
 
 
 def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
@@ -42,10 +47,7 @@ def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> A
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are nats, as of :func:`~baal_jax.heuristics.epig`, with its paper.
     """
-
-    def summarise(predictions: Predictions) -> Array:
-        return score_fn(predictions.logits, predictions.target_logits)
-
+    summarise = lambda predictions: score_fn(predictions.logits, predictions.target_logits)  # noqa: E731
     return top_k()._replace(summarise=summarise, tasks=heuristics.tasks_of(score_fn))
 
 
@@ -90,3 +92,110 @@ def precomputed(scores: Array) -> Acquisition:
         return top(one_each(given, available), available, query_size)
 
     return Acquisition(None, compiled(select))
+
+
+def power(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+    r"""A sample without replacement, in proportion to a power of the score; PowerBALD with ``bald``.
+
+    .. math:: p_i \propto s_i^\beta
+
+    A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. Where
+    none is positive (:func:`~baal_jax.heuristics.margin`), all are first shifted: the smallest available becomes 0.
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``, the inverse of Baal's temperature; 0 is uniform and large values approach top-k.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; its selections carry the scores themselves, not the perturbed ones.
+
+    Raises:
+        ValueError: ``coldness`` is negative or not finite.
+
+    References:
+        Kirsch et al., `Stochastic batch acquisition: a simple baseline for deep active learning
+        <https://arxiv.org/abs/2106.12059>`_, 2021.
+
+    Example:
+        >>> from baal_jax import heuristics, selection
+        >>> acquisition = selection.power(heuristics.bald, coldness=4.0)
+        >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
+        [1]
+    """
+    return _sampled(power_log_weights, score_fn, coldness)
+
+
+def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+    r"""A sample without replacement from a Gibbs distribution over scores, which may have any sign.
+
+    .. math:: p_i \propto \exp(\beta s_i)
+
+    Take one over the spread of the scores as coldness: BALD is often below 0.1 nats, where 1 picks nearly at random.
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``, as in :func:`power`.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
+    """
+    return _sampled(softmax_log_weights, score_fn, coldness)
+
+
+def softrank(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+    r"""A sample without replacement, in proportion to a power of the rank, whatever the scale of the scores.
+
+    .. math:: p_i \propto r_i^{-\beta}
+
+    Ranks run from 1 for the highest score of the available examples; equal scores share their average rank.
+
+    Args:
+        score_fn: ``logits -> scores [N]``.
+        coldness: ``β``, as in :func:`power`.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
+    """
+    return _sampled(softrank_log_weights, score_fn, coldness)
+
+
+def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: ScoreFn, coldness: float) -> Acquisition:
+    """The largest perturbed log-weights; the weightless follow in random order, then NaN."""
+    coldness = checks.finite_float("coldness", coldness, 0.0)
+
+    def values(key: Key, scores: Array, available: Array) -> Array:
+        key_gumbel, key_rest = jax.random.split(key)
+        weights = log_weights(scores, available, coldness)
+        perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
+        at_random = numerics.weightless_tier(key_rest, scores.shape)
+        return jnp.where(available & jnp.isneginf(weights), at_random, numerics.rank_values(perturbed, available))
+
+    return over_scores(score_fn, values)
+
+
+def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``β log s``, −inf where a score has no weight."""
+    least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
+    scores = jnp.where(~jnp.any(available & (scores > 0)) & jnp.isfinite(least), scores - least, scores)
+    weighted = scores > 0
+    no_weight = jnp.where(jnp.isnan(scores), scores, -jnp.inf)
+    return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), no_weight)
+
+
+def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``β s``."""
+    return jnp.where(jnp.isneginf(scores), -jnp.inf, _cooled(scores, coldness))
+
+
+def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+    """``−β log rank``, where equal scores share their average rank among what is available."""
+    values = -numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
+    ordered = jnp.sort(numerics.replicate(values))
+    before = jnp.searchsorted(ordered, values, side="left")
+    rank = (before + jnp.searchsorted(ordered, values, side="right") + 1).astype(scores.dtype) / 2
+    return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))
+
+
+def _cooled(log_weights: Array, coldness: float) -> Array:
+    """``β log w``, where ``0 · inf`` is 0."""
+    return jnp.where(jnp.isinf(log_weights) & (coldness == 0), 0.0, coldness * log_weights)

@@ -1,7 +1,8 @@
 """Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,11 +75,8 @@ def strategies(
         raise ValueError("acquisitions is a single one, without a name: pass a dictionary of name and acquisition")
     first = {"": posteriors} if isinstance(posteriors, Posterior) else posteriors
     second = {"": acquisitions} if isinstance(acquisitions, Acquisition) else acquisitions
-    return {
-        ", ".join(name for name in (a, b) if name): active_loop(posterior, acquisition, **options)
-        for a, posterior in first.items()
-        for b, acquisition in second.items()
-    }
+    pairs = itertools.product(first.items(), second.items())
+    return {", ".join(filter(None, (a, b))): active_loop(one, other, **options) for (a, one), (b, other) in pairs}
 
 
 def run(
@@ -212,16 +210,14 @@ def run(
 def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
     """The metric that matters most, which every strategy must report."""
     for name, loop in loops.items():
-        state = loop.init(key, data.train, rounds.num_initial)
         evaluate = lambda *given, loop=loop: loop.evaluate(*given, loop.metrics)  # noqa: E731
-        values = jax.eval_shape(evaluate, state, data.test)
+        values = jax.eval_shape(evaluate, loop.init(key, data.train, rounds.num_initial), data.test)
         checks.text(f"metrics of {name!r}", [*values])
         numbers = [key for key, value in values.items() if value.ndim == 0]
         if wanted is None:
-            usual = [metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers]
             if not numbers:
                 raise ValueError(f"{name!r} reports no metric that is one number: add one to its metrics")
-            wanted = (usual or numbers)[0]
+            wanted = ([metric for metric in ("accuracy", "f1_micro", "rmse") if metric in numbers] or numbers)[0]
         if wanted not in numbers:
             raise ValueError(f"metric={wanted!r} is not what {name!r} reports: choose one of {', '.join(numbers)}")
     assert wanted is not None
@@ -229,9 +225,7 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
 
 
 @contextmanager
-def _bar(
-    place: _folder.Folder, loops: Mapping[str, ActiveLoop], seeds: Sequence[int], num_rounds: int, progress: bool
-) -> Iterator[Callable[[str, int], None]]:
+def _bar(place: _folder.Folder, loops: Iterable[str], seeds: Any, num_rounds: int, progress: bool) -> Iterator[Any]:
     """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
     if not progress:
         yield lambda strategy, done: None

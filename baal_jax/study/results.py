@@ -60,7 +60,6 @@ class Runs(NamedTuple):
     indices: np.ndarray
     scores: np.ndarray
     diagnostics: dict[str, np.ndarray]
-
     __repr__ = short
 
 
@@ -105,7 +104,6 @@ class Results(NamedTuple):
     description: dict[str, Any]
     runs: dict[str, Runs]
     pictures: Pictures | None
-
     __repr__ = short
 
 

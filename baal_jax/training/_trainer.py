@@ -120,28 +120,12 @@ def trainer(
     weights = average_from, warm_start, validation, validate_every
     if trainable is not None:
         checks.function("trainable", trainable, 'lambda path: path[0] == "head"')
-    recipe = _Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task)
-    return _Trainer(recipe, task, lambda model: model if trainable is None else frozen(model, trainable))
-
-
-class _Trainer(NamedTuple):
-    """What :func:`trainer` returns."""
-
-    recipe: _Recipe
-    task: tasks.Task | None
-    part: Callable[[Model], Model] = lambda model: model  # the model whose params are what is trained
-
-    def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
-        if not isinstance(model, Model):
-            raise TypeError(f"model is a {type(model).__name__}: wrap it by from_linen, from_nnx or from_functions")
-        recipe, model = self.recipe, self.part(model)
-        if recipe.validation is not None:
-            recipe = recipe._replace(validation=_judges(recipe.validation, model, self.task))
-        return jax.jit(_make_fit(recipe, model, penalty, transform))
+    part = lambda model: model if trainable is None else frozen(model, trainable)  # noqa: E731
+    return _Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task, part)
 
 
 class _Recipe(NamedTuple):
-    """What :func:`trainer` was asked for."""
+    """What :func:`trainer` returns: what it was asked for."""
 
     optimizer: optax.GradientTransformation
     loss: Callable[[PyTree, Array], Array]
@@ -157,6 +141,15 @@ class _Recipe(NamedTuple):
     unlabelled: Consistency | None
     num_unlabelled: int
     task: tasks.Task | None
+    part: Callable[[Model], Model]  # the model whose params are what is trained
+
+    def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
+        if not isinstance(model, Model):
+            raise TypeError(f"model is a {type(model).__name__}: wrap it by from_linen, from_nnx or from_functions")
+        recipe, model = self, self.part(model)
+        if recipe.validation is not None:
+            recipe = recipe._replace(validation=_judges(recipe.validation, model, self.task))
+        return jax.jit(_make_fit(recipe, model, penalty, transform))
 
 
 class _Plan(NamedTuple):
@@ -265,10 +258,7 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
 
 def _completed(model: Model, rest: PyTree) -> Model:
     """The network of what is trained, with the rest of its parameters."""
-
-    def with_rest(call: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda variables, *given: call(variables._replace(frozen=rest), *given)
-
+    with_rest = lambda call: lambda variables, *given: call(variables._replace(frozen=rest), *given)  # noqa: E731
     return model if rest is None else Model(model.init, *map(with_rest, model[1:]))
 
 
@@ -335,7 +325,7 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
 
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
     key_augment, key_model = random.split(planned.key, 2)
-    augment = recipe.augment or _unchanged
+    augment = recipe.augment or (lambda _, batch: batch)
     batch = augment(key_augment, jax.tree.map(lambda leaf: leaf[planned.ids], dataset))
     read = _Batch(batch.inputs, batch.targets, planned.weights, key_model)
     if recipe.unlabelled is None or planned.views is None:
@@ -346,10 +336,6 @@ def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
     first = (recipe.unlabelled.first or augment)(key_first, rows).inputs
     second = (recipe.unlabelled.second or augment)(key_second, rows).inputs
     return read._replace(inputs=_joined(batch.inputs, first), second=second, key_second=key_pass)
-
-
-def _unchanged(_: Key, batch: Dataset) -> Dataset:
-    return batch
 
 
 def _joined(labelled: PyTree, unlabelled: PyTree) -> PyTree:
@@ -373,8 +359,7 @@ def _objective(
         known = jax.tree.map(lambda leaf: leaf[: recipe.batch_size], outputs)
     if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
         # A row without weight may be of an unknown target.
-        counts = batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0
-        targets = jnp.where(counts, targets, 0.0)
+        targets = jnp.where(batch.weights.reshape(-1, *[1] * (targets.ndim - 1)) > 0, targets, 0.0)
     if tasks.of_loss(recipe.loss) is not None and not hasattr(known, "shape"):
         cure = "say what the loss is to be given by from_…(…, outputs=lambda out: …)"
         raise ValueError(f"the network returns a {type(known).__name__}, not an array: {cure}")
@@ -420,9 +405,7 @@ def _require_own_rows(loss: Callable, outputs: PyTree, targets: PyTree, size: in
             return random.uniform(0.1, 0.9, leaf.shape).astype(leaf.dtype)
         return random.integers(0, 2, leaf.shape).astype(leaf.dtype)
 
-    def first(leaf: np.ndarray, like: Array) -> Array:
-        return jnp.asarray(leaf[:1] if like.shape[:1] == (size,) else leaf)
-
+    first = lambda leaf, like: jnp.asarray(leaf[:1] if like.shape[:1] == (size,) else leaf)  # noqa: E731
     tried = jax.tree.map(lambda leaf: rows(of_length(3, leaf)), (outputs, targets))
     with jax.ensure_compile_time_eval(), jax.debug_nans(False):
         on_all = loss(*jax.tree.map(jnp.asarray, tried))[:1]

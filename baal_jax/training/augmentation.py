@@ -84,8 +84,7 @@ def shift(pixels: int) -> Augmentation:
         corners = jax.random.randint(key, (_images(batch).shape[0], 2), 0, 2 * pixels + 1)
 
         def crop(image: Array, corner: Array, fill: float) -> Array:
-            widths = [(pixels, pixels)] * 2 + [(0, 0)] * (image.ndim - 2)
-            padded = jnp.pad(image, widths, constant_values=fill)
+            padded = jnp.pad(image, [(pixels, pixels)] * 2 + [(0, 0)] * (image.ndim - 2), constant_values=fill)
             return jax.lax.dynamic_slice(padded, (*corner, *[0] * (image.ndim - 2)), image.shape)
 
         return _moved(batch, crop, corners)

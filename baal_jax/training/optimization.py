@@ -103,13 +103,11 @@ def _for(own: Any, params: PyTree) -> Any:
     except (TypeError, ValueError):
         import optax
 
-        def init(params: PyTree) -> PyTree:
-            return {name: own.init(part) for name, part in params.items()}
-
         def update(updates: PyTree, state: PyTree, params: Any = None, **told: Any) -> tuple[PyTree, PyTree]:
             each = optax.with_extra_args_support(own).update
             parts = {name: each(updates[name], state[name], params[name], **told) for name in params}
             return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
 
+        init = lambda params: {name: own.init(part) for name, part in params.items()}  # noqa: E731
         return optax.GradientTransformationExtraArgs(init, update)
     return own

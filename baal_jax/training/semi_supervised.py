@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import Array, Dataset, Key, PyTree
-
-Augmentation = Callable[[Key, Dataset], Dataset]
+from baal_jax.training.augmentation import Augmentation
+from baal_jax.typing import Array, PyTree
 
 
 class Consistency(NamedTuple):
@@ -165,11 +164,7 @@ def pi_model(
 
 
 def fix_match(
-    strong: Augmentation,
-    weak: Augmentation | None = None,
-    *,
-    weight: float = 1.0,
-    threshold: float = 0.95,
+    strong: Augmentation, weak: Augmentation | None = None, *, weight: float = 1.0, threshold: float = 0.95
 ) -> Consistency:
     r"""FixMatch: where the network is confident under weak augmentation, that is the label under strong augmentation.
 

@@ -44,12 +44,8 @@ regression = Task("regression", metrics.regression, "heuristics.variance")
 gaussian_regression = Task("gaussian_regression", metrics.gaussian_regression, "heuristics.gaussian_bald")
 """``C`` means and then ``C`` log-variances, ``[…, 2C]``; targets ``[…, C]``, or ``[…]`` for a single one."""
 
-_OF_LOSS = {
-    losses.cross_entropy: classification,
-    losses.binary_cross_entropy: multi_label,
-    losses.squared_error: regression,
-    losses.gaussian_nll: gaussian_regression,
-}
+_OF_LOSS = {losses.cross_entropy: classification, losses.binary_cross_entropy: multi_label}
+_OF_LOSS |= {losses.squared_error: regression, losses.gaussian_nll: gaussian_regression}
 _TRACED: WeakKeyDictionary[Callable, dict] = WeakKeyDictionary()  # shapes of outputs, which take a trace to know
 
 
@@ -78,7 +74,8 @@ def of_targets(targets: Any, outputs: tuple[int, ...]) -> Task | None:
         return None
     if values is None:
         return multi_label if targets.dtype == bool else regression if size == 1 and not whole else None
-    if size > 1 and _are_distributions(values):
+    rows = values if whole else values[~np.isnan(values).any(axis=-1)]
+    if size > 1 and (rows >= 0).all() and np.allclose(rows.sum(axis=-1, dtype=np.float64), 1.0, atol=1e-3):
         return classification
     return multi_label if binary else None if whole else regression
 
@@ -179,8 +176,7 @@ def output_shape(posterior: Posterior, state: PyTree, dataset: Dataset) -> tuple
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
     def one(key: Array, state: PyTree, inputs: PyTree) -> PyTree:
-        draw = jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1))
-        return posterior.apply(state, draw, inputs)
+        return posterior.apply(state, jax.tree.map(lambda leaf: leaf[0], posterior.sample(key, state, 1)), inputs)
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), state), rows
     leaves, structure = jax.tree.flatten(shapes)
@@ -230,11 +226,6 @@ def _unknown(values: np.ndarray, task: Task | None) -> np.ndarray:
     if values.dtype.kind not in "biu":
         return ~(values >= 0) if task is multi_label else np.isnan(values)
     return np.zeros(values.shape, bool) if task in (regression, gaussian_regression) else values < 0
-
-
-def _are_distributions(values: np.ndarray) -> bool:
-    values = values[~np.isnan(values).any(axis=-1)] if values.dtype.kind not in "biu" else values
-    return bool((values >= 0).all() and np.allclose(values.sum(axis=-1, dtype=np.float64), 1.0, atol=1e-3))
 
 
 def _rows(wrong: Any) -> str:

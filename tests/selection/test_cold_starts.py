@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import baal_jax as baal
 from baal_jax import Predictions, heuristics, pool, selection
-from baal_jax.selection import _common, _k_means, _prob_cover, _typiclust
+from baal_jax.selection import _cold_start, _common, _k_means
 from tests import fixtures
 from tests.oracles import unsupervised as oracle
 from tests.selection import problems
@@ -18,8 +18,8 @@ from tests.selection.problems import EVERY, NUM, QUERY, SEEDS, SIZE, build, pick
 
 CLUSTERS = 7
 lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
-neighbour_distances = jax.jit(_typiclust.neighbour_distances, static_argnums=3)
-pure_radius = jax.jit(_prob_cover.pure_radius, static_argnums=3)
+neighbour_distances = jax.jit(_cold_start.neighbour_distances, static_argnums=3)
+pure_radius = jax.jit(_cold_start.pure_radius, static_argnums=3)
 
 # k-means
 
@@ -94,7 +94,7 @@ def test_typiclust_is_that_of_the_paper(options):
 
 
 def test_tiny_clusters_wait_and_typicality_may_be_nothing_or_infinite():
-    order = jax.jit(_typiclust.most_typical, static_argnums=4)
+    order = jax.jit(_cold_start.most_typical, static_argnums=4)
     assignment = np.repeat([0, 1, 2, -1], [5, 4, 6, 1]).astype(np.int32)
     available, typical = assignment >= 0, np.arange(16.0, dtype=np.float32)
     picks = order(assignment, typical, available, ~available, 3)
@@ -102,7 +102,7 @@ def test_tiny_clusters_wait_and_typicality_may_be_nothing_or_infinite():
     # The lonely and the repeated.
     points = np.array([[0.0], [50.0], [50.0], [90.0], [91.0], [93.0]], np.float32)
     assignment = np.array([0, 1, 1, 2, 2, 2], np.int32)
-    found = jax.jit(_typiclust.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
+    found = jax.jit(_cold_start.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
     np.testing.assert_allclose(found, [0, np.inf, np.inf, 1 / 2, 1 / 1.5, 1 / 2.5])
 
 

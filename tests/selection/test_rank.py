@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from baal_jax import Predictions, heuristics, selection
-from baal_jax.selection import _stochastic
+from baal_jax.selection import _rank
 from tests.oracles import baal
 
 NUM = 7
@@ -103,7 +103,7 @@ def test_precomputed_picks_as_top_k_does(key):
 
 SCORES = np.array(baal.GOLDEN["BALD(P)"]["scores"], np.float32)  # of five
 GOLDEN = {"power": "PowerSampling", "softmax": "GibbsSampling", "softrank": "RankBasedSampling"}
-LOG_WEIGHTS = {name: jax.jit(getattr(_stochastic, f"{name}_log_weights")) for name in GOLDEN}
+LOG_WEIGHTS = {name: jax.jit(getattr(_rank, f"{name}_log_weights")) for name in GOLDEN}
 every_stochastic = pytest.mark.parametrize("name", GOLDEN)
 
 

@@ -71,9 +71,8 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         indices, scores = _forward(root, fisher, rows, available, first)
         if first == query_size:
             return indices, scores
-        kept = _backward(root, fisher, rows, indices, query_size)
         # What looked best while little was known may be of little use beside the later picks.
-        order = jnp.argsort(~kept, stable=True)[:query_size]
+        order = jnp.argsort(~_backward(root, fisher, rows, indices, query_size), stable=True)[:query_size]
         return indices[order], scores[order]
 
     return select
@@ -97,13 +96,10 @@ def _backward(root: Array, fisher: Array, rows: Array, indices: Array, query_siz
     picked = _rows_of(rows, indices)
 
     def drop(state: _Posterior, kept: Array, turn: Array) -> tuple[_Posterior, Array]:
-        losses = _traces(_plus_one(-state.variances), state.spreads)
-        index = best_of(-losses, kept)
+        index = best_of(-_traces(_plus_one(-state.variances), state.spreads), kept)
         return _conditioned(state, fisher, picked, picked[index], -1.0), kept.at[index].set(False)
 
-    def held(kept: Array) -> Array:
-        return jnp.where(kept[:, None, None], picked, 0.0)
-
+    held = lambda kept: jnp.where(kept[:, None, None], picked, 0.0)  # noqa: E731
     surplus = jnp.maximum(jnp.sum(indices >= 0, dtype=jnp.int32) - query_size, 0)
     return _in_turns(drop, held, root, fisher, picked, indices >= 0, surplus)
 
@@ -113,14 +109,10 @@ def _rows_of(rows: Array, indices: Array) -> Array:
     return jnp.where((indices >= 0)[:, None, None], rows[jnp.maximum(indices, 0)], 0.0)
 
 
-def _in_turns(
-    step: _Step, held: Callable[[Any], Array], root: Array, fisher: Array, rows: Array, carry: Any, total: Array
-) -> Any:
-    """Take ``total`` steps and give the last ``carry``.
-
-    Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
-    from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
-    """
+def _in_turns(step: _Step, held: Callable, root: Array, fisher: Array, rows: Array, carry: Any, total: Array) -> Any:
+    """Take ``total`` steps and give the last ``carry``."""
+    # Updates carry rounding errors along: where the numbers have become much smaller than those that the errors come
+    # from, all is computed anew, from ``root`` (of the precision given what is labelled) and the rows ``held(carry)``.
 
     # Two loops, a cheap one inside of an exact one: under vmap both sides of a branch would be paid for in every turn.
     def steady(carry: tuple[Array, _Posterior, Any]) -> Array:
@@ -150,10 +142,8 @@ def _posterior(root: Array, fisher: Array, rows: Array) -> _Posterior:
     white = jnp.matmul(rows, inverse, precision="highest")
     variances = jnp.einsum("nrd,nqd->nrq", white, white, precision="highest")
     inner = jnp.matmul(inverse.T, jnp.matmul(fisher, inverse, precision="highest"), precision="highest")
-    spread = jnp.matmul(white, inner, precision="highest")
-    spreads = jnp.einsum("nrd,nqd->nrq", spread, white, precision="highest")
-    covariance = jnp.matmul(inverse, inverse.T, precision="highest")
-    return _Posterior(covariance, variances, spreads, _level(spreads))
+    spreads = jnp.einsum("nrd,nqd->nrq", jnp.matmul(white, inner, precision="highest"), white, precision="highest")
+    return _Posterior(jnp.matmul(inverse, inverse.T, precision="highest"), variances, spreads, _level(spreads))
 
 
 def _level(spreads: Array) -> Array:
@@ -161,11 +151,9 @@ def _level(spreads: Array) -> Array:
 
 
 def _conditioned(state: _Posterior, fisher: Array, rows: Array, label: Array, sign: float) -> _Posterior:
-    """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1).
-
-    With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and
-    ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
-    """
+    """The posterior with the information of one example ``label [r, D]`` more (or less, with a ``sign`` of −1)."""
+    # With ``W = P Vᵀ`` and ``S = I ± V W``, the covariance becomes ``P′ = P ∓ W S⁻¹ Wᵀ``. Put into ``U P′ Uᵀ`` and
+    # ``U P′ F P′ Uᵀ`` for the rows ``U`` of every example, this leaves products with ``U W`` and ``U P F W`` alone.
     wide = jnp.matmul(state.covariance, label.T, precision="highest")  # [D, r]
     matrix = _plus_one(sign * linalg.product(label, wide))
     inverse = 1.0 / matrix if matrix.shape[-1] == 1 else linalg.inverse(matrix)

@@ -47,9 +47,8 @@ def diagonal(features: Features) -> Array:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
     for factor in features.factors:
         if factor.ndim != 2:
-            raise ValueError(
-                f"features of shape {factor.shape}, not one row an example, [N, D]: bait alone reads several"
-            )
+            need = "not one row an example, [N, D]: bait alone reads several"
+            raise ValueError(f"features of shape {factor.shape}, {need}")
     return trace(features)
 
 
@@ -67,9 +66,7 @@ def column(features: Features, index: Array) -> Array:
 def centred(features: Features, counted: Array) -> Features:
     """Minus the mean of the rows that count, where features are plain: distances do not change, rounding shrinks."""
     first, *others = features.factors
-    if others or first.ndim != 2:
-        return features
-    return features._replace(factors=(_common.centred(first, counted),))
+    return features if others or first.ndim != 2 else features._replace(factors=(_common.centred(first, counted),))
 
 
 def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
@@ -81,14 +78,11 @@ def sketched(factors: tuple[Array, ...], size: int, key: Array) -> Array:
 
 
 def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
-    """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask.
-
-    By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
-    """
+    """Upper triangular ``R [D, D]`` with ``RᵀR = I + σ⁻² Σ φ φᵀ`` over the rows of a mask."""
+    # By QR factorisations of blocks of rows: a sum of squares would lose what is small beside the largest feature.
 
     def visit(root: Array, ids: Array, valid: Array) -> Array:
-        some = jnp.where(valid[:, None], phi[ids] / noise, 0.0)
-        return linalg.triangular_root(jnp.concatenate([root, some]))
+        return linalg.triangular_root(jnp.concatenate([root, jnp.where(valid[:, None], phi[ids] / noise, 0.0)]))
 
     num, size = phi.shape
     return _common.over_rows(known, visit, jnp.eye(size, dtype=phi.dtype), min(size, num))
@@ -97,8 +91,7 @@ def posterior_root(phi: Array, known: Array, noise: float = 1.0) -> Array:
 def conditioned(features: Features, known: Array, noise: float, who: str) -> Features:
     """``R⁻ᵀ φ``, whose kernel is the posterior covariance given noisy labels of some rows."""
     phi = dense(features, who)
-    root = posterior_root(phi, known, noise)
-    return features._replace(factors=(linalg.solve_triangular(root, phi.T, trans="T").T,))
+    return features._replace(factors=(linalg.solve_triangular(posterior_root(phi, known, noise), phi.T, trans="T").T,))
 
 
 class Nearest(NamedTuple):

@@ -123,8 +123,7 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
         centres = jnp.maximum(nearest.centres, 0)
-        sizes = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])
-        mine = sizes[centres]
+        mine = jax.ops.segment_sum(jnp.where(available, nearest.distances, 0.0), centres, centres.shape[0])[centres]
         largest = mine == jnp.max(jnp.where(available, mine, -jnp.inf))
         return best_of(jnp.where(largest, nearest.distances, -jnp.inf), left)
 
@@ -200,9 +199,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
     return select
 
 
-def _from_centres(
-    choose: Callable[[Nearest, Array, Array, Array], Array], use_labelled: bool, largest_first: bool = True
-) -> Selector:
+def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_first: bool = True) -> Selector:
     """A selector whose picks become centres: ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
@@ -220,9 +217,7 @@ def _from_centres(
                 index, square = jnp.where(first, largest, index), jnp.where(first, length[largest], square)
             return index, jnp.sqrt(square)
 
-        def update(nearest: Nearest, index: Array, turn: Array) -> Nearest:
-            return _kernel.with_centre(features, diag, nearest, index)
-
+        update = lambda nearest, index, turn: _kernel.with_centre(features, diag, nearest, index)  # noqa: E731
         return one_by_one(pick, update, _kernel.nearest_of(features, diag, centres), available, query_size)
 
     return select

@@ -56,10 +56,9 @@ def entropies(runs: Runs) -> np.ndarray | None:
 
 def class_names(results: Results) -> list[str] | None:
     """Names of the classes, or their numbers; None in regression."""
-    names = results.description.get("class_names")
     diagnostics = [pair for runs in results.runs.values() for pair in runs.diagnostics.items()]
     count = next((value.shape[-1] for name, value in diagnostics if name.endswith("_per_class")), 0)
-    return [str(name) for name in names or range(count)] or None
+    return [str(name) for name in results.description.get("class_names") or range(count)] or None
 
 
 def targets(results: Results) -> dict[int, Any]:
@@ -152,7 +151,8 @@ def page_data(results: Results) -> dict[str, Any]:
     seeded = names if count <= _MOST_SEED_VALUES else names[:1]
     queried, known = queried_by_class(results)
     by_class = [_plain(part.sum(axis=0) / max(part.sum(), 1), 4) for part in queried.values()]
-    pool = results.description.get("class_counts") or None
+    counts, diagrams = results.description.get("class_counts"), map(reliability, all_runs)
+    pool = _plain(np.divide(counts, np.sum(counts)), 4) if counts else None
     return {
         "strategies": [
             # The colour is a variable of the style sheet, light or dark.
@@ -165,13 +165,8 @@ def page_data(results: Results) -> dict[str, Any]:
         "rounds": _shape(results)[0],
         "classes": class_names(results),
         "entropy": [None if (shares := entropies(runs)) is None else _plain(shares, 4) for runs in all_runs],
-        "reliability": [
-            bins and {name: _plain(part, 4) for name, part in bins._asdict().items()}
-            for bins in map(reliability, all_runs)
-        ],
-        "queried": {"shares": by_class, "known": known, "pool": pool and _plain(np.divide(pool, np.sum(pool)), 4)}
-        if queried
-        else None,
+        "reliability": [bins and {name: _plain(part, 4) for name, part in bins._asdict().items()} for bins in diagrams],
+        "queried": {"shares": by_class, "known": known, "pool": pool} if queried else None,
         "queries": queries(results),
     }
 

@@ -1,6 +1,5 @@
 """The page's figures for papers, drawn by matplotlib."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
     with matplotlib.rc_context(_SETTINGS):
         for name, figure in _all(study):
             for kind in formats:
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=kind)
-                paths.append(files.write_bytes(Path(out) / f"{name}.{kind}", buffer.getvalue()))
+                paths.append(Path(out) / f"{name}.{kind}")
+                with files.replacing(paths[-1]) as file:
+                    figure.savefig(file, format=kind)
     return paths
 
 
@@ -84,9 +83,7 @@ def _legend_above(figure: Any) -> Any:
     return figure
 
 
-def _curves(
-    file: str, study: Results, values: Mapping[str, np.ndarray], label: str, styles: plots.Styles
-) -> Iterator[tuple[str, Any]]:
+def _curves(file: str, study: Results, values: Mapping[str, Any], label: str, styles: plots.Styles) -> Iterator[Any]:
     curves = {}
     for name, part in values.items():
         happened = np.where(study.runs[name].stopped, np.nan, part)
@@ -111,8 +108,7 @@ def _entropy(histograms: Mapping[str, np.ndarray], styles: plots.Styles, classes
 
 
 def _reliability(bins: Mapping[str, _content.Bins], styles: plots.Styles) -> Any:
-    titles = [f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()]
-    figure, axes = _grid(titles, "confidence", "accuracy")
+    figure, axes = _grid([f"{name}, ECE {ece[-1]:.3f}" for name, (*_, ece) in bins.items()], "confidence", "accuracy")
     for ax, (name, parts) in zip(axes, bins.items(), strict=True):
         plots.plot_reliability({name: [part[-1] for part in parts[:3]]}, ax, styles=styles)
         ax.get_legend().remove()

@@ -19,6 +19,11 @@ from baal_jax.study.results import Results
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 400, 62, 12, 30, 42  # of the chart in page.html
 _VERDICT = 5  # its column
+_SWATCH = (
+    '<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">'
+    '<path class="line" d="M1 6H29" stroke-dasharray="{dash}" style="stroke:{colour}"/>'
+    '<path class="marker" d="{marker}" transform="translate(15 6)" style="fill:{colour}"/></svg>'
+)
 
 
 def page(results: Results) -> str:
@@ -27,7 +32,9 @@ def page(results: Results) -> str:
     template, css, js = (files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
     data, description = _content.page_data(results), results.description
-    swatches = {look["name"]: _swatch(look) for look in data["strategies"]}
+    swatches = {look["name"]: _SWATCH.format(**look) for look in data["strategies"]}
+    metrics = _content.metrics(results) or [str(description.get("metric"))]
+    tables = [_table(results, name, swatches) for name in metrics if results.runs]
     values = {
         # The browser itself refuses every request, and every script but the one that is named by its digest.
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -40,7 +47,8 @@ def page(results: Results) -> str:
         **_lead(results, data),
         "strategies": [{"number": i, "name": name, "swatch": swatches[name]} for i, name in enumerate(swatches)],
         "notices": [{"notice": text} for text in _content.notices(results)],
-        **_tables(results, swatches),
+        "main": tables[:1],
+        "tables": [{**table, "other": i > 0} for i, table in enumerate(tables)],
         "chart": _chart(data),
         **_figures(results, data),
         "settings": _nested({name: value for name, value in description.items() if name != "environment"}),
@@ -52,11 +60,9 @@ def page(results: Results) -> str:
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Fill in the placeholders of a template, as Mustache has them.
-
-    ``{{name}}`` is a value, escaped, and ``{{&name}}`` as it is; ``{{#name}}…{{/name}}`` stands for every item of a
-    list, or where there is a value; ``{{^name}}…{{/name}}`` where there is none.
-    """
+    """Fill in the placeholders of a template, as Mustache has them."""
+    # ``{{name}}`` is a value, escaped, and ``{{&name}}`` as it is; ``{{#name}}…{{/name}}`` stands for every item of a
+    # list, or where there is a value; ``{{^name}}…{{/name}}`` where there is none.
 
     def filled(match: re.Match[str]) -> str:
         kind, section, body, raw, name = match.groups()
@@ -70,14 +76,6 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 
     # What is filled in is not looked at again: no name in the data is taken for a placeholder.
     return re.sub(r"\{\{([#^])(\w+)\}\}(.*?)\{\{/\2\}\}|\{\{(&?)(\w+)\}\}", filled, template, flags=re.DOTALL)
-
-
-def _swatch(look: Mapping[str, str]) -> str:
-    return (
-        '<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">'
-        f'<path class="line" d="M1 6H29" stroke-dasharray="{look["dash"]}" style="stroke:{look["colour"]}"/>'
-        f'<path class="marker" d="{look["marker"]}" transform="translate(15 6)" style="fill:{look["colour"]}"/></svg>'
-    )
 
 
 def _lead(results: Results, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,12 +94,6 @@ def _lead(results: Results, data: Mapping[str, Any]) -> dict[str, Any]:
         "metric": metric and plots.axis_label(str(metric)),
         "baseline": description.get("baseline"),
     }
-
-
-def _tables(results: Results, swatches: Mapping[str, str]) -> dict[str, Any]:
-    metrics = _content.metrics(results) or [str(results.description.get("metric"))]
-    tables = [_table(results, name, swatches) for name in metrics if results.runs]
-    return {"main": tables[:1], "tables": [{**table, "other": i > 0} for i, table in enumerate(tables)]}
 
 
 def _table(results: Results, metric: str, swatches: Mapping[str, str]) -> dict[str, Any]:
@@ -169,12 +161,8 @@ def _chart(data: Mapping[str, Any]) -> dict[str, Any] | None:
     points = np.concatenate([(x, mean) for _, x, mean, _, _ in curves], axis=1)
     (x0, y0), (x1, y1) = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
     stops = np.unique(points[0, np.isfinite(points[0])])
-
-    def across(x: Any) -> Any:
-        return _LEFT + (x - x0) / max(x1 - x0, 1e-9) * (_WIDTH - _LEFT - _RIGHT)
-
-    def down(y: Any) -> Any:
-        return _TOP + (y1 - np.clip(y, y0, y1)) / max(y1 - y0, 1e-9) * (_HEIGHT - _TOP - _BOTTOM)
+    across = lambda x: _LEFT + (x - x0) / max(x1 - x0, 1e-9) * (_WIDTH - _LEFT - _RIGHT)  # noqa: E731
+    down = lambda y: _TOP + (y1 - np.clip(y, y0, y1)) / max(y1 - y0, 1e-9) * (_HEIGHT - _TOP - _BOTTOM)  # noqa: E731
 
     def path(x: np.ndarray, y: np.ndarray) -> str:
         return "L".join(f"{across(a):.1f} {down(b):.1f}" for a, b in zip(x, y, strict=True) if not math.isnan(b))

@@ -26,8 +26,6 @@ from baal_jax.study.statistics._curves import (
 )
 from baal_jax.study.statistics._summary import Row, Summary, Table, markdown, number, summary, table
 
-__all__ = [
-    "Comparison", "Curve", "Ranking", "Row", "Saved", "Summary", "Table", "Verdict", "area", "compare", "compare_all",
-    "holm", "is_higher_better", "labels_saved", "labels_to_target", "markdown", "mean_curve", "number", "rank",
-    "shared_range", "standard_error", "summary", "table",
-]  # fmt: skip
+__all__ = ["Comparison", "Curve", "Ranking", "Row", "Saved", "Summary", "Table", "Verdict", "area", "compare",
+           "compare_all", "holm", "is_higher_better", "labels_saved", "labels_to_target", "markdown", "mean_curve",
+           "number", "rank", "shared_range", "standard_error", "summary", "table"]  # fmt: skip

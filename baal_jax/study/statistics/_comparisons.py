@@ -141,10 +141,9 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
     if not (count := len(differences)):
         return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
     low, high = _studentised(differences, confidence, num_resamples, seed)
-    p_value = _sign_flip(differences, num_resamples, seed)
     # With all differences of one sign, only the flips that change none or all of them give a sum as large.
     least = 2.0 ** (1 - count) if count <= _EXACT else 1 / (num_resamples + 1)
-    return Comparison(float(differences.mean()), low, high, p_value, least, count)
+    return Comparison(float(differences.mean()), low, high, _sign_flip(differences, num_resamples, seed), least, count)
 
 
 def holm(p_values: Any) -> np.ndarray:
@@ -402,22 +401,15 @@ def _sign_flip(differences: np.ndarray, num_resamples: int, seed: int) -> float:
     if bound <= 0:
         return 1.0
     if count > _EXACT:
-        signs = np.random.default_rng(seed).integers(0, 2, (num_resamples, count), np.int8)
-        sums = (2.0 * signs - 1.0) @ differences
+        sums = (2.0 * np.random.default_rng(seed).integers(0, 2, (num_resamples, count), np.int8) - 1.0) @ differences
         # The study itself is one of the draws: an estimate of 0 would claim more than the draws can show.
         return float((1 + (np.abs(sums) >= bound).sum()) / (1 + num_resamples))
     # A sum of all is one of the first half plus one of the second: 2^n sums are counted in 2^(n/2) searches.
-    left, right = (_all_sums(part) for part in np.array_split(differences, 2))
+    more = lambda sums, value: np.concatenate([sums - value, sums + value])  # noqa: E731
+    left, right = (functools.reduce(more, part, np.zeros(1)) for part in np.array_split(differences, 2))
     right.sort()
     above = len(right) - np.searchsorted(right, bound - left, side="left")
     return float(2 * above.sum() / 2.0**count)  # flipping every sign mirrors the sums: as many are below −bound
-
-
-def _all_sums(values: np.ndarray) -> np.ndarray:
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums - value, sums + value])
-    return sums
 
 
 @functools.lru_cache(maxsize=4)  # without ties it is the same for every metric of a study

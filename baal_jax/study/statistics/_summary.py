@@ -168,17 +168,9 @@ def table(summary: Summary) -> Table:
         A :class:`Table`, a row for every strategy.
     """
     share = f"{summary.confidence * 100:.3g}%"
-    heads = (
-        "strategy",
-        f"final {summary.metric}",
-        "area",
-        f"difference of area [{share}]",
-        "adjusted p",
-        f"against {summary.baseline}",
-        f"labels to {number(summary.target)}",
-        f"share of the labels [{share}]",
-        "mean rank",
-    )
+    compared = f"difference of area [{share}]", "adjusted p", f"against {summary.baseline}"
+    labels = f"labels to {number(summary.target)}", f"share of the labels [{share}]"
+    heads = ("strategy", f"final {summary.metric}", "area", *compared, *labels, "mean rank")
     return Table(heads, tuple(map(_cells, summary.rows)), tuple(_notes(summary)))
 
 
@@ -201,8 +193,7 @@ def number(value: float) -> str:
     """Four decimals, or four digits of what is large or small; a dash for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    large_or_small = abs(value) >= 1e4 or 0 < abs(value) < 1e-3
-    return f"{value:.4g}" if large_or_small else f"{value:.4f}"
+    return f"{value:.4g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -211,22 +202,14 @@ def _cells(row: Row) -> tuple[str, ...]:
         (difference, low, high, *_), p_value, verdict = row.verdict
         interval = f"{'+' * (difference > 0)}{number(difference)} [{number(low)}, {number(high)}]"
         compared = (interval, number(p_value), verdict)
-    return (
-        row.strategy,
-        f"{number(row.final)} ± {number(row.final_error)}",
-        f"{number(row.area)} ± {number(row.area_error)}",
-        *compared,
-        "not reached" if math.isinf(row.labels) else "–" if math.isnan(row.labels) else f"{row.labels:g}",
-        "" if row.saved is None else _share(row.saved),
-        "–" if math.isnan(row.mean_rank) else f"{row.mean_rank:.2f}",
-    )
-
-
-def _share(saved: Saved) -> str:
-    if math.isinf(saved.baseline_median):
-        return "–"
-    ratio, low, high = (f"{part:.2f}" if math.isfinite(part) else number(part) for part in saved[2:5])
-    return f"{ratio} [{low}, {high}]"
+    labels = "not reached" if math.isinf(row.labels) else "–" if math.isnan(row.labels) else f"{row.labels:g}"
+    share = "" if row.saved is None else "–"
+    if row.saved is not None and not math.isinf(row.saved.baseline_median):
+        ratio, low, high = (f"{part:.2f}" if math.isfinite(part) else number(part) for part in row.saved[2:5])
+        share = f"{ratio} [{low}, {high}]"
+    means = f"{number(row.final)} ± {number(row.final_error)}", f"{number(row.area)} ± {number(row.area_error)}"
+    place = "–" if math.isnan(row.mean_rank) else f"{row.mean_rank:.2f}"
+    return (row.strategy, *means, *compared, labels, share, place)
 
 
 def _notes(summary: Summary) -> list[str]:

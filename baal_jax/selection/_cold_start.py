@@ -1,0 +1,236 @@
+"""Cold starts: TypiClust, the most typical example of every cluster, and ProbCover, the most of the pool by balls."""
+
+import jax
+import jax.numpy as jnp
+
+from baal_jax._util import checks
+from baal_jax.selection._common import one_by_one, over_features, over_rows, points_of, squared_distances
+from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
+from baal_jax.typing import Acquisition, Array, Key
+
+_SMALLEST = 5  # members of a cluster worth a label, in the paper
+_ROWS, _COLUMNS = 128, 512  # a block of pairs, when neighbours are searched
+_BELOW = 1e-4  # how far below the largest pure radius to stay, so that rounding decides nothing
+_SLACK = 1e-5  # how far beyond the radius a point still lies on the boundary, as squares are rounded
+
+
+def typiclust(
+    num_clusters: int | None = None, num_neighbours: int = 20, max_clusters: int = 500, num_iterations: int = 100
+) -> Acquisition:
+    r"""The most typical examples of the clusters with the fewest labels: for small budgets and cold starts.
+
+    .. math:: \mathrm{typicality}(x)^{-1} = \tfrac1K \sum_{x' \in \mathrm{NN}_K(x)} \lVert \phi(x) - \phi(x') \rVert
+
+    What is labelled or available is clustered by k-means into as many clusters as there will be labels, and each pick
+    is the most typical available example of the cluster with the fewest labels and picks; of these clusters the
+    largest. Neighbours are ``K`` members of the same cluster, or all. Clusters of fewer than 5 wait for all others.
+    Features are used as they are; the paper's are self-supervised and have length 1.
+
+    Args:
+        num_clusters: a fixed number of clusters instead of the number of labels after this query.
+        num_neighbours: ``K``.
+        max_clusters: never more clusters than this. Time grows with the clusters that are used, not with this bound.
+        num_iterations: Lloyd iterations at most, after k-means++ seeding.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are typicalities: 0 alone in a cluster, infinite among equals.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    References:
+        Hacohen, Dekel and Weinshall, `Active learning on a budget: opposite strategies suit high and low budgets
+        <https://arxiv.org/abs/2202.02794>`_, 2022.
+
+    Example:
+        >>> embeddings = jnp.array([[0.0], [0.2], [0.4], [0.7], [1.0], [9.0], [9.1], [9.2], [9.3], [9.4], [9.5]])
+        >>> labelled = jnp.arange(11) == 6
+        >>> picked = selection.typiclust().select(jax.random.key(0), embeddings, ~labelled, 1, labelled)
+        >>> picked.indices.tolist()
+        [2]
+    """
+    num_clusters = checks.optional_int("num_clusters", num_clusters)
+    num_neighbours = checks.positive_int("num_neighbours", num_neighbours)
+    max_clusters = checks.positive_int("max_clusters", max_clusters)
+    num_iterations = checks.positive_int("num_iterations", num_iterations)
+
+    def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        known = available | labelled
+        points = points_of(features, known, "typiclust")
+        bound = min(max_clusters if num_clusters is None else num_clusters, points.shape[0])
+        active = None if num_clusters is not None else jnp.sum(labelled, dtype=jnp.int32) + query_size
+        assignment = clusters_of(key, points, known, bound, num_iterations, active).assignment
+        typicality = typicalities(points, known, assignment, num_neighbours)
+        indices = most_typical(assignment, typicality, available, labelled, bound)[:query_size]
+        return indices, typicality[indices]
+
+    return over_features(find, reads_labelled=True)
+
+
+def typicalities(points: Array, known: Array, assignment: Array, num_neighbours: int) -> Array:
+    """One over the mean distance to the nearest members of the own cluster; 0 without any."""
+    num_neighbours = min(num_neighbours, max(points.shape[0] - 1, 1))
+    distances = neighbour_distances(points, known, assignment, num_neighbours)
+    there = jnp.isfinite(distances)
+    count = jnp.sum(there, axis=1, dtype=distances.dtype)
+    return jnp.where(count > 0, count / jnp.sum(jnp.where(there, distances, 0.0), axis=1), 0.0)
+
+
+def most_typical(assignment: Array, typicality: Array, available: Array, labelled: Array, num_clusters: int) -> Array:
+    """``int32[N]``: ids in order of picking, then −1."""
+    # The ``r``-th most typical example of a cluster is picked when ``r`` others of it have been, so the cluster with
+    # the fewest labels and picks comes next when examples are in order of the labels in their cluster plus ``r``.
+    mine = jnp.maximum(assignment, 0)
+    turn = rank_within(jnp.where(available, mine, num_clusters), -typicality)
+    size = sizes_of(assignment, num_clusters)[mine]
+    labels = sizes_of(assignment, num_clusters, labelled)[mine]
+    order = jnp.lexsort((-size, labels + turn, size < _SMALLEST, ~available))
+    return jnp.where(available[order], order, -1)
+
+
+def neighbour_distances(points: Array, mask: Array, groups: Array, num_neighbours: int) -> Array:
+    """Distances ``[N, k]`` from every point to its nearest others in its group, nearest first, then infinity."""
+    # Rows are sorted by group (not negative where the mask is true), and a block of them meets only the blocks that its
+    # groups reach into: time is in proportion to the sum of squared group sizes, memory to ``N · k``.
+    num = points.shape[0]
+    groups = jnp.where(mask, groups, jnp.iinfo(jnp.int32).max)
+    order = jnp.argsort(groups, stable=True)
+    groups = groups[order]
+    counts = jnp.sum(mask, dtype=jnp.int32)
+    # In sorted order the neighbours of a row stand at first, …, last − 1; those of a block between its two ends.
+    first = jnp.searchsorted(groups, groups, side="left").astype(jnp.int32)
+    last = jnp.minimum(jnp.searchsorted(groups, groups, side="right").astype(jnp.int32), counts)
+    height, width = min(_ROWS, num), min(_COLUMNS, num)
+    columns = jnp.pad(points[order], ((0, -num % width), (0, 0)))
+    squares = jnp.sum(columns * columns, axis=1)
+
+    def block(start: Array) -> Array:
+        places = jnp.minimum(start + jnp.arange(height, dtype=jnp.int32), num - 1)
+        mine, low, high = columns[places], first[places], last[places]
+
+        def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            begin, least, ids = carry
+            others = jax.lax.dynamic_slice_in_dim(columns, begin, width)
+            there = jnp.broadcast_to((begin + jnp.arange(width, dtype=jnp.int32))[None], (height, width))
+            far = squares[places][:, None] + jax.lax.dynamic_slice_in_dim(squares, begin, width)[None]
+            far = far - 2.0 * jnp.matmul(mine, others.T, precision="highest")
+            possible = (there >= low[:, None]) & (there < high[:, None]) & (there != places[:, None])
+            far = jnp.where(possible, far, jnp.inf)
+            least, ids = (jnp.concatenate(pair, axis=1) for pair in ((least, far), (ids, there)))
+            negative, best = jax.lax.top_k(-least, num_neighbours)
+            return begin + width, -negative, jnp.take_along_axis(ids, best, axis=1)
+
+        empty = jnp.full((height, num_neighbours), jnp.inf, points.dtype)
+        carry = low[0] // width * width, empty, jnp.zeros(empty.shape, jnp.int32)
+        _, least, ids = jax.lax.while_loop(lambda carry: carry[0] < high[-1], body, carry)
+        # Inner products find the neighbours; how far near ones are is left to differences, which do not cancel.
+        exact = jnp.sqrt(jnp.sum((mine[:, None] - columns[ids]) ** 2, axis=-1))
+        return jnp.sort(jnp.where(jnp.isinf(least), jnp.inf, exact), axis=1)
+
+    blocks = jax.lax.map(block, jnp.arange(0, num, height, dtype=jnp.int32))
+    return blocks.reshape(-1, num_neighbours)[:num][jnp.argsort(order)]
+
+
+def prob_cover(radius: float | None = None, purity: float = 0.95, num_classes: int = 10) -> Acquisition:
+    r"""Greedy maximum coverage by balls around labelled examples: for small budgets and cold starts.
+
+    .. math:: \arg\max_x\; \bigl|B_\delta(x) \setminus \textstyle\bigcup_{c \in L \cup P} B_\delta(c)\bigr|,
+        \qquad B_\delta(x) = \{x' : \lVert \phi(x) - \phi(x') \rVert \le \delta\}
+
+    What is labelled or available is to be covered. Of equals, and when all is covered, the one farthest from what is
+    labelled or picked comes first (without any, the one nearest to the mean), then the lowest id.
+
+    Without a radius it is the largest at which a share of at least ``purity`` of all balls holds one class of k-means,
+    whose seeds are all that is random. Features are used as they are; the paper's are self-supervised, of length 1.
+    Memory is ``64 N`` numbers at a time, not the graph of neighbours.
+
+    Args:
+        radius: ``δ``, in units of the features; None to estimate it each time.
+        purity: the share of pure balls, for the estimate.
+        num_classes: how many clusters stand for classes in the estimate.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are numbers of newly covered examples.
+
+    Raises:
+        ValueError: ``radius`` or ``num_classes`` is not positive, or ``purity`` is not above 0 and at most 1.
+
+    References:
+        Yehuda et al., `Active learning through a covering lens <https://arxiv.org/abs/2205.11320>`_, 2022.
+
+    Example:
+        >>> embeddings = jnp.array([[0.0], [1.0], [2.0], [3.0], [8.0], [9.0]])
+        >>> picked = selection.prob_cover(radius=1.2).select(jax.random.key(0), embeddings, jnp.ones(6, bool), 3)
+        >>> picked.indices.tolist(), picked.scores.tolist()
+        ([2, 5, 0], [3.0, 2.0, 1.0])
+    """
+    radius = None if radius is None else checks.positive_float("radius", radius)
+    if checks.positive_float("purity", purity) > 1.0:
+        raise ValueError(f"purity={purity!r} is a share of balls: at most 1")
+    num_classes = checks.positive_int("num_classes", num_classes)
+
+    def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        known = available | labelled
+        points = points_of(features, known, "prob_cover")
+        if radius is not None:
+            return cover(points, jnp.float32(radius) ** 2, available, query_size, labelled)
+        classes = clusters_of(key, points, known, min(num_classes, points.shape[0])).assignment
+        return cover(points, pure_radius(points, known, classes, purity) ** 2, available, query_size, labelled)
+
+    return over_features(find, reads_labelled=True)
+
+
+def pure_radius(points: Array, known: Array, classes: Array, purity: float) -> Array:
+    """The largest radius, but for rounding, at which a share of at least ``purity`` of all balls is pure."""
+    # A ball is pure up to the nearest point of another class: a quantile of these distances, infinite with one class.
+    squares = jnp.sum(points * points, axis=1)
+
+    def visit(nearest: Array, ids: Array, valid: Array) -> Array:
+        other = valid[None] & (classes[:, None] != classes[ids][None])
+        distances = jnp.where(other, squared_distances((points,), squares, ids), jnp.inf)
+        return jnp.minimum(nearest, jnp.min(distances, axis=1))
+
+    nearest = over_rows(known, visit, jnp.full(known.shape, jnp.inf, points.dtype))
+    impure = (1.0 - purity) * jnp.sum(known, dtype=points.dtype) + 1e-3  # the product may be rounded down
+    place = jnp.minimum(impure.astype(jnp.int32), points.shape[0] - 1)
+    return jnp.sqrt(jnp.sort(jnp.where(known, nearest, jnp.inf))[place]) * (1.0 - _BELOW)
+
+
+def cover(points: Array, squared: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+    """Greedy picks, and how many examples each newly covers, within the square root of ``squared``."""
+    squares = jnp.sum(points * points, axis=1)
+
+    def around(ids: Array, valid: Array) -> tuple[Array, Array]:
+        """Squared distances ``[N, I]`` to some points, and whether they lie within the radius."""
+        distances = squared_distances((points,), squares, ids)
+        return jnp.where(valid[None], distances, jnp.inf), valid[None] & (distances <= squared * (1.0 + _SLACK))
+
+    count = lambda counts, *rows: counts + jnp.sum(around(*rows)[1], axis=1, dtype=jnp.int32)  # noqa: E731
+
+    def centre(state: tuple[Array, Array], ids: Array, valid: Array) -> tuple[Array, Array]:
+        nearest, covered = state
+        distances, near = around(ids, valid)
+        return jnp.minimum(nearest, jnp.min(distances, axis=1)), covered | jnp.any(near, axis=1)
+
+    none = jnp.full(available.shape, jnp.inf, points.dtype), jnp.zeros(available.shape, bool)
+    nearest, covered = over_rows(labelled, centre, none)
+    uncovered = available & ~covered
+    counts = over_rows(uncovered, count, jnp.zeros(available.shape, jnp.int32))
+
+    def pick(state: tuple[Array, Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
+        nearest, uncovered, counts = state
+        counts = jnp.where(left & jnp.any(uncovered), counts, 0)
+        most = jnp.max(counts)
+        distance = jnp.where(jnp.isinf(nearest), -squares, nearest)  # points are centred: the nearest to the mean
+        index = jnp.argmax(jnp.where(left & (counts == most), distance, -jnp.inf)).astype(jnp.int32)
+        return index, most.astype(jnp.float32)
+
+    def update(state: tuple[Array, Array, Array], index: Array, turn: Array) -> tuple[Array, Array, Array]:
+        nearest, uncovered, counts = state
+        # A block of one row goes through the same loop as any other, so that its distances are rounded alike.
+        alone = jnp.zeros_like(uncovered).at[index].set(True)
+        nearest, ball = over_rows(alone, centre, (nearest, jnp.zeros_like(uncovered)))
+        lost = over_rows(uncovered & ball, count, jnp.zeros_like(counts))  # only what this ball newly covers
+        return nearest, uncovered & ~ball, counts - lost
+
+    return one_by_one(pick, update, (nearest, uncovered, counts), available, query_size)
