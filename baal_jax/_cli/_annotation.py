@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 
-from baal_jax import annotation, features, selection
+from baal_jax import annotation, features, selection, study
 from baal_jax._cli import _assemble
 from baal_jax._util import files, images
 from baal_jax.loop import active_loop
@@ -19,6 +19,7 @@ class Propose:
 
     The first call begins the project and needs --data and, for classes, --classes. Later calls need the folder alone:
     they fit to the answers that `ingest` has kept and ask for the best that is left, or again for what is missing.
+    Compiled programs are kept in baal_jax of your folder of caches (~/.cache).
 
         python -m baal_jax propose cats --data photos/ --classes cat dog --model cnn
         # import query-0000.label_studio.json into Label Studio, with label_config.xml as its interface; label; export
@@ -98,6 +99,7 @@ _SETTINGS |= {"query_size": 20, "num_samples": 20, "num_steps": 500, "batch_size
 
 def propose(wanted: Propose) -> None:
     """Writes the next query of the project that a command line names, and prints where its tasks are."""
+    study.use_compilation_cache()
     path = wanted.folder / "project.json"
     known = files.read_json(path, "restore it from a backup") if path.exists() else None
     if known is None and wanted.data is None:

@@ -9,11 +9,12 @@ from baal_jax.posteriors import kernels
 from baal_jax.posteriors._adapters import ChainState, from_blackjax
 from baal_jax.posteriors._bayes_by_backprop import VariationalState, bayes_by_backprop, bayesian_layers
 from baal_jax.posteriors._deep_ensemble import EnsembleState, deep_ensemble
-from baal_jax.posteriors._dropout import DropoutGPState, dropout_gp, mc_dropconnect, mc_dropout
+from baal_jax.posteriors._dropout_gp import DropoutGPState, dropout_gp
 from baal_jax.posteriors._epinet import EpinetState, epinet
 from baal_jax.posteriors._gaussian_process import GaussianProcessState, gaussian_process, gaussian_process_moments
 from baal_jax.posteriors._laplace import LaplaceState, Moments, laplace, laplace_moments, probit
 from baal_jax.posteriors._logistic_regression import LogisticState, logistic_regression
+from baal_jax.posteriors._mc_dropout import mc_dropconnect, mc_dropout
 from baal_jax.posteriors._swag import SwagMoments, SwagState, swag
 
 _BUILDERS = (bayes_by_backprop, deep_ensemble, dropout_gp, epinet, laplace, mc_dropconnect, mc_dropout, swag)

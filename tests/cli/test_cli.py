@@ -31,6 +31,14 @@ QUICK = "--seeds 2 --rounds 2 --num-initial 4 --query-size 2 --num-steps 3 --num
 HERE = "tests.cli.test_cli"
 
 
+@pytest.fixture(autouse=True)
+def cached(monkeypatch):
+    """How often the cache of compiled programs is switched on, which would be for all tests that follow."""
+    times = []
+    monkeypatch.setattr(study, "use_compilation_cache", lambda: times.append(1))
+    return times
+
+
 @pytest.fixture
 def called(monkeypatch, tmp_path):
     """What the parts of a study and of a query are called with; nothing is run or fitted."""
@@ -109,7 +117,7 @@ def saved(path, **more):
     return str(path)
 
 
-def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys):
+def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys, cached):
     source, home = saved(tmp_path / "mine.npz", class_names=np.array(["a", "b", "c"])), tmp_path / "home"
     command = ["study", str(home), "--data", source, "--model", "tests.fixtures:Net", *QUICK.split()]
     assert command_line.main([*command, "--strategies", "random"]) == 0
@@ -123,6 +131,7 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys):
     assert "Active learning on mine" in (home / "report.html").read_text()
     assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 1
     assert "study.json is of a study with config=" in capsys.readouterr().err
+    assert len(cached) == 2
 
 
 def test_options_become_the_parts_of_a_study(called, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import baal_jax as baal
-from baal_jax.posteriors._dropout import dropout_gp
+from baal_jax.posteriors._dropout_gp import dropout_gp
 from tests.fixtures import Net, close, same, same_key, untrained
 from tests.oracles import gaussian_process as oracle
 
