@@ -15,6 +15,7 @@ from jax.extend.mlir import ir
 import baal_jax as baal
 from baal_jax import heuristics, losses, selection
 from baal_jax._util import linalg, numerics, random
+from baal_jax.study import _program
 from tests import fixtures
 from tests.contracts import test_posteriors as posterior_suite
 from tests.contracts import test_selections as selection_suite
@@ -195,6 +196,26 @@ def test_pretrained_weights_are_asked_of_the_host_once_a_fit():
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     assert printed.split("\n")[:2] == ["True []"] * 2
+
+
+def test_seeds_of_a_study_run_side_by_side(monkeypatch, mesh):
+    """On a CPU one after the other."""
+    seeds, mesh = jnp.arange(4 * NUM, dtype=jnp.int32), jax.sharding.Mesh(mesh.devices, ("seeds",))
+
+    def one_seed(seed, which, data):
+        return jnp.sin((seed * which + data).astype(jnp.float32))
+
+    def seeds_in_turn():
+        over_devices = _program._over_devices(one_seed, mesh)
+        given = seeds, jnp.int32(3), jnp.int32(1)
+        return over_devices(*given), programs(over_devices, *given)["tpu"].loops()
+
+    values, turns = seeds_in_turn()
+    assert turns == {NUM}
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    there, turns = seeds_in_turn()
+    assert turns == set()
+    fixtures.close(there, values)
 
 
 @pytest.fixture
