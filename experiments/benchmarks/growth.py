@@ -44,12 +44,12 @@ THEORY: dict[str, dict[str, float]] = {
     "k_center": {"N": 1, "Q": 1, "D": 1},
     "badge": {"N": 1, "Q": 1, "D": 1, "C": 1},
     "lcmd": {"N": 1, "Q": 1, "D": 1},
-    "max_det": {"N": 1, "Q": 2, "D": 1},  # N Q (Q + D)
+    "max_det": {"N": 1, "Q": 2, "D": 2},  # N Q (Q + D), and N D² to condition on labels
     "max_diag": {"N": 1, "Q": 0, "D": 1},
     "bait": {"N": 1, "Q": 1, "D": 2},
     "frank_wolfe": {"N": 1, "Q": 1, "D": 1},
-    "batch_bald_gaussian": {"N": 1, "Q": 2, "D": 1},
-    "k_means": {"N": 1, "Q": 1, "D": 1},  # a fixed number of iterations at most
+    "batch_bald_gaussian": {"N": 1, "S": 1, "Q": 2},  # N Q (Q + S)
+    "k_means": {"N": 1, "Q": 1, "D": 1},  # an iteration; more examples take more of them to settle
     "cluster_margin": {"N": 1, "Q": 2, "D": 1},  # clusters of a multiple of Q candidates: Q² D, and a sort of N
     "typiclust": {"N": 2, "Q": 1, "D": 1},  # neighbours in N² D, clusters in N Q D
     "prob_cover": {"N": 2, "Q": 1, "D": 1},
@@ -59,14 +59,16 @@ THEORY: dict[str, dict[str, float]] = {
 }
 MEMORY = {("epig", "C"): 2.0, ("bait", "D"): 2.0}  # elsewhere no more than linear
 FIXED: dict[str, dict[str, int]] = {  # sizes other than BASE
-    "pool.label_randomly": {"N": 100_000}, "top_k": {"N": 100_000}, "power": {"N": 100_000}, "max_diag": {"N": 100_000},
-    "epig": {"N": 2_000, "S": 100}, "batch_bald": {"N": 1_000, "Q": 5}, "bait": {"N": 4_000, "Q": 10},
+    "pool.label_randomly": {"N": 1_000_000}, "top_k": {"N": 1_000_000}, "power": {"N": 1_000_000},
+    "max_diag": {"N": 100_000},
+    "epig": {"N": 2_000, "S": 100}, "batch_bald": {"N": 1_000, "Q": 5}, "bait": {"N": 2_000, "Q": 10},
     "cluster_margin": {"N": 20_000}, "typiclust": {"N": 4_000}, "prob_cover": {"N": 4_000}, "predict": {"N": 4_000},
     "score": {"N": 4_000}, "round": {"N": 4_000},
 }  # fmt: skip
-UP_TO: dict[tuple[str, str], int] = {  # where the work is more
+UP_TO: dict[tuple[str, str], int] = {  # where the work is less or more
+    ("pool.label_randomly", "N"): 3_000_000, ("top_k", "N"): 3_000_000, ("power", "N"): 3_000_000,
     ("typiclust", "N"): 20_000, ("prob_cover", "N"): 20_000, ("batch_bald", "N"): 20_000, ("batch_bald", "S"): 200,
-    ("batch_bald", "Q"): 40, ("bait", "N"): 30_000, ("bait", "D"): 250, ("bait", "Q"): 200, ("max_det", "Q"): 500,
+    ("batch_bald", "Q"): 40, ("bait", "N"): 10_000, ("bait", "D"): 250, ("bait", "Q"): 60, ("max_det", "Q"): 500,
     ("batch_bald_gaussian", "Q"): 500, ("epig", "N"): 30_000, ("epig", "C"): 60, ("k_means", "N"): 50_000,
     ("k_means", "Q"): 300, ("typiclust", "Q"): 300, ("cluster_margin", "Q"): 200,
 }  # fmt: skip
@@ -171,7 +173,7 @@ def operation(name: str, shape: dict[str, int]) -> tuple[Callable, tuple]:
     acquisition = selection.REGISTRY[name]()
     # Clouds, as representations of classes are.
     features = normal(num, width) + 3 * normal(20, width)[rng.integers(0, 20, num)]
-    few = draws if name == "batch_bald" else 2
+    few = draws if name.startswith("batch_bald") else 2
     summary = jax.jit(acquisition.summarise)(Predictions(2 * normal(few, num, classes), features))
     select = lambda *given: acquisition.select(*given[:3], query, given[3])  # noqa: E731
     return select, (key, summary, available, ~available)
