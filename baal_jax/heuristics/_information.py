@@ -153,8 +153,8 @@ def epig(logits: Array, target_logits: Array) -> Array:
     num_draws, num_examples, num_classes = lift.shape
     rows = jnp.moveaxis(lift, 0, -1).reshape(-1, num_draws)
     columns, weights = target_lift.reshape(num_draws, -1), target_mean.reshape(-1)
-    # Blocks of label pairs: one matrix product each, and memory that does not grow with the number of targets.
-    size = max(1, min(columns.shape[1], _BLOCK // max(rows.shape[0], 1)))
+    # Blocks of label pairs: one product each. Targets do not grow memory, and thinner than S a product is all reading.
+    size = min(columns.shape[1], max(num_draws, _BLOCK // max(rows.shape[0], 1)))
     padding = -columns.shape[1] % size
     columns = jnp.pad(columns, ((0, 0), (0, padding))).reshape(num_draws, -1, size)
     weights = jnp.pad(weights, (0, padding)).reshape(-1, size)

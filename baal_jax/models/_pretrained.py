@@ -86,11 +86,11 @@ def _named(path: tuple) -> str:
 def _arguments(leaves: list) -> list:
     """The same arrays, where a program is traced as what it is handed when it runs.
 
-    Arrays that a function closes over are written into its program as constants, one text for each program.
+    Those it closes over would be constants in its text, but under ``JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1``.
     """
     large = [leaf for leaf in leaves if leaf.nbytes > _LEAST_BYTES]
-    if not large or checks.is_concrete(jnp.zeros(())):  # which is traced where anything is
+    by_jax = jax.config.jax_use_simplified_jaxpr_constants  # pyright: ignore[reportAttributeAccessIssue]
+    if not large or by_jax or checks.is_concrete(jnp.zeros(())):  # which is traced where anything is
         return leaves
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in large]
-    handed = iter(jax.pure_callback(lambda: tuple(map(np.asarray, large)), tuple(shapes)))
+    handed = iter(jax.pure_callback(lambda: list(map(np.asarray, large)), jax.eval_shape(list, large)))
     return [next(handed) if leaf.nbytes > _LEAST_BYTES else leaf for leaf in leaves]

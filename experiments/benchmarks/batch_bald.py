@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     """Equality, then both sides."""
     log_probs = pool(config.pool, config.num, config.draws, config.classes)
     given = jax.random.key(0), jnp.asarray(log_probs), jnp.ones(config.num, bool)
-    pick = jax.jit(partial(_batch_bald.greedy, query_size=config.query_size, num_configurations=config.configurations))
+    pick = jax.jit(partial(_batch_bald.greedy, query_size=config.query_size, num_kept=config.configurations))
     (picked, evaluated), first_call = timed(lambda: pick(*given))
     print(f"first call, compilation included: {first_call:.1f} s")
     ours = median_seconds(lambda: pick(*given), config.repeats)

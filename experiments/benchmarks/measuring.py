@@ -31,13 +31,19 @@ def median_seconds(call: Callable[[], Any], repeats: int) -> float:
     return float(np.median([timed(call)[1] for _ in range(repeats)]))
 
 
-def matmul_rate() -> float:
-    """Float32 operations a second when every device multiplies 2048×2048 matrices."""
+def matmul_rate(size: int = 2048) -> float:
+    """Float32 operations a second when every device multiplies square matrices."""
     devices = jax.devices()
     mesh, each = jax.sharding.Mesh(np.array(devices), ("each",)), jax.sharding.PartitionSpec("each")
     product = jax.jit(jax.shard_map(lambda x: x @ x, mesh=mesh, in_specs=each, out_specs=each))
-    squares = jax.device_put(jnp.ones((len(devices), 2048, 2048)), jax.NamedSharding(mesh, each))
-    return len(devices) * 2 * 2048**3 / median_seconds(lambda: product(squares), 12)
+    squares = jax.device_put(jnp.ones((len(devices), size, size)), jax.NamedSharding(mesh, each))
+    return len(devices) * 2 * size**3 / median_seconds(lambda: product(squares), 12)
+
+
+def copy_bandwidth(megabytes: int = 256) -> float:
+    """Bytes a second that one device reads and writes."""
+    values, copy = jnp.ones(megabytes * 2**18), jax.jit(lambda x: x + 1)
+    return 2 * values.nbytes / median_seconds(lambda: copy(values), 12)
 
 
 def in_process(script: str, config: Any) -> dict:
