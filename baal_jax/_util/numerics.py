@@ -15,6 +15,7 @@ from baal_jax._util import checks, random
 
 # Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
+_FEW = 16  # classes
 _FUNCTIONS, _MOST_PROGRAMS = (types.FunctionType, functools.partial, type(jax.jit(lambda: None))), 64
 
 
@@ -120,15 +121,26 @@ def variance_over_draws(function: Callable[..., Array], *arrays: Array) -> Array
 
 def mean_over_log_probs(function: Callable[[Array], Any], logits: Array) -> Any:
     """:func:`mean_over_draws` of a function of the log-probabilities ``[N, …, C]`` of one draw."""
-    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, jax.nn.logsumexp(as_float(logits), axis=-1))
+    return mean_over_draws(lambda *draw: function(_minus(*draw)), logits, _normaliser(logits))
 
 
 def log_mean_probs(logits: Array) -> Array:
     """``[N, …, C]`` log-probabilities of the mean prediction, exact where all draws are equal."""
     # In units of the first draw: where all are equal the mean is 1 and its logarithm 0. Below e⁻⁸⁰ nothing depends on
     # a digit, and above it no ratio overflows.
-    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], jax.nn.logsumexp(as_float(logits), axis=-1)[0]), -80.0))
+    unit = jax.lax.stop_gradient(jnp.maximum(_minus(logits[0], _normaliser(logits)[0]), -80.0))
     return _log(mean_over_log_probs(lambda log_p: jnp.exp(log_p - unit), logits)) + unit
+
+
+def _normaliser(logits: Array) -> Array:
+    logits = as_float(logits)
+    if logits.shape[-1] > _FEW:
+        return jax.nn.logsumexp(logits, axis=-1)
+    # A CPU sums few numbers that lie beside each other twice as fast if the sum is written out.
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    peak = jnp.where(jnp.isneginf(peak), 0.0, peak)
+    of_class = [jnp.exp(logits[..., label] - peak) for label in range(logits.shape[-1])]
+    return peak + jnp.log(functools.reduce(jnp.add, of_class))
 
 
 def _minus(logits: Array, normaliser: Array) -> Array:
