@@ -196,20 +196,20 @@ def network(name: str, shape: dict[str, int], inputs: jax.Array) -> tuple[Callab
 
 
 def draw(curves: list[Curve], path: str) -> None:
-    """Time over size, both in units of the largest."""
+    """Time against size, a panel for each axis."""
     import matplotlib.pyplot as plt
 
     axes = [axis for axis in BASE if any(curve.axis == axis for curve in curves)]
-    figure, places = plt.subplots(1, len(axes), figsize=(4 * len(axes), 4.2), squeeze=False)
+    figure, places = plt.subplots(1, len(axes), figsize=(3.2 * len(axes), 5), squeeze=False)
     for axis, place in zip(axes, places[0], strict=True):
         for turn, curve in enumerate(curve for curve in curves if curve.axis == axis):
             style = ("-", "--", ":")[turn // 10]
             place.loglog(curve.sizes, 1e3 * curve.seconds, style, marker=".", label=curve.name, linewidth=1)
         place.set(xlabel=axis, ylabel="ms", title=f"time against {axis}")
-        place.legend(fontsize=5, ncols=2)
+        place.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
