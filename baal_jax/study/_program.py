@@ -94,16 +94,14 @@ def use_all_cores(num_cores: int | None = None) -> int:
 def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
     """Keeps compiled programs on the disk: a study of the same shapes starts without compiling.
 
-    Call it at the top of a script, after :func:`use_all_cores`. The commands do. A folder of programs belongs to a
-    version of jaxlib and to a processor, and may be deleted at any time. It has no effect where
-    ``jax_compilation_cache_dir`` names a folder.
+    Call it at the top of a script, after :func:`use_all_cores`. Programs belong to a version of jaxlib and a processor,
+    and may be deleted at any time. It has no effect where ``jax_compilation_cache_dir`` names a folder.
 
     Args:
         folder: where; by default ``baal_jax`` in the user's folder of caches (``XDG_CACHE_HOME``, ``~/.cache``).
 
     Returns:
-        The folder; None where programs of the disk are refused or the folder cannot be written, as a try in a process
-        of its own, once for every folder, shows.
+        The folder; None where it cannot be written or programs are refused, as a process of its own tries once.
 
     Example:
         >>> from baal_jax import study
