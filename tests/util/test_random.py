@@ -162,3 +162,9 @@ def test_every_permutation_and_every_pair_of_places_is_as_likely():
         found, counts = np.unique(shuffles, axis=0, return_counts=True)
         assert len(found) == (math.factorial(size) if size < 7 else 42)
         assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_keys_that_are_split_are_computed_once():
+    """The branch that keeps a compiler for CPUs from copying the rounds into all that reads them is still there."""
+    program = jax.jit(lambda key: [jax.random.bits(each, (8,)) for each in random.split(key, 3)])
+    assert "conditional(" in program.lower(jax.random.key(0)).compile().as_text()
