@@ -1,4 +1,4 @@
-"""A whole study: strategies × seeds, every strategy one compiled program, all of it on disk and resumed by cell.
+"""A whole study: strategies × seeds as compiled programs, all of it on disk and resumed by cell.
 
 "Does this acquisition help?" takes many seeds of strategies that share first labels and random numbers. It is a call:
 
