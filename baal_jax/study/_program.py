@@ -35,7 +35,6 @@ jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ x), x))(jnp.ones((64, 64))).block_until_ready()
 print("read" if any("cache_hits" in event for event in events) else "written")
 """
-_QUIET: Any = {"capture_output": True, "text": True, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}}
 
 
 class Rounds(NamedTuple):
@@ -123,7 +122,8 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
         place.mkdir(parents=True, exist_ok=True)
         if not verdict.exists():
             # Some processors refuse what they wrote themselves, with a line for every program, and some crash.
-            tries = [subprocess.run([sys.executable, "-c", _TRY, str(place)], **_QUIET) for _ in range(2)]
+            quiet: Any = {"capture_output": True, "text": True, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}}
+            tries = [subprocess.run([sys.executable, "-c", _TRY, str(place)], **quiet) for _ in range(2)]
             is_read = tries[1].returncode == 0 and tries[1].stdout.split() == ["read"] and not tries[1].stderr
             files.write_text(verdict, "read back" if is_read else "refused")
         if verdict.read_text() != "read back":

@@ -289,3 +289,15 @@ print(place, study.use_compilation_cache("elsewhere") == place, "cache_hits" in 
     assert first[0].startswith(str(tmp_path / "programs" / "jaxlib-"))
     (Path(first[0]) / "verdict.txt").write_text("refused")
     assert subprocess.run(try_it, capture_output=True, text=True, check=True).stdout.startswith("None")
+
+
+def test_strategies_that_report_other_types_are_programs_of_their_own(tmp_path):
+    def halved(*given, **options):
+        picked = selection.random().select(*given, **options)
+        return picked._replace(scores=picked.scores.astype(jnp.float16))
+
+    picks = {"random": selection.random(), "half": selection.random()._replace(select=halved)}
+    both = study.strategies(centroids(), picks, query_size=2)
+    runs = run(tmp_path, both, num_seeds=1).runs
+    same(runs["half"].indices, runs["random"].indices)
+    same(runs["half"].metrics, runs["random"].metrics)
