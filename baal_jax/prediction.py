@@ -118,7 +118,7 @@ def evaluate(
         summary = _program(posterior, num_samples, batch_size, metrics.summarise, False)(key, state, dataset.inputs)
     else:
         drawn = _drawn(key, posterior, state, num_samples)
-        run = partial(_program(posterior, num_samples, None, metrics.summarise, False), key, drawn)
+        run = partial(_program(posterior, num_samples, batch_size, metrics.summarise, False), key, drawn)
         summary = sources.mapped(run, dataset.inputs, batch_size)
     return numerics.jit_with_nan(metrics.compute)(summary, dataset.targets)
 
@@ -218,7 +218,7 @@ def predict_stream(
 ) -> Iterator[PyTree]:
     """Predictions on a source that stays on the host, one batch after the other.
 
-    The next batch is read while the device works; the last one is padded, for one compilation whatever the remainder.
+    The next batches are read in a thread while the device works, and padded: one compilation whatever the remainder.
 
     Args:
         key: a typed key, for the draws.
@@ -268,8 +268,8 @@ def score_stream(
         ValueError: as in :func:`predict_stream`.
     """
     drawn = _drawn(key, posterior, state, distinct(posterior, num_samples))
-    run = partial(score, key, posterior, drawn, score_fn=score_fn, num_samples=num_samples, batch_size=None)
-    return np.concatenate(list(sources.stream(run, source, batch_size)))
+    sizes = {"num_samples": num_samples, "batch_size": checks.positive_int("batch_size", batch_size)}
+    return sources.mapped(partial(score, key, posterior, drawn, score_fn=score_fn, **sizes), source, batch_size)
 
 
 def _apply(posterior: Posterior, state: Any, draws: PyTree, inputs: PyTree) -> PyTree:

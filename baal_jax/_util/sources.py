@@ -1,7 +1,9 @@
 """Pools on the host: memory maps, all with ``__len__`` and ``__getitem__`` but arrays, and these in a View."""
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -9,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax._util import checks
+
+_BLOCK = 2**22  # bytes that are read ahead, or are one program's inputs and outputs
+_FEW = 1024  # rows of a memory map, each of which may bring sixteen pages with it
 
 
 class Source(Protocol):
@@ -41,16 +46,39 @@ def refuse_traced(state: Any) -> None:
 
 def load(source: Source, ids: Any) -> Any:
     """Inputs ``[b, …]`` of the examples ``ids``, a slice or integers, in NumPy."""
-    if isinstance(source, np.ndarray) or not is_source(source):
-        return jax.tree.map(lambda leaf: np.asarray(leaf[ids]), source)
-    ids = list(range(len(source)))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *_items(source, ids))
+    ids = ids if isinstance(ids, slice) else np.asarray(ids)
+    if isinstance(source, View) and source.inputs_of is None:
+        return load(source.source, source.places(ids))
+    if isinstance(source, np.ndarray | jax.Array) or not is_source(source):
+        return jax.tree.map(lambda leaf: _rows(leaf, ids), source)
+    ids = range(len(source))[ids] if isinstance(ids, slice) else [int(i) for i in ids]
+    items = _items(source, [*ids])
+    if missing := [i for i, item in zip(ids, items, strict=True) if item is None]:
+        raise ValueError(f"source[{missing[0]}] is None: filter before, so that every example is one")
+    stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])  # noqa: E731
+    return jax.tree.map(stack, *items, is_leaf=lambda node: isinstance(node, list))  # of numbers
+
+
+def _rows(leaf: Any, ids: Any) -> np.ndarray:
+    """Rows of an array; those of a memory map are copied, and its pages given back."""
+    if not isinstance(leaf, np.memmap):
+        return np.asarray(leaf[ids])
+    base: Any = leaf
+    while isinstance(base, np.ndarray):
+        base = base.base
+    rows = []
+    for some in [ids] if isinstance(ids, slice) else np.split(ids, range(_FEW, len(ids), _FEW)):
+        rows.append(np.array(leaf[some]))
+        # What was written to a copy ("c") is in its pages alone. Windows has no such advice.
+        if isinstance(base, mmap.mmap) and leaf.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _items(source: Source, ids: list[int]) -> list[Any]:
     """Examples one by one, or as one batch where the source reads batches."""
     if isinstance(source, np.ndarray | jax.Array):
-        return list(np.asarray(source[np.asarray(ids)]))
+        return list(_rows(source, np.asarray(ids)))
     whole_batches = getattr(source, "__getitems__", None)
     return list(whole_batches(ids)) if whole_batches else [source[i] for i in ids]
 
@@ -61,38 +89,88 @@ def shapes_of(source: Source) -> Any:
     return jax.tree.map(rows, load(source, np.arange(1)))
 
 
-def stream(run: Callable[[Any], Any], source: Any, batch_size: int, axis: int = 0, start: int = 0) -> Iterator[Any]:
+def stream(
+    run: Callable[[Any], Any], source: Any, batch_size: int, axis: int = 0, start: int = 0, title: str = ""
+) -> Iterator[Any]:
     """Yields ``run(inputs [B, …])`` of every batch, in NumPy and without padding; ``axis`` is that of the examples."""
-    batch_size, total = checks.positive_int("batch_size", batch_size), length(source)
-    if total == 0:
-        raise ValueError("source is empty: there is nothing to predict")
+    batch_size, total = checks.positive_int("batch_size", batch_size), _require_some(source)
+
+    def read(ids: slice) -> Any:
+        room = -(-(ids.stop - ids.start) // batch_size) * batch_size
+        return jax.tree.map(lambda leaf: pad(leaf, room), load(source, ids))
+
+    def blocks() -> Iterator[tuple[Any, int]]:
+        """Some batches and how many examples; the next ones are read meanwhile, twice as many up to a size."""
+        with ThreadPoolExecutor(1) as thread:
+            rows, ids = batch_size, slice(start, min(start + batch_size, total))
+            ahead = thread.submit(read, ids)
+            while ids.start < total:
+                block, now = ahead.result(), ids
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(block)) / (now.stop - now.start)
+                rows = min(2 * rows, max(1, int(_BLOCK / max(size * batch_size, 1))) * batch_size)
+                ids = slice(now.stop, min(now.stop + rows, total))
+                if ids.start < total:
+                    ahead = thread.submit(read, ids)
+                yield block, now.stop - now.start
 
     def outputs() -> Iterator[Any]:
-        # Two batches are in flight: the host loads one while the device computes the other.
+        # Two batches are in flight, so that the device never waits.
         dispatched: deque[tuple[Any, int]] = deque()
-        for first in range(start, total, batch_size):
-            ids = slice(first, min(first + batch_size, total))
-            inputs = jax.tree.map(lambda leaf: pad(leaf, batch_size), load(source, ids))
-            dispatched.append((run(inputs), ids.stop - first))
-            if len(dispatched) == 2:
-                yield _read_back(*dispatched.popleft(), axis)
+        for block, count in _shown(blocks(), source, total - start, title):
+            for first in range(0, count, batch_size):
+                inputs = jax.tree.map(lambda leaf, at=first: leaf[at : at + batch_size], block)
+                dispatched.append((run(inputs), min(count - first, batch_size)))
+                if len(dispatched) == 2:
+                    yield _read_back(*dispatched.popleft(), axis)
         yield _read_back(*dispatched.popleft(), axis)
 
     return outputs()
 
 
+def _require_some(source: Any) -> int:
+    if (total := length(source)) == 0:
+        raise ValueError("source is empty: there is nothing to predict")
+    return total
+
+
+def _shown(blocks: Iterator[tuple[Any, int]], source: Any, total: int, title: str) -> Iterator[tuple[Any, int]]:
+    """The same, with a bar if it has a title or its source asks for one, where tqdm is installed."""
+    asked = getattr(source, "progress", False)
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        tqdm = None
+    if tqdm is None or not (asked or title):
+        yield from blocks
+        return
+    with tqdm(total=total, desc=title or "read", unit=" examples", delay=0 if asked else 2) as bar:
+        for block, count in blocks:
+            yield block, count
+            bar.update(count)
+
+
 def _read_back(outputs: Any, length: int, axis: int) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).take(range(length), axis=axis), outputs)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[(slice(None),) * axis + (slice(length),)], outputs)
 
 
 def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) -> Any:
     """``run`` on a whole source, ``[N, …]`` on the host; None, and the first example read alone, if it asks nothing."""
+    # It gets many batches at once, padded to whole ones, and takes them one by one.
+    _require_some(source)
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), shapes_of(source))
-    if not jax.tree.leaves(jax.eval_shape(run, first)):
+    shapes = jax.eval_shape(run, first)
+    if not jax.tree.leaves(shapes):
         return None
-    total = len(source)
-    batches = list(stream(run, source, total if batch_size is None else min(batch_size, total)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    total, start = length(source), 0
+    batch_size = total if batch_size is None else min(batch_size, total)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((first, shapes)))
+    blocks = -(-total // (max(1, _BLOCK // (size * batch_size)) * batch_size))
+    rows = -(-total // (blocks * batch_size)) * batch_size
+    everything = jax.tree.map(lambda leaf: np.empty((total, *leaf.shape[1:]), leaf.dtype), shapes)
+    for block in stream(run, source, rows):
+        ids = slice(start, start := start + jax.tree.leaves(block)[0].shape[0])
+        jax.tree.map(lambda whole, part, ids=ids: whole.__setitem__(ids, part), everything, block)
+    return everything
 
 
 def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:
@@ -125,6 +203,7 @@ class View:
         source: anything with ``__len__`` and ``__getitem__``.
         inputs_of: what of an item is the input, for example ``lambda item: item["image"]``; None for the whole item.
         ids: the examples, in this order; None for all. −1 is padding and reads the first.
+        progress: whether a bar is shown whenever all of it is read, where tqdm is installed.
 
     Example:
         >>> import numpy as np
@@ -134,9 +213,12 @@ class View:
         [1.0, 1.0]
     """
 
-    def __init__(self, source: Source, inputs_of: Callable[[Any], Any] | None = None, ids: Any = None):
+    def __init__(
+        self, source: Source, inputs_of: Callable[[Any], Any] | None = None, ids: Any = None, *, progress: bool = False
+    ):
         self.source, self.inputs_of = source, inputs_of
         self.ids = None if ids is None else np.maximum(np.asarray(ids), 0)
+        self.progress = progress or getattr(source, "progress", False)
 
     def __len__(self) -> int:
         return len(self.source) if self.ids is None else len(self.ids)
@@ -146,5 +228,9 @@ class View:
 
     def __getitems__(self, indices: Any) -> list[Any]:
         """Several of them, as one batch where the source reads batches."""
-        items = _items(self.source, [int(i) for i in (indices if self.ids is None else self.ids[np.asarray(indices)])])
+        items = _items(self.source, [int(i) for i in self.places(np.asarray(indices))])
         return items if self.inputs_of is None else [self.inputs_of(item) for item in items]
+
+    def places(self, indices: Any) -> Any:
+        """Where examples, a slice or integers, are in the source."""
+        return indices if self.ids is None else self.ids[indices]

@@ -100,13 +100,9 @@ def _fill(path: Path, asked: dict[str, Any], inputs: Any, encoded: Callable[...,
 
 def _encoded(compiled: Any, inputs: Any, batch_size: int, dtype: Any, done: int = 0, seen: Any = None) -> Iterator:
     """Embeddings of each batch from row ``done`` on, and the checksums of all inputs up to its end."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = lambda batches, *_, **__: batches  # noqa: E731
-    read, left = deque(), sources.length(inputs) - done
-    batches = sources.stream(lambda batch: (read.append(batch), compiled(batch))[1], inputs, batch_size, start=done)
-    for rows in tqdm(batches, "encode", -(-left // batch_size), unit="batch", delay=2):
+    read = deque()
+    run = lambda batch: (read.append(batch), compiled(batch))[1]  # noqa: E731
+    for rows in sources.stream(run, inputs, batch_size, start=done, title="encode"):
         rows, batch = rows.astype(dtype, copy=False), read.popleft()
         if not (finite := np.isfinite(rows).all(axis=1)).all():
             wrong = (done + np.flatnonzero(~finite))[:5].tolist()

@@ -1,5 +1,10 @@
 """The contract of every source: inputs that stay on the host and are read as they are needed give what arrays give."""
 
+import re
+import sys
+import threading
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,17 +155,135 @@ def test_what_is_a_source_and_what_a_view_reads(tmp_path):
     assert together.read == [9, 8]
 
 
-def test_a_stream_slices_arrays_and_reads_no_further_than_one_batch_ahead(of_arrays, tmp_path):
+class Waits(WholeBatches):
+    """Row 12, of the third block, is not read before the first batch is looked at; row 50 cannot be."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.asked, self.looked_at = [], threading.Event()
+
+    def __getitems__(self, ids):
+        self.asked.append(len(ids))
+        assert 12 not in ids or self.looked_at.wait(60)
+        if 50 in ids:
+            raise IndexError("row 50 is broken")
+        return super().__getitems__(ids)
+
+
+def test_a_stream_reads_ahead_in_a_thread_that_ends_with_it(of_arrays, tmp_path, monkeypatch):
     for rows in (ROWS, jnp.asarray(ROWS), memory_map(ROWS, tmp_path)):
         parts = baal.predict_stream(KEY, POSTERIOR, STATE, rows, **OPTIONS)
         close(np.concatenate(list(parts), axis=1), of_arrays[0])
-    source = WholeBatches(ROWS)
-    stream = baal.predict_stream(KEY, POSTERIOR, STATE, source, **OPTIONS)
-    assert source.read == []
-    for read in (32, 40, 40):
-        next(stream)
-        assert source.read == [*range(read)]
-    assert next(stream, None) is None
+    monkeypatch.setattr(sources, "_BLOCK", 2 * 4 * ROWS[0].nbytes)  # of two batches
+    threads, options = threading.active_count(), {"num_samples": DRAWS, "batch_size": 4}
+    for goes_on in (False, True):
+        source = Waits([*ROWS, *ROWS])
+        stream = baal.predict_stream(KEY, POSTERIOR, STATE, source, **options)
+        assert source.asked == []
+        close(next(stream), of_arrays[0][:, :4])
+        assert source.read == [*range(12)]
+        source.looked_at.set()
+        if goes_on:
+            with pytest.raises(IndexError, match="row 50 is broken"):
+                list(stream)
+        stream.close()
+        assert source.asked == [4, 8, 8, 8, 8, 8, 8][: 7 if goes_on else 3]
+        assert threading.active_count() == threads
+
+
+def test_a_source_is_one_program_whatever_is_left_over(of_arrays, monkeypatch):
+    monkeypatch.setattr(sources, "_BLOCK", 2 * BATCH * (ROWS[0].nbytes + 4))
+    traced = []
+
+    def counted(logits):
+        traced.append(logits.shape)
+        return heuristics.bald(logits)
+
+    for source in (data.View([*ROWS, *ROWS, ROWS[0]]), WholeBatches(ROWS)):
+        scores = baal.score_stream(KEY, POSTERIOR, STATE, source, counted, **OPTIONS)
+        close(scores, np.resize(of_arrays[1], len(source)))
+    assert {shape[1] for shape in traced} <= {1, BATCH}  # one row tells the shapes
+    traced.clear()
+    close(baal.score_stream(KEY, POSTERIOR, STATE, ROWS, counted, **OPTIONS), of_arrays[1])
+    assert traced == []
+
+
+def test_reading_a_memory_map_keeps_none_of_its_pages_and_changes_no_copy(tmp_path):
+    rows = memory_map(np.arange(2**22, dtype=np.float32).reshape(-1, 8), tmp_path)
+
+    def resident():
+        smaps = Path("/proc/self/smaps").read_text().split("rows.npy", 1)[1]
+        return int(re.search(r"Rss:\s+(\d+) kB", smaps)[1])
+
+    some = np.arange(0, len(rows), 100)
+    for ids in (slice(None), some):
+        same(sources.load(data.View(rows), ids), np.asarray(rows)[ids])
+        if Path("/proc/self/smaps").exists():
+            assert resident() > 1000
+            sources.load(rows, ids)
+            assert resident() == 0
+    copy = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    copy[3] = -1.0
+    for _ in range(2):
+        same(sources.load(copy, np.array([3])), np.full((1, 8), -1.0, np.float32))
+
+
+class HuggingFace:
+    """With what ``datasets.Dataset`` has: rows are dicts of Python numbers and lists."""
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, key):
+        if isinstance(key, int):
+            return {"embedding": ROWS[key].tolist(), "label": key}
+        return {"embedding": [ROWS[i].tolist() for i in key], "label": list(key)}
+
+    def __getitems__(self, keys):
+        batch = self[keys]
+        return [{name: column[i] for name, column in batch.items()} for i in range(len(keys))]
+
+
+class MapDataset:
+    """With what ``grain.MapDataset`` has: slices are data sets, indices wrap around, what is filtered is None."""
+
+    def __init__(self, keep=lambda index: True):
+        self.keep = keep
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        return {"embedding": ROWS[index % SIZE]} if self.keep(index) else None
+
+
+def test_data_sets_of_hugging_face_and_of_grain_are_sources(of_arrays):
+    for source in (HuggingFace(), MapDataset()):
+        view = data.View(source, lambda item: item["embedding"])
+        scores = baal.score_stream(KEY, POSTERIOR, STATE, view, heuristics.bald, **OPTIONS)
+        close(scores, of_arrays[1], rtol=1e-5)
+        same(sources.load(source, [3, 1])["embedding"], ROWS[[3, 1]].astype(scores.dtype))
+    with pytest.raises(ValueError, match=r"source\[7\] is None: filter before"):
+        sources.load(MapDataset(lambda index: index != 7), slice(5, 9))
+
+
+def test_a_view_shows_its_progress_wherever_it_is_read(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    view = data.View(ROWS, progress=True)
+    for read in (
+        lambda view: baal.score(KEY, POSTERIOR, STATE, view, heuristics.bald, **OPTIONS),
+        lambda view: list(baal.predict_stream(KEY, POSTERIOR, STATE, view, **OPTIONS)),
+        lambda view: baal.encode(lambda rows: rows, view),
+        lambda view: baal.score(KEY, POSTERIOR, STATE, data.View(view, ids=range(SIZE)), heuristics.bald, **OPTIONS),
+    ):
+        read(view)
+        assert f"{SIZE}/{SIZE}" in capsys.readouterr().err
+        read(data.View(ROWS))
+        assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    read(view)
+    assert capsys.readouterr().err == ""
 
 
 def test_streams_refuse_empty_sources_and_wrong_sizes():
