@@ -1,13 +1,22 @@
-"""The folder of a study while it is being made: one process, which adds cells (written by ``results.write_cell``)."""
+"""The folder of a study while it is being made, by any number of processes on any hosts that share it.
+
+Who computes a cell claims it. Claims are a courtesy: they expire with their process, and a cell that is computed twice
+is the same bytes, written under a name of its own and renamed. So nothing but time depends on them.
+"""
 
 import hashlib
 import importlib.metadata
 import os
 import platform
+import random
+import socket
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jax
@@ -17,8 +26,15 @@ from baal_jax._util import __version__, files, images
 from baal_jax.study import results
 from baal_jax.study.results import Cell, Pictures, Results, Runs
 
-SECONDS_BETWEEN_TABLES = 10.0
+EXPIRES = 300.0  # seconds after which a claim that no process keeps alive is anybody's
 TEMPORARIES = (".study.json.*", ".results.csv.*", ".pictures.npz.*", "cells/.*.npz.*")
+_held: set[Path] = set()  # claims of this process
+
+
+def device() -> str:
+    """Kind and platform of what this process computes on."""
+    first = jax.local_devices()[0]
+    return f"{first.device_kind} ({first.platform})"
 
 
 def environment() -> dict[str, str]:
@@ -28,43 +44,38 @@ def environment() -> dict[str, str]:
         Name → version, with ``python``, ``platform`` and ``device`` among them.
     """
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    device = jax.devices()[0]
     machine = {"python": platform.python_version(), "platform": platform.platform()}
-    machine["device"] = f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores"
+    machine["device"] = f"{device()}, {os.cpu_count()} CPU cores"
     return {"baal_jax": __version__, **versions, **machine}
 
 
 class Folder:
-    """A study on disk that this process writes to."""
+    """A study on disk that this process adds to; nothing is written down before :meth:`begin`."""
 
-    def __init__(self, path: Path, description: dict[str, Any]):
-        self.path, self._place = path, path.stat()
-        for pattern in TEMPORARIES:  # left by a process that was killed
-            for stale in path.glob(pattern):
-                stale.unlink()
-        self.description = _description(path, description)
-        self.cells: dict[str, list[Cell]] = results.read_cells(path, self.description)
-        (path / "cells").mkdir(exist_ok=True)
-        files.write_json(path / "study.json", self.description)
-        self._written = 0.0
+    def __init__(self, path: str | Path, asked: Mapping[str, Any]):
+        self.path = Path(path)
+        for part in ("cells", "claims"):
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+        self._place, self._asked = self.path.stat(), {**asked, "environment": environment(), "programs": {}}
+        self.sweep()
+        self.description = _description(self.path, self._asked)
 
-    def missing(self, strategy: str, seeds: Sequence[int]) -> np.ndarray:
-        """Seeds that no cell has yet."""
-        there = [seed for cell in self.cells.get(strategy, []) for seed in cell.runs.seeds.tolist()]
-        return np.setdiff1d(np.asarray(seeds, int), there)
+    def begin(self, programs: Mapping[str, str], device: str | None = None, same_device: bool = False) -> None:
+        """Writes down what is asked for, the fingerprints of programs among it, and the device that is to compute."""
+        self._asked |= {"programs": programs, "devices": [device] if device else []}
+        self.description = _description(self.path, self._asked)
+        if same_device and device and (others := [kind for kind in self.description["devices"] if kind != device]):
+            cure = f"compute there, or leave out same_device, as this process has {device}"
+            raise ValueError(f"folder={str(self.path)!r} has cells of {', '.join(others)}: {cure}")
+        if not (self.path / "study.json").exists() or self.description != results.read_description(self.path):
+            with locked(self.path):
+                self.describe()
 
-    def chunk(self, strategy: str) -> int | None:
-        """Seeds in a call when this strategy was begun, None if it was not."""
-        cells = self.cells.get(strategy)
-        return cells[0].chunk if cells else None
-
-    def require_same_program(self, strategy: str, program: str) -> None:
-        """Refuses to go on with another program than the one that made the cells which are there."""
-        if other := [cell for cell in self.cells.get(strategy, []) if cell.program != program]:
-            cells = f"made its {len(other)} cells in {str(self.path)!r}"
-            why = "the loop, the data's shapes, the number of devices or the versions (in study.json) have changed"
-            cure = f"Give it another name, use another folder, or delete cells/{results.slug(strategy)}-*.npz"
-            raise ValueError(f"loops[{strategy!r}] is another program than the one that {cells}: {why}. {cure}")
+    def describe(self) -> None:
+        """Writes ``study.json``, with what others have asked for meanwhile; only under the lock."""
+        self.require_place()
+        self.description = _description(self.path, self._asked)
+        files.write_json(self.path / "study.json", self.description)
 
     def require_place(self) -> None:
         """Refuses to write where the folder was before somebody moved it."""
@@ -72,37 +83,136 @@ class Folder:
             raise ValueError(f"folder={str(self.path)!r} is another one now: go on where the study was moved to")
 
     def add(self, strategy: str, cell: Cell) -> None:
-        """Writes a cell, and the table now and then."""
+        """Writes a cell."""
         self.require_place()
-        results.write_cell(self.path, self.description, strategy, cell)
-        self.cells.setdefault(strategy, []).append(cell)
-        if time.monotonic() - self._written > SECONDS_BETWEEN_TABLES:
-            self.write_table()
+        try:
+            results.write_cell(self.path, self.description, strategy, cell)
+        except FileNotFoundError:  # swept by who found it finished by somebody else
+            if not results.path_of(self.path, strategy, cell.runs.seeds).exists():
+                raise
 
-    def write_table(self) -> Results:
-        """Writes ``results.csv`` if it is not what the cells say; returns what is there."""
-        runs = {name: results.merge(self.cells[name]) for name in self.description["strategies"] if name in self.cells}
-        study = Results(self.description, runs, None)
-        self.require_place()
-        files.write_text(self.path / "results.csv", results.table(study))
-        self._written = time.monotonic()
+    def finish(self, inputs: Any, targets: Any) -> Results:
+        """Writes table and pictures, these of ``inputs`` unless they are None; returns what is there."""
+        with locked(self.path):
+            self.describe()
+            study, path = results.merged(self.path, self.description), self.path / "pictures.npz"
+            if inputs is not None:
+                study = study._replace(pictures=save_pictures(self, study, inputs, targets))
+            elif path.exists():  # of a call with images; a damaged one is no reason to stop
+                with suppress(ValueError):
+                    study = study._replace(pictures=results.read_pictures(path, self.description))
+            self.require_place()
+            files.write_text(self.path / "results.csv", results.table(study))
+            self.sweep(at_end=True)
         return study
+
+    def sweep(self, at_end: bool = False) -> None:
+        """Removes what killed processes left; at the end that is all that no process holds."""
+        claims = self.path / "claims"
+        for path in [path for pattern in TEMPORARIES for path in self.path.glob(pattern)]:
+            claim = claims / path.name[1:].partition(".npz")[0]
+            with suppress(FileNotFoundError):
+                is_old = _now(claims) - path.stat().st_mtime > EXPIRES
+                if is_old or (at_end and (not claim.exists() or is_stale(claim))):
+                    path.unlink()
+        for claim in claims.iterdir() if at_end else ():
+            if is_stale(claim):
+                claim.unlink(missing_ok=True)
+
+
+def take(claim: Path, by_force: bool = False) -> bool:
+    """Claims a cell, or whatever the name says, unless another process holds it."""
+    with files.about(claim):
+        try:
+            file = claim.open("x")
+        except FileExistsError:
+            if not by_force and not is_stale(claim):
+                return False
+            file = claim.open("w")
+        try:
+            with file:
+                file.write(f"{socket.gethostname()} {os.getpid()}")
+        except BaseException:
+            claim.unlink()
+            raise
+    _held.add(claim)
+    _heart()
+    return True
+
+
+def give_back(claim: Path) -> None:
+    """Ends a claim."""
+    _held.discard(claim)
+    with suppress(FileNotFoundError):
+        claim.unlink()
+
+
+def is_stale(claim: Path) -> bool:
+    """Whether its process is dead, or has not touched it for long."""
+    try:
+        host, _, pid = claim.read_text("utf-8").partition(" ")
+        age = _now(claim.parent) - claim.stat().st_mtime
+    except FileNotFoundError:
+        return False  # given back just now
+    if not host:  # killed before it could say who it is
+        return age > 2.0
+    is_here = (
+        host == socket.gethostname() and pid.isdecimal() and os.name == "posix"
+    )  # elsewhere a look at a process would kill it
+    return age > EXPIRES or (is_here and _is_dead(claim, int(pid)))
+
+
+def _is_dead(claim: Path, pid: int) -> bool:
+    if pid == os.getpid():
+        return claim not in _held  # of an earlier life in a container, where numbers come back
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        pass
+    return False
 
 
 @contextmanager
-def opened(path: str | Path, description: dict[str, Any]) -> Iterator[Folder]:
-    """The folder for one writer at a time, made if needed; the table is written at the end, whatever ends it."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with files.lock(path):
-        folder = Folder(path, description)
-        try:
-            yield folder
-        finally:
-            folder.write_table()
+def locked(folder: Path) -> Iterator[None]:
+    """Waits for, and keeps, what one process at a time should do: the description, the table and the pictures."""
+    claim = folder / "claims" / "study"
+    while not take(claim):
+        time.sleep(random.uniform(0.02, 0.2))
+    try:
+        yield
+    finally:
+        give_back(claim)
 
 
-def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str, chunk: int) -> Cell:
+def _now(folder: Path) -> float:
+    """The time by the clock that gives times to files."""
+    return _clock(folder) + time.monotonic()
+
+
+@cache
+def _clock(folder: Path) -> float:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime - time.monotonic()
+
+
+@cache
+def _heart() -> Thread:
+    """Keeps claims alive while this process is."""
+
+    def beat() -> None:
+        while True:
+            time.sleep(EXPIRES / 10)
+            for claim in [*_held]:
+                with suppress(OSError):
+                    os.utime(claim)
+
+    (thread := Thread(target=beat, daemon=True)).start()
+    return thread
+
+
+def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str) -> Cell:
     """What a call computed of ``int[n]`` seeds, on the host; in ``initial`` and ``infos`` more rows are padding."""
     infos, initial = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], (infos, initial))
     numbers, arrays = {}, {}
@@ -115,7 +225,7 @@ def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str
         arrays["query_targets"] = np.where(there, targets[np.where(there, infos.indices, 0)], unknown)
     content = {name: value for name, value in infos._asdict().items() if name in Runs._fields}
     content |= {"seeds": np.asarray(seeds, np.int32), "initial": initial, "metrics": numbers, "diagnostics": arrays}
-    return Cell(Runs(**content), program, chunk)
+    return Cell(Runs(**content), program, device())
 
 
 def digest(tree: Any) -> str:
@@ -128,9 +238,9 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_pictures(folder: Folder, inputs: Any, targets: Any, most: int = 1000) -> Pictures:
+def save_pictures(folder: Folder, study: Results, inputs: Any, targets: Any, most: int = 1000) -> Pictures:
     """What the first seeds of strategies asked for, of ``inputs [N, H, W, 1 or 3]``; ``most``, earlier rounds first."""
-    firsts = [results.merge(cells) for cells in folder.cells.values()]
+    firsts = [*study.runs.values()]
     rounds = max((runs.indices.shape[1] for runs in firsts), default=0)
     order = [runs.initial[0] for runs in firsts[:1]]
     order += [runs.indices[0, r] for r in range(rounds) for runs in firsts if r < runs.indices.shape[1]]
@@ -159,7 +269,7 @@ def describe_pool(targets: Any) -> dict[str, Any]:
 
 def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the folder is for: what it was, and what is asked for beyond."""
-    asked = {**files.plain(asked), "environment": environment()}
+    asked = files.plain(asked)
     if not (path / "study.json").exists():
         for left in sorted(path.glob("cells/*.npz"))[:1]:
             has = f"cells, such as {left.name}, but no study.json"
@@ -172,13 +282,33 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 changed = f"{name}={old.get(name)!r}, but now it is {asked.get(name)!r}"
                 cure = "use another folder, or ask for the same"
                 raise ValueError(f"{path / 'study.json'} is of a study with {changed}: {cure}")
+        for strategy, program in asked["programs"].items():
+            _require_same_program(path, old, strategy, program)
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
             **{name: asked.get(name) or old[name] for name in ("baseline", "higher_is_better") if name in old},
             "seeds": max(old["seeds"], asked["seeds"], key=len),
-            "environment": old["environment"],
+            **{name: old[name] for name in ("environment", "chunk") if name in old},
+            "programs": {**old.get("programs", {}), **asked["programs"]},
+            "devices": list(dict.fromkeys([*old.get("devices", []), *asked.get("devices", [])])),
         }
     names = description["strategies"]
     description["baseline"] = description["baseline"] or ("random" if "random" in names else names[0])
     return description
+
+
+def _require_same_program(path: Path, old: Mapping[str, Any], strategy: str, program: str) -> None:
+    """Refuses to go on with another program than the one that made the cells which are there, or is making them."""
+    if (known := old.get("programs", {}).get(strategy)) == program:
+        return
+    slug = results.slug(strategy)
+    cells = sorted(path.glob(f"cells/{slug}-*.npz"))
+    if known is None and cells:
+        known = results.read_cell(cells[0], old)[1].program
+    at_work = [claim for claim in path.glob(f"claims/{slug}-*") if not is_stale(claim)]
+    if (cells or at_work) and known not in (None, program):
+        made = f"made its {len(cells)} cells in {str(path)!r}"
+        why = "the loop, the data's shapes or the versions (in study.json) have changed"
+        cure = f"Give it another name, use another folder, or delete cells/{slug}-*.npz"
+        raise ValueError(f"loops[{strategy!r}] is another program than the one that {made}: {why}. {cure}")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from baal_jax import pool
-from baal_jax._util import checks, files, sources
+from baal_jax._util import checks, files, sources, windows
 from baal_jax.loop import ActiveLoop, one_of, run, shapes_of_dataset
 from baal_jax.stopping import Criterion
 from baal_jax.typing import Array, Dataset, Key, PyTree, StepInfo
@@ -59,8 +59,7 @@ class Program(NamedTuple):
     """A strategy, compiled when it is called first."""
 
     call: Callable[[np.ndarray], tuple[Array, StepInfo]]  # int32[chunk] -> int32[chunk, I] initial, [chunk, R, …] infos
-    chunk: int  # seeds in a call
-    fingerprint: str  # of what is computed, and by what
+    size: int | None  # seeds in a call, None for any number
 
 
 def use_all_cores(num_cores: int | None = None) -> int:
@@ -139,12 +138,12 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
 def programs(loops: Sequence[ActiveLoop], rounds: Rounds, data: Data) -> Callable[[ActiveLoop, int], Program]:
     """From one of the strategies and a chunk to its program, not compiled yet.
 
-    It is of ``chunk`` seeds, rounded up to a multiple of the devices; of one where the pool is on the host. Strategies
-    that differ in their acquisition alone are compiled together, their fit once.
+    It is of ``chunk`` seeds, rounded up to a multiple of this process's devices. Strategies that differ in their
+    acquisition alone are compiled together, their fit once.
     """
-    if sources.is_source(data.train.inputs) or checks.debugs_nans():
-        return lambda loop, chunk: _on_host(loop, rounds, data)
-    devices = jax.devices()
+    if _is_on_host(data):
+        return lambda loop, chunk: Program(partial(_in_turn, loop, rounds, data), None)
+    devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("seeds",))
     split, shared = NamedSharding(mesh, PartitionSpec("seeds")), NamedSharding(mesh, PartitionSpec())
     data = jax.device_put(data, shared)
@@ -171,8 +170,7 @@ def programs(loops: Sequence[ActiveLoop], rounds: Rounds, data: Data) -> Callabl
             together = compiled(alike, chunk) or compiled((alike[which],), chunk)
             return together(*given, data)
 
-        # Of its own program, so that it does not change with the company.
-        return Program(call, chunk, _fingerprint([lower([loop], chunk).as_text()]))
+        return Program(call, chunk)
 
     return program
 
@@ -182,9 +180,18 @@ def _but_acquisition(loop: ActiveLoop) -> tuple:
     return loop.posterior, loop.sizes, loop.batch_size, loop.metrics, loop.num_samples, loop.last_rounds
 
 
-def default_chunk(num_seeds: int) -> int:
-    """One seed for every device on a CPU, where more of them would take turns anyhow; else all of them."""
-    return len(jax.devices()) if jax.default_backend() == "cpu" else num_seeds
+def default_chunk(data: Data, num_seeds: int, num_strategies: int, num_parts: int) -> int:
+    """One seed for every device on a CPU, where more would take turns anyhow, or else all; fewer for many parts."""
+    if _is_on_host(data):
+        return 1
+    most = len(jax.local_devices()) if jax.default_backend() == "cpu" else num_seeds
+    cells_of_each = -(-num_parts // num_strategies)
+    return most if cells_of_each == 1 else min(most, -(-num_seeds // cells_of_each))
+
+
+def _is_on_host(data: Data) -> bool:
+    """Whether rounds are a loop in Python."""
+    return sources.is_source(data.train.inputs) or checks.debugs_nans()
 
 
 def _over_devices(one_seed: Callable[[Array, Array, Data], Any], mesh: Mesh) -> Any:
@@ -200,23 +207,23 @@ def _over_devices(one_seed: Callable[[Array, Array, Data], Any], mesh: Mesh) -> 
     return jax.jit(jax.shard_map(some_seeds, mesh=mesh, check_vma=False, **specs))
 
 
-def _on_host(loop: ActiveLoop, rounds: Rounds, data: Data) -> Program:
-    """One seed a call, whose rounds are a loop in Python."""
-
-    def call(seeds: np.ndarray) -> tuple[Any, StepInfo]:
-        one = _one_seed([loop], rounds, jnp.asarray(seeds[0], jnp.int32), jnp.int32(0), data)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
-
-    shapes = jnp.int32(0), jnp.int32(0), data._replace(train=shapes_of_dataset(data.train)[0])
-    whole = jax.jit(lambda *given: _one_seed([loop], rounds, *given)).lower(*shapes)
-    return Program(call, 1, _fingerprint([whole.as_text(), f"on the host, {loop.batch_size} at a time"]))
+def _in_turn(loop: ActiveLoop, rounds: Rounds, data: Data, seeds: np.ndarray) -> tuple[Any, StepInfo]:
+    runs = [_one_seed([loop], rounds, jnp.asarray(seed, jnp.int32), jnp.int32(0), data) for seed in seeds]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
 
 
-def _fingerprint(texts: Sequence[str]) -> str:
-    """Of programs and of what turns them into numbers."""
-    device = jax.devices()[0]
-    made_with = f"{jax.__version__} {importlib.metadata.version('jaxlib')} {device.platform} {device.device_kind}"
-    return hashlib.sha256("\n".join([made_with, *texts]).encode()).hexdigest()[:16]
+def fingerprint(loop: ActiveLoop, rounds: Rounds, data: Data) -> str:
+    """Of what is computed and by which versions; the same on every device, and in every company."""
+    shapes = data._replace(train=shapes_of_dataset(data.train)[0])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
+    seed = jax.ShapeDtypeStruct((), jnp.int32)
+    # As on a CPU wherever we are, which is what this program would be there.
+    with nullcontext() if jax.default_backend() == "cpu" else windows.as_on_cpu(True):
+        traced = jax.jit(partial(_one_seed, [loop], rounds)).trace(seed, seed, shapes)
+        text = traced.lower(lowering_platforms=("cpu",)).as_text()
+    where = f"on the host, {loop.batch_size} at a time" if _is_on_host(data) else "on a device"
+    made_with = f"{jax.__version__} {importlib.metadata.version('jaxlib')}"
+    return hashlib.sha256("\n".join([made_with, where, text]).encode()).hexdigest()[:16]
 
 
 def _one_seed(

@@ -1,10 +1,14 @@
 """Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
 
 import itertools
+import os
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +19,8 @@ from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
 from baal_jax.study import _folder
-from baal_jax.study._program import Data, Rounds, default_chunk, programs
-from baal_jax.study.results import Results, read_pictures
+from baal_jax.study._program import Data, Rounds, default_chunk, fingerprint, programs
+from baal_jax.study.results import Results, Task, cells_of, merged, missing, path_of
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
@@ -94,6 +98,8 @@ def run(
     target_inputs: PyTree = None,
     about: About | None = None,
     chunk: int | None = None,
+    part: tuple[int, int] | None = None,
+    same_device: bool = False,
     progress: bool = False,
 ) -> Results:
     """Runs what is missing of a study, and returns all of it.
@@ -102,6 +108,9 @@ def run(
     fits and draws, so that strategies are compared in pairs. ``chunk`` seeds of a strategy are a file, so whatever ends
     the process, the same call goes on from there. More seeds, which compile nothing new, and strategies are added to a
     folder; what else differs is refused: data (of a source its first example and all targets), rounds or a program.
+
+    The same call in several processes, on any machines that share the folder, shares the work: each takes cells that no
+    other has claimed, and waits for the last. Table and pictures are those of one process, byte for byte.
 
     Args:
         folder: where the study is or will be. What is in it: :mod:`baal_jax.study.results`.
@@ -118,16 +127,22 @@ def run(
         stop_inputs: inputs whose predictions the criterion reads.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
         about: title, baseline, metric and what else is written down, an :class:`About`.
-        chunk: seeds in a call, rounded up to a multiple of the devices. By default one for every device on a CPU (see
-            :func:`use_all_cores`), and all on an accelerator: fewer where memory is short.
-        progress: shows a bar with the time that is left.
+        chunk: seeds in a file, as the study was begun; a call is of so many, rounded up to a multiple of the devices.
+            By default one for every device on a CPU (see :func:`use_all_cores`), and all on an accelerator: fewer where
+            memory is short or the work is shared.
+        part: ``(i, n)``: every ``n``-th file from the ``i``-th on, whoever has claimed it, without waiting for other
+            parts; ``(0, 1)`` is everything. By default the task of a Slurm array, of which every process of a
+            multi-process job of JAX computes its share, or else everything.
+        same_device: refuses to compute where another kind of device has.
+        progress: shows a bar of what all processes compute, with the time that is left.
 
     Returns:
-        :class:`~baal_jax.study.results.Results`, strategies and seeds of earlier calls included.
+        :class:`~baal_jax.study.results.Results`, strategies and seeds of earlier calls included; of a part, while other
+        parts are missing, what it covers.
 
     Raises:
         ValueError: the folder holds another study or a damaged file, a strategy's program has changed since its first
-            seeds were computed, another process is at work, a number is not positive, or text cannot be written.
+            seeds were computed, a number is not positive, or text cannot be written.
         OSError: the disk is full, or the folder was moved: it is whole where it is now.
         ImportError: ``progress`` needs tqdm, which is not installed.
 
@@ -146,31 +161,49 @@ def run(
         >>> {name: runs.num_labelled.tolist() for name, runs in results.runs.items()}
         {'random': [[2, 3], [2, 3]], 'bald': [[2, 3], [2, 3]]}
     """
-    about = About() if about is None else about
-    seeds = range(checks.positive_int("num_seeds", num_seeds))
-    num_initial = checks.positive_int("num_initial", num_initial, least=0)
-    rounds = Rounds(checks.positive_int("num_rounds", num_rounds), num_initial, stop)
-    checks.optional_int("chunk", chunk)
+    asked = SimpleNamespace(**locals())
+    return _compute(prepared(asked), asked)
+
+
+class Prepared(NamedTuple):
+    """A study that is known to work."""
+
+    place: _folder.Folder
+    data: Data
+    rounds: Rounds
+    loops: dict[str, ActiveLoop]
+    programs: dict[str, str]  # fingerprints of the strategies that are to be computed here
+    cells: list[Task]  # of the whole study
+    mine: list[Task]
+    shared: list[Task]  # of all processes of this task
+    is_part: bool
+
+
+def prepared(asked: Any) -> Prepared:
+    """The arguments of :func:`run`, looked at before anything is computed or written down."""
+    about, key = About() if asked.about is None else asked.about, asked.key
+    seeds = range(checks.positive_int("num_seeds", asked.num_seeds))
+    num_initial = checks.positive_int("num_initial", asked.num_initial, least=0)
+    rounds = Rounds(checks.positive_int("num_rounds", asked.num_rounds), num_initial, asked.stop)
+    checks.optional_int("chunk", asked.chunk)
     checks.typed_key("key", key)
-    for option, dataset in (("train", train), ("test", test)):
-        tasks.admit(option, dataset)
-        if dataset.targets is None:
-            raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
+    own, of_all = _parts(asked.part)
+    train, test = _admitted("train", asked.train), _admitted("test", asked.test)
     if sources.is_source(test.inputs) and not isinstance(test.inputs, np.ndarray):
         raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     if on_host := sources.is_source(train.inputs):
         train = train._replace(targets=np.asarray(train.targets))
-    if not loops:
+    if not asked.loops:
         raise ValueError("loops is empty: give at least one strategy")
-    checks.text("loops", [*loops])
+    checks.text("loops", [*asked.loops])
     checks.text("about", files.plain([about.name, about.class_names]))
     checks.text("about.config", files.plain(about.config), lines=True)
-    if about.baseline is not None and about.baseline not in loops:
-        raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(loops)}")
-    test, target_inputs, stop_inputs = jax.tree.map(jnp.asarray, (test, target_inputs, stop_inputs))
-    data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, target_inputs, stop_inputs)
+    if about.baseline is not None and about.baseline not in asked.loops:
+        raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(asked.loops)}")
+    test, *others = jax.tree.map(jnp.asarray, (test, asked.target_inputs, asked.stop_inputs))
+    data = Data(key, train if on_host else jax.tree.map(jnp.asarray, train), test, *others)
     hashed = train._replace(inputs=sources.load(train.inputs, [0])) if on_host else train
-    loops = {name: ready(loop, key, data.train, test, rounds.num_initial)[0] for name, loop in loops.items()}
+    loops = {name: ready(loop, key, data.train, test, num_initial)[0] for name, loop in asked.loops.items()}
     metric, better = _metric_of_all(loops, key, data, rounds, about.metric), about.higher_is_better
     description = {
         **{name: value for name, value in about._asdict().items() if name != "images"},
@@ -180,31 +213,95 @@ def run(
         "class_names": None if about.class_names is None else list(about.class_names),
         "seeds": list(seeds),
         "num_rounds": rounds.num_rounds,
-        "num_initial": rounds.num_initial,
+        "num_initial": num_initial,
         "key": jax.random.key_data(key).tolist(),
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
+        "chunk": asked.chunk or default_chunk(data, len(seeds), len(loops), of_all[1]),
     }
-    with _folder.opened(folder, description) as place, _bar(place, loops, seeds, num_rounds, progress) as advance:
-        program_of = programs([*loops.values()], rounds, data)
-        for strategy, loop in loops.items():
-            advance(strategy, 0)
-            now_program = program_of(loop, place.chunk(strategy) or chunk or default_chunk(num_seeds))
-            place.require_same_program(strategy, now_program.fingerprint)
-            failed = total = 0
-            missing, size = place.missing(strategy, seeds), now_program.chunk
-            for now in (missing[first : first + size] for first in range(0, len(missing), size)):
-                # Padded to one shape, whatever is left to do.
-                initial, infos = now_program.call(np.pad(now, (0, size - len(now)), mode="edge"))
-                place.add(strategy, _folder.cell(now, initial, infos, train.targets, now_program.fingerprint, size))
-                failed += int(np.sum(np.asarray(infos.num_failed_fits)[: len(now)]))
-                total += len(now) * num_rounds
-                advance(strategy, len(now) * num_rounds)
-            if failed:
-                what = f"{failed} networks of {total} fits are not finite or ended where they began"
-                cure = "look at the learning rate, the loss and the validation set"
-                warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=2)
-        return _finish(place, train, about.images)
+    place = _folder.Folder(asked.folder, description)
+    cells = cells_of(loops, len(seeds), place.description["chunk"])
+    mine, shared = (cells[i::n] for i, n in (own, of_all))
+    made_by = {name: fingerprint(loops[name], rounds, data) for name in {task.strategy: None for task in mine}}
+    return Prepared(place, data, rounds, loops, made_by, cells, mine, shared, of_all[1] > 1)
+
+
+def _admitted(option: str, dataset: Dataset) -> Dataset:
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(dataset)):
+        raise ValueError(f"{option} is spread over processes, each of which computes seeds of its own: give all of it")
+    tasks.admit(option, dataset)
+    if dataset.targets is None:
+        raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
+    return dataset
+
+
+def _parts(part: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """``(i, n)`` of this process, and of all processes of its task, which wait for each other."""
+    if part is not None:
+        i, n = part
+        checks.positive_int("part[0]", i, least=0)
+        if i >= checks.positive_int("part[1]", n):
+            raise ValueError(f"part={part!r} does not exist: count from (0, {n}) to ({n - 1}, {n})")
+        return (i, n), (i, n)
+    named = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "STEP")}
+    task, count = 0, 1
+    if named["ID"] and named["COUNT"]:
+        task = (int(named["ID"]) - int(named["MIN"] or 0)) // int(named["STEP"] or 1)
+        count = int(named["COUNT"])
+        if not 0 <= task < count:
+            raise ValueError(f"SLURM_ARRAY_TASK_ID={named['ID']} is none of {count} in a row: pass part=(i, n)")
+    return (task + count * jax.process_index(), count * jax.process_count()), (task, count)
+
+
+def _compute(study: Prepared, asked: Any) -> Results:
+    place, num_rounds, mine = study.place, study.rounds.num_rounds, missing(study.place.path, study.mine)
+    place.begin(study.programs, _folder.device() if mine else None, asked.same_device)
+    program_of, chunk = programs([*study.loops.values()], study.rounds, study.data), place.description["chunk"]
+    by_force, failed, total, begun = len(study.mine) < len(study.cells), Counter(), Counter(), set()
+
+    def compute(strategy: str, seeds: range) -> None:
+        program = program_of(study.loops[strategy], chunk)
+        # Padded to one shape, whatever is left to do.
+        padding = 0 if program.size is None else program.size - len(seeds)
+        initial, infos = program.call(np.pad(np.asarray(seeds), (0, padding), mode="edge"))
+        made_by = study.programs[strategy]
+        place.add(strategy, _folder.cell(np.asarray(seeds), initial, infos, study.data.train.targets, made_by))
+        failed[strategy] += int(np.sum(np.asarray(infos.num_failed_fits)[: len(seeds)]))
+        total[strategy] += len(seeds) * num_rounds
+
+    wanted = missing(place.path, study.shared)
+    with _bar(place, wanted, num_rounds, asked.progress) as advance:
+        while wanted:
+            left = []
+            for task in wanted:
+                cell = path_of(place.path, *task)
+                claim = place.path / "claims" / cell.stem
+                if cell.exists():
+                    continue
+                if task not in mine or not _folder.take(claim, by_force):
+                    left.append(task)
+                    continue
+                try:
+                    advance(task.strategy if task.strategy in begun else f"{task.strategy} (compiling)")
+                    begun.add(task.strategy)
+                    if not cell.exists():
+                        compute(*task)
+                finally:
+                    _folder.give_back(claim)
+            if wanted := left:
+                advance()
+                time.sleep(1)
+    for strategy, count in failed.items():
+        if count:
+            what = f"{count} networks of {total[strategy]} fits are not finite or ended where they began"
+            cure = "look at the learning rate, the loss and the validation set"
+            warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=3)
+    if study.is_part and missing(place.path, study.cells):
+        return merged(place.path, place.description, study.shared)
+    images, inputs = asked.about.images if asked.about else None, study.data.train.inputs
+    if images is None and len(shape := getattr(inputs, "shape", ())) == 4 and shape[-1] in (1, 3):
+        images = inputs
+    return place.finish(images, study.data.train.targets)
 
 
 def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
@@ -225,31 +322,23 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
 
 
 @contextmanager
-def _bar(place: _folder.Folder, loops: Iterable[str], seeds: Any, num_rounds: int, progress: bool) -> Iterator[Any]:
-    """A function that is told of strategies and of rounds that are done, and shows them with the time that is left."""
+def _bar(place: _folder.Folder, wanted: list[Task], num_rounds: int, progress: bool) -> Iterator[Any]:
+    """A function that shows what is done, by whatever process, with the time that is left and what is done now."""
     if not progress:
-        yield lambda strategy, done: None
+        yield lambda now=None: None
         return
     tqdm = checks.optional_import("tqdm", "experiments")
-    missing = num_rounds * sum(len(place.missing(name, seeds)) for name in loops)
-    with tqdm.tqdm(total=missing, unit="round", dynamic_ncols=True) as shown:
+    rounds = {path_of(place.path, *task).name: num_rounds * len(task.seeds) for task in wanted}
+    with tqdm.tqdm(total=sum(rounds.values()), unit="round", dynamic_ncols=True) as shown:
+        looked = -np.inf
 
-        def advance(strategy: str, done: int) -> None:
-            shown.set_description(strategy if done else f"{strategy} (compiling)")
-            shown.update(done)
+        def advance(now: str | None = None, *, at_once: bool = False) -> None:
+            nonlocal looked
+            if now:
+                shown.set_description(now)
+            if at_once or time.monotonic() - looked > 2:
+                there, looked = {*os.listdir(place.path / "cells")}, time.monotonic()
+                shown.update(sum(count for name, count in rounds.items() if name in there) - shown.n)
 
         yield advance
-
-
-def _finish(place: _folder.Folder, train: Dataset, images: Any) -> Results:
-    """Table and pictures; all that is in the folder."""
-    if images is None:
-        shape = np.shape(train.inputs) if hasattr(train.inputs, "shape") else ()
-        images = train.inputs if len(shape) == 4 and shape[-1] in (1, 3) else None
-    pictures, path = None, place.path / "pictures.npz"
-    if images is not None:
-        pictures = _folder.save_pictures(place, images, train.targets)
-    elif path.exists():  # of a call with images; a damaged one is no reason to stop
-        with suppress(ValueError):
-            pictures = read_pictures(path, place.description)
-    return place.write_table()._replace(pictures=pictures)
+        advance(at_once=True)

@@ -1,8 +1,9 @@
 """Results of a study on disk: cells, table and pictures, how they are written and read; every kill leaves them whole.
 
 ```text
-study.json               what was asked for, and with which versions and hardware
+study.json               what was asked for, and with which versions, hardware and programs
 cells/NAME-SEEDS.npz     what one call computed: one strategy, some seeds; written at once or not at all
+claims/NAME-SEEDS        which process is at work on a cell
 results.csv              all of it as one tidy table: a line for every strategy, seed and round
 pictures.npz             inputs of what was queried, where the data are images
 ```
@@ -15,7 +16,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +31,9 @@ from baal_jax.typing import short
 
 # What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
 MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
-MAY_CHANGE += ("higher_is_better",)
+MAY_CHANGE += ("higher_is_better", "chunk", "programs", "devices")
 _CURE = "delete it, and the study's call computes it anew"
+_NAME = re.compile(r"([^-]+)-(\d+)-(\d+)\.npz")  # of a cell: slug, first and last seed
 
 
 class Runs(NamedTuple):
@@ -69,12 +73,19 @@ class Cell(NamedTuple):
     Attributes:
         runs: some seeds of one strategy.
         program: fingerprint of what computed them.
-        chunk: seeds that a call takes, padding included.
+        device: kind and platform of where.
     """
 
     runs: Runs
     program: str
-    chunk: int
+    device: str
+
+
+class Task(NamedTuple):
+    """A cell that is to be computed: consecutive seeds of a strategy."""
+
+    strategy: str
+    seeds: range
 
 
 class Pictures(NamedTuple):
@@ -99,11 +110,13 @@ class Results(NamedTuple):
             others are compared with, ``"class_names"`` or None, and ``"metric"``, the one that matters most.
         runs: name → :class:`Runs`, in the order of ``description["strategies"]``; only what is there.
         pictures: :class:`Pictures`, or None.
+        devices: kind of device → how many cells it computed; None where nobody says.
     """
 
     description: dict[str, Any]
     runs: dict[str, Runs]
     pictures: Pictures | None
+    devices: dict[str, int] | None = None
     __repr__ = short
 
 
@@ -121,9 +134,26 @@ def read(folder: str | Path) -> Results:
     """
     folder = Path(folder)
     description = read_description(folder)
-    runs = {name: merge(cells) for name, cells in read_cells(folder, description).items()}
     path = folder / "pictures.npz"
-    return Results(description, runs, read_pictures(path, description) if path.exists() else None)
+    pictures = read_pictures(path, description) if path.exists() else None
+    return merged(folder, description)._replace(pictures=pictures)
+
+
+def progress(folder: str | Path) -> tuple[int, int]:
+    """Count the cells of a study by their names, without reading them.
+
+    Args:
+        folder: where the study is.
+
+    Returns:
+        How many are there, and how many there will be of all that the folder was asked for.
+
+    Raises:
+        ValueError: there is no study in the folder, or it is of another format.
+    """
+    description = read_description(Path(folder))
+    every = cells_of(description["strategies"], len(description["seeds"]), description["chunk"])
+    return len(every) - len(missing(Path(folder), every)), len(every)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -158,36 +188,65 @@ def table(results: Results) -> str:
     return text.getvalue()
 
 
+def cells_of(strategies: Iterable[str], num_seeds: int, chunk: int) -> list[Task]:
+    """All cells of a study in order, of ``chunk`` seeds each: whoever computes a cell makes the same file."""
+    seeds = range(num_seeds)
+    return [Task(name, seeds[first : first + chunk]) for name in strategies for first in seeds[::chunk]]
+
+
+def missing(folder: Path, cells: Iterable[Task]) -> list[Task]:
+    """Those that are not in the folder, cut to the seeds that are not; by one listing, as there may be many."""
+    there: dict[str, set[int]] = defaultdict(set)
+    for name in os.listdir(folder / "cells") if (folder / "cells").is_dir() else ():
+        if part := _NAME.fullmatch(name):
+            there[part[1]].update(range(int(part[2]), int(part[3]) + 1))
+    pairs = [(name, [seed for seed in seeds if seed not in there[slug(name)]]) for name, seeds in cells]
+    return [Task(name, range(left[0], left[-1] + 1)) for name, left in pairs if left]
+
+
+def path_of(folder: Path, strategy: str, seeds: Any) -> Path:
+    """The file of a cell."""
+    return folder / "cells" / f"{slug(strategy)}-{seeds[0]:05d}-{seeds[-1]:05d}.npz"
+
+
 def write_cell(folder: Path, description: Mapping[str, Any], strategy: str, cell: Cell) -> Path:
     """Write what one call computed for a strategy, whole or not at all."""
     leaves = jax.tree_util.tree_leaves_with_path(cell.runs)
     content = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    seeds = f"{cell.runs.seeds[0]:05d}-{cell.runs.seeds[-1]:05d}"
-    content |= {"program": np.asarray(cell.program), "chunk": np.asarray(cell.chunk), "strategy": np.asarray(strategy)}
-    path = folder / "cells" / f"{slug(strategy)}-{seeds}.npz"
+    told = {"program": cell.program, "device": cell.device, "strategy": strategy}
+    content |= {name: np.asarray(value) for name, value in told.items()}
+    path = path_of(folder, strategy, cell.runs.seeds)
     return files.write_arrays(path, content, _identity(description), compress=True)
 
 
-def read_cells(folder: Path, description: Mapping[str, Any]) -> dict[str, list[Cell]]:
-    """Read all cells: strategy → cells in the order of their first seeds, which :func:`merge` can put together."""
+def read_cell(path: Path, description: Mapping[str, Any]) -> tuple[str, Cell]:
+    """Read what :func:`write_cell` wrote, and of which strategy it is."""
+    content = files.read_arrays(path, _CURE, _identity(description))
+    with files.about(path, _CURE):
+        parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
+        for name, part in content.items():
+            group, _, rest = name.partition("/")
+            (parts[group] if rest else parts)[rest or name] = part
+        program, device, strategy = (parts.pop(name).item() for name in ("program", "device", "strategy"))
+        if strategy not in description["strategies"]:
+            raise ValueError(f"study.json does not know the strategy {strategy!r}")
+        return strategy, Cell(_looked_at(Runs(**parts), description), program, device)
+
+
+def merged(folder: Path, description: dict[str, Any], only: Iterable[Task] | None = None) -> Results:
+    """All cells of a folder put together, or those with the seeds of some tasks."""
+    wanted = None if only is None else {(slug(name), seed) for name, seeds in only for seed in seeds}
     cells: dict[str, list[Cell]] = {name: [] for name in description["strategies"]}
-    of = _identity(description)
     for path in sorted((folder / "cells").glob("*.npz")):
-        content = files.read_arrays(path, _CURE, of)
-        with files.about(path, _CURE):
-            parts: dict[str, Any] = {"metrics": {}, "diagnostics": {}}
-            for name, part in content.items():
-                group, _, rest = name.partition("/")
-                (parts[group] if rest else parts)[rest or name] = part
-            program, chunk, strategy = (parts.pop(name).item() for name in ("program", "chunk", "strategy"))
-            if strategy not in cells:
-                raise ValueError(f"study.json does not know the strategy {strategy!r}")
-            cells[strategy].append(Cell(_looked_at(Runs(**parts), description), program, chunk))
-    cells = {name: sorted(there, key=lambda cell: tuple(cell.runs.seeds)) for name, there in cells.items() if there}
-    for name, there in cells.items():
+        part = _NAME.fullmatch(path.name)
+        if wanted is None or (part and (part[1], int(part[2])) in wanted):
+            strategy, cell = read_cell(path, description)
+            cells[strategy].append(cell)
+    runs, devices = {}, Counter(cell.device for some in cells.values() for cell in some)
+    for name, some in cells.items():
         with files.about(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
-            merge(there)
-    return cells
+            runs |= {name: merge(sorted(some, key=lambda cell: tuple(cell.runs.seeds)))} if some else {}
+    return Results(description, runs, None, dict(sorted(devices.items())))
 
 
 def _looked_at(runs: Runs, description: Mapping[str, Any]) -> Runs:
@@ -213,23 +272,15 @@ def read_pictures(path: Path, description: Mapping[str, Any]) -> Pictures:
 
 
 def merge(cells: Iterable[Cell]) -> Runs:
-    """Put cells of one strategy together, seeds ascending; refuse several programs, and several outcomes of a seed."""
+    """Put cells of one strategy together, seeds ascending, the first of each; refuse several programs."""
     cells = list(cells)
     kinds = [jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape[1:]), cell.runs) for cell in cells]
     for cell, kind in zip(cells, kinds, strict=True):
-        if (kind, *cell[1:]) != (kinds[0], *cells[0][1:]):
+        if (kind, cell.program) != (kinds[0], cells[0].program):
             first, now = cells[0].runs.seeds[0], cell.runs.seeds[0]
             raise ValueError(f"the cell of seed {now} is of another program or kind of value than that of seed {first}")
-    seeds = np.concatenate([cell.runs.seeds for cell in cells])
-    _, first, back = np.unique(seeds, return_index=True, return_inverse=True)
-
-    def joined(*values: Any) -> Any:
-        whole = np.concatenate(values)
-        if whole.tobytes() != whole[first][back].tobytes():
-            raise ValueError("a seed that is there twice has two outcomes")
-        return whole[first]
-
-    return jax.tree.map(joined, *(cell.runs for cell in cells))
+    _, first = np.unique(np.concatenate([cell.runs.seeds for cell in cells]), return_index=True)
+    return jax.tree.map(lambda *values: np.concatenate(values)[first], *(cell.runs for cell in cells))
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:

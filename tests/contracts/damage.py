@@ -190,13 +190,12 @@ def whole_study(folder, strategies=("random", "bald"), key=0):
     """What is missing of a study, whose cells are two seeds each, with its pictures."""
     told = make_results(strategies, seeds=4, rounds=2, classes=2, noise=0.02 + key / 100)
     asked = {"strategies": [*strategies], "baseline": None, "seeds": [*range(4)], "key": key, "num_rounds": 2}
-    with _folder.opened(folder, {**asked, "num_pool": told.description["num_pool"]}) as place:
-        for name, runs in told.runs.items():
-            for seeds in {seed - seed % 2 for seed in place.missing(name, range(4)).tolist()}:
-                rows = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds : seeds + 2], runs)
-                place.add(name, results.Cell(rows, "none", 2))
-        _folder.save_pictures(place, np.roll(np.arange(400), key).reshape(100, 2, 2, 1), np.arange(100))
-        place.write_table()
+    place = _folder.Folder(folder, {**asked, "num_pool": told.description["num_pool"], "chunk": 2})
+    place.begin(dict.fromkeys(strategies, "none"))
+    for name, seeds in results.missing(folder, results.cells_of(strategies, 4, 2)):
+        rows = jax.tree.map(lambda leaf, seeds=seeds: leaf[seeds[0] : seeds[-1] + 1], told.runs[name])
+        place.add(name, results.Cell(rows, "none", "cpu"))
+    place.finish(np.roll(np.arange(400), key).reshape(100, 2, 2, 1), np.arange(100))
     found = results.read(folder)
     found.description.pop("environment")
     return [found, (folder / "results.csv").read_text()]

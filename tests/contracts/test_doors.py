@@ -315,7 +315,7 @@ def test_posteriors_of_ones_own_are_told_apart_by_their_targets(tmp_path):
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "baal_jax.study._run._folder.opened", lambda folder, description: results.update(description) or 1 / 0
+            "baal_jax.study._run._folder.Folder", lambda folder, description: results.update(description) or 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             study.run("", {"a": several}, known, known, key=KEY, num_seeds=1, num_rounds=1, num_initial=3)

@@ -45,9 +45,11 @@ def configured(folder):
 def study(num_seeds, folder):
     """A folder of a study, to which one process adds the cell of the last seed."""
     asked = {"strategies": ["random"], "baseline": None, "seeds": list(range(num_seeds))}
-    with _folder.opened(folder, asked) as place:
-        runs = jax.tree.map(lambda leaf: leaf[num_seeds - 1 : num_seeds], STUDY.runs["random"])
-        place.add("random", results.Cell(runs, "none", 1))
+    place = _folder.Folder(folder, asked)
+    place.begin({})
+    runs = jax.tree.map(lambda leaf: leaf[num_seeds - 1 : num_seeds], STUDY.runs["random"])
+    place.add("random", results.Cell(runs, "none", "cpu"))
+    place.finish(None, None)
 
 
 def studied(folder):

@@ -64,7 +64,7 @@ def write_study(folder, results):
     files.write_json(folder / "study.json", results.description)
     for name, runs in results.runs.items():
         for i in range(len(runs.seeds)):
-            cell = Cell(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], runs), program="none", chunk=1)
+            cell = Cell(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], runs), program="none", device="cpu (cpu)")
             study_results.write_cell(folder, results.description, name, cell)
     (folder / "results.csv").write_text(study_results.table(results))
     if results.pictures is not None:

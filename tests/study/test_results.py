@@ -24,7 +24,8 @@ def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
     assert [results.slug(name) for name in ("top_k.2", "bald")] == ["top_k.2", "bald"]
     found = results.read(str(write_study(tmp_path, study)))
     assert list(found.runs) == list(names)
-    same(found._replace(description=None), study._replace(description=None))
+    same(found._replace(description=None, devices=None), study._replace(description=None))
+    assert found.devices == {"cpu (cpu)": 3 * len(names)}
     assert found.description == json.loads(json.dumps(study.description))
     files.write_json(tmp_path / "study.json", {**found.description, "format": 1})
     with pytest.raises(ValueError, match=r"study.json has format 1, but this version reads 3: use the one that wrote"):
@@ -36,46 +37,52 @@ def test_what_is_written_is_read_whatever_the_names_are(tmp_path):
 def test_cells_are_put_together_by_seed_and_a_seed_that_is_there_twice_is_taken_once():
     runs = make_results(("random",), rounds=2).runs["random"]
     parts = [jax.tree.map(lambda leaf, at=at: leaf[at], runs) for at in ([3, 4], [0, 3], [1, 2])]
-    merged = results.merge(results.Cell(part, "none", 1) for part in parts)
+    parts[1].scores[1] += 1  # of another device
+    merged = results.merge(results.Cell(part, "none", f"device {i}") for i, part in enumerate(parts))
     same(merged, runs)
     assert list(merged.metrics) == sorted(runs.metrics)
     for cell, message in (
         (
-            results.Cell(parts[1], "other", 1),
+            results.Cell(parts[1], "other", "cpu"),
             "the cell of seed 0 is of another program or kind of value than that of seed 3",
         ),
-        (results.Cell(parts[1]._replace(metrics={}), "none", 1), "of another program or kind of value"),
-        (results.Cell(parts[1]._replace(initial=parts[1].initial + 1), "none", 1), "there twice has two outcomes"),
+        (results.Cell(parts[1]._replace(metrics={}), "none", "cpu"), "of another program or kind of value"),
     ):
         with pytest.raises(ValueError, match=message):
-            results.merge([results.Cell(parts[0], "none", 1), cell])
+            results.merge([results.Cell(parts[0], "none", "cpu"), cell])
+
+
+def begun(path, asked):
+    place = _folder.Folder(path, asked)
+    place.begin({})
+    return place
 
 
 def test_a_cell_that_does_not_belong_to_its_study_is_refused_by_name(tmp_path):
     runs = make_results(("random",), seeds=2, rounds=2).runs["random"]
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[[i]], runs) for i in range(2))
     asked = {"strategies": ["random"], "baseline": None, "seeds": [0, 1], "num_rounds": 2, "num_pool": 100}
-    with _folder.opened(tmp_path, asked) as place:
-        place.add("random", results.Cell(first, "none", 1))
+    place = begun(tmp_path, asked)
+    place.add("random", results.Cell(first, "none", "cpu"))
     for strategy, other, message in (
         ("random", second._replace(indices=second.indices + 100), "00001.npz.*ids are int32 .*outside of the pool"),
         ("random", second._replace(scores=second.scores[:, :1]), "00001.npz.*not all of it has 1 seeds and 2 rounds"),
         ("bald", second, "bald-00001-00001.npz.*does not know the strategy 'bald'"),
         ("random", second._replace(metrics={}), r"random-\*.npz.*seed 1 is of another program or kind of"),
     ):
-        path = results.write_cell(tmp_path, place.description, strategy, results.Cell(other, "none", 1))
+        path = results.write_cell(tmp_path, place.description, strategy, results.Cell(other, "none", "cpu"))
         with pytest.raises(ValueError, match=message):
             results.read(tmp_path)
         path.unlink()
 
 
 def moved(old, new, runs, is_replaced):
-    with _folder.opened(old, {"strategies": ["random"], "baseline": None, "seeds": [0, 1]}) as place:
-        place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[:1], runs), "none", 1))
-        old.rename(new)
-        if is_replaced:
-            (old / "cells").mkdir(parents=True)
-        place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[1:], runs), "none", 1))
+    place = begun(old, {"strategies": ["random"], "baseline": None, "seeds": [0, 1]})
+    place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[:1], runs), "none", "cpu"))
+    old.rename(new)
+    if is_replaced:
+        (old / "cells").mkdir(parents=True)
+    place.add("random", results.Cell(jax.tree.map(lambda leaf: leaf[1:], runs), "none", "cpu"))
 
 
 def test_a_folder_that_is_moved_is_whole_and_nothing_is_written_where_it_was(tmp_path):
@@ -93,20 +100,18 @@ def test_a_cell_has_the_targets_of_what_was_queried():
     infos = runs._replace(metrics={"nll": np.ones((3, 2)), "bins": np.ones((3, 2, 4))}, seeds=None)
     infos.indices[1, 1, 2:] = -1
     for targets, unknown in ((np.arange(100) * 3, -1), (np.arange(100) / 2, np.nan)):
-        cell = _folder.cell(np.array([5, 6]), infos.initial, infos, targets, "program", 3)
-        assert [cell.program, cell.chunk, cell.runs.seeds.dtype] == ["program", 3, np.int32]
+        cell = _folder.cell(np.array([5, 6]), infos.initial, infos, targets, "program")
+        assert [cell.program, cell.device, cell.runs.seeds.dtype] == ["program", "cpu (cpu)", np.int32]
         expected = np.where(infos.indices >= 0, targets[infos.indices], unknown)[:2]
         np.testing.assert_array_equal(cell.runs.diagnostics["query_targets"], expected)
         assert [list(cell.runs.metrics), sorted(cell.runs.diagnostics)] == [["nll"], ["bins", "query_targets"]]
         assert {len(leaf) for leaf in jax.tree.leaves(cell.runs)} == {2}  # the third is padding
-    several = _folder.cell(np.array([5, 6]), infos.initial, infos, np.ones((100, 2)), "program", 3)
+    several = _folder.cell(np.array([5, 6]), infos.initial, infos, np.ones((100, 2)), "program")
     assert list(several.runs.diagnostics) == ["bins"]
 
 
 def folder(path, names=("bald", "random"), **asked):
-    asked = {"strategies": list(names), "baseline": None, "seeds": [0, 1], "num_rounds": 2, **asked}
-    with _folder.opened(path, asked) as place:
-        return place
+    return begun(path, {"strategies": list(names), "baseline": None, "seeds": [0, 1], "num_rounds": 2, **asked})
 
 
 def test_a_description_grows_and_keeps_its_baseline_and_environment(tmp_path):
@@ -126,38 +131,24 @@ def test_a_description_grows_and_keeps_its_baseline_and_environment(tmp_path):
     assert folder(tmp_path / "new").description["baseline"] == "random"
 
 
-def test_the_table_is_written_now_and_then_and_at_the_end(tmp_path, monkeypatch):
-    runs = make_results(("random",), seeds=3, rounds=2, classes=2).runs["random"]
-    clock, lines = iter([100.0, 100.0, 109.0, 111.0, 111.0, 120.0]), []
-    monkeypatch.setattr(_folder.time, "monotonic", lambda: next(clock))
-    with _folder.opened(tmp_path, {"strategies": ["random"], "baseline": None, "seeds": [0, 1, 2]}) as place:
-        assert [place.chunk("random"), place.missing("random", range(3)).tolist()] == [None, [0, 1, 2]]
-        for i in range(3):
-            place.add("random", results.Cell(jax.tree.map(lambda leaf, i=i: leaf[[i]], runs), "none", 1))
-            lines.append((tmp_path / "results.csv").read_text().count("\n"))
-        assert [place.chunk("random"), place.missing("random", range(4)).tolist()] == [1, [3]]
-    assert lines == [3, 3, 7]
-
-
 def test_pictures_are_those_of_the_first_seeds_in_the_order_of_rounds(tmp_path):
     study = make_results(("random", "bald"), seeds=2, rounds=2, classes=2)
     study.runs["bald"].indices[0, 1] = -1
     place, path = folder(tmp_path), tmp_path / "pictures.npz"
-    place.cells.update({name: [results.Cell(runs, "none", 1)] for name, runs in study.runs.items()})
     order = [*study.runs["random"].initial[0]]
     order += [index for r in range(2) for runs in study.runs.values() for index in runs.indices[0, r] if index >= 0]
     rows = np.arange(100 * 4, dtype=np.int64).reshape(100, 2, 2, 1)
     for most in (12, 1000):
-        _folder.save_pictures(place, rows, np.arange(100) * 2, most=most)
+        _folder.save_pictures(place, study, rows, np.arange(100) * 2, most=most)
         ids = np.sort([*dict.fromkeys(order)][:most])
         same(
             results.read_pictures(path, place.description),
             results.Pictures(ids, np.round(rows[ids] / 399 * 255), 2 * ids),
         )
     before = path.stat().st_mtime_ns
-    _folder.save_pictures(place, rows, np.arange(100) * 2)
+    _folder.save_pictures(place, study, rows, np.arange(100) * 2)
     assert path.stat().st_mtime_ns == before
-    _folder.save_pictures(place, rows.astype(np.uint8), np.arange(100))
+    _folder.save_pictures(place, study, rows.astype(np.uint8), np.arange(100))
     np.testing.assert_array_equal(results.read_pictures(path, place.description).images, rows.astype(np.uint8)[ids])
 
 

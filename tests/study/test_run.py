@@ -1,10 +1,8 @@
 """A study is its runs, whole on disk after every kill, and one program a strategy. See also contracts/test_files.py."""
 
 import contextlib
-import fcntl
 import io
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 import baal_jax as baal
 from baal_jax import metrics, selection, stopping, study
 from baal_jax.data import View
-from baal_jax.study import _folder, _program, _run, results
+from baal_jax.study import _program, _run, results
 from tests.fixtures import centroids, close, clouds, loops, noted, same
 
 TRAIN, TEST = clouds()
@@ -36,7 +34,7 @@ def by_hand(loop, seed, train=TRAIN, **options):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +77,12 @@ def test_what_is_missing_is_added_and_nothing_is_taken_away(home, tmp_path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(results, "write_cell", fails)
-        patched.setattr(_folder, "SECONDS_BETWEEN_TABLES", 1e12)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, num_seeds=5)
-    # The table is of all that is there, whatever ended it.
-    assert (tmp_path / "results.csv").read_text() == results.table(results.read(tmp_path))
+    assert [*(tmp_path / "claims").iterdir()] == []
+    assert results.progress(tmp_path) == (2, 4)
     run(tmp_path, num_seeds=5)
+    assert results.progress(tmp_path) == (4, 4)
     assert [len(compiled), compiled[1]] == [3, compiled[2]]  # a seed more is the same program, of both strategies
     assert (tmp_path / "results.csv").read_bytes() == (home / "results.csv").read_bytes()
     assert contents(tmp_path / "cells").items() >= first.items()
@@ -135,8 +133,9 @@ def test_every_seed_stops_for_itself_and_a_bar_shows_what_is_left(stopped):
     np.testing.assert_array_equal(runs.diagnostics["query_targets"], known)
     assert runs.diagnostics["reliability_accuracy"].shape == (3, 4, 15)
     assert "reliability_accuracy" not in runs.metrics
-    (cell,) = results.read_cells(folder, found.description)["bald"]
-    assert [cell.chunk, runs.seeds.tolist()] == [8, [0, 1, 2]]  # two for each of four devices, and padding is dropped
+    (path,) = (folder / "cells").iterdir()
+    assert [path.name, found.description["chunk"]] == ["bald-00000-00002.npz", 5]  # padding to 8 is dropped
+    assert [runs.seeds.tolist(), found.devices] == [[0, 1, 2], {"cpu (cpu)": 1}]
     asked = [*runs.initial[0], *runs.indices[0].ravel()]
     ids = sorted(index for index in asked if index >= 0)
     low, high = IMAGES.inputs.min(), IMAGES.inputs.max()
@@ -159,7 +158,7 @@ def test_a_source_on_the_host_gives_the_study_of_an_array(stopped, tmp_path):
     for field in ("seeds", "initial", "indices", "num_labelled", "num_picked", "stopped"):
         np.testing.assert_array_equal(getattr(streamed, field), getattr(runs, field)[:2])
     close([streamed.scores, streamed.metrics["nll"]], [runs.scores[:2], runs.metrics["nll"][:2]], rtol=1e-5)
-    assert len(results.read_cells(tmp_path, results.read_description(tmp_path))["bald"]) == 2  # a seed a call
+    assert len([*tmp_path.glob("cells/*")]) == 2  # a seed each
     before = contents(tmp_path)
     next(tmp_path.glob("cells/*00001.npz")).unlink()
     run_images(tmp_path, train=train, num_seeds=2)
@@ -207,27 +206,9 @@ def test_what_is_another_study_or_none_is_refused_before_anything_is_written(hom
     assert contents(home) == before
 
 
-def test_what_a_killed_process_left_is_removed_and_two_writers_are_refused(home, tmp_path):
-    """experiments/benchmarks/study.py kills a study of three strategies and six seeds thirty times."""
-    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    names = (".results.csv.abc", ".study.json.b", ".pictures.npz.c", "cells/.a.npz.abcdef")
-    for name in names:
-        (tmp_path / name).write_bytes(b"half")
-    run(tmp_path, num_seeds=5)
-    assert not any((tmp_path / name).exists() for name in names)
-    with (tmp_path / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is being written to by another process"):
-            run(tmp_path, num_seeds=5)
-    (tmp_path / "study.json").unlink()
-    with pytest.raises(
-        ValueError, match=r"has cells, such as bald-00000-00003.npz, but no study.json: restore it from"
-    ):
-        run(tmp_path, num_seeds=5)
-
-
 def test_a_seed_is_run_with_what_the_acquisition_and_the_criterion_read(tmp_path, monkeypatch):
     calls, loop = {}, loops(["bald"])["bald"]
+    monkeypatch.setattr(_run, "fingerprint", noted(calls, "fingerprint", "a program"))
     monkeypatch.setattr(_run, "programs", noted(calls, "programs", noted(calls, "program", None)))
     with pytest.raises(AttributeError):  # nothing is no program
         run(tmp_path, {"bald": loop}, target_inputs=np.zeros(2), stop_inputs=np.ones(3), stop=BUDGET["stop"], chunk=7)
@@ -264,9 +245,12 @@ def test_cores_and_seeds_of_a_call(monkeypatch):
     assert study.use_all_cores(4) == 4
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     assert study.use_all_cores() == os.cpu_count()
-    assert _program.default_chunk(9) == 4
+    data = _program.Data(KEY, TRAIN._replace(inputs=jnp.asarray(TRAIN.inputs)), TEST, None, None)
+    chunk = lambda *given: _program.default_chunk(data, *given)  # noqa: E731
+    assert [chunk(9, 2, 1), chunk(9, 2, 2), chunk(9, 2, 3), chunk(9, 2, 7)] == [4, 4, 4, 3]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert _program.default_chunk(9) == 9
+    assert [chunk(9, 2, 1), chunk(9, 2, 2), chunk(9, 2, 3), chunk(9, 2, 7)] == [9, 9, 5, 3]
+    assert _program.default_chunk(data._replace(train=TRAIN._replace(inputs=View(TRAIN.inputs))), 9, 2, 1) == 1
 
 
 def test_programs_are_kept_on_the_disk(tmp_path):
