@@ -6,6 +6,7 @@ An experiment is a dataclass of arguments and a ``main`` that takes it; `tyro` m
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -252,7 +253,22 @@ def save_figure(figure: Any, path: Path) -> Path:
 def write(config: Any, seconds: float, **content: Any) -> Path:
     """``results.json``: configuration, versions and hardware, how long it took, and what else is given."""
     shared = {"config": dataclasses.asdict(config), "environment": study.environment(), "seconds": round(seconds, 1)}
-    return study.results.write_json(config.out / "results.json", shared | _as_dicts(content))
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.out / "results.json"
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(_plain(shared | _as_dicts(content)), indent=1, allow_nan=False))
+    return temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: arrays become lists, paths strings, and non-finite numbers null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else None if isinstance(value, float) and value - value else value
 
 
 def _as_dicts(value: Any) -> Any:

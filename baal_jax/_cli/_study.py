@@ -1,6 +1,7 @@
 """``python -m baal_jax study FOLDER``: strategies × seeds, resumed by cell, with the statistics at the end."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ class Study:
     """Compares strategies of active learning, every one with many seeds.
 
     Every core runs a seed of its own. The same command goes on where it was killed, and asked for more seeds or more
-    strategies it computes what is new. Prints the statistics; report.html in the folder has the curves. Compiled
-    programs are kept in baal_jax of your folder of caches (~/.cache), so that another study like it starts at once.
+    strategies it computes what is new; given in several shells or on several machines it shares the work. Prints the
+    statistics; report.html in the folder has the curves. Compiled programs are kept in baal_jax of your folder of
+    caches (~/.cache), so that another study like it starts at once.
 
         python -m baal_jax study runs/digits
         python -m baal_jax study runs/digits --strategies random bald margin badge --seeds 40 --target 0.9
@@ -47,7 +49,9 @@ class Study:
         budget: A run stops at this many labels.
         metric: What matters most: accuracy, nll, brier, ece; rmse, mae, crps; by default accuracy or rmse.
         target: Its value for "labels to reach it"; by default one that most runs of the baseline reach.
-        chunk: Seeds in a call of the compiled program; by default one a core, or all of them on an accelerator.
+        chunk: Seeds in a file, of one call; by default one a core, or all of them on an accelerator.
+        part: i/n, every n-th file from the i-th on (0/n, …); by default the task of a Slurm array, or everything.
+        same_device: Refuse to compute where another kind of device has.
         seed: Of everything.
     """
 
@@ -73,6 +77,8 @@ class Study:
     metric: str | None = None
     target: float | None = None
     chunk: int | None = None
+    part: str | None = None
+    same_device: bool = False
     seed: int = 0
 
 
@@ -95,14 +101,20 @@ def run(wanted: Study) -> None:
     told = {"metric": wanted.metric, "target": wanted.target, "class_names": problem.class_names}
     about = study.About(f"Active learning on {Path(wanted.data).stem}", config=config, images=problem.images, **told)
     options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
-    options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk")}
+    options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk", "same_device")}
+    if (i_n := wanted.part) is not None and not re.fullmatch(r"\d+/\d+", i_n):
+        raise ValueError(f"part={i_n} must be i/n, such as 0/8")
+    options["part"] = None if i_n is None else tuple(map(int, i_n.split("/")))
     options["stop"] = None if wanted.budget is None else stopping.labelling_budget(wanted.budget)
     key, data = jax.random.key(wanted.seed), (problem.train, problem.test)
     results = study.run(wanted.folder, loops, *data, key=key, about=about, progress=True, **options)
+    done, cells = study.results.progress(wanted.folder)
+    if done < cells:
+        return print(f"{cells - done} of {cells} cells are still missing: they are other parts'")
     print(statistics.markdown(statistics.summary(results)))
     print(f"\n{wanted.folder / 'results.csv'}\n{report.write(wanted.folder)}")
 
 
 # What study.json has under other names, what may grow, and what changes no number.
 _ELSEWHERE = {"folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"}
-_ELSEWHERE |= {"num_initial", "metric", "target", "chunk", "seed"}
+_ELSEWHERE |= {"num_initial", "metric", "target", "chunk", "part", "same_device", "seed"}

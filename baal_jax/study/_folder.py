@@ -6,17 +6,18 @@ is the same bytes, written under a name of its own and renamed. So nothing but t
 
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import random
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import jax
@@ -57,11 +58,11 @@ class Folder:
         for part in ("cells", "claims"):
             (self.path / part).mkdir(parents=True, exist_ok=True)
         self._place, self._asked = self.path.stat(), {**asked, "environment": environment(), "programs": {}}
-        self.sweep()
+        self._sweep()
         self.description = _description(self.path, self._asked)
 
     def begin(self, programs: Mapping[str, str], device: str | None = None, same_device: bool = False) -> None:
-        """Writes down what is asked for, the fingerprints of programs among it, and the device that is to compute."""
+        """Writes down what is asked for, with the fingerprints of programs and the device that is to compute."""
         self._asked |= {"programs": programs, "devices": [device] if device else []}
         self.description = _description(self.path, self._asked)
         if same_device and device and (others := [kind for kind in self.description["devices"] if kind != device]):
@@ -69,12 +70,11 @@ class Folder:
             raise ValueError(f"folder={str(self.path)!r} has cells of {', '.join(others)}: {cure}")
         if not (self.path / "study.json").exists() or self.description != results.read_description(self.path):
             with locked(self.path):
-                self.describe()
+                self._describe()
 
-    def describe(self) -> None:
-        """Writes ``study.json``, with what others have asked for meanwhile; only under the lock."""
+    def _describe(self) -> None:
         self.require_place()
-        self.description = _description(self.path, self._asked)
+        self.description = _description(self.path, self._asked)  # with what others have asked for meanwhile
         files.write_json(self.path / "study.json", self.description)
 
     def require_place(self) -> None:
@@ -87,14 +87,14 @@ class Folder:
         self.require_place()
         try:
             results.write_cell(self.path, self.description, strategy, cell)
-        except FileNotFoundError:  # swept by who found it finished by somebody else
+        except FileNotFoundError:  # swept by a process that found it computed
             if not results.path_of(self.path, strategy, cell.runs.seeds).exists():
                 raise
 
     def finish(self, inputs: Any, targets: Any) -> Results:
         """Writes table and pictures, these of ``inputs`` unless they are None; returns what is there."""
         with locked(self.path):
-            self.describe()
+            self._describe()
             study, path = results.merged(self.path, self.description), self.path / "pictures.npz"
             if inputs is not None:
                 study = study._replace(pictures=save_pictures(self, study, inputs, targets))
@@ -103,20 +103,18 @@ class Folder:
                     study = study._replace(pictures=results.read_pictures(path, self.description))
             self.require_place()
             files.write_text(self.path / "results.csv", results.table(study))
-            self.sweep(at_end=True)
+            self._sweep(at_end=True)
         return study
 
-    def sweep(self, at_end: bool = False) -> None:
-        """Removes what killed processes left; at the end that is all that no process holds."""
-        claims = self.path / "claims"
-        for path in [path for pattern in TEMPORARIES for path in self.path.glob(pattern)]:
-            claim = claims / path.name[1:].partition(".npz")[0]
+    def _sweep(self, at_end: bool = False) -> None:
+        """Removes what killed processes left: what is old, or at the end of use to nobody."""
+        for path in itertools.chain.from_iterable(map(self.path.glob, TEMPORARIES)):
             with suppress(FileNotFoundError):
-                is_old = _now(claims) - path.stat().st_mtime > EXPIRES
-                if is_old or (at_end and (not claim.exists() or is_stale(claim))):
+                is_needless = at_end and path.with_name(path.name[1:].rpartition(".")[0]).exists()
+                if is_needless or _age(path, self.path / "claims") > EXPIRES:
                     path.unlink()
-        for claim in claims.iterdir() if at_end else ():
-            if is_stale(claim):
+        for claim in self.path.glob("claims/*-*") if at_end else ():
+            if (self.path / "cells" / f"{claim.name}.npz").exists():
                 claim.unlink(missing_ok=True)
 
 
@@ -143,40 +141,27 @@ def take(claim: Path, by_force: bool = False) -> bool:
 def give_back(claim: Path) -> None:
     """Ends a claim."""
     _held.discard(claim)
-    with suppress(FileNotFoundError):
-        claim.unlink()
+    claim.unlink(missing_ok=True)
 
 
 def is_stale(claim: Path) -> bool:
     """Whether its process is dead, or has not touched it for long."""
     try:
-        host, _, pid = claim.read_text("utf-8").partition(" ")
-        age = _now(claim.parent) - claim.stat().st_mtime
-    except FileNotFoundError:
-        return False  # given back just now
-    if not host:  # killed before it could say who it is
-        return age > 2.0
-    is_here = (
-        host == socket.gethostname() and pid.isdecimal() and os.name == "posix"
-    )  # elsewhere a look at a process would kill it
-    return age > EXPIRES or (is_here and _is_dead(claim, int(pid)))
-
-
-def _is_dead(claim: Path, pid: int) -> bool:
-    if pid == os.getpid():
-        return claim not in _held  # of an earlier life in a container, where numbers come back
-    try:
-        os.kill(pid, 0)
+        host, _, pid = claim.read_text().partition(" ")
+        if _age(claim, claim.parent) > EXPIRES:
+            return True
+        if host == socket.gethostname() and pid and os.name == "posix":  # elsewhere a look at a process would kill it
+            os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is somebody else's
+    except OSError:  # given back just now, or somebody else's
         pass
     return False
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Waits for, and keeps, what one process at a time should do: the description, the table and the pictures."""
+    """Waits until no other process writes the description, the table and the pictures."""
     claim = folder / "claims" / "study"
     while not take(claim):
         time.sleep(random.uniform(0.02, 0.2))
@@ -186,9 +171,9 @@ def locked(folder: Path) -> Iterator[None]:
         give_back(claim)
 
 
-def _now(folder: Path) -> float:
-    """The time by the clock that gives times to files."""
-    return _clock(folder) + time.monotonic()
+def _age(path: Path, folder: Path) -> float:
+    """Seconds since a file was touched, by the clock that gives times to files, whatever that of this host says."""
+    return _clock(folder) + time.monotonic() - path.stat().st_mtime
 
 
 @cache
@@ -198,8 +183,8 @@ def _clock(folder: Path) -> float:
 
 
 @cache
-def _heart() -> Thread:
-    """Keeps claims alive while this process is."""
+def _heart() -> None:
+    """Starts a thread that keeps claims alive while this process is."""
 
     def beat() -> None:
         while True:
@@ -208,8 +193,7 @@ def _heart() -> Thread:
                 with suppress(OSError):
                     os.utime(claim)
 
-    (thread := Thread(target=beat, daemon=True)).start()
-    return thread
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def cell(seeds: np.ndarray, initial: Any, infos: Any, targets: Any, program: str) -> Cell:
@@ -283,7 +267,8 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 cure = "use another folder, or ask for the same"
                 raise ValueError(f"{path / 'study.json'} is of a study with {changed}: {cure}")
         for strategy, program in asked["programs"].items():
-            _require_same_program(path, old, strategy, program)
+            if old.get("programs", {}).get(strategy) != program:
+                _require_unused(path, strategy)
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
@@ -298,17 +283,11 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _require_same_program(path: Path, old: Mapping[str, Any], strategy: str, program: str) -> None:
+def _require_unused(path: Path, strategy: str) -> None:
     """Refuses to go on with another program than the one that made the cells which are there, or is making them."""
-    if (known := old.get("programs", {}).get(strategy)) == program:
-        return
     slug = results.slug(strategy)
-    cells = sorted(path.glob(f"cells/{slug}-*.npz"))
-    if known is None and cells:
-        known = results.read_cell(cells[0], old)[1].program
-    at_work = [claim for claim in path.glob(f"claims/{slug}-*") if not is_stale(claim)]
-    if (cells or at_work) and known not in (None, program):
-        made = f"made its {len(cells)} cells in {str(path)!r}"
+    if made := [*path.glob(f"c*/{slug}-*")]:
+        what = f"is another program than the one that made its {len(made)} cells in {str(path)!r}"
         why = "the loop, the data's shapes or the versions (in study.json) have changed"
-        cure = f"Give it another name, use another folder, or delete cells/{slug}-*.npz"
-        raise ValueError(f"loops[{strategy!r}] is another program than the one that {made}: {why}. {cure}")
+        cure = f"Give it another name, use another folder, or delete c*/{slug}-*"
+        raise ValueError(f"loops[{strategy!r}] {what}: {why}. {cure}")

@@ -18,9 +18,9 @@ import numpy as np
 from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
-from baal_jax.study import _folder
+from baal_jax.study import _folder, results
 from baal_jax.study._program import Data, Rounds, default_chunk, fingerprint, programs
-from baal_jax.study.results import Results, Task, cells_of, merged, missing, path_of
+from baal_jax.study.results import Results
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
 
@@ -161,34 +161,24 @@ def run(
         >>> {name: runs.num_labelled.tolist() for name, runs in results.runs.items()}
         {'random': [[2, 3], [2, 3]], 'bald': [[2, 3], [2, 3]]}
     """
-    asked = SimpleNamespace(**locals())
-    return _compute(prepared(asked), asked)
+    return _compute(admitted(SimpleNamespace(**locals())))
 
 
-class Prepared(NamedTuple):
-    """A study that is known to work."""
-
-    place: _folder.Folder
-    data: Data
-    rounds: Rounds
-    loops: dict[str, ActiveLoop]
-    programs: dict[str, str]  # fingerprints of the strategies that are to be computed here
-    cells: list[Task]  # of the whole study
-    mine: list[Task]
-    shared: list[Task]  # of all processes of this task
-    is_part: bool
-
-
-def prepared(asked: Any) -> Prepared:
-    """The arguments of :func:`run`, looked at before anything is computed or written down."""
+def admitted(asked: Any) -> Any:
+    """The arguments of :func:`run`, looked at as far as that is possible without computing, and what they make."""
     about, key = About() if asked.about is None else asked.about, asked.key
     seeds = range(checks.positive_int("num_seeds", asked.num_seeds))
     num_initial = checks.positive_int("num_initial", asked.num_initial, least=0)
     rounds = Rounds(checks.positive_int("num_rounds", asked.num_rounds), num_initial, asked.stop)
     checks.optional_int("chunk", asked.chunk)
     checks.typed_key("key", key)
-    own, of_all = _parts(asked.part)
-    train, test = _admitted("train", asked.train), _admitted("test", asked.test)
+    (i, n), (task, count) = _parts(asked.part)
+    for option, dataset in (("train", train := asked.train), ("test", test := asked.test)):
+        if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(dataset)):
+            raise ValueError(f"{option} is spread over processes, but each runs seeds of its own: give all of it")
+        tasks.admit(option, dataset)
+        if dataset.targets is None:
+            raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
     if sources.is_source(test.inputs) and not isinstance(test.inputs, np.ndarray):
         raise ValueError("test.inputs is a source on the host, but every round is evaluated on it: load it whole")
     if on_host := sources.is_source(train.inputs):
@@ -217,22 +207,14 @@ def prepared(asked: Any) -> Prepared:
         "key": jax.random.key_data(key).tolist(),
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
-        "chunk": asked.chunk or default_chunk(data, len(seeds), len(loops), of_all[1]),
+        "chunk": asked.chunk or default_chunk(data, len(seeds), len(loops), count),
     }
     place = _folder.Folder(asked.folder, description)
-    cells = cells_of(loops, len(seeds), place.description["chunk"])
-    mine, shared = (cells[i::n] for i, n in (own, of_all))
-    made_by = {name: fingerprint(loops[name], rounds, data) for name in {task.strategy: None for task in mine}}
-    return Prepared(place, data, rounds, loops, made_by, cells, mine, shared, of_all[1] > 1)
-
-
-def _admitted(option: str, dataset: Dataset) -> Dataset:
-    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(dataset)):
-        raise ValueError(f"{option} is spread over processes, each of which computes seeds of its own: give all of it")
-    tasks.admit(option, dataset)
-    if dataset.targets is None:
-        raise ValueError(f"{option} has no targets, and a study looks them up instead of asking: give all of them")
-    return dataset
+    cells = results.cells_of(loops, len(seeds), place.description["chunk"])
+    made_by = {name: fingerprint(loops[name], rounds, data) for name in {name: 0 for name, _ in cells[i::n]}}
+    vars(asked).update(about=about, loops=loops, data=data, rounds=rounds, place=place, made_by=made_by)
+    vars(asked).update(cells=cells, mine=cells[i::n], shared=cells[task::count])
+    return asked
 
 
 def _parts(part: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -243,65 +225,14 @@ def _parts(part: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, in
         if i >= checks.positive_int("part[1]", n):
             raise ValueError(f"part={part!r} does not exist: count from (0, {n}) to ({n - 1}, {n})")
         return (i, n), (i, n)
-    named = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "STEP")}
-    task, count = 0, 1
-    if named["ID"] and named["COUNT"]:
-        task = (int(named["ID"]) - int(named["MIN"] or 0)) // int(named["STEP"] or 1)
-        count = int(named["COUNT"])
-        if not 0 <= task < count:
-            raise ValueError(f"SLURM_ARRAY_TASK_ID={named['ID']} is none of {count} in a row: pass part=(i, n)")
+    number, first, step, count = (
+        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1), ("COUNT", 1))
+    )
+    task = (number - first) // step
+    if not 0 <= task < count:
+        raise ValueError(f"SLURM_ARRAY_TASK_ID={number} is none of {count} in a row: pass part=(i, n)")
     return (task + count * jax.process_index(), count * jax.process_count()), (task, count)
-
-
-def _compute(study: Prepared, asked: Any) -> Results:
-    place, num_rounds, mine = study.place, study.rounds.num_rounds, missing(study.place.path, study.mine)
-    place.begin(study.programs, _folder.device() if mine else None, asked.same_device)
-    program_of, chunk = programs([*study.loops.values()], study.rounds, study.data), place.description["chunk"]
-    by_force, failed, total, begun = len(study.mine) < len(study.cells), Counter(), Counter(), set()
-
-    def compute(strategy: str, seeds: range) -> None:
-        program = program_of(study.loops[strategy], chunk)
-        # Padded to one shape, whatever is left to do.
-        padding = 0 if program.size is None else program.size - len(seeds)
-        initial, infos = program.call(np.pad(np.asarray(seeds), (0, padding), mode="edge"))
-        made_by = study.programs[strategy]
-        place.add(strategy, _folder.cell(np.asarray(seeds), initial, infos, study.data.train.targets, made_by))
-        failed[strategy] += int(np.sum(np.asarray(infos.num_failed_fits)[: len(seeds)]))
-        total[strategy] += len(seeds) * num_rounds
-
-    wanted = missing(place.path, study.shared)
-    with _bar(place, wanted, num_rounds, asked.progress) as advance:
-        while wanted:
-            left = []
-            for task in wanted:
-                cell = path_of(place.path, *task)
-                claim = place.path / "claims" / cell.stem
-                if cell.exists():
-                    continue
-                if task not in mine or not _folder.take(claim, by_force):
-                    left.append(task)
-                    continue
-                try:
-                    advance(task.strategy if task.strategy in begun else f"{task.strategy} (compiling)")
-                    begun.add(task.strategy)
-                    if not cell.exists():
-                        compute(*task)
-                finally:
-                    _folder.give_back(claim)
-            if wanted := left:
-                advance()
-                time.sleep(1)
-    for strategy, count in failed.items():
-        if count:
-            what = f"{count} networks of {total[strategy]} fits are not finite or ended where they began"
-            cure = "look at the learning rate, the loss and the validation set"
-            warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=3)
-    if study.is_part and missing(place.path, study.cells):
-        return merged(place.path, place.description, study.shared)
-    images, inputs = asked.about.images if asked.about else None, study.data.train.inputs
-    if images is None and len(shape := getattr(inputs, "shape", ())) == 4 and shape[-1] in (1, 3):
-        images = inputs
-    return place.finish(images, study.data.train.targets)
 
 
 def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds: Rounds, wanted: str | None) -> str:
@@ -321,14 +252,60 @@ def _metric_of_all(loops: Mapping[str, ActiveLoop], key: Key, data: Data, rounds
     return wanted
 
 
+def _compute(study: Any) -> Results:
+    """What is missing of all that :func:`admitted` made, and what there is then."""
+    place, num_rounds, mine = study.place, study.rounds.num_rounds, results.missing(study.place.path, study.mine)
+    place.begin(study.made_by, _folder.device() if mine else None, study.same_device)
+    program_of = programs([*study.loops.values()], study.rounds, study.data)
+    by_force, failed, total = len(study.mine) < len(study.cells), Counter(), Counter()
+    left, train = results.missing(place.path, study.shared), study.data.train
+    with _bar(place, left, num_rounds, study.progress) as advance:
+        while left:
+            later = []
+            for strategy, seeds in left:
+                cell = results.path_of(place.path, strategy, seeds)
+                claim = place.path / "claims" / cell.stem
+                if cell.exists():
+                    continue
+                if (strategy, seeds) not in mine or not _folder.take(claim, by_force):
+                    later.append((strategy, seeds))
+                    continue
+                try:
+                    if cell.exists():
+                        continue
+                    advance(strategy if total[strategy] else f"{strategy} (compiling)")
+                    program, now = program_of(study.loops[strategy], place.description["chunk"]), np.asarray(seeds)
+                    # Padded to one shape, whatever is left to do.
+                    initial, infos = program.call(np.pad(now, (0, (program.size or len(now)) - len(now)), mode="edge"))
+                    made_by = study.made_by[strategy]
+                    place.add(strategy, _folder.cell(now, initial, infos, train.targets, made_by))
+                    failed[strategy] += int(np.sum(np.asarray(infos.num_failed_fits)[: len(now)]))
+                    total[strategy] += len(now) * num_rounds
+                finally:
+                    _folder.give_back(claim)
+            if left := later:
+                advance()
+                time.sleep(1)
+    for strategy in +failed:
+        what = f"{failed[strategy]} networks of {total[strategy]} fits are not finite or ended where they began"
+        cure = "look at the learning rate, the loss and the validation set"
+        warnings.warn(f"strategy {strategy!r}: {what}: {cure}", stacklevel=3)
+    if len(study.shared) < len(study.cells) and results.missing(place.path, study.cells):
+        return results.merged(place.path, place.description, study.shared)
+    images = study.about.images
+    if images is None and len(shape := getattr(train.inputs, "shape", ())) == 4 and shape[-1] in (1, 3):
+        images = train.inputs
+    return place.finish(images, train.targets)
+
+
 @contextmanager
-def _bar(place: _folder.Folder, wanted: list[Task], num_rounds: int, progress: bool) -> Iterator[Any]:
-    """A function that shows what is done, by whatever process, with the time that is left and what is done now."""
+def _bar(place: _folder.Folder, wanted: Any, num_rounds: int, progress: bool) -> Iterator[Any]:
+    """A function that shows what is at work, and what all processes have done, with the time that is left."""
     if not progress:
         yield lambda now=None: None
         return
     tqdm = checks.optional_import("tqdm", "experiments")
-    rounds = {path_of(place.path, *task).name: num_rounds * len(task.seeds) for task in wanted}
+    rounds = {results.path_of(place.path, *cell).name: num_rounds * len(cell[1]) for cell in wanted}
     with tqdm.tqdm(total=sum(rounds.values()), unit="round", dynamic_ncols=True) as shown:
         looked = -np.inf
 

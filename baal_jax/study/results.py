@@ -15,7 +15,6 @@ carry a checksum: what is damaged or of another study is refused by name. What i
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -81,13 +80,6 @@ class Cell(NamedTuple):
     device: str
 
 
-class Task(NamedTuple):
-    """A cell that is to be computed: consecutive seeds of a strategy."""
-
-    strategy: str
-    seeds: range
-
-
 class Pictures(NamedTuple):
     """Inputs of queried examples, as images.
 
@@ -140,16 +132,13 @@ def read(folder: str | Path) -> Results:
 
 
 def progress(folder: str | Path) -> tuple[int, int]:
-    """Count the cells of a study by their names, without reading them.
+    """Count the cells of a study, without reading them.
 
     Args:
-        folder: where the study is.
+        folder: where the study is; without one it is a ValueError.
 
     Returns:
-        How many are there, and how many there will be of all that the folder was asked for.
-
-    Raises:
-        ValueError: there is no study in the folder, or it is of another format.
+        How many are there, and of how many.
     """
     description = read_description(Path(folder))
     every = cells_of(description["strategies"], len(description["seeds"]), description["chunk"])
@@ -188,20 +177,20 @@ def table(results: Results) -> str:
     return text.getvalue()
 
 
-def cells_of(strategies: Iterable[str], num_seeds: int, chunk: int) -> list[Task]:
-    """All cells of a study in order, of ``chunk`` seeds each: whoever computes a cell makes the same file."""
+def cells_of(strategies: Iterable[str], num_seeds: int, chunk: int) -> list[tuple[str, range]]:
+    """All cells of a study, ``chunk`` seeds of a strategy each: whoever computes one makes the same file."""
     seeds = range(num_seeds)
-    return [Task(name, seeds[first : first + chunk]) for name in strategies for first in seeds[::chunk]]
+    return [(name, seeds[first : first + chunk]) for name in strategies for first in seeds[::chunk]]
 
 
-def missing(folder: Path, cells: Iterable[Task]) -> list[Task]:
+def missing(folder: Path, cells: Iterable[tuple[str, range]]) -> list[tuple[str, range]]:
     """Those that are not in the folder, cut to the seeds that are not; by one listing, as there may be many."""
     there: dict[str, set[int]] = defaultdict(set)
     for name in os.listdir(folder / "cells") if (folder / "cells").is_dir() else ():
         if part := _NAME.fullmatch(name):
             there[part[1]].update(range(int(part[2]), int(part[3]) + 1))
     pairs = [(name, [seed for seed in seeds if seed not in there[slug(name)]]) for name, seeds in cells]
-    return [Task(name, range(left[0], left[-1] + 1)) for name, left in pairs if left]
+    return [(name, range(left[0], left[-1] + 1)) for name, left in pairs if left]
 
 
 def path_of(folder: Path, strategy: str, seeds: Any) -> Path:
@@ -233,16 +222,17 @@ def read_cell(path: Path, description: Mapping[str, Any]) -> tuple[str, Cell]:
         return strategy, Cell(_looked_at(Runs(**parts), description), program, device)
 
 
-def merged(folder: Path, description: dict[str, Any], only: Iterable[Task] | None = None) -> Results:
-    """All cells of a folder put together, or those with the seeds of some tasks."""
+def merged(folder: Path, description: dict[str, Any], only: Iterable[tuple[str, range]] | None = None) -> Results:
+    """All cells of a folder put together, or those of some seeds."""
     wanted = None if only is None else {(slug(name), seed) for name, seeds in only for seed in seeds}
     cells: dict[str, list[Cell]] = {name: [] for name in description["strategies"]}
+    devices, runs = Counter(), {}
     for path in sorted((folder / "cells").glob("*.npz")):
-        part = _NAME.fullmatch(path.name)
-        if wanted is None or (part and (part[1], int(part[2])) in wanted):
+        name = path.name.split("-")
+        if wanted is None or (name[0], int(name[1])) in wanted:
             strategy, cell = read_cell(path, description)
             cells[strategy].append(cell)
-    runs, devices = {}, Counter(cell.device for some in cells.values() for cell in some)
+            devices[cell.device] += 1
     for name, some in cells.items():
         with files.about(folder / "cells" / f"{slug(name)}-*.npz", "delete those that are wrong"):
             runs |= {name: merge(sorted(some, key=lambda cell: tuple(cell.runs.seeds)))} if some else {}
@@ -281,21 +271,6 @@ def merge(cells: Iterable[Cell]) -> Runs:
             raise ValueError(f"the cell of seed {now} is of another program or kind of value than that of seed {first}")
     _, first = np.unique(np.concatenate([cell.runs.seeds for cell in cells]), return_index=True)
     return jax.tree.map(lambda *values: np.concatenate(values)[first], *(cell.runs for cell in cells))
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write JSON under a temporary name and rename it, so that no half-written file is ever seen.
-
-    Args:
-        path: where to; folders are made.
-        content: nested mappings and lists; NumPy and JAX arrays become lists, and non-finite numbers null.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return files.write_text(path, json.dumps(files.plain(content), indent=1, allow_nan=False))
 
 
 def slug(name: str) -> str:

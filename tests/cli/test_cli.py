@@ -45,6 +45,7 @@ def called(monkeypatch, tmp_path):
     calls = {}
     asked = annotation.Query(0, np.array([2, 0]), None, np.array([0]), tmp_path / "tasks.json")
     told = make_results(seeds=2, rounds=2)
+    told.description["chunk"] = 1
     write_study(tmp_path / "home", told)
     for place, name, result in (
         (study, "strategies", "loops"),
@@ -134,13 +135,14 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys, cached
     assert len(cached) == 2
 
 
-def test_options_become_the_parts_of_a_study(called, tmp_path):
+def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
     table = tmp_path / "table.txt"
     np.savetxt(table, np.random.default_rng(0).normal(size=(60, 4)))
     command = f"study {tmp_path / 'home'} --data {table} --num-test 20 --strategies random lcmd "
     command += "--posteriors swag laplace --features gradient --seeds 7 --rounds 3 --num-initial 4 --query-size 1 2 "
     command += "--num-samples 6 --max-sample 30 --num-steps 11 --batch-size 8 --learning-rate 0.5 --budget 9 "
-    command += f"--metric mae --target 0.25 --chunk 2 --seed 5 --rate 0.125 --model {HERE}:nnx_factory"
+    command += "--part 3/12 --same-device --metric mae --target 0.25 --chunk 2 --seed 5 --rate 0.125 "
+    command += f"--model {HERE}:nnx_factory"
     assert command_line.main(command.split()) == 0
     by_name, picks, options = called["strategies"]
     assert [(name, *found[::2]) for name, found in by_name.items()] == [
@@ -157,6 +159,7 @@ def test_options_become_the_parts_of_a_study(called, tmp_path):
     same_key(options.pop("key"), jax.random.key(5))
     about = options.pop("about")
     sizes = {"num_seeds": 7, "num_rounds": 3, "num_initial": 4, "chunk": 2, "progress": True}
+    sizes |= {"part": (3, 12), "same_device": True}
     assert options == {**sizes, "stop": stopping.labelling_budget(9)}
     assert about[:5] == ("Active learning on table", None, "mae", 0.25, None)
     # What may grow, what changes no number, and what the folder has under other names, is not compared.
@@ -171,6 +174,12 @@ def test_options_become_the_parts_of_a_study(called, tmp_path):
     assert [posterior[0], list(picks), options["query_size"]] == ["mc_dropout", ["random", "bald"], (2,)]
     assert options["metrics"] is metrics.classification(diagnostics=True)
     assert [called["trainer"][1], called["run"][-1]["stop"]] == [losses.cross_entropy, None]
+    assert [called["run"][-1][name] for name in ("part", "same_device")] == [None, False]
+    # A part has nothing to tell while others are missing.
+    capsys.readouterr()
+    next(tmp_path.glob("home/cells/*")).unlink()
+    assert command_line.main(["study", str(tmp_path / "home"), "--data", source, *QUICK.split()]) == 0
+    assert capsys.readouterr().out == "1 of 6 cells are still missing: they are other parts'\n"
 
 
 WRONG = [
@@ -183,6 +192,8 @@ WRONG = [
     (["--model", "builtins:int"], "made int: return a linen module"),
     (["--model", "cnn"], "model='cnn' needs images [H, W, C], but inputs are (4,)"),
     (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 was not found. Tried:"),
+    (["--part", "3"], "part=3 must be i/n, such as 0/8"),
+    (["--part", "2/2"], "part=(2, 2) does not exist: count from (0, 2) to (1, 2)"),
     (["--data", "nowhere.npz"], "data='nowhere.npz' is neither digits, cifar10 nor a file"),
 ]
 

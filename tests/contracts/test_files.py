@@ -99,7 +99,6 @@ def shown(folder):
     return np.asarray(pytest.importorskip("PIL.Image").open(folder / "images" / "1.png"))[..., None]
 
 
-CONTENT = {"é": [1.5, float("nan")], "array": np.arange(2)}
 WRITERS = {
     "checkpoint": Writer(partial(save, 2), restored, {"number": 2, "rows": np.arange(300) * 2}, partial(save, 1)),
     "configuration of checkpoints": Writer(configured, configured, {"rate": 0.1}),
@@ -117,12 +116,6 @@ WRITERS = {
         lambda folder: results.write_pictures(
             folder / "pictures.npz", STUDY.pictures._replace(ids=np.arange(9, 12)), {}
         ),
-    ),
-    "json": Writer(
-        lambda folder: results.write_json(folder / "a" / "b.json", CONTENT),
-        lambda folder: json.loads((folder / "a" / "b.json").read_text()),
-        {"é": [1.5, None], "array": [0, 1]},
-        lambda folder: results.write_json(str(folder / "a" / "b.json"), {}),
     ),
     "page of a study": Writer(
         lambda folder: report.write(NUMBERS, folder / "a" / "page.html"),

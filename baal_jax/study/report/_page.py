@@ -19,6 +19,7 @@ from baal_jax.study.results import Results
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 400, 62, 12, 30, 42  # of the chart in page.html
 _VERDICT = 5  # its column
+_ELSEWHERE = ("environment", "programs")  # what is no setting
 _SWATCH = (
     '<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">'
     '<path class="line" d="M1 6H29" stroke-dasharray="{dash}" style="stroke:{colour}"/>'
@@ -32,6 +33,7 @@ def page(results: Results) -> str:
     template, css, js = (files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
     data, description = _content.page_data(results), results.description
+    several = {"cells of each": results.devices} if len(results.devices or ()) > 1 else {}
     swatches = {look["name"]: _SWATCH.format(**look) for look in data["strategies"]}
     metrics = _content.metrics(results) or [str(description.get("metric"))]
     tables = [_table(results, name, swatches) for name in metrics if results.runs]
@@ -51,8 +53,8 @@ def page(results: Results) -> str:
         "tables": [{**table, "other": i > 0} for i, table in enumerate(tables)],
         "chart": _chart(data),
         **_figures(results, data),
-        "settings": _nested({name: value for name, value in description.items() if name != "environment"}),
-        "environment": description.get("environment") and _nested(description["environment"]),
+        "settings": _nested({name: value for name, value in description.items() if name not in _ELSEWHERE}),
+        "environment": description.get("environment") and _nested({**description["environment"], **several}),
         "json": json.dumps(description, indent=2, ensure_ascii=False),
     }
     text = fill(template, values).encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text
