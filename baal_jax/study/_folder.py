@@ -122,14 +122,14 @@ def take(claim: Path, by_force: bool = False) -> bool:
     """Claims a cell, or whatever the name says, unless another process holds it."""
     with files.about(claim):
         try:
-            file = claim.open("x")
+            file = claim.open("xb")
         except FileExistsError:
             if not by_force and not is_stale(claim):
                 return False
-            file = claim.open("w")
+            file = claim.open("wb")
         try:
             with file:
-                file.write(f"{socket.gethostname()} {os.getpid()}")
+                file.write(f"{socket.gethostname()} {os.getpid()}".encode())
         except BaseException:
             claim.unlink()
             raise
@@ -147,7 +147,7 @@ def give_back(claim: Path) -> None:
 def is_stale(claim: Path) -> bool:
     """Whether its process is dead, or has not touched it for long."""
     try:
-        host, _, pid = claim.read_text().partition(" ")
+        host, _, pid = claim.read_bytes().decode().partition(" ")
         if _age(claim, claim.parent) > EXPIRES:
             return True
         if host == socket.gethostname() and pid and os.name == "posix":  # elsewhere a look at a process would kill it
