@@ -152,6 +152,7 @@ def is_stale(claim: Path) -> bool:
             return True
         if host == socket.gethostname() and pid and os.name == "posix":  # elsewhere a look at a process would kill it
             os.kill(int(pid), 0)
+            return int(pid) == os.getpid() and claim not in _held  # of an earlier life in a container
     except ProcessLookupError:
         return True
     except OSError:  # given back just now, or somebody else's
@@ -267,8 +268,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 cure = "use another folder, or ask for the same"
                 raise ValueError(f"{path / 'study.json'} is of a study with {changed}: {cure}")
         for strategy, program in asked["programs"].items():
-            if old.get("programs", {}).get(strategy) != program:
-                _require_unused(path, strategy)
+            _require_same_program(path, old, strategy, program)
         description = {
             **asked,
             "strategies": list(dict.fromkeys([*old["strategies"], *asked["strategies"]])),
@@ -283,10 +283,13 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _require_unused(path: Path, strategy: str) -> None:
+def _require_same_program(path: Path, old: dict[str, Any], strategy: str, program: str) -> None:
     """Refuses to go on with another program than the one that made the cells which are there, or is making them."""
-    slug = results.slug(strategy)
-    if made := [*path.glob(f"c*/{slug}-*")]:
+    slug, known = results.slug(strategy), old.get("programs", {}).get(strategy)
+    made = [] if known == program else sorted(path.glob(f"c*/{slug}-*"))
+    if made and known is None and made[0].suffix == ".npz":  # of a process whose description was lost
+        known = results.read_cell(made[0], old)[1].program
+    if made and known != program:
         what = f"is another program than the one that made its {len(made)} cells in {str(path)!r}"
         why = "the loop, the data's shapes or the versions (in study.json) have changed"
         cure = f"Give it another name, use another folder, or delete c*/{slug}-*"

@@ -213,7 +213,7 @@ def admitted(asked: Any) -> Any:
     cells = results.cells_of(loops, len(seeds), place.description["chunk"])
     made_by = {name: fingerprint(loops[name], rounds, data) for name in {name: 0 for name, _ in cells[i::n]}}
     vars(asked).update(about=about, loops=loops, data=data, rounds=rounds, place=place, made_by=made_by)
-    vars(asked).update(cells=cells, mine=cells[i::n], shared=cells[task::count])
+    vars(asked).update(cells=cells, mine=cells[i::n], shared=cells[task::count], by_force=n > 1)
     return asked
 
 
@@ -257,7 +257,7 @@ def _compute(study: Any) -> Results:
     place, num_rounds, mine = study.place, study.rounds.num_rounds, results.missing(study.place.path, study.mine)
     place.begin(study.made_by, _folder.device() if mine else None, study.same_device)
     program_of = programs([*study.loops.values()], study.rounds, study.data)
-    by_force, failed, total = len(study.mine) < len(study.cells), Counter(), Counter()
+    failed, total = Counter(), Counter()
     left, train = results.missing(place.path, study.shared), study.data.train
     with _bar(place, left, num_rounds, study.progress) as advance:
         while left:
@@ -267,7 +267,7 @@ def _compute(study: Any) -> Results:
                 claim = place.path / "claims" / cell.stem
                 if cell.exists():
                     continue
-                if (strategy, seeds) not in mine or not _folder.take(claim, by_force):
+                if (strategy, seeds) not in mine or not _folder.take(claim, study.by_force):
                     later.append((strategy, seeds))
                     continue
                 try:

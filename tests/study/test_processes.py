@@ -16,8 +16,10 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import losses, posteriors, selection, study
+from baal_jax._util import files
 from baal_jax.study import _folder, _program, _run, report, results
 from tests.fixtures import clouds, loops, same
+from tests.study.files import make_results
 
 SIZE = {"num_seeds": 6, "num_rounds": 2, "num_initial": 4, "chunk": 1}
 CELLS = {f"{name}-{seed:05d}-{seed:05d}" for name in ("random", "bald") for seed in range(6)}
@@ -177,6 +179,7 @@ def test_claims_are_stale_where_their_process_is_gone(tmp_path, monkeypatch):
         (f"{here} {os.getppid()}", 0, False),
         (f"{here} 1", 0, False),
         (f"{here} {gone.pid}", 0, True),
+        (f"{here} {os.getpid()}", 0, True),  # of an earlier life
         (f"{here} ", 0, False),
         ("", 0, False),
         ("", 301, True),
@@ -249,6 +252,16 @@ def test_what_else_is_at_work_is_told(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"loops\['a'\] is another program than the one that made its 1 cells"):
         _folder.Folder(tmp_path, asked).begin({"a": "4"})
     _folder.give_back(claim)
+    # A description that was lost between two processes is that of the cells.
+    runs = make_results(("a",), seeds=1, rounds=2).runs["a"]
+    first.add("a", results.Cell(runs, "3", "cpu"))
+    old = results.read_description(tmp_path)
+    del old["programs"]["a"]
+    files.write_json(tmp_path / "study.json", old)
+    with pytest.raises(ValueError, match=r"loops\['a'\] is another program"):
+        _folder.Folder(tmp_path, asked).begin({"a": "4"})
+    _folder.Folder(tmp_path, asked).begin({"a": "3"})
+    assert results.read_description(tmp_path)["programs"] == {"a": "3", "b": "2"}
 
 
 def test_kinds_of_device_are_told_and_seeds_of_two_cells_are_read_once(peace, tmp_path, monkeypatch):
