@@ -1,4 +1,4 @@
-"""Figures and tables: learning curves, calibration, classes, pictures."""
+"""Figures: learning curves, calibration, classes, pictures."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,27 +73,6 @@ def styles_of(strategies: Iterable[str], baseline: str | None = None) -> dict[st
     """
     others = (i for i in itertools.count() if i != _BLACK)
     return {name: _style(_BLACK if name == baseline else next(others)) for name in strategies}
-
-
-def learning_curve_table(curves: Mapping[str, Curves], target: float = 0.9) -> str:
-    """Accuracy ± standard error and NLL by number of labels, a column for every strategy.
-
-    Args:
-        curves: name → :class:`Curves` with the metrics ``accuracy`` and ``nll``, all with the same ``int[R]`` labels.
-        target: accuracy for the last line, the median number of labels to reach it.
-
-    Returns:
-        The table in Markdown.
-    """
-    columns, reached = [[str(count) for count in next(iter(curves.values())).num_labelled]], []
-    for name, (labels, metrics) in curves.items():
-        accuracy, nll = np.asarray(metrics["accuracy"]), np.asarray(metrics["nll"])
-        parts = zip(accuracy.mean(axis=0), statistics.standard_error(accuracy), nll.mean(axis=0), strict=True)
-        columns.append([f"{mean:.3f} ± {error:.3f}  {loss:.3f}" for mean, error, loss in parts])
-        median = np.median(statistics.labels_to_target(labels, accuracy, target))
-        reached.append(f"{name}: {median:g}" if np.isfinite(median) else f"{name}: not reached")
-    notes = ("Accuracy ± standard error, NLL.", f"Median labels to {target:.0%} accuracy: {', '.join(reached)}.")
-    return statistics.markdown(statistics.Table(("labels", *curves), tuple(zip(*columns, strict=True)), notes))
 
 
 def plot_learning_curves(

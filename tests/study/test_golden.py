@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import harness
 import jax
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def table():
     )
     curves = {"bald": plots.Curves(labels, {"accuracy": accuracy, "nll": nll})}
     curves["random"] = plots.Curves(labels, {"accuracy": accuracy / 2, "nll": 2 * nll})
-    return [plots.learning_curve_table(curves), plots.learning_curve_table(curves, target=0.7)]
+    return [harness.learning_curve_table(curves), harness.learning_curve_table(curves, target=0.7)]
 
 
 def gallery():
