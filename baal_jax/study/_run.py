@@ -131,8 +131,8 @@ def run(
             By default one for every device on a CPU (see :func:`use_all_cores`), and all on an accelerator: fewer where
             memory is short or the work is shared.
         part: ``(i, n)``: every ``n``-th file from the ``i``-th on, whoever has claimed it, without waiting for other
-            parts; ``(0, 1)`` is everything. By default the task of a Slurm array, of which every process of a
-            multi-process job of JAX computes its share, or else everything.
+            parts; ``(0, 1)`` is everything, shared by claims. By default the task of a Slurm array, if this is one, of
+            which every process of a multi-process job of JAX computes its share.
         same_device: refuses to compute where another kind of device has.
         progress: shows a bar of what all processes compute, with the time that is left.
 

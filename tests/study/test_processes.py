@@ -1,5 +1,7 @@
 """Several processes on one folder: claims, parts, kills, jobs of JAX and of submitit; the outcome is that of one."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -162,8 +164,10 @@ def test_what_others_have_claimed_is_waited_for_until_they_end_or_expire(peace, 
         (tmp_path / "claims" / path.stem).write_text("elsewhere 1")
     threading.Timer(1, lambda: late.write_bytes(content)).start()
     (tmp_path / "claims" / lost.stem).touch()
-    begun = time.monotonic()
-    assert len(run(tmp_path).runs["random"].seeds) == 6
+    begun, shown = time.monotonic(), io.StringIO()
+    with contextlib.redirect_stderr(shown):
+        assert len(run(tmp_path, progress=True).runs["random"].seeds) == 6
+    assert "4/4" in shown.getvalue()  # two rounds are another's
     assert time.monotonic() - begun > 3
     assert outcome(tmp_path) == peace
 
