@@ -200,7 +200,7 @@ def query(
         draw_once = getattr(parts.summarise, "draw", lambda key, fitted, target_inputs: fitted)
         drawn = draw_once(keys.draws, fitted, target_inputs)
         summarise_batch = partial(parts.summarise, keys.draws, drawn, target_inputs=target_inputs)
-        summary = sources.mapped(summarise_batch, source, loop.batch_size)
+        summary = jax.tree.map(jnp.asarray, sources.mapped(summarise_batch, source, loop.batch_size))
         selection, info = parts.select(keys.select, state, summary, ids, available)
     return fitted, selection, info._replace(num_failed_fits=_failed_fits(fitted, info.num_labelled))
 
@@ -397,7 +397,10 @@ def _select(
         picked = jax.lax.switch(which, [lambda size=size: select(size) for size in different])
     if ids is not None:
         picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
-    return picked, _describe(state.pool, picked, summary, available)
+    # Not before there are picks, so that what both compute on the way is not in memory at the same time.
+    chosen = picked.indices[0] > -2
+    pool = state.pool._replace(labelled_at=jnp.where(chosen, state.pool.labelled_at, 0))
+    return picked, _describe(pool, picked, summary, available & chosen)
 
 
 def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:

@@ -166,7 +166,7 @@ def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: Scor
     def values(key: Key, scores: Array, available: Array) -> Array:
         key_gumbel, key_rest = jax.random.split(key)
         weights = log_weights(scores, available, coldness)
-        perturbed = weights + jax.random.gumbel(key_gumbel, scores.shape, scores.dtype)
+        perturbed = weights + jax.random.gumbel(vectorised(key_gumbel), scores.shape, scores.dtype)
         at_random = numerics.weightless_tier(key_rest, scores.shape)
         return jnp.where(available & jnp.isneginf(weights), at_random, numerics.rank_values(perturbed, available))
 
