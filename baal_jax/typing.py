@@ -238,12 +238,14 @@ class Acquisition(NamedTuple):
         select: ``(key, summary, available bool[N], query_size, labelled=None) -> Selection``; sees the whole pool.
         reads_labelled: whether ``select`` reads rows of labelled examples, which a sample (``max_sample``) lacks.
         tasks: names of the :mod:`~baal_jax.training.tasks` whose outputs ``summarise`` reads; None for any.
+        keep: how many rows, those with the largest numbers in the summary's first leaf, ``select`` needs; None for all.
     """
 
     summarise: Callable[[Predictions], PyTree] | None
     select: SelectFn
     reads_labelled: bool = False
     tasks: tuple[str, ...] | None = None
+    keep: int | None = None
     __repr__ = short
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import baal_jax as baal
 from baal_jax import checkpoint
 from baal_jax._util import files
 from baal_jax._util import random as random_util
@@ -81,6 +82,17 @@ def test_everything_comes_back_bit_for_bit_in_an_order_of_its_own(tmp_path):
             ValueError, match=r"key<\w+> \(2, 3\) is saved, but not.*key<\w+> \(2,\) is expected, but not"
         ):
             saved.restore({**like, "keys": like["keys of an example"]})
+
+
+def test_of_a_pool_a_bit_an_example_and_the_rounds_of_labels_are_kept(tmp_path):
+    state = baal.pool.exclude(baal.pool.label(baal.pool.init(100_003), [7, 100_002, 50_000]), [8])
+    vectors = [np.array(some, np.int32) for some in ([], [-1], [3], [-1] * 9, [5] * 9, range(-4, 40))]
+    with opened(tmp_path, keep=1) as saved:
+        for number, kept in enumerate([state, *vectors, [np.arange(9, dtype=np.int32).reshape(3, 3) - 1]]):
+            saved.save(number, kept)
+            assert_identical(saved.restore(kept), kept)
+            size = (tmp_path / f"step_{number:08d}.npz").stat().st_size
+            assert size < (100_003 / 8 + 4 * 4 + 1500 if kept is state else 1500)
 
 
 def test_a_placement_is_kept(tmp_path, mesh):

@@ -249,7 +249,16 @@ def plain(value: Any) -> Any:
 
 def packed(state: Any) -> dict[str, np.ndarray]:
     """What an ``.npz`` file can hold: the bits of every leaf by its place, type and shape."""
-    return {name: _words(leaf) for name, leaf in _named(state).items()}
+    return {name: _compacted(_words(leaf)) for name, leaf in _named(state).items()}
+
+
+def _compacted(words: np.ndarray) -> np.ndarray:
+    """Of a vector with many −1, such as ``labelled_at``, one bit for each number, and the others; all else as it is."""
+    if words.dtype != np.int32 or words.ndim != 1:
+        return words
+    others = words != -1
+    short = np.concatenate([np.packbits(others), words[others].view(np.uint8)])
+    return short if short.nbytes < words.nbytes else words
 
 
 def unpacked(like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -293,6 +302,9 @@ def _restored(name: str, like: Any, words: np.ndarray) -> Any:
     if "key<" in _kind(like):
         implementation = jax.random.key_impl(jnp.zeros((), like.dtype))  # which shapes alone do not tell
         return jax.device_put(jax.random.wrap_key_data(jnp.asarray(words), impl=implementation), like.sharding)
+    if words.dtype == np.uint8 and like.dtype == np.int32:  # compacted
+        short, words = words, np.full(like.shape, -1, np.int32)
+        words[np.unpackbits(short, count=like.size) > 0] = short[-(-like.size // 8) :].copy().view(np.int32)
     array = words.view(like.dtype.name)
     if isinstance(like, np.ndarray | np.generic):
         return array

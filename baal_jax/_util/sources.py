@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks
+from baal_jax._util import checks, numerics
 
 _BLOCK = 2**22  # bytes that are read ahead, or are one program's inputs and outputs
 _FEW = 1024  # rows of a memory map, each of which may bring sixteen pages with it
@@ -155,22 +155,46 @@ def _read_back(outputs: Any, length: int, axis: int) -> Any:
 
 def mapped(run: Callable[[Any], Any], source: Source, batch_size: int | None) -> Any:
     """``run`` on a whole source, ``[N, …]`` on the host; None, and the first example read alone, if it asks nothing."""
-    # It gets many batches at once, padded to whole ones, and takes them one by one.
-    _require_some(source)
-    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), shapes_of(source))
-    shapes = jax.eval_shape(run, first)
+    shapes, blocks = _computed(run, source, batch_size)
     if not jax.tree.leaves(shapes):
         return None
-    total, start = length(source), 0
-    batch_size = total if batch_size is None else min(batch_size, total)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((first, shapes)))
-    blocks = -(-total // (max(1, _BLOCK // (size * batch_size)) * batch_size))
-    rows = -(-total // (blocks * batch_size)) * batch_size
-    everything = jax.tree.map(lambda leaf: np.empty((total, *leaf.shape[1:]), leaf.dtype), shapes)
-    for block in stream(run, source, rows):
-        ids = slice(start, start := start + jax.tree.leaves(block)[0].shape[0])
+    everything = jax.tree.map(lambda leaf: np.empty((length(source), *leaf.shape[1:]), leaf.dtype), shapes)
+    for ids, block in blocks:
         jax.tree.map(lambda whole, part, ids=ids: whole.__setitem__(ids, part), everything, block)
     return everything
+
+
+def best(run: Callable[[Any], Any], source: Source, batch_size: int | None, available: np.ndarray, num: int) -> tuple:
+    """``(ids int[num], rows, broken)``: of what ``run`` gives, those with the largest numbers in the first leaf.
+
+    Ids ascend, −1 where fewer are available, and ``broken`` counts available rows with NaN.
+    """
+    values, ids, rows, broken = np.zeros(0, np.float32), np.zeros(0, int), None, 0
+    for places, block in _computed(run, source, batch_size)[1]:
+        leaves, there = jax.tree.leaves(block), available[places]
+        broken += np.count_nonzero(
+            there & np.any([np.isnan(leaf).any(axis=(*range(1, leaf.ndim),)) for leaf in leaves], 0)
+        )
+        values = np.concatenate([values, numerics.rank_values(jnp.asarray(leaves[0]), jnp.asarray(there))])
+        ids = np.concatenate([ids, np.arange(places.start, places.stop)])
+        order = np.sort(np.argsort(-values, kind="stable")[:num])
+        before = jax.tree.map(lambda leaf: leaf[:0], block) if rows is None else rows
+        rows = jax.tree.map(lambda *parts, order=order: np.concatenate(parts)[order], before, block)
+        values, ids = values[order], ids[order]
+    return np.where(np.isneginf(values), -1, ids), rows, broken
+
+
+def _computed(run: Callable[[Any], Any], source: Source, batch_size: int | None) -> tuple[Any, Iterator]:
+    """Shapes of one row of the outputs, and ``(ids, outputs)`` of blocks of many batches, to which ``run`` is one."""
+    total = _require_some(source)
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), shapes_of(source))
+    shapes = jax.eval_shape(run, first)
+    batch_size = total if batch_size is None else min(batch_size, total)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((first, shapes)))
+    count = -(-total // (max(1, _BLOCK // (size * batch_size)) * batch_size))
+    rows = -(-total // (count * batch_size)) * batch_size
+    ids = (slice(start, min(start + rows, total)) for start in range(0, total, rows))
+    return shapes, zip(ids, stream(run, source, rows), strict=True)
 
 
 def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:

@@ -16,6 +16,8 @@ from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, Posterior, PyTree, Round, Selection, StepInfo, short
 
+_MOST = 2**26  # bytes of a source's summary that are arrays on a device, if there is another way
+
 
 class ActiveLoop(NamedTuple):
     """A loop as pure functions.
@@ -36,6 +38,7 @@ class ActiveLoop(NamedTuple):
         metrics: what ``evaluate`` computes, None for those of the posterior's task.
         num_samples: draws for scoring and for evaluation.
         last_rounds: of whose labels a fit is, None for all.
+        candidates: what looks for them on the host, None for none.
     """
 
     init: Callable[..., LoopState]
@@ -49,6 +52,7 @@ class ActiveLoop(NamedTuple):
     metrics: MetricSet | None
     num_samples: int
     last_rounds: int | None
+    candidates: Callable[[np.ndarray], Any] | None = None
 
     __repr__ = short
 
@@ -64,6 +68,7 @@ def active_loop(
     last_rounds: int | None = None,
     features: Callable[[Any, PyTree], Array] | None = None,
     metrics: MetricSet | None = None,
+    candidates: Callable[[np.ndarray], Any] | None = None,
 ) -> ActiveLoop:
     """An active-learning loop from its parts.
 
@@ -78,14 +83,16 @@ def active_loop(
         last_rounds: train only on the labels of the latest rounds; None for all.
         features: ``(state, inputs) -> [B, D]``, for acquisitions that read features.
         metrics: what ``evaluate`` computes; by default those of the posterior's task (:mod:`baal_jax.training.tasks`).
+        candidates: ``labelled ids int[L] -> ids``, what is scored if available: ``selection.nearest(k, embeddings)``.
+            They are looked for on the host, so that rounds are not compiled as one. None for the whole pool.
 
     Returns:
         An :class:`ActiveLoop`.
 
     Raises:
         TypeError: ``posterior`` or ``acquisition`` is something else.
-        ValueError: a number is not positive, ``max_sample`` hides what the acquisition reads or is less than a query,
-            or the acquisition does not read outputs of the posterior's task.
+        ValueError: a number is not positive, ``max_sample`` hides what the acquisition reads, is less than a query or
+            beside ``candidates``, or the acquisition does not read outputs of the posterior's task.
 
     Example:
         >>> import baal_jax as baal, flax.linen as nn, optax
@@ -106,9 +113,11 @@ def active_loop(
     for name, value in (("batch_size", batch_size), ("max_sample", max_sample), ("last_rounds", last_rounds)):
         checks.optional_int(name, value)
     if acquisition.summarise is None:
-        max_sample = None  # nothing is scored
+        max_sample = candidates = None  # nothing is scored
     if acquisition.reads_labelled and max_sample is not None:
         raise ValueError(f"max_sample={max_sample} would hide the labelled examples that are read here: leave it out")
+    if max_sample is not None and candidates is not None:
+        raise ValueError(f"max_sample={max_sample} and candidates both say what is scored: leave one of them out")
     if max_sample is not None and max_sample < max(sizes):
         raise ValueError(f"max_sample={max_sample} is less than query_size={max(sizes)}: score at least as many")
     predicting: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
@@ -125,9 +134,9 @@ def active_loop(
         return summarise(key, posterior, fitted, inputs, acquisition.summarise, **read)
 
     # No partial and no function of the module: what jax compiles of these it keeps as long as they live.
-    candidates = lambda *given: _candidates(max_sample, *given)  # noqa: E731
+    sampled = lambda *given: _candidates(max_sample, *given)  # noqa: E731
     select = lambda *given: _select(acquisition, sizes, *given)  # noqa: E731
-    parts = Round(fit, candidates, summarise_inputs, select, _advance)
+    parts = Round(fit, sampled, summarise_inputs, select, _advance)
 
     def compose(parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> Any:
         fitted, selection, info = query(loop._replace(round=parts), state, dataset, target_inputs)
@@ -136,7 +145,8 @@ def active_loop(
     as_one_program = jax.jit(lambda *given: compose(parts, *given))
 
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
-        in_parts = sources.is_source(dataset.inputs) or checks.debugs_nans()  # a fit of NaN is seen there
+        on_host = candidates is not None or sources.is_source(dataset.inputs)
+        in_parts = on_host or checks.debugs_nans()  # a fit of NaN is seen there
         return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
@@ -153,10 +163,16 @@ def active_loop(
 
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
     jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
+    if candidates is not None:
+        jitted = jitted._replace(candidates=lambda *given: _near(candidates, sizes, acquisition.reads_labelled, *given))
+    vars(jitted.summarise).update(keep=acquisition.keep)
+    if (in_blocks := getattr(acquisition.select, "in_blocks", None)) is not None:
+        on_host = acquisition._replace(select=in_blocks)
+        vars(jitted.select).update(in_blocks=lambda *given: _select(on_host, sizes, *given))
     if acquisition.summarise is not None:
         read = posterior, distinct(posterior, num_samples), batch_size
         vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
-    given = sizes, batch_size, posterior, metrics, num_samples, last_rounds
+    given = sizes, batch_size, posterior, metrics, num_samples, last_rounds, candidates
     loop = ActiveLoop(partial(_init, posterior, sizes[0]), step, evaluate_last, jax.jit(predict_last), jitted, *given)
     return loop
 
@@ -200,8 +216,18 @@ def query(
         draw_once = getattr(parts.summarise, "draw", lambda key, fitted, target_inputs: fitted)
         drawn = draw_once(keys.draws, fitted, target_inputs)
         summarise_batch = partial(parts.summarise, keys.draws, drawn, target_inputs=target_inputs)
-        summary = jax.tree.map(jnp.asarray, sources.mapped(summarise_batch, source, loop.batch_size))
-        selection, info = parts.select(keys.select, state, summary, ids, available)
+        read = summarise_batch, source, loop.batch_size
+        if (keep := getattr(parts.summarise, "keep", None)) is None:
+            summary, select = sources.mapped(*read), getattr(parts.select, "in_blocks", None)
+            if select is None or sum(leaf.nbytes for leaf in jax.tree.leaves(summary)) <= _MOST:
+                summary, select = jax.tree.map(jnp.asarray, summary), parts.select
+            with jax.debug_nans(False):
+                selection, info = select(keys.select, state, summary, ids, available)
+        else:
+            places, summary, broken = sources.best(*read, np.asarray(available), keep)
+            kept = jnp.asarray(places if ids is None else np.where(places < 0, -1, np.asarray(ids)[places]), jnp.int32)
+            selection, info = parts.select(keys.select, state, summary, kept, kept >= 0)
+            info = info._replace(num_nan=jnp.asarray(broken, jnp.int32))
     return fitted, selection, info._replace(num_failed_fits=_failed_fits(fitted, info.num_labelled))
 
 
@@ -359,6 +385,28 @@ def _candidates(max_sample: int | None, key: Key, state: LoopState) -> tuple[Arr
     return ids, ids >= 0
 
 
+def _near(
+    candidates: Callable[[np.ndarray], Any], sizes: tuple[int, ...], with_labelled: bool, key: Key, state: LoopState
+) -> tuple[Array | None, Array]:
+    """Available candidates, filled up at random to a query; padded, so that few sizes are compiled."""
+    if not checks.is_concrete(state.pool):
+        raise ValueError("candidates are looked for on the host, which is not possible inside jit, vmap or grad")
+    available, labelled = np.asarray(pools.available(state.pool)), np.flatnonzero(pools.labelled(state.pool))
+    if not len(labelled):
+        return None, jnp.asarray(available)
+    near, chosen = np.asarray(candidates(labelled)).ravel(), np.zeros(len(available), bool)
+    chosen[near[near >= 0]] = True
+    chosen &= available
+    if (missing := max(sizes) - np.count_nonzero(chosen)) > 0:
+        order = np.asarray(jax.random.uniform(random.vectorised(key), chosen.shape, jnp.float32))
+        order = np.argsort(np.where(available & ~chosen, order, np.inf), kind="stable")[:missing]
+        chosen[order] = available[order]
+    chosen[labelled] = with_labelled
+    ids = np.flatnonzero(chosen).astype(np.int32)
+    ids = np.pad(ids, (0, _room(len(ids), len(chosen)) - len(ids)), constant_values=-1)
+    return jnp.asarray(ids), jnp.asarray((ids >= 0) & available[ids])
+
+
 def _rows(leaf: Any, ids: Array | None) -> Any:
     return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
 
@@ -381,6 +429,7 @@ def _select(
 ) -> tuple[Selection, StepInfo]:
     """What the acquisition picks at this round's size, padded to the largest size."""
     labelled = _rows(pools.labelled(state.pool), ids)
+    labelled = labelled if ids is None else labelled & (ids >= 0)
 
     def select(size: int) -> Selection:
         possible = min(size, available.shape[0])
@@ -394,7 +443,8 @@ def _select(
         picked = select(different[0])
     else:
         which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(state.step, len(sizes) - 1)]
-        picked = jax.lax.switch(which, [lambda size=size: select(size) for size in different])
+        asked = [lambda size=size: select(size) for size in different]
+        picked = asked[int(which)]() if checks.is_concrete(which) else jax.lax.switch(which, asked)
     if ids is not None:
         picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
     # Not before there are picks, so that what both compute on the way is not in memory at the same time.
@@ -407,7 +457,8 @@ def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, availa
     leaves = [leaf for leaf in jax.tree.leaves(summary) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     broken = jnp.zeros(available.shape, bool)
     for leaf in leaves:
-        broken |= jnp.any(jnp.isnan(leaf), axis=tuple(range(1, leaf.ndim)))
+        parts = np.array_split(leaf, -(-leaf.nbytes // 2**22)) if isinstance(leaf, np.ndarray) else [leaf]
+        broken |= jnp.concatenate([jnp.isnan(part).any(axis=tuple(range(1, leaf.ndim))) for part in parts])
     mean_score = picked.scores[0] * jnp.nan  # of each seed: under vmap a constant is spread where NaN would be an error
     if len(leaves) == 1 and leaves[0].ndim == 1:
         mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)

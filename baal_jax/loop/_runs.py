@@ -82,7 +82,7 @@ def run(
         after = range(int(state.step), int(state.step) + num_rounds - 1)
         asked = sum(loop.sizes[min(r, len(loop.sizes) - 1)] for r in after)
         capacity = max(min(int(pools.num_labelled(state.pool)) + asked, len(dataset.inputs)), 1)
-    elif not checks.debugs_nans() or (stop is not None and not checks.is_concrete(state)):
+    elif loop.candidates is None and (not checks.debugs_nans() or (stop is not None and not checks.is_concrete(state))):
         program = numerics.jit_for(loop.step, _scan, loop, num_rounds, stop, jit=numerics.jit_with_nan)
         return program(state, dataset, *others)
     infos = []

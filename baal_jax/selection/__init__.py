@@ -13,6 +13,7 @@ from baal_jax import heuristics
 from baal_jax._util import checks
 from baal_jax.selection import sets
 from baal_jax.selection._batch_bald import batch_bald
+from baal_jax.selection._candidates import nearest, survivors
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
 from baal_jax.selection._cold_start import prob_cover, typiclust
 from baal_jax.selection._k_means import k_means
@@ -44,9 +45,9 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 """Name → builder; each can be called without arguments."""
 
 __all__ = ["REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
-           "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "power",
-           "precomputed", "prob_cover", "random", "select", "sets", "softmax", "softrank", "top_k", "top_k_epig",
-           "typiclust"]  # fmt: skip
+           "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "nearest",
+           "power", "precomputed", "prob_cover", "random", "select", "sets", "softmax", "softrank", "survivors",
+           "top_k", "top_k_epig", "typiclust"]  # fmt: skip
 
 
 def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:

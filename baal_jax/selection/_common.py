@@ -3,10 +3,12 @@
 import functools
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from baal_jax import heuristics
 from baal_jax._util import checks, numerics
@@ -24,13 +26,23 @@ def over_features(
     *,
     reads_labelled: bool = False,
     tasks: tuple[str, ...] | None = None,
+    in_blocks: Callable[[PyTree], tuple[Any, Any]] | None = None,
 ) -> Acquisition:
     """An acquisition from a search over finite features."""
+    # ``select.in_blocks`` is the same for a summary that stays in NumPy, which ``in_blocks`` makes to features for
+    # ``find``, and says which rows are broken.
     # Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
     # neither available nor labelled) and picked last, in order of their ids. Where ``find`` gives −1, because nothing
     # is left, its score does not matter. By default the summary is the features themselves.
 
-    def select(key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
+    def search(
+        prepare: Callable[[PyTree], tuple[Any, Any]],
+        key: Key,
+        summary: Any,
+        available: Array,
+        query_size: int,
+        labelled: Array | None = None,
+    ) -> Selection:
         available = jnp.asarray(available)
         num_examples = checks.leading_axis("features", summary)
         if available.shape != (num_examples,):
@@ -41,10 +53,7 @@ def over_features(
             raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
         available = numerics.replicate(available.astype(bool))
         labelled = numerics.replicate(labelled.astype(bool)) & ~available
-        features = jax.tree.map(_in_range, summary)
-        lengths = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(features)]
-        broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
-        features = jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features)
+        features, broken = prepare(summary)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
         # What is broken fills the −1 slots, which stand at the end.
         late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1).astype(jnp.int32)
@@ -52,7 +61,18 @@ def over_features(
         indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices.astype(jnp.int32))
         return Selection(indices, jnp.where(missing, jnp.nan, scores).astype(jnp.float32))
 
-    return Acquisition(summarise or read_features, compiled(select), reads_labelled, tasks)
+    select = compiled(partial(search, _finite))
+    if in_blocks is not None:
+        vars(select).update(in_blocks=partial(search, in_blocks))
+    return Acquisition(summarise or read_features, select, reads_labelled, tasks)
+
+
+def _finite(summary: PyTree) -> tuple[PyTree, Array]:
+    """Features in range, 0 in rows that are broken, and which those are."""
+    features = jax.tree.map(_in_range, summary)
+    lengths = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(features)]
+    broken = jnp.any(~jnp.isfinite(jnp.stack(lengths)), axis=0)
+    return jax.tree.map(lambda leaf: jnp.where(_beside(broken, leaf), 0.0, leaf), features), broken
 
 
 def compiled(select: SelectFn) -> SelectFn:
@@ -129,7 +149,13 @@ def one_by_one(pick: Callable, update: Callable, state: Any, available: Array, q
         picked = jnp.where(some, index, -1).astype(jnp.int32), jnp.where(some, score, jnp.nan)
         return (update(state, index, turn), left), picked
 
-    return jax.lax.scan(step, (state, available), jnp.arange(query_size, dtype=jnp.int32))[1]
+    if not isinstance(jax.tree.leaves(state)[0], np.ndarray):
+        return jax.lax.scan(step, (state, available), jnp.arange(query_size, dtype=jnp.int32))[1]
+    carry, picks = (state, available), []
+    for turn in range(query_size):  # features stay in NumPy
+        carry, picked = step(carry, jnp.int32(turn))
+        picks.append(picked)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *picks)
 
 
 def best_of(values: Array, left: Array) -> Array:

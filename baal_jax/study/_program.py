@@ -141,7 +141,7 @@ def programs(loops: Sequence[ActiveLoop], rounds: Rounds, data: Data) -> Callabl
     It is of ``chunk`` seeds, rounded up to a multiple of this process's devices. Strategies that differ in their
     acquisition alone are compiled together, their fit once.
     """
-    if _is_on_host(data):
+    if _is_on_host(data) or any(loop.candidates for loop in loops):
         return lambda loop, chunk: Program(partial(_in_turn, loop, rounds, data), None)
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("seeds",))
@@ -217,13 +217,17 @@ def fingerprint(loop: ActiveLoop, rounds: Rounds, data: Data) -> str:
     shapes = data._replace(train=shapes_of_dataset(data.train)[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
     seed = jax.ShapeDtypeStruct((), jnp.int32)
+    near = "" if loop.candidates is None else f", {getattr(loop.candidates, '__qualname__', loop.candidates)}"
+    if near:  # which are looked for on the host
+        everything = lambda _, state: (None, pool.available(state.pool))  # noqa: E731
+        loop = loop._replace(candidates=None, round=loop.round._replace(candidates=everything))
     # As on a CPU wherever we are, which is what this program would be there.
     with nullcontext() if jax.default_backend() == "cpu" else windows.as_on_cpu(True):
         traced = jax.jit(partial(_one_seed, [loop], rounds)).trace(seed, seed, shapes)
         text = traced.lower(lowering_platforms=("cpu",)).as_text()
     where = f"on the host, {loop.batch_size} at a time" if _is_on_host(data) else "on a device"
     made_with = f"{jax.__version__} {importlib.metadata.version('jaxlib')}"
-    return hashlib.sha256("\n".join([made_with, where, text]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([made_with, where + near, text]).encode()).hexdigest()[:16]
 
 
 def _one_seed(

@@ -1,6 +1,7 @@
 """Acquisitions over features: BADGE, BAIT, CoreSet, LCMD and others, each a feature map, transforms and a selector."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from baal_jax._util import checks
 from baal_jax.selection._common import over_features
 from baal_jax.selection.sets import feature_maps, selectors
+from baal_jax.selection.sets._kernel import Blocks
 from baal_jax.selection.sets.feature_maps import FeatureMap
 from baal_jax.selection.sets.selectors import Selector
 from baal_jax.selection.sets.transforms import Features, Transform
@@ -48,12 +50,15 @@ def grid(
 
     def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         key_select, *keys = jax.random.split(key, 1 + len(transforms))
-        factors = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
+        factors: Any = features
+        if not isinstance(features, Blocks):
+            factors = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
         for key_transform, transform in zip(keys, transforms, strict=True):
             factors = transform(key_transform, factors, labelled, available | labelled)
         return selector(key_select, factors, available, query_size, labelled)
 
-    return over_features(find, features, reads_labelled=reads_labelled)
+    in_blocks = None if transforms else getattr(selector, "in_blocks", None)
+    return over_features(find, features, reads_labelled=reads_labelled, in_blocks=in_blocks)
 
 
 def _rows(leaf: Array) -> Array:

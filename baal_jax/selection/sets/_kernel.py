@@ -3,14 +3,17 @@
 import functools
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from baal_jax._util import linalg
 from baal_jax.selection import _common
+
+_BYTES = 2**22  # of a block of rows
 
 
 class Features(NamedTuple):
@@ -33,6 +36,57 @@ Transform = Callable[[Array, Features, Array, Array], Features]
 Selector = Callable[[Array, Features, Array, int, Array], tuple[Array, Array]]
 
 
+class Blocks(NamedTuple):
+    """Stands for :class:`Features` that stay in NumPy: some rows at a time are copied, brought in range and centred."""
+
+    factors: tuple[np.ndarray, ...]
+    exponents: tuple[int, ...]
+    mean: np.ndarray | None = None
+
+    def rows(self, ids: Any) -> list[np.ndarray]:
+        """Factors of some rows; what is broken stays so."""
+        rows = [leaf[ids].astype(np.float32, copy=False) for leaf in self.factors]
+        rows = [np.ldexp(row, -by) if by else row for row, by in zip(rows, self.exponents, strict=True)]
+        return rows if self.mean is None else [rows[0] - self.mean]
+
+    def each(self, function: Callable[[slice, list[np.ndarray]], Any]) -> list[Any]:
+        """What a function gives of every block."""
+        step = max(1, _BYTES // max(leaf[0].nbytes for leaf in self.factors))
+        with np.errstate(all="ignore"):
+            ids = [slice(start, start + step) for start in range(0, len(self.factors[0]), step)]
+            return [function(some, self.rows(some)) for some in ids]
+
+    def add(self, diag: np.ndarray, nearest: "Nearest", centres: np.ndarray) -> None:
+        """Tells every example of a few more centres."""
+        others = self.rows(centres)
+
+        def visit(ids: slice, rows: list[np.ndarray]) -> None:
+            products = functools.reduce(operator.mul, [a @ b.T for a, b in zip(rows, others, strict=True)])
+            distances = np.maximum(diag[ids, None] + diag[centres] - 2 * products, 0)
+            places = np.arange(len(distances))
+            distances[(ids.start + places)[:, None] == centres] = 0
+            which = distances.argmin(axis=1)
+            better = distances[places, which] < nearest.distances[ids]
+            nearest.distances[ids][better] = distances[places, which][better]
+            nearest.centres[ids][better] = centres[which][better]
+
+        self.each(visit)
+
+
+def in_blocks(summary: Any) -> tuple[Blocks, Any]:
+    """A summary that stays in NumPy, and which rows have no finite squares."""
+    factors = tuple(leaf[:, None] if leaf.ndim == 1 else leaf for leaf in jax.tree.leaves(summary))
+    _require_rows(factors)
+    blocks = Blocks(factors, (0,) * len(factors))
+    largest = lambda _, rows: [np.where(np.isfinite(row), abs(row), 0).max(axis=1) for row in rows]  # noqa: E731
+    typical = np.median(np.concatenate(blocks.each(largest), axis=1), axis=1)
+    # As _common.over_features does with arrays.
+    exponents = [int(np.frexp(t)[1]) - 2 if t > 0 and not 1e-12 <= t <= 1e12 else 0 for t in typical]
+    blocks = blocks._replace(exponents=tuple(exponents))
+    squares = blocks.each(lambda _, rows: [np.sum(row * row, axis=1) for row in rows])
+    return blocks, ~np.isfinite(np.concatenate(squares, axis=1)).all(axis=0)
+
+
 def dense(features: Features, who: str) -> Array:
     """The only factor, ``[N, D]``."""
     if len(features.factors) != 1:
@@ -43,13 +97,20 @@ def dense(features: Features, who: str) -> Array:
     return features.factors[0]
 
 
-def diagonal(features: Features) -> Array:
+def diagonal(features: Any) -> Any:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
-    for factor in features.factors:
+    _require_rows(features.factors)
+    if isinstance(features, Blocks):
+        squares = lambda _, rows: functools.reduce(operator.mul, [np.sum(row * row, axis=1) for row in rows])  # noqa: E731
+        return np.concatenate(features.each(squares))
+    return trace(features)
+
+
+def _require_rows(factors: tuple[Any, ...]) -> None:
+    for factor in factors:
         if factor.ndim != 2:
             need = "not one row an example, [N, D]: bait alone reads several"
             raise ValueError(f"features of shape {factor.shape}, {need}")
-    return trace(features)
 
 
 def trace(features: Features) -> Array:
@@ -63,9 +124,13 @@ def column(features: Features, index: Array) -> Array:
     return _common.inner_products(features.factors, index).at[index].add(features.noise)
 
 
-def centred(features: Features, counted: Array) -> Features:
+def centred(features: Any, counted: Array) -> Any:
     """Minus the mean of the rows that count, where features are plain: distances do not change, rounding shrinks."""
     first, *others = features.factors
+    if isinstance(features, Blocks) and not others:
+        mask = np.asarray(counted)
+        total = np.sum(features.each(lambda ids, rows: rows[0][mask[ids]].sum(axis=0, dtype=np.float64)), axis=0)
+        return features._replace(mean=(total / max(np.count_nonzero(mask), 1)).astype(np.float32))
     return features if others or first.ndim != 2 else features._replace(factors=(_common.centred(first, counted),))
 
 
@@ -97,11 +162,11 @@ def conditioned(features: Features, known: Array, noise: float, who: str) -> Fea
 class Nearest(NamedTuple):
     """The nearest centre of every example."""
 
-    distances: Array  # [N], squared; infinite while there is no centre
-    centres: Array  # int32[N], ids of examples; −1 while there is none
+    distances: Any  # [N], squared; infinite while there is no centre
+    centres: Any  # int32[N], ids of examples; −1 while there is none
 
 
-def nearest_of(features: Features, diag: Array, centres: Array) -> Nearest:
+def nearest_of(features: Any, diag: Any, centres: Any) -> Nearest:
     """The nearest of the examples in a mask ``bool[N]``, worked through in blocks; ``[N, block]`` is the memory."""
 
     def visit(nearest: Nearest, ids: Array, valid: Array) -> Nearest:
@@ -109,12 +174,23 @@ def nearest_of(features: Features, diag: Array, centres: Array) -> Nearest:
         distances = jnp.where(valid[None], distances, jnp.inf)
         return _closer(nearest, Nearest(jnp.min(distances, axis=1), ids[jnp.argmin(distances, axis=1)]))
 
+    if isinstance(features, Blocks):
+        nearest, ids = (
+            Nearest(np.full(diag.shape, np.inf, np.float32), np.full(diag.shape, -1, np.int32)),
+            np.flatnonzero(centres),
+        )
+        for some in np.split(ids, range(64, len(ids), 64)) if len(ids) else ():
+            features.add(diag, nearest, some)
+        return nearest
     none = Nearest(jnp.full(diag.shape, jnp.inf, jnp.float32), jnp.full(diag.shape, -1, jnp.int32))
     return _common.over_rows(centres, visit, none)
 
 
-def with_centre(features: Features, diag: Array, nearest: Nearest, index: Array) -> Nearest:
+def with_centre(features: Any, diag: Any, nearest: Nearest, index: Any) -> Nearest:
     """One centre more."""
+    if isinstance(features, Blocks):
+        features.add(diag, nearest, np.array([index]))
+        return nearest
     distances = _common.squared_distances(features.factors, diag, index)
     return _closer(nearest, Nearest(distances, jnp.full(distances.shape, index, jnp.int32)))
 

@@ -201,6 +201,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
 
 def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_first: bool = True) -> Selector:
     """A selector whose picks become centres: ``choose(nearest, available bool[N], left bool[N], uniform) -> index``."""
+    choose = jax.jit(choose)  # for features in blocks
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         uniforms = jax.random.uniform(key, (query_size,), jnp.float32)
@@ -220,4 +221,5 @@ def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_firs
         update = lambda nearest, index, turn: _kernel.with_centre(features, diag, nearest, index)  # noqa: E731
         return one_by_one(pick, update, _kernel.nearest_of(features, diag, centres), available, query_size)
 
+    vars(select).update(in_blocks=_kernel.in_blocks)
     return select
