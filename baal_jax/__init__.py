@@ -13,7 +13,7 @@ from baal_jax.features import encode
 from baal_jax.loop import ActiveLoop, active_loop, run
 from baal_jax.models import from_functions, from_linen, from_nnx
 from baal_jax.pool import PoolState
-from baal_jax.prediction import evaluate, predict, predict_stream, score, score_stream
+from baal_jax.prediction import evaluate, predict, predict_stream, score
 from baal_jax.selection import select
 from baal_jax.training import TrainState, tasks, trainer
 from baal_jax.typing import (
@@ -45,6 +45,6 @@ __all__ = [
     "Acquisition", "ActiveLoop", "Dataset", "LoopState", "Model", "PoolState", "Posterior", "Predictions", "Round",
     "Selection", "StepInfo", "TrainState", "Variables", "active_loop", "annotation", "calibration", "checkpoint",
     "data", "encode", "evaluate", "features", "from_functions", "from_linen", "from_nnx", "heuristics", "losses",
-    "metrics", "pool", "posteriors", "predict", "predict_stream", "run", "score", "score_stream", "select", "selection",
+    "metrics", "pool", "posteriors", "predict", "predict_stream", "run", "score", "select", "selection",
     "stopping", "study", "tasks", "trainer", "training",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from baal_jax._util import checks, numerics, sources
 from baal_jax.metrics import MetricSet
@@ -66,7 +65,7 @@ def score(
         key: a typed key, for the draws.
         posterior: what to draw from.
         state: what ``posterior.fit`` returned.
-        inputs: array or pytree ``[N, …]``; of a source the scores are those of :func:`score_stream`.
+        inputs: array or pytree ``[N, …]``, or a source as in :func:`predict_stream`.
         score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``, compiled in: a new lambda compiles again.
         num_samples: ``S``, as in :func:`predict`.
         batch_size: as in :func:`predict`.
@@ -79,8 +78,9 @@ def score(
     """
     num_samples = distinct(posterior, num_samples)
     if sources.is_source(inputs):
-        sizes = {"num_samples": num_samples, "batch_size": len(inputs) if batch_size is None else batch_size}
-        return jnp.asarray(score_stream(key, posterior, state, inputs, score_fn, **sizes))
+        drawn = _drawn(key, posterior, state, num_samples)
+        run = partial(_program(posterior, num_samples, batch_size, score_fn, True), key, drawn)
+        return jnp.asarray(sources.mapped(run, inputs, batch_size))
     return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 
@@ -238,38 +238,6 @@ def predict_stream(
     drawn = _drawn(key, posterior, state, num_samples)
     run = partial(predict, key, posterior, drawn, num_samples=num_samples, batch_size=None)
     return sources.stream(run, source, batch_size, axis=1)
-
-
-def score_stream(
-    key: Key,
-    posterior: Posterior,
-    state: Any,
-    source: sources.Source,
-    score_fn: ScoreFn,
-    *,
-    num_samples: int = 20,
-    batch_size: int = 256,
-) -> np.ndarray:
-    """Scores of a source that stays on the host; equal to :func:`score` on the same examples.
-
-    Args:
-        key: a typed key, for the draws.
-        posterior: what to draw from.
-        state: what ``posterior.fit`` returned.
-        source: as in :func:`predict_stream`.
-        score_fn: a heuristic, ``logits [S, B, …, C] -> [B, …]``.
-        num_samples: ``S``.
-        batch_size: ``B``.
-
-    Returns:
-        NumPy ``[N, …]``.
-
-    Raises:
-        ValueError: as in :func:`predict_stream`.
-    """
-    drawn = _drawn(key, posterior, state, distinct(posterior, num_samples))
-    sizes = {"num_samples": num_samples, "batch_size": checks.positive_int("batch_size", batch_size)}
-    return sources.mapped(partial(score, key, posterior, drawn, score_fn=score_fn, **sizes), source, batch_size)
 
 
 def _apply(posterior: Posterior, state: Any, draws: PyTree, inputs: PyTree) -> PyTree:

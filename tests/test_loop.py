@@ -380,7 +380,7 @@ def test_a_loop_that_is_deleted_frees_what_it_held(kind):
         given, options = (KEY, posterior, state.posterior), {"num_samples": 2}
         baal.predict(*given, test.inputs, **options)
         baal.score(*given, test.inputs, heuristics.bald, **options)
-        baal.score_stream(*given, on_host.inputs, heuristics.bald, **options)
+        baal.score(*given, on_host.inputs, heuristics.bald, **options)
         baal.evaluate(*given, test, **options)
         rule = stopping.plateau("accuracy", 2)
         baal.run(loop, KEY, train, test, num_initial=5, num_rounds=2, target_inputs=targets, stop=rule)

@@ -94,7 +94,7 @@ def test_twenty_draws_are_taken_in_batches_of_256_where_nothing_is_said():
         (lambda: baal.score(*given, rows, heuristics.margin), 150),
         (lambda: baal.evaluate(*given, dataset), 150),
         (lambda: list(baal.predict_stream(*given, rows)), 256),
-        (lambda: baal.score_stream(*given, rows, heuristics.margin), 256),
+        (lambda: baal.score(*given, View(rows), heuristics.margin), 256),
         (lambda: jax.eval_shape(loop.step, state, dataset), 150),
         (lambda: jax.eval_shape(loop.predict, state, rows), 150),
         (lambda: jax.eval_shape(loop.evaluate, state, dataset), 150),
@@ -143,7 +143,7 @@ def test_of_a_source_draws_and_what_they_say_of_targets_are_computed_once():
     state = loop.init(KEY, dataset, num_initial=2)
     for call, expected in (
         (lambda: list(baal.predict_stream(*given, dataset.inputs, **options)), ["sample"]),
-        (lambda: baal.score_stream(*given, dataset.inputs, heuristics.bald, **options), ["sample"]),
+        (lambda: baal.score(*given, dataset.inputs, heuristics.bald, **options), ["sample"]),
         (lambda: baal.evaluate(*given, dataset, metrics=baal.metrics.classification(), **options), ["sample"]),
         (lambda: loop.step(state, dataset, targets), ["sample", "targets"]),
     ):

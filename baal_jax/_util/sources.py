@@ -4,6 +4,7 @@ import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from baal_jax._util import checks, numerics
 
-_BLOCK = 2**22  # bytes that are read ahead, or are one program's inputs and outputs
+_BLOCK = 2**21  # bytes that are read ahead, or are one program's inputs and outputs
 _FEW = 1024  # rows of a memory map, each of which may bring sixteen pages with it
 
 
@@ -116,12 +117,15 @@ def stream(
     def outputs() -> Iterator[Any]:
         # Two batches are in flight, so that the device never waits.
         dispatched: deque[tuple[Any, int]] = deque()
-        for block, count in _shown(blocks(), source, total - start, title):
-            for first in range(0, count, batch_size):
-                inputs = jax.tree.map(lambda leaf, at=first: leaf[at : at + batch_size], block)
-                dispatched.append((run(inputs), min(count - first, batch_size)))
-                if len(dispatched) == 2:
-                    yield _read_back(*dispatched.popleft(), axis)
+        with _bar(source, total - start, title) as bar:
+            for block, count in blocks():
+                for first in range(0, count, batch_size):
+                    inputs = jax.tree.map(lambda leaf, at=first: leaf[at : at + batch_size], block)
+                    dispatched.append((run(inputs), min(count - first, batch_size)))
+                    if len(dispatched) == 2:
+                        yield _read_back(*dispatched.popleft(), axis)
+                if bar is not None:
+                    bar.update(count)
         yield _read_back(*dispatched.popleft(), axis)
 
     return outputs()
@@ -133,20 +137,15 @@ def _require_some(source: Any) -> int:
     return total
 
 
-def _shown(blocks: Iterator[tuple[Any, int]], source: Any, total: int, title: str) -> Iterator[tuple[Any, int]]:
-    """The same, with a bar if it has a title or its source asks for one, where tqdm is installed."""
+def _bar(source: Any, total: int, title: str) -> Any:
+    """A bar if it has a title or its source asks for one, where tqdm is installed."""
     asked = getattr(source, "progress", False)
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not (asked or title):
-        yield from blocks
-        return
-    with tqdm(total=total, desc=title or "read", unit=" examples", delay=0 if asked else 2) as bar:
-        for block, count in blocks:
-            yield block, count
-            bar.update(count)
+    with suppress(ImportError):
+        if asked or title:
+            from tqdm import tqdm
+
+            return tqdm(total=total, desc=title or "read", unit=" examples", delay=0 if asked else 2)
+    return nullcontext()
 
 
 def _read_back(outputs: Any, length: int, axis: int) -> Any:
@@ -172,9 +171,8 @@ def best(run: Callable[[Any], Any], source: Source, batch_size: int | None, avai
     values, ids, rows, broken = np.zeros(0, np.float32), np.zeros(0, int), None, 0
     for places, block in _computed(run, source, batch_size)[1]:
         leaves, there = jax.tree.leaves(block), available[places]
-        broken += np.count_nonzero(
-            there & np.any([np.isnan(leaf).any(axis=(*range(1, leaf.ndim),)) for leaf in leaves], 0)
-        )
+        nan = [np.isnan(leaf.reshape(len(leaf), -1)).any(axis=1) for leaf in leaves]
+        broken += np.count_nonzero(there & np.any(nan, axis=0))
         values = np.concatenate([values, numerics.rank_values(jnp.asarray(leaves[0]), jnp.asarray(there))])
         ids = np.concatenate([ids, np.arange(places.start, places.stop)])
         order = np.sort(np.argsort(-values, kind="stable")[:num])

@@ -16,7 +16,7 @@ from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, Posterior, PyTree, Round, Selection, StepInfo, short
 
-_MOST = 2**26  # bytes of a source's summary that are arrays on a device, if there is another way
+_MOST = 2**24  # bytes of a source's summary that are arrays on a device, if there is another way
 
 
 class ActiveLoop(NamedTuple):
@@ -457,8 +457,9 @@ def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, availa
     leaves = [leaf for leaf in jax.tree.leaves(summary) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     broken = jnp.zeros(available.shape, bool)
     for leaf in leaves:
-        parts = np.array_split(leaf, -(-leaf.nbytes // 2**22)) if isinstance(leaf, np.ndarray) else [leaf]
-        broken |= jnp.concatenate([jnp.isnan(part).any(axis=tuple(range(1, leaf.ndim))) for part in parts])
+        numpy = np if isinstance(leaf, np.ndarray) else jnp  # the one takes part after part
+        parts = np.array_split(leaf, -(-leaf.nbytes // 2**22)) if numpy is np else [leaf]
+        broken |= numpy.concatenate([numpy.isnan(part).any(axis=tuple(range(1, leaf.ndim))) for part in parts])
     mean_score = picked.scores[0] * jnp.nan  # of each seed: under vmap a constant is spread where NaN would be an error
     if len(leaves) == 1 and leaves[0].ndim == 1:
         mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,14 @@ import numpy as np
 from baal_jax import heuristics
 from baal_jax._util import checks, numerics, sources
 from baal_jax.selection._common import best_few, compiled, one_each
-from baal_jax.typing import Acquisition, Array, Key, PyTree, ScoreFn, Selection, short
+from baal_jax.typing import Acquisition, Array, Key, PyTree, ScoreFn, Selection
 
 _QUERIES, _ROWS = 256, 2**14  # labelled examples, and rows of embeddings, in work at a time
+Neighbours = Callable[[np.ndarray], Any]
 
 
 def survivors(acquisition: Acquisition, num: int, score_fn: ScoreFn = heuristics.bald) -> Acquisition:
-    """An acquisition that sees the ``num`` available examples with the best scores alone, whatever the pool's size.
-
-    From a source, no more than their rows of its summary are ever held; picks are those in memory.
+    """An acquisition that sees the ``num`` available examples with the best scores alone; a source holds no others.
 
     Args:
         acquisition: such as ``selection.badge()``; it must not read what is labelled (``use_labelled=False``).
@@ -61,36 +60,19 @@ def survivors(acquisition: Acquisition, num: int, score_fn: ScoreFn = heuristics
     return Acquisition(summarise, compiled(select), tasks=tasks, keep=num)
 
 
-class Nearest(NamedTuple):
-    """Candidates, made by :func:`nearest`: ``(ids int[L]) -> int[L, k]``; what ``look`` gave is ``seen`` again."""
-
-    k: int
-    look: Callable[[np.ndarray], Any]
-    seen: dict[int, np.ndarray]
-    __repr__ = short
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Neighbours of examples."""
-        new = np.array([i for i in ids.tolist() if i not in self.seen], np.int32)
-        for some in np.split(new, range(_QUERIES, len(new), _QUERIES)) if len(new) else ():
-            self.seen.update(zip(some.tolist(), np.asarray(self.look(some), np.int32), strict=True))
-        return np.stack([self.seen[i] for i in ids.tolist()])
-
-
-def nearest(k: int, embeddings: Any = None, index: Callable[[np.ndarray], Any] | None = None) -> Nearest:
+def nearest(k: int, embeddings: Any = None, index: Neighbours | None = None) -> Neighbours:
     """Candidates of :func:`~baal_jax.active_loop`: the available ones among neighbours of labelled examples (SEALS).
 
-    Rounds then cost what the labels' neighbourhoods hold instead of what the pool holds. With ``k`` of the pool's size
-    they pick what the whole pool would give.
+    With ``k`` of the pool's size, picks are those of the whole pool.
 
     Args:
-        k: neighbours of each labelled example, itself among them.
+        k: neighbours of each labelled example, itself among them, looked for once, when it is labelled.
         embeddings: ``[N, D]``, an array or a memory map, for exact neighbours by Euclidean distance, of equal ones
-            those with the lowest ids. Those of an example are looked for once, when it is labelled.
-        index: in place of it, ``ids int[q] -> int[q, k]``, an approximate index of yours; −1 where it knows none.
+            those with the lowest ids.
+        index: in place of it, an approximate index of yours, ``ids int[q] -> int[q, k]``; −1 where it knows none.
 
     Returns:
-        :class:`Nearest`.
+        ``ids int[L] -> int[L, k]``.
 
     Raises:
         ValueError: ``k`` is not positive, ``embeddings`` and ``index`` are both or neither given, or not ``[N, D]``.
@@ -100,7 +82,6 @@ def nearest(k: int, embeddings: Any = None, index: Callable[[np.ndarray], Any] |
         <https://arxiv.org/abs/2007.00077>`_, 2022.
 
     Example:
-        >>> import numpy as np
         >>> line = np.array([[0.0], [1.0], [5.0], [6.0]], np.float32)
         >>> selection.nearest(2, line)(np.array([0, 3])).tolist()
         [[0, 1], [3, 2]]
@@ -108,16 +89,23 @@ def nearest(k: int, embeddings: Any = None, index: Callable[[np.ndarray], Any] |
     k = checks.positive_int("k", k)
     if (embeddings is None) == (index is None):
         raise ValueError("embeddings or index, not both: pass [N, D], or a function of ids")
-    if index is not None:
-        return Nearest(k, index, {})
-    if np.ndim(embeddings) != 2 or not len(embeddings):
+    if index is None and (np.ndim(embeddings) != 2 or not len(embeddings)):
         raise ValueError(f"embeddings have shape {np.shape(embeddings)}: pass one row for each example, [N, D]")
-    return Nearest(k, partial(_exact, min(k, len(embeddings)), embeddings), {})
+    look, seen = index or partial(_exact, k, embeddings), {}
+
+    def near(ids: np.ndarray) -> np.ndarray:
+        new = np.array([i for i in ids.tolist() if i not in seen], np.int32)
+        for some in np.split(new, range(_QUERIES, len(new), _QUERIES)) if len(new) else ():
+            seen.update(zip(some.tolist(), np.asarray(look(some), np.int32), strict=True))
+        return np.stack([seen[i] for i in ids.tolist()])
+
+    near.__qualname__ = f"nearest({k})"  # a study knows its programs by it
+    return near
 
 
 def _exact(k: int, embeddings: Any, ids: np.ndarray) -> np.ndarray:
     """``int32[q, k]``, nearest first, by blocks of rows."""
-    room = 1 << (len(ids) - 1).bit_length()
+    room, k = 1 << (len(ids) - 1).bit_length(), min(k, len(embeddings))
     queries = sources.pad(sources.load(embeddings, ids).astype(np.float32), room)
     best: Any = np.full((room, k), np.inf, np.float32), np.full((room, k), -1, np.int32)
     start, total = 0, np.int32(len(embeddings))

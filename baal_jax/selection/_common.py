@@ -29,19 +29,13 @@ def over_features(
     in_blocks: Callable[[PyTree], tuple[Any, Any]] | None = None,
 ) -> Acquisition:
     """An acquisition from a search over finite features."""
-    # ``select.in_blocks`` is the same for a summary that stays in NumPy, which ``in_blocks`` makes to features for
-    # ``find``, and says which rows are broken.
+    # ``in_blocks`` makes features of a summary that stays in NumPy, and says what is broken: ``select.in_blocks``.
     # Rows with NaN, or with values whose squares are infinite, are hidden from ``find`` (their features are 0, they are
     # neither available nor labelled) and picked last, in order of their ids. Where ``find`` gives −1, because nothing
     # is left, its score does not matter. By default the summary is the features themselves.
 
     def search(
-        prepare: Callable[[PyTree], tuple[Any, Any]],
-        key: Key,
-        summary: Any,
-        available: Array,
-        query_size: int,
-        labelled: Array | None = None,
+        prepare: Any, key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None
     ) -> Selection:
         available = jnp.asarray(available)
         num_examples = checks.leading_axis("features", summary)

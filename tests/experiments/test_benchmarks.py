@@ -60,3 +60,19 @@ def test_a_device_is_measured_in_one_command(tmp_path):
         for function, arguments, count in work.pieces:
             assert count > 1
             jax.eval_shape(function, *arguments)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux")
+def test_big_pools_from_disk(tmp_path, capsys, monkeypatch):
+    import big_pool
+
+    monkeypatch.setattr(big_pool, "in_process", lambda _, config: big_pool.measure(config))
+    for kinds, name in ((big_pool.RANKINGS, "power"), (big_pool.SETS, "badge")):
+        [monkeypatch.delitem(kinds, other) for other in {*kinds} - {name}]
+    sizes = {"rows": 6000, "set_rows": 3000, "dims": 4, "classes": 3, "query_size": 5, "batch_size": 64}
+    config = big_pool.Config(str(tmp_path / "big"), **sizes, num_samples=3, rounds=3, neighbours=20)
+    measured = big_pool.main(config)
+    assert {name for name, part in measured.items() if part.get("MB", 1) >= 0} == {*measured}
+    assert capsys.readouterr().out.count("picks from disk are those in memory") == 2
+    assert 0 < measured["seals"]["scored"] < measured["full"]["scored"] / 2
+    assert not (tmp_path / "big").exists()

@@ -81,6 +81,8 @@ def test_survivors_refuse_what_they_would_hide():
         selection.survivors(selection.random(), 0)
     with pytest.raises(ValueError, match="num=3 survivors are fewer than query_size=4"):
         rounds(loop_of(selection.survivors(PLAIN, 3)), TRAIN)
+    for name in ("k_center", "k_means_pp", "lcmd"):
+        assert selection.survivors(getattr(selection, name)(use_labelled=False), 5).keep == 5
     assert selection.survivors(selection.top_k(), 3, heuristics.multi_label(heuristics.bald)).tasks == ()
 
 
@@ -100,9 +102,9 @@ def test_neighbours_are_exact_and_looked_for_once(offset, monkeypatch, tmp_path)
         near = selection.nearest(7, embeddings)
         ids = np.array([3, 88, 0, 41, 40, 5])
         same(near(ids), brute(rows, ids, 7))
-        asked = len(near.seen)
+        monkeypatch.setattr(sources, "stream", None)
         same(near(ids[::-1]), brute(rows, ids[::-1], 7))
-        assert len(near.seen) == asked == 6
+        monkeypatch.undo()
     assert selection.nearest(1000, rows)(ids).shape == (6, SIZE)
 
 
@@ -174,9 +176,9 @@ def test_sets_are_picked_in_blocks_of_what_stays_in_numpy_as_from_arrays(name, m
     monkeypatch.setattr("baal_jax.selection.sets._kernel._BYTES", 200)
     acquisition, rng = IN_BLOCKS[name](), np.random.default_rng(4)
     whole, left, none = np.ones(SIZE, bool), np.arange(SIZE) % 7 != 2, np.zeros(SIZE, bool)
-    for offset, unit, labelled in ((0, 1, ~left), (1000, 1, ~left), (0, 1e-25, none), (0, 1e25, ~left)):
+    for offset, unit, labelled in ((0, 1, ~left), (1000, 1, ~left), (0, 1e-4, none)):
         rows = ((TRAIN.inputs + offset) * np.float32(unit)).astype(np.float32)
-        rows[[3, 5, 8]] = np.array([np.nan, np.inf, 1e30 if unit <= 1 else np.nan])[:, None]
+        rows[[3, 5, 8]] = np.array([np.nan, np.inf, 1e30])[:, None]
         logits = jnp.asarray(rng.normal(size=(5, SIZE, 3)), jnp.float32)
         summary = jax.tree.map(np.asarray, acquisition.summarise(Predictions(logits, jnp.asarray(rows))))
         for available, query_size in ((whole & ~labelled, 6), (np.isin(np.arange(SIZE), [3, 8, 11, 40]), 6)):
@@ -185,6 +187,8 @@ def test_sets_are_picked_in_blocks_of_what_stays_in_numpy_as_from_arrays(name, m
             same(picked.indices, expected.indices)
             close(picked.scores, expected.scores, rtol=1e-3)
             assert picked.indices.dtype == jnp.int32
+    with pytest.raises(ValueError, match="which float32 cannot square: scale them"):
+        acquisition.select.in_blocks(KEY, np.full((SIZE, 2), 1e15), whole, 2)
     with pytest.raises(ValueError, match="bait alone reads several"):
         acquisition.select.in_blocks(KEY, np.zeros((SIZE, 2, 2)), whole, 2)
 

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from baal_jax._util import checks
 from baal_jax.selection._common import over_features
 from baal_jax.selection.sets import feature_maps, selectors
-from baal_jax.selection.sets._kernel import Blocks
+from baal_jax.selection.sets._kernel import Blocks, Features, Selector, Transform
 from baal_jax.selection.sets.feature_maps import FeatureMap
-from baal_jax.selection.sets.selectors import Selector
-from baal_jax.selection.sets.transforms import Features, Transform
 from baal_jax.typing import Acquisition, Array, Key, PyTree
 
 
@@ -122,7 +120,8 @@ def k_center(
         >>> selection.k_center().select(jax.random.key(0), line, ~labelled, 2, labelled).indices.tolist()
         [3, 2]
     """
-    return grid(features, transforms, selectors.k_center(use_labelled=use_labelled))
+    selector = selectors.k_center(use_labelled=use_labelled)
+    return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
 
 def k_means_pp(
@@ -138,7 +137,8 @@ def k_means_pp(
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are distances.
     """
-    return grid(features, transforms, selectors.k_means_pp(use_labelled=use_labelled))
+    selector = selectors.k_means_pp(use_labelled=use_labelled)
+    return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
 
 def lcmd(
@@ -156,7 +156,8 @@ def lcmd(
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are distances.
     """
-    return grid(features, transforms, selectors.lcmd(use_labelled=use_labelled))
+    selector = selectors.lcmd(use_labelled=use_labelled)
+    return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
 
 def frank_wolfe(

@@ -13,7 +13,7 @@ from jax import Array
 from baal_jax._util import linalg
 from baal_jax.selection import _common
 
-_BYTES = 2**22  # of a block of rows
+_BYTES = 2**19  # of a block of rows
 
 
 class Features(NamedTuple):
@@ -37,16 +37,14 @@ Selector = Callable[[Array, Features, Array, int, Array], tuple[Array, Array]]
 
 
 class Blocks(NamedTuple):
-    """Stands for :class:`Features` that stay in NumPy: some rows at a time are copied, brought in range and centred."""
+    """Stands for :class:`Features` that stay in NumPy, of which some rows at a time are copied and centred."""
 
     factors: tuple[np.ndarray, ...]
-    exponents: tuple[int, ...]
     mean: np.ndarray | None = None
 
     def rows(self, ids: Any) -> list[np.ndarray]:
         """Factors of some rows; what is broken stays so."""
         rows = [leaf[ids].astype(np.float32, copy=False) for leaf in self.factors]
-        rows = [np.ldexp(row, -by) if by else row for row, by in zip(rows, self.exponents, strict=True)]
         return rows if self.mean is None else [rows[0] - self.mean]
 
     def each(self, function: Callable[[slice, list[np.ndarray]], Any]) -> list[Any]:
@@ -77,14 +75,12 @@ def in_blocks(summary: Any) -> tuple[Blocks, Any]:
     """A summary that stays in NumPy, and which rows have no finite squares."""
     factors = tuple(leaf[:, None] if leaf.ndim == 1 else leaf for leaf in jax.tree.leaves(summary))
     _require_rows(factors)
-    blocks = Blocks(factors, (0,) * len(factors))
-    largest = lambda _, rows: [np.where(np.isfinite(row), abs(row), 0).max(axis=1) for row in rows]  # noqa: E731
-    typical = np.median(np.concatenate(blocks.each(largest), axis=1), axis=1)
-    # As _common.over_features does with arrays.
-    exponents = [int(np.frexp(t)[1]) - 2 if t > 0 and not 1e-12 <= t <= 1e12 else 0 for t in typical]
-    blocks = blocks._replace(exponents=tuple(exponents))
-    squares = blocks.each(lambda _, rows: [np.sum(row * row, axis=1) for row in rows])
-    return blocks, ~np.isfinite(np.concatenate(squares, axis=1)).all(axis=0)
+    blocks = Blocks(factors)
+    squares = np.concatenate(blocks.each(lambda _, rows: [np.sum(row * row, axis=1) for row in rows]), axis=1)
+    typical = np.sqrt(np.median(squares, axis=1))
+    if ((typical > 0) & ((typical < 1e-12) | (typical > 1e12))).any():  # where arrays are brought in range
+        raise ValueError(f"features are typically {typical} long, which float32 cannot square: scale them to about 1")
+    return blocks, ~np.isfinite(squares).all(axis=0)
 
 
 def dense(features: Features, who: str) -> Array:
