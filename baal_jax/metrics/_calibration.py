@@ -31,9 +31,6 @@ def ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Array:
     Returns:
         ``float32[]`` between 0 and 1.
 
-    Raises:
-        ValueError: the shapes differ, or ``num_bins`` is not positive.
-
     References:
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
@@ -71,9 +68,6 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
     Returns:
         A :class:`Reliability`.
 
-    Raises:
-        ValueError: the shapes differ, or ``num_bins`` is not positive.
-
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]))
         >>> bins = metrics.reliability(log_probs, jnp.array([0, 1, 1]), num_bins=2)
@@ -100,9 +94,6 @@ def ece_per_class(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Ar
 
     Returns:
         ``float32[C]``; NaN for a class without examples.
-
-    Raises:
-        ValueError: the shapes differ, or ``num_bins`` is not positive.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.4, 0.5, 0.1], [0.1, 0.8, 0.1]]))
@@ -131,9 +122,6 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
 
     Returns:
         ``float32[]``, or ``float32[C]`` without an average. A class without examples is as well defined as the others.
-
-    Raises:
-        ValueError: the shapes differ, ``num_bins`` is not positive, or there is no such average.
 
     References:
         Kull et al., `Beyond temperature scaling <https://arxiv.org/abs/1910.12656>`_, 2019; Nixon et al., `Measuring
@@ -167,9 +155,6 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
 
     Returns:
         ``float32[]`` between 0 and 1.
-
-    Raises:
-        ValueError: the shapes differ, or ``num_bins`` is not positive.
 
     References:
         Nguyen and O'Connor, `Posterior calibration and exploratory analysis for natural language processing models

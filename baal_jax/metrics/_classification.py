@@ -23,13 +23,10 @@ def accuracy(log_probs: Array, targets: Array, *, k: int = 1) -> Array:
     Args:
         log_probs: ``[N, …, C]``.
         targets: ``int[N, …]``.
-        k: how many classes count.
+        k: how many classes count, at most ``C``.
 
     Returns:
         ``float32[]`` between 0 and 1.
-
-    Raises:
-        ValueError: ``k`` is not between 1 and ``C``, or the shapes differ.
 
     Example:
         >>> print(metrics.accuracy(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
@@ -55,9 +52,6 @@ def nll(log_probs: Array, targets: Array) -> Array:
     Returns:
         ``float32[]``.
 
-    Raises:
-        ValueError: the shapes differ.
-
     Example:
         >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.6931472
@@ -81,9 +75,6 @@ def brier(log_probs: Array, targets: Array) -> Array:
 
     Returns:
         ``float32[]`` between 0 and 2.
-
-    Raises:
-        ValueError: the shapes differ.
 
     References:
         Brier, `Verification of forecasts expressed in terms of probability
@@ -110,9 +101,6 @@ def confusion_matrix(log_probs: Array, targets: Array) -> Array:
 
     Returns:
         ``int32[C, C]``; rows are true classes. An example without a prediction (NaN) is in no cell.
-
-    Raises:
-        ValueError: the shapes differ.
 
     Example:
         >>> print(metrics.confusion_matrix(jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4]])), jnp.array([0, 1])))
@@ -143,9 +131,6 @@ def precision(log_probs: Array, targets: Array, *, average: str | None = "macro"
     Returns:
         ``float32[]``, or ``float32[C]`` without an average.
 
-    Raises:
-        ValueError: the shapes differ, or there is no such average.
-
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3, 0.0], [0.6, 0.4, 0.0]]))
         >>> print(metrics.precision(log_probs, jnp.array([0, 1]), average=None))
@@ -172,9 +157,6 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
     Returns:
         ``float32[]``, or ``float32[C]`` without an average.
 
-    Raises:
-        ValueError: the shapes differ, or there is no such average.
-
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]]))
         >>> print(metrics.recall(log_probs, jnp.array([0, 1, 1]), average=None))
@@ -199,9 +181,6 @@ def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_
     Returns:
         ``float32[]``, or ``float32[C]`` without an average.
 
-    Raises:
-        ValueError: the shapes differ, or there is no such average.
-
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.2, 0.8], [0.2, 0.8]]))
         >>> print(metrics.f1(log_probs, jnp.array([0, 1, 1])))
@@ -224,9 +203,6 @@ def average_precision(log_probs: Array, targets: Array, *, average: str | None =
 
     Returns:
         ``float32[C]``, or ``float32[]`` with an average; 1 for a perfect ranking; NaN without examples or with a NaN.
-
-    Raises:
-        ValueError: the shapes differ, or there is no such average.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]))
@@ -260,9 +236,6 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
         ``float32[C]``, 1 for a perfect ranking and ½ for chance; NaN for a class that is absent or alone, or with a
         score that is NaN. ``float32[]`` with an average.
 
-    Raises:
-        ValueError: the shapes differ, or there is no such average.
-
     References:
         Hanley and McNeil, `The meaning and use of the area under a receiver operating characteristic (ROC) curve
         <https://doi.org/10.1148/radiology.143.1.7063747>`_, 1982.
@@ -283,13 +256,6 @@ def auroc(log_probs: Array, targets: Array, *, average: str | None = None) -> Ar
         return jnp.where((positives > 0) & (negatives > 0), area, jnp.nan)
 
     return _by_class(area_under, log_probs, targets, average)
-
-
-def f1_of_second(log_probs: Array, targets: Array) -> Array:
-    """F1 of class 1, 0 where it neither occurs nor is predicted: of a label that is there or not."""
-    counts = _class_counts(log_probs, targets)
-    parts = 2 * counts.hits[1], counts.predicted[1] + counts.targets[1]
-    return parts[0].astype(jnp.float32) / jnp.maximum(parts[1], 1).astype(jnp.float32)
 
 
 class _ClassCounts(NamedTuple):

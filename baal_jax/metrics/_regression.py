@@ -29,9 +29,6 @@ def rmse(predicted: Array, targets: Array) -> Array:
     Returns:
         ``float32[]``, in units of the targets.
 
-    Raises:
-        ValueError: the shapes differ.
-
     Example:
         >>> print(metrics.rmse(jnp.array([1.0, 2.0]), jnp.array([8.0, 3.0])))
         5.0
@@ -53,9 +50,6 @@ def mae(predicted: Array, targets: Array) -> Array:
     Returns:
         ``float32[]``, in units of the targets.
 
-    Raises:
-        ValueError: the shapes differ.
-
     Example:
         >>> print(metrics.mae(jnp.array([1.0, 2.0]), jnp.array([4.0, jnp.nan])))
         3.0
@@ -73,9 +67,6 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
 
     Returns:
         ``float32[L, N, …]``; NaN where a draw is.
-
-    Raises:
-        ValueError: a level is not between 0 and 1, or there are no draws.
 
     Example:
         >>> print(metrics.quantiles(jnp.arange(5.0)[:, None], (0.25, 0.5)))
@@ -101,9 +92,6 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
 
     Returns:
         ``float32[L]``, in units of the targets.
-
-    Raises:
-        ValueError: the shapes differ, or a level is not between 0 and 1.
 
     References:
         Koenker and Bassett, `Regression quantiles <https://doi.org/10.2307/1913643>`_, 1978.
@@ -131,9 +119,6 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
 
     Returns:
         ``float32[]`` between 0 and 1; NaN if a bound of a known target is.
-
-    Raises:
-        ValueError: the shapes differ.
 
     Example:
         >>> lower, upper = metrics.quantiles(jnp.arange(11.0)[:, None], (0.05, 0.95))
@@ -164,9 +149,6 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
     Returns:
         ``float32[]``, in units of the targets.
 
-    Raises:
-        ValueError: the shapes differ, or there are no draws.
-
     References:
         Gneiting and Raftery, `Strictly proper scoring rules, prediction, and estimation
         <https://doi.org/10.1198/016214506000001437>`_, 2007; Ferro, `Fair scores for ensemble forecasts
@@ -195,9 +177,6 @@ def gaussian_crps(predicted: Array, variance: Array, targets: Array) -> Array:
 
     Returns:
         ``float32[]``, in units of the targets.
-
-    Raises:
-        ValueError: the shapes differ.
 
     References:
         Gneiting et al., `Calibrated probabilistic forecasting using ensemble model output statistics and minimum CRPS

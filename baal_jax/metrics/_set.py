@@ -54,9 +54,6 @@ def model_average(logits: Array) -> Array:
     Returns:
         ``[N, …, C]`` log-probabilities.
 
-    Raises:
-        ValueError: ``logits`` has fewer than three axes or one class.
-
     Example:
         >>> print(jnp.exp(metrics.model_average(jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]])))))
         [[0.7 0.3]]
@@ -141,9 +138,11 @@ def multi_label() -> MetricSet:
         values = jax.vmap(lambda *label: classes.average_precision(*label)[1], in_axes=1)(log_probs, labels)
         return classes.averaged(values, "macro")
 
-    f1_macro = lambda *arrays: jnp.mean(jax.vmap(classes.f1_of_second, in_axes=1)(*arrays))  # noqa: E731
+    # Without any label that is known it is 0 as well.
+    f1 = lambda *arrays: jnp.nan_to_num(classes.f1(*arrays, average=None)[1])  # noqa: E731
+    f1_macro = lambda *arrays: jnp.mean(jax.vmap(f1, in_axes=1)(*arrays))  # noqa: E731
     named = {"exact_match": exact_match, "hamming_loss": lambda *arrays: 1.0 - classes.accuracy(*arrays)}
-    named |= {"f1_micro": classes.f1_of_second, "f1_macro": f1_macro, "average_precision": average_precision}
+    named |= {"f1_micro": f1, "f1_macro": f1_macro, "average_precision": average_precision}
     named |= {"nll": classes.nll, "ece": calibration.ece}
     return _metric_set(summarise, {name: functools.partial(on_labels, metric) for name, metric in named.items()})
 

@@ -1,4 +1,4 @@
-"""Figures: learning curves, calibration, classes, pictures."""
+"""Figures: learning curves, calibration, classes, pictures. Without matplotlib they raise an ImportError."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,9 +88,6 @@ def plot_learning_curves(
 
     Returns:
         The axes.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     ax, styles, means = _axes(ax, 5, 3.5), styles or styles_of(curves), []
     for name, (labels, metrics) in curves.items():
@@ -137,9 +134,6 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles 
 
     Returns:
         The axes.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     ax, styles = _axes(ax, 4, 3.8), styles or styles_of(bins)
     ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
@@ -171,9 +165,6 @@ def plot_class_histogram(
 
     Returns:
         The axes.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     ax, styles, width = _axes(ax, 6, 3.2), styles or styles_of(counts), 0.8 / len(counts)
     for i, (name, labels) in enumerate(counts.items()):
@@ -193,9 +184,6 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], figure: A
 
     Returns:
         The figure.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     if figure is None:
         figure = checks.optional_import("matplotlib.pyplot", "plot").figure(layout="constrained")

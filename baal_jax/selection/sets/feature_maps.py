@@ -1,6 +1,9 @@
 """Feature maps: from :class:`~baal_jax.Predictions` to features, the first part of :func:`~baal_jax.selection.grid`.
 
 A feature map gives ``[B, D]``, or a tuple of such arrays whose inner products multiply, as of outer products.
+
+Predictions without what a map reads are refused with a ``ValueError``: features, or logits of three axes, of several
+draws where these are centred and of several classes where these are told apart.
 """
 
 from collections.abc import Callable
@@ -24,9 +27,6 @@ def embedding(predictions: Predictions) -> PyTree:
 
     Returns:
         ``[B, D]``, or the tuple of them.
-
-    Raises:
-        ValueError: there are no features.
     """
     return read_features(predictions)
 
@@ -41,9 +41,6 @@ def draws(predictions: Predictions) -> Array:
 
     Returns:
         ``[B, S·C]``.
-
-    Raises:
-        ValueError: there is only one draw, or the outputs have not three axes.
     """
     return _centred_draws(_three_axes(predictions))
 
@@ -56,9 +53,6 @@ def probability_draws(predictions: Predictions) -> Array:
 
     Returns:
         ``[B, S·C]``.
-
-    Raises:
-        ValueError: there is only one draw or one class, or the logits have not three axes.
     """
     checks.classes("logits", predictions.logits)
     return _centred_draws(jnp.exp(numerics.log_probs(_three_axes(predictions))))
@@ -76,9 +70,6 @@ def badge(predictions: Predictions) -> tuple[Array, Array]:
 
     Returns:
         ``([B, C], [B, D])``.
-
-    Raises:
-        ValueError: there are no features, or the logits have not three axes or one class.
     """
     checks.classes("logits", predictions.logits)
     mean = _mean_probabilities(predictions)
@@ -96,9 +87,6 @@ def badge_multi_label(predictions: Predictions) -> tuple[Array, Array]:
 
     Returns:
         ``([B, C], [B, D])``.
-
-    Raises:
-        ValueError: there are no features, or the logits have not three axes.
     """
     mean = jnp.mean(jax.nn.sigmoid(_three_axes(predictions)), axis=0)
     return mean - (mean > 0.5).astype(mean.dtype), _one_array(read_features(predictions))
@@ -118,9 +106,6 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
 
     Returns:
         ``[B, C, K]``, one row a class; ``[B, D]`` for a single output.
-
-    Raises:
-        ValueError: there are no features, or the logits have not three axes.
     """
     sketch_size = checks.optional_int("sketch_size", sketch_size)
     mean = _mean_probabilities(predictions)

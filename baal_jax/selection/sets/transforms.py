@@ -1,7 +1,8 @@
 """Transforms of features, the second part of :func:`~baal_jax.selection.grid`.
 
 A transform is ``(key, Features, labelled bool[N], counted bool[N]) -> Features``, where ``counted`` marks the rows that
-are labelled or available. The builders below follow the paper of :func:`~baal_jax.selection.grid`.
+are labelled or available. The builders below return one, by the paper of :func:`~baal_jax.selection.grid`, and refuse
+a number that is not positive with a ``ValueError``.
 """
 
 import jax.numpy as jnp
@@ -17,9 +18,6 @@ def scale() -> Transform:
     r"""Divide the kernel by its mean diagonal over what is labelled (over all rows while nothing is).
 
     A Gaussian process then starts with a mean variance of one, so that ``noise`` means the same for any network.
-
-    Returns:
-        A transform.
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
@@ -47,11 +45,7 @@ def centre() -> Transform:
 
 
 def normalise() -> Transform:
-    """Divide the features of every example by their length, so that inner products are cosines.
-
-    Returns:
-        A transform.
-    """
+    """Divide the features of every example by their length, so that inner products are cosines."""
 
     def unit(factor: Array) -> Array:
         lengths = jnp.sqrt(jnp.sum(factor**2, axis=tuple(range(1, factor.ndim)), keepdims=True))
@@ -70,12 +64,6 @@ def sketch(size: int = 512) -> Transform:
 
     Args:
         size: ``K``.
-
-    Returns:
-        A transform.
-
-    Raises:
-        ValueError: ``size`` is not positive.
     """
     size = checks.positive_int("size", size)
     return lambda key, features, labelled, counted: features._replace(factors=(sketched(features.factors, size, key),))
@@ -87,15 +75,11 @@ def posterior(noise: float = 1.0) -> Transform:
     .. math:: k(x, x' \mid L) = \phi(x)^\top A^{-1} \phi(x'), \qquad
               A = I + \sigma^{-2} \sum_{i \in L} \phi_i \phi_i^\top
 
-
     Args:
         noise: ``σ``, the standard deviation of observation noise.
 
     Returns:
         A transform of plain features ``[N, D]``.
-
-    Raises:
-        ValueError: ``noise`` is not positive.
     """
     noise = checks.positive_float("noise", noise)
     return lambda key, features, labelled, counted: conditioned(features, labelled, noise, "transforms.posterior")
@@ -106,12 +90,6 @@ def predictive(noise: float = 1.0) -> Transform:
 
     Args:
         noise: ``σ``, its standard deviation.
-
-    Returns:
-        A transform.
-
-    Raises:
-        ValueError: ``noise`` is not positive.
     """
     noise = checks.positive_float("noise", noise)
     return lambda key, features, labelled, counted: features._replace(noise=features.noise + jnp.float32(noise) ** 2)

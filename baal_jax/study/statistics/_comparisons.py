@@ -123,9 +123,6 @@ def compare(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int = 49
     Returns:
         A :class:`Comparison`; NaN without any pair, and NaN bounds with one.
 
-    Raises:
-        ValueError: the shapes differ, or the confidence or the number of resamples is out of range.
-
     References:
         Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 12 and 15.
 
@@ -156,9 +153,6 @@ def holm(p_values: Any) -> np.ndarray:
 
     Returns:
         ``float[m]``, in the order given.
-
-    Raises:
-        ValueError: a p-value is not between 0 and 1.
 
     References:
         Holm, *A simple sequentially rejective multiple test procedure*, 1979.
@@ -259,9 +253,6 @@ def labels_saved(a: Any, b: Any, *, confidence: float = 0.95, num_resamples: int
     Returns:
         A :class:`Saved`; NaN without any pair.
 
-    Raises:
-        ValueError: the shapes differ, a number of labels is negative, or the confidence is out of range.
-
     Example:
         >>> saved = statistics.labels_saved([30, 40, 30, 35, 30], [60, 50, float("inf"), 70, 60])
         >>> saved.ratio, saved.baseline_reached
@@ -309,9 +300,6 @@ def rank(values: Mapping[str, Any], *, higher_is_better: bool = True, confidence
 
     Returns:
         A :class:`Ranking`; NaN without seeds.
-
-    Raises:
-        ValueError: there are fewer than two strategies, shapes differ, or the confidence is out of range.
 
     References:
         Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*, 2006, with data sets for our seeds.

@@ -72,9 +72,6 @@ def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curv
     Returns:
         A :class:`Curve`.
 
-    Raises:
-        ValueError: the shapes do not fit, numbers of labels decrease, or the confidence is not between 0 and 1.
-
     Example:
         >>> curve = statistics.mean_curve([10, 20], [[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])
         >>> curve.mean.round(3).tolist(), curve.low.round(3).tolist()
@@ -120,9 +117,6 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
 
     Returns:
         ``low`` and ``high``, ``float[seeds]``; NaN for a seed without values, ``low`` above ``high`` without overlap.
-
-    Raises:
-        ValueError: there is no strategy, the shapes do not fit, or numbers of labels decrease.
     """
     ends = [_ends(*_checked(num_labelled, values)) for num_labelled, values in runs]
     if not ends:
@@ -148,9 +142,6 @@ def area(num_labelled: Any, values: Any, *, low: Any = None, high: Any = None) -
 
     Returns:
         ``float[seeds]``; NaN for a run that does not cover the range.
-
-    Raises:
-        ValueError: the shapes do not fit, or numbers of labels decrease.
 
     Example:
         >>> statistics.area([10, 20, 40], [[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]]).round(4).tolist()
@@ -179,9 +170,6 @@ def labels_to_target(num_labelled: Any, values: Any, target: float, *, higher_is
 
     Returns:
         ``float[seeds]``; inf for a seed that never reached it: it is censored, and would have needed more than it had.
-
-    Raises:
-        ValueError: the shapes do not fit, numbers of labels decrease, or the target is NaN.
 
     Example:
         >>> statistics.labels_to_target([20, 30, 40], [[0.8, 0.91, 0.89], [0.7, 0.8, 0.85]], 0.9).tolist()
