@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, numerics, random
+from baal_jax._util import checks, meshes, numerics, random, sources
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection, short
 
 _AVAILABLE, _EXCLUDED = -1, -2
@@ -136,16 +136,16 @@ def random_query(key: Key, state: PoolState, num: int) -> Array:
     num = checks.positive_int("num", num, least=0)
     left = state.labelled_at.shape[0]
     if checks.is_concrete(state.labelled_at):
-        left = np.count_nonzero(np.asarray(state.labelled_at) == _AVAILABLE)  # jax.numpy would trace it inside jit
+        left = np.count_nonzero(meshes.on_host(state.labelled_at) == _AVAILABLE)  # jax.numpy would trace it inside jit
     if num > left:
         raise ValueError(f"num={num} exceeds the {left} unlabelled examples: ask for fewer")
     return _random_query(key, state, num)
 
 
-@partial(jax.jit, static_argnums=2)
+@partial(numerics.jit, static_argnums=2)
 def _random_query(key: Key, state: PoolState, num: int) -> Array:
     values = jax.random.uniform(random.vectorised(key), state.labelled_at.shape, jnp.float32)
-    return numerics.top_indices(numerics.rank_values(values, available(state)), num)
+    return meshes.everywhere(numerics.top_indices(numerics.rank_values(values, available(state)), num))
 
 
 def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
@@ -245,6 +245,19 @@ def num_labelled(state: PoolState) -> Array:
 def num_available(state: PoolState) -> Array:
     """``int32[]``: how many examples can still be labelled."""
     return jnp.sum(available(state), dtype=jnp.int32)
+
+
+def placed(state: PoolState, size: int, num_examples: int, inputs: PyTree) -> PoolState:
+    """A pool of ``size`` examples beside ``inputs [N, …]``: on their devices, and what comes behind is excluded."""
+
+    def rows(leaf: Any) -> Array:
+        leaf = leaf if leaf.shape[0] == num_examples else sources.pad(leaf, num_examples)
+        return meshes.beside(leaf, inputs)
+
+    labelled_at, targets = jax.tree.map(rows, (state.labelled_at, state.targets))
+    if size < num_examples:
+        labelled_at = jnp.where(jnp.arange(num_examples, dtype=jnp.int32) < size, labelled_at, _EXCLUDED)
+    return state._replace(labelled_at=labelled_at, targets=targets)
 
 
 def _as_ids(state: PoolState, indices: Any) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks, numerics, sources
+from baal_jax._util import checks, meshes, numerics, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.training.tasks import metrics_of
 from baal_jax.typing import Array, Dataset, FeatureFn, Key, Posterior, Predictions, PyTree, ScoreFn
@@ -84,6 +84,7 @@ def score(
     return _program(posterior, num_samples, batch_size, score_fn, True)(key, state, inputs)
 
 
+@meshes.auto
 def evaluate(
     key: Key,
     posterior: Posterior,
@@ -120,7 +121,9 @@ def evaluate(
         drawn = _drawn(key, posterior, state, num_samples)
         run = partial(_program(posterior, num_samples, batch_size, metrics.summarise, False), key, drawn)
         summary = sources.mapped(run, dataset.inputs, batch_size)
-    return numerics.jit_with_nan(metrics.compute)(summary, dataset.targets)
+    # What is padding has an output, and no target.
+    summary, targets = jax.tree.map(lambda leaf: leaf[: getattr(dataset, "size", None)], (summary, dataset.targets))
+    return numerics.jit_with_nan(metrics.compute)(summary, targets)
 
 
 def _program(posterior: Posterior, *static: Any) -> Callable[..., Any]:

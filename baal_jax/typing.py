@@ -9,7 +9,9 @@ Draws lead, classes trail and anything may stand between: ``[S, N, …, C]``. A 
 segmentation model ``[S, N, H, W, C]``, a token tagger ``[S, N, T, C]``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +59,27 @@ class Dataset(NamedTuple):
     inputs: PyTree
     targets: Any = None
     __repr__ = short
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("inputs", "targets"), meta_fields=("size",))
+@dataclass(frozen=True, repr=False)
+class PaddedDataset:
+    """A :class:`Dataset` with padding behind its examples, which is never labelled; of :func:`baal_jax.data.shard`.
+
+    Attributes:
+        inputs: arrays ``[N, …]``.
+        targets: array ``[N, …]``, or None.
+        size: how many examples there are; what comes after them is padding.
+    """
+
+    inputs: PyTree
+    targets: Any
+    size: int
+    _replace, _fields = replace, ("inputs", "targets", "size")
+    __repr__ = short
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.inputs, self.targets))
 
 
 class Predictions(NamedTuple):

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax import core
 
+from baal_jax._util import meshes
+
 _UNFIT = r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # what XML does not allow, and C1 controls
 
 
@@ -105,7 +107,7 @@ def typed_key(name: str, key: Any) -> None:
 
 def indices(name: str, values: Any, num_examples: int) -> None:
     """Refuses repeated or out-of-range ids; −1 is padding. Traced values pass: their behaviour is defined instead."""
-    ids = np.asarray(values) if is_concrete(values) else jax.numpy.asarray(values)
+    ids = meshes.on_host(values) if is_concrete(values) else jax.numpy.asarray(values)
     if ids.size and not jax.numpy.issubdtype(ids.dtype, jax.numpy.integer):
         raise ValueError(f"{name} must be integer ids, not {ids.dtype}: use jnp.flatnonzero(mask)")
     if not isinstance(ids, np.ndarray):

@@ -3,15 +3,16 @@
 import functools
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from baal_jax._util import checks, random
+from baal_jax._util.meshes import in_blocks, jit, of_each_block
 
 # Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38
@@ -27,7 +28,7 @@ def as_float(x: Array) -> Array:
 
 def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
     """``jax.jit`` of what answers NaN on purpose (nothing there, unknown): ``jax_debug_nans`` does not stop at it."""
-    jitted = jax.jit(function, **static)
+    jitted = jit(function, **static)
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -38,7 +39,7 @@ def jit_with_nan(function: Callable[..., Any], **static: Any) -> Callable[..., A
     return call
 
 
-def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jax.jit) -> Any:
+def jit_for(owner: Any, function: Callable[..., Any], *static: Any, jit: Callable[..., Any] = jit) -> Any:
     """``function`` after its ``static`` arguments, compiled once and kept by ``owner``, a function that they hold."""
     # A ``jit`` of the module would keep them for ever, with networks and data that they captured.
     if not isinstance(owner, _FUNCTIONS):  # of an object, which is not to be changed
@@ -70,7 +71,7 @@ def on_logits(score: Callable[..., Any]) -> Callable[..., Any]:
         checks.no_probabilities("logits", logits)
         checks.classes("logits", logits)
 
-    return checks.looked_at(jax.jit(score), look)
+    return checks.looked_at(jit(score), look)
 
 
 def log_probs(logits: Array) -> Array:
@@ -191,17 +192,30 @@ def weightless_tier(key: Array, shape: tuple[int, ...]) -> Array:
 
 def top_indices(values: Array, count: int) -> Array:
     """``int32[count]`` positions of the largest ranking keys, best first, −1 for what is not available."""
-    best, indices = jax.lax.top_k(replicate(values), count)
-    return jnp.where(jnp.isneginf(best), -1, indices).astype(jnp.int32)
+    # The best of the best of every block: of an array over many devices only these travel.
+    blocks = in_blocks(values)
+    best, indices = of_each_block(lambda block: jax.lax.top_k(block, min(count, blocks.shape[1])), blocks)
+    indices += jnp.arange(blocks.shape[0], dtype=jnp.int32)[:, None] * blocks.shape[1]
+    if blocks.shape[0] == 1:
+        return jnp.where(jnp.isneginf(best[0]), -1, indices[0])
+    # Positions ascend among equal keys, so that a stable order of keys takes the lowest first.
+    order = jnp.argsort(-best.ravel(), stable=True)[:count]
+    return jnp.where(jnp.isneginf(best.ravel()[order]), -1, indices.ravel()[order])
 
 
-def replicate(x: Array) -> Array:
-    """Gathers an array on an Explicit mesh, where ranking needs it; does nothing to any other."""
-    sharding = jax.typeof(x).sharding
-    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
-    if not explicit or all(axis is None for axis in sharding.spec):
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+def true_rows(mask: Array) -> tuple[Callable[[Array], Array], Array]:
+    """From places ``[k]`` among the true rows of a mask to their ids, 0 beyond the last, and how many there are."""
+    # As ``jnp.flatnonzero`` would list them; but of a mask over many devices only what is asked for travels.
+    counts = jnp.cumsum(in_blocks(mask), axis=1, dtype=jnp.int32)
+    ends = jnp.cumsum(counts[:, -1])
+
+    def ids(places: Array) -> Array:
+        within = places[None] - (ends - counts[:, -1])[:, None]
+        rows = jax.vmap(partial(jnp.searchsorted, side="right"))(counts, within).astype(jnp.int32)
+        rows += jnp.arange(len(counts), dtype=jnp.int32)[:, None] * counts.shape[1]
+        return jnp.sum(jnp.where((within >= 0) & (within < counts[:, -1:]), rows, 0), axis=0)
+
+    return ids, ends[-1]
 
 
 def take_or(values: Array, indices: Array, otherwise: float) -> Array:

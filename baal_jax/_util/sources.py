@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, numerics
+from baal_jax._util import checks, meshes, numerics
 
 _BLOCK = 2**21  # bytes that are read ahead, or are one program's inputs and outputs
 _FEW = 1024  # rows of a memory map, each of which may bring sixteen pages with it
@@ -197,18 +197,31 @@ def _computed(run: Callable[[Any], Any], source: Source, batch_size: int | None)
 
 def in_batches(function: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:
     """``function`` of arrays ``[N, …]``, at most ``batch_size`` examples at a time, inside ``jit``."""
-    # Batch ``j`` of ``J`` holds the examples ``j, j + J, j + 2J, …``, so that with inputs sharded over their first axis
-    # every device works on examples of its own in every batch.
+    # A device has a block of the rows, if there are several. Of each block, batch ``j`` of ``J`` holds the examples
+    # ``j, j + J, j + 2J, …``, so that every device works on examples of its own in every batch.
     total = jax.tree.leaves(inputs)[0].shape[0]
     num_batches = -(-total // batch_size)
     if num_batches <= 1:
         return function(inputs)
-    rows = -(-total // num_batches)  # even batches: at most num_batches - 1 rows of padding
-    padded = jax.tree.map(lambda leaf: jnp.asarray(pad(leaf, rows * num_batches)), inputs)
-    strided = jax.tree.map(lambda leaf: leaf.reshape(rows, num_batches, *leaf.shape[1:]), padded)
-    batch = lambda j: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 1, False), strided)  # noqa: E731
-    outputs = jax.lax.map(lambda j: function(batch(j)), jnp.arange(num_batches))
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:total], outputs)
+    blocks = jax.tree.map(lambda leaf: meshes.in_blocks(jnp.asarray(leaf)), inputs)
+    num_blocks, length = jax.tree.leaves(blocks)[0].shape[:2]
+    rows = -(-length // num_batches)  # even batches: at most num_batches - 1 rows of padding
+
+    def cut(leaf: Any) -> Any:
+        missing = rows * num_batches - length
+        leaf = jnp.concatenate([leaf, jnp.repeat(leaf[:, -1:], missing, axis=1)], axis=1) if missing else leaf
+        return leaf.reshape(num_blocks, rows, num_batches, *leaf.shape[2:])
+
+    def one(j: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, j, 2, False), cuts)
+        return function(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch))
+
+    def joined(leaf: Any) -> Any:
+        leaf = jnp.moveaxis(leaf.reshape(num_batches, num_blocks, rows, *leaf.shape[2:]), 0, 2)
+        return leaf.reshape(num_blocks, -1, *leaf.shape[3:])[:, :length].reshape(total, *leaf.shape[3:])
+
+    cuts = jax.tree.map(cut, blocks)
+    return jax.tree.map(joined, jax.lax.map(one, jnp.arange(num_batches)))
 
 
 def pad(leaf: Any, length: int) -> Any:

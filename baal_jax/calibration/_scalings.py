@@ -165,7 +165,7 @@ def _temperature(penalty: float | None, bounds: tuple[float, float]) -> Scaling:
         logits = _classes_of(logits)
         return logits / params.temperature.astype(logits.dtype)
 
-    return Scaling(_compiled_fit(solve), jax.jit(apply))
+    return Scaling(_compiled_fit(solve), numerics.jit(apply))
 
 
 @functools.cache
@@ -182,11 +182,11 @@ def _affine(is_matrix: bool, diagonal: float | None, off_diagonal: float | None,
         finite, impossible = optimum.split_impossible(values)
         return jnp.where(impossible, values, optimum.affine(params, finite))
 
-    return Scaling(_compiled_fit(solve), jax.jit(apply))
+    return Scaling(_compiled_fit(solve), numerics.jit(apply))
 
 
 def _compiled_fit(solve: Callable[[optimum.Problem], Any]) -> Callable[..., Any]:
-    @jax.jit
+    @numerics.jit
     def compiled(logits: Array, targets: Array, weights: Array | None) -> Any:
         problem = optimum.make_problem(*jax.lax.stop_gradient((numerics.as_float(logits), targets, weights)))
         # Where nothing counts the loss is 0 everywhere, and the searches do not leave the identity.

@@ -1,15 +1,17 @@
 """Data sets from arrays, from Hugging Face, from scikit-learn (handwritten digits), and from text (UCI regression)."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from baal_jax._util import checks, files
+from baal_jax._util import checks, files, meshes
 from baal_jax.training import tasks
-from baal_jax.typing import Dataset, PyTree
+from baal_jax.typing import Dataset, PaddedDataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
@@ -32,6 +34,7 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
 
     Example:
         >>> import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
         >>> from baal_jax import data
         >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
         >>> dataset.inputs.dtype, dataset.targets.dtype
@@ -46,6 +49,48 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         return dataset
     classes = dataset.targets.astype(np.int32).reshape(_positions(dataset.targets))
     return dataset._replace(targets=classes.clip(-1))
+
+
+def shard(dataset: Dataset, mesh: Mesh, *, axis: str | tuple[str, ...] | None = None) -> Dataset | PaddedDataset:
+    """A data set over the devices of a mesh, whatever its size: each has rows of its own, and reads these alone.
+
+    Ids stay what they are, because padding comes behind the examples. ``init`` excludes it, and ``evaluate`` leaves it
+    out. In a job of several processes each calls this with the same data set, such as a memory map that all can read.
+
+    Args:
+        dataset: arrays or memory maps ``[N, …]``.
+        mesh: of devices, with Auto or Explicit axes.
+        axis: of the mesh, over which the examples are split, or several; by default all.
+
+    Returns:
+        A :class:`~baal_jax.Dataset`, or where ``N`` is no multiple of the devices a :class:`~baal_jax.PaddedDataset`.
+
+    Raises:
+        TypeError: the data are no arrays.
+        ValueError: the mesh has no such axis, or the data set is not right.
+
+    Example:
+        >>> from baal_jax import data
+        >>> dataset = data.shard(data.from_arrays(np.ones((5, 2))), jax.make_mesh((2,), ("pool",)), axis="pool")
+        >>> dataset.inputs.shape, dataset.size
+        ((6, 2), 5)
+    """
+    names = (axis,) if isinstance(axis, str) else mesh.axis_names if axis is None else axis
+    if unknown := [name for name in names if name not in mesh.axis_names]:
+        raise ValueError(f"axis={unknown[0]!r} is none of the mesh: choose among {', '.join(mesh.axis_names)}")
+    tasks.admit("dataset", Dataset(*jax.tree.map(np.asarray, tuple(dataset))))
+    size, parts = checks.leading_axis("dataset", tuple(dataset)), math.prod(mesh.shape[name] for name in names)
+    total = -(-size // parts) * parts
+
+    def place(leaf: Any) -> jax.Array:
+        values, sharding = meshes.on_host(leaf), NamedSharding(mesh, PartitionSpec(names))
+        kind = jax.dtypes.canonicalize_dtype(values.dtype)
+        rows = lambda index: np.minimum(np.arange(total)[index[0]], size - 1)  # noqa: E731, the last one is repeated
+        part = lambda index: values[rows(index)].astype(kind)  # noqa: E731
+        return jax.make_array_from_callback((total, *values.shape[1:]), sharding, part)
+
+    inputs, targets = jax.tree.map(place, tuple(dataset))
+    return Dataset(inputs, targets) if total == size else PaddedDataset(inputs, targets, size)
 
 
 def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None = "label") -> Dataset:

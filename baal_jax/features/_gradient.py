@@ -82,7 +82,7 @@ def gradient(
             return jnp.concatenate([rest[position] for position in sorted(rest)], axis=1)
         return _sketch(jax.random.key(key) if isinstance(key, int) else key, pairs, rest, size)
 
-    return jax.jit(features)
+    return numerics.jit(features)
 
 
 def _default_scalar(outputs: PyTree) -> Array:

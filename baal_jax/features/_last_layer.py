@@ -92,7 +92,7 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
         hidden = jax.vmap(lambda example: _hidden_and_outputs(model, network, example)[0])(inputs)
         return _with_one(hidden) if bias else hidden
 
-    return jax.jit(features)
+    return numerics.jit(features)
 
 
 def last_layer_gradient(
@@ -137,7 +137,7 @@ def last_layer_gradient(
         residual = jnp.exp(log_p) - jax.nn.one_hot(jnp.argmax(log_p, axis=-1), log_p.shape[-1], dtype=log_p.dtype)
         return residual, _with_one(hidden) if bias else hidden
 
-    return jax.jit(features)
+    return numerics.jit(features)
 
 
 def hidden_and_outputs(model: Model, variables: Variables, inputs: PyTree) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from baal_jax.typing import PyTree, ScoreFn
 _REDUCTIONS = {"mean": (jnp.sum, 0.0), "sum": (jnp.sum, 0.0), "max": (jnp.max, -jnp.inf), "min": (jnp.min, jnp.inf)}
 
 
-@jax.jit
+@numerics.jit
 def binary_logits(logit: Array) -> Array:
     r"""Two-class logits of a sigmoid model, so that every classification heuristic applies.
 
@@ -72,7 +72,7 @@ def multi_label(score_fn: ScoreFn) -> ScoreFn:
     return MultiLabel(checks.function("score_fn", score_fn, "heuristics.bald"))
 
 
-@jax.jit
+@numerics.jit
 def from_baal_layout(predictions: Array) -> Array:
     """Baal's ``[N, C, …, S]`` as ``[S, N, …, C]``. Values stay as they are: pass logits, or log-probabilities.
 
@@ -140,10 +140,10 @@ def combine(
             raise ValueError(f"{len(parts)} outputs for {len(score_fns)} heuristics: name them with outputs=")
         return parts
 
-    return jax.jit(score)
+    return numerics.jit(score)
 
 
-@functools.partial(jax.jit, static_argnames="reduction")
+@functools.partial(numerics.jit, static_argnames="reduction")
 def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None = None) -> Array:
     r"""One score an example out of a map or a sequence of scores, so that segmentation and token outputs rank.
 

@@ -37,7 +37,7 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
     return _bald(outputs, checks.noise(noise))
 
 
-@partial(jax.jit, static_argnames="noise")
+@partial(numerics.jit, static_argnames="noise")
 def _bald(outputs: Array, noise: float | None) -> Array:
     average, log_average, epistemic = _parts(outputs, noise)
     # log(V + A) − E log σ² = log1p(V / A) + (log A − E log σ²) for V = Var μ, A = E σ². Both terms are small where the
@@ -74,7 +74,7 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
     return _epig(outputs, target_outputs, checks.noise(noise))
 
 
-@partial(jax.jit, static_argnames="noise")
+@partial(numerics.jit, static_argnames="noise")
 def _epig(outputs: Array, target_outputs: Array, noise: float | None) -> Array:
     white = _whitened(*numerics.gaussian("outputs", outputs, noise)(outputs))
     target_white = _whitened(*numerics.gaussian("target_outputs", target_outputs, noise)(target_outputs))
@@ -121,7 +121,7 @@ def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertai
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
-@partial(jax.jit, static_argnames="noise")
+@partial(numerics.jit, static_argnames="noise")
 def _parts(outputs: Array, noise: float | None) -> tuple[Array, Array, Array]:
     """Over draws: mean variance of the noise, mean of its logarithm, variance of the mean; ``[N, …, C]``."""
     split = numerics.gaussian("outputs", outputs, noise)

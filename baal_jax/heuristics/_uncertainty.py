@@ -115,7 +115,7 @@ def mean_std(logits: Array) -> Array:
     return jnp.mean(jnp.where(level, 0.0, jnp.sqrt(jnp.where(level, 1.0, spread))), axis=-1)
 
 
-@jax.jit
+@numerics.jit
 def variance(outputs: Array) -> Array:
     r"""Variance of regression outputs over the draws, averaged over output dimensions.
 

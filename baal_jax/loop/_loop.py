@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from baal_jax import pool as pools
-from baal_jax._util import checks, numerics, random, sources
+from baal_jax._util import checks, meshes, numerics, random, sources
 from baal_jax.metrics import MetricSet
 from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
@@ -142,13 +142,15 @@ def active_loop(
         fitted, selection, info = query(loop._replace(round=parts), state, dataset, target_inputs)
         return parts.advance(state, fitted, selection), info
 
-    as_one_program = jax.jit(lambda *given: compose(parts, *given))
+    as_one_program = numerics.jit(lambda *given: compose(parts, *given))
 
+    @meshes.auto
     def step(state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> tuple[LoopState, StepInfo]:
         on_host = candidates is not None or sources.is_source(dataset.inputs)
         in_parts = on_host or checks.debugs_nans()  # a fit of NaN is seen there
         return (partial(compose, loop.round) if in_parts else as_one_program)(state, dataset, target_inputs)
 
+    @meshes.auto
     def evaluate_last(state: LoopState, dataset: Dataset, chosen: MetricSet | None = None) -> dict[str, Array]:
         chosen = tasks.metrics_of("dataset", posterior, state.posterior, dataset, metrics if chosen is None else chosen)
         return (evaluate_in_parts if checks.debugs_nans() else evaluate_as)(chosen, state, dataset)
@@ -162,7 +164,7 @@ def active_loop(
         return predict(_key_after(state), posterior, state.posterior, inputs, **predicting)
 
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
-    jitted = Round(*map(jax.jit, parts))._replace(**on_purpose)
+    jitted = Round(*map(numerics.jit, parts))._replace(**on_purpose)
     if candidates is not None:
         jitted = jitted._replace(candidates=lambda *given: _near(candidates, sizes, acquisition.reads_labelled, *given))
     vars(jitted.summarise).update(keep=acquisition.keep)
@@ -172,8 +174,9 @@ def active_loop(
     if acquisition.summarise is not None:
         read = posterior, distinct(posterior, num_samples), batch_size
         vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
+    init = meshes.auto(partial(_init, posterior, sizes[0]))
     given = sizes, batch_size, posterior, metrics, num_samples, last_rounds, candidates
-    loop = ActiveLoop(partial(_init, posterior, sizes[0]), step, evaluate_last, jax.jit(predict_last), jitted, *given)
+    loop = ActiveLoop(init, step, evaluate_last, numerics.jit(predict_last), jitted, *given)
     return loop
 
 
@@ -328,13 +331,15 @@ def _init(
         raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
     tasks.admit("dataset", dataset, posterior.task)
     shapes, num_examples = shapes_of_dataset(dataset)
-    state = pools.init(num_examples) if pool is None else pool
-    if state.labelled_at.shape != (num_examples,):
+    size = getattr(dataset, "size", num_examples)
+    state = pools.init(size) if pool is None else pool
+    if state.labelled_at.shape[0] not in (size, num_examples):
         raise ValueError(f"pool holds {state.labelled_at.shape[0]} examples, but the data set {num_examples}")
+    state = pools.placed(state, size, num_examples, dataset.inputs)
     if num_initial and state.targets is not None:
         cure = "use pool.label_randomly, ask for labels, store them with pool.annotate, and leave num_initial out"
         raise ValueError(f"num_initial={num_initial} would label examples whose targets are still to come: {cure}")
-    known = np.asarray(state.labelled_at) if checks.is_concrete(state.labelled_at) else np.full(num_examples, -1)
+    known = meshes.on_host(state.labelled_at) if checks.is_concrete(state.labelled_at) else np.full(num_examples, -1)
     left = np.count_nonzero(known == -1)
     if num_initial > left:
         raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
@@ -447,10 +452,11 @@ def _select(
         picked = asked[int(which)]() if checks.is_concrete(which) else jax.lax.switch(which, asked)
     if ids is not None:
         picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
+    picked = meshes.everywhere(picked)
     # Not before there are picks, so that what both compute on the way is not in memory at the same time.
-    chosen = picked.indices[0] > -2
-    pool = state.pool._replace(labelled_at=jnp.where(chosen, state.pool.labelled_at, 0))
-    return picked, _describe(pool, picked, summary, available & chosen)
+    indices, since, available = jax.lax.optimization_barrier((picked.indices, state.pool.labelled_at, available))
+    picked, pool = picked._replace(indices=indices), state.pool._replace(labelled_at=since)
+    return picked, _describe(pool, picked, summary, available)
 
 
 def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import pool as pools
-from baal_jax._util import checks, numerics, sources
+from baal_jax._util import checks, meshes, numerics, sources
 from baal_jax.loop._loop import ActiveLoop, query, shapes_of_dataset
 from baal_jax.metrics import model_average
 from baal_jax.stopping import Criterion, Outcome
@@ -18,6 +18,7 @@ from baal_jax.typing import Dataset, Key, LoopState, PyTree, StepInfo
 _Turn = tuple[LoopState, StepInfo]
 
 
+@meshes.auto
 def run(
     loop: ActiveLoop,
     key: Key | None,

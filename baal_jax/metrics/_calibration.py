@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, gather, predicted_class
+from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, predicted_class
 
 ENTROPY_BINS = 20
 
@@ -132,7 +132,7 @@ def classwise_ece(log_probs: Array, targets: Array, *, num_bins: int = 15, avera
         >>> print(metrics.classwise_ece(log_probs, jnp.array([0, 1]), average=None))
         [0.25 0.25]
     """
-    log_probs, targets, known = gather(*fit_classes(log_probs, targets))
+    log_probs, targets, known = fit_classes(log_probs, targets)
     num_classes = log_probs.shape[-1]
     probs, truth = jnp.exp(log_probs).reshape(-1, num_classes), targets.reshape(-1, 1)
     classes = jnp.arange(num_classes, dtype=jnp.int32)[None]
@@ -194,7 +194,7 @@ def _confidence(log_probs: Array, targets: Array) -> tuple[Array, ...]:
     log_probs, targets, known = fit_classes(log_probs, targets)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     correct = (predicted_class(log_probs) == targets).astype(confidence.dtype)
-    return tuple(leaf.ravel() for leaf in gather(confidence, correct, targets, known))
+    return tuple(leaf.ravel() for leaf in (confidence, correct, targets, known))
 
 
 def _equal_width_bins(values: Array, num_bins: int) -> Array:

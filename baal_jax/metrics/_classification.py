@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, gather, is_soft, mean, predicted_class
+from baal_jax.metrics._common import averaged, compiled, count_into, fit_classes, is_soft, mean, predicted_class
 
 
 @compiled("k")
@@ -292,7 +292,7 @@ def _ratio(part: Array, whole: Array, counts: _ClassCounts, average: str | None,
 
 
 def _by_class(area: Callable[..., Array], log_probs: Array, targets: Array, average: str | None) -> Array:
-    log_probs, targets, known = gather(*fit_classes(log_probs, targets))
+    log_probs, targets, known = fit_classes(log_probs, targets)
     scores, truth, known = log_probs.reshape(targets.size, log_probs.shape[-1]), targets.ravel(), known.ravel()
 
     def one_class(c: Array, score: Array) -> Array:

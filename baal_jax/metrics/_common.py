@@ -67,10 +67,5 @@ def predicted_class(log_probs: Array) -> Array:
 
 def count_into(cells: Array, known: Array, num_cells: int) -> Array:
     """``int32[num_cells]``: how many known examples fall into each cell; one that does not exist takes none."""
-    cells = numerics.replicate(jnp.where(known & (cells >= 0), cells, num_cells)).ravel()
+    cells = jnp.where(known & (cells >= 0), cells, num_cells).ravel()
     return jnp.zeros(num_cells, jnp.int32).at[cells].add(1, mode="drop")
-
-
-def gather(*arrays: Array) -> tuple[Array, ...]:
-    """Brings together what must be ranked or counted, where an Explicit mesh has it apart."""
-    return jax.tree.map(numerics.replicate, arrays)

@@ -45,7 +45,7 @@ def joint_log_likelihood(outputs: Array, targets: Array, groups: Array, *, noise
     return _joint_log_likelihood(outputs, targets, groups, checks.noise(noise))
 
 
-@partial(jax.jit, static_argnames="noise")
+@partial(numerics.jit, static_argnames="noise")
 def _joint_log_likelihood(outputs: Array, targets: Array, groups: Array, noise: float | None) -> Array:
     of_classes = jnp.issubdtype(targets.dtype, jnp.integer)
     single = (_log_likelihood_of_classes if of_classes else _gaussian_log_likelihood)(outputs, targets, noise)

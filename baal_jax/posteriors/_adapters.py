@@ -87,8 +87,7 @@ def from_blackjax(
         key_train, key_order, key_chain = jax.random.split(key, 3)
         network = train(key_train, dataset, labelled, None if previous is None else previous.network)
         start = network.variables.params
-        count = jnp.sum(labelled, dtype=jnp.int32)
-        stream = batches.Stream(key_order, jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0), count)
+        stream = batches.stream_of(key_order, labelled)
 
         def log_density(params: PyTree, seen: tuple[Dataset, Array]) -> Array:
             batch, weights = seen  # which are zero where nothing is labelled
@@ -97,7 +96,7 @@ def from_blackjax(
                 raise ValueError(f"loss gives {losses.shape}, not {(batch_size,)}: sum over the other axes")
             mean = jnp.sum(losses.astype(jnp.float32) * weights) / batch_size
             squares = sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
-            return -count.astype(jnp.float32) * mean - squares / (2.0 * prior_std**2)
+            return -stream.size.astype(jnp.float32) * mean - squares / (2.0 * prior_std**2)
 
         sampler = algorithm(jax.grad(log_density))
 

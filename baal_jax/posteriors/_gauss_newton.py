@@ -28,12 +28,11 @@ def sum_over_labelled(function: Callable, dataset: Any, labelled: Array, batch_s
     """Sums over the labelled examples, of which as many batches are run as they fill, all of one shape."""
     # ``function(batch, counts bool[B])`` returns what is added up, and what is wanted of the last batch, filled up.
     size = min(batch_size, labelled.shape[0])
-    ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0).astype(jnp.int32)
-    number = jnp.sum(labelled, dtype=jnp.int32)
+    ids, number = numerics.true_rows(labelled)
 
     def run(index: Array) -> tuple[Any, Any]:
         rows = index * size + jnp.arange(size, dtype=jnp.int32)
-        chosen = ids[jnp.minimum(rows, jnp.maximum(number - 1, 0))]
+        chosen = ids(jnp.minimum(rows, jnp.maximum(number - 1, 0)))
         return function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], dataset), rows < number)
 
     def add(total: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:

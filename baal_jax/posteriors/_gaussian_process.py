@@ -130,9 +130,8 @@ def gaussian_process(
     @jax.jit
     def compiled_fit(key: Key, dataset: Dataset, labelled: Array) -> GaussianProcessState:
         size = min(labelled.shape[0], most)
-        ids = jnp.flatnonzero(labelled, size=size, fill_value=0)
-        count = jnp.sum(labelled, dtype=jnp.int32)
-        inputs, targets = dataset.inputs[ids], dataset.targets[ids]
+        ids_of, count = numerics.true_rows(labelled)
+        inputs, targets = (leaf[ids_of(jnp.arange(size, dtype=jnp.int32))] for leaf in dataset)
         parts = _values(targets) if num_classes is None else _log_gammas(targets, num_classes, alpha)
         targets, given, known, mean = parts
         known &= jnp.arange(size, dtype=jnp.int32) < count

@@ -112,8 +112,7 @@ def logistic_regression(
     def compiled_fit(size: int, dataset: Dataset, labelled: Array, previous: LogisticState | None) -> LogisticState:
         inputs, targets = map(jnp.asarray, dataset)
         known, kind = labelled & (targets >= 0), numerics.as_float(inputs[:1]).dtype
-        ids = jnp.flatnonzero(known, size=known.shape[0], fill_value=0).astype(jnp.int32)
-        num_known, contrasts = jnp.sum(known, dtype=jnp.int32), jnp.asarray(_contrasts(size), kind)
+        (ids, num_known), contrasts = numerics.true_rows(known), jnp.asarray(_contrasts(size), kind)
         total = functools.partial(_sum, Dataset(inputs, targets), ids, num_known, bias, contrasts)
         start, first = jnp.zeros((inputs[0].size + 1, size - 1), kind), jnp.asarray(precision or 1.0, kind)
         if previous is not None:
@@ -286,13 +285,13 @@ def _laplacian(pairs: Array) -> Array:
     return jnp.where(own, jnp.sum(off, axis=-1, keepdims=True), -off)
 
 
-def _sum(data: Dataset, ids: Array, count: Array, bias: float, contrasts: Array, function: Callable[..., Any]) -> Any:
+def _sum(data: Dataset, ids: Callable, count: Array, bias: float, contrasts: Array, function: Callable) -> Any:
     """Sums ``function(x [B, P], y [B, C])`` over the labelled rows, as many batches as they fill; others are 0."""
-    size = min(_ROWS, len(ids))
+    size = min(_ROWS, len(data.targets))
 
     def batch(start: Array) -> Any:
         places = start + jnp.arange(size, dtype=jnp.int32)
-        rows, valid = ids[jnp.minimum(places, len(ids) - 1)], (places < count)[:, None]
+        rows, valid = ids(places), (places < count)[:, None]
         x = data.inputs[rows].reshape(size, -1).astype(contrasts.dtype)
         x = jnp.concatenate([x, jnp.full((size, 1), bias, x.dtype)], axis=1)
         y = jax.nn.one_hot(data.targets[rows], contrasts.shape[0], dtype=x.dtype)

@@ -216,7 +216,6 @@ def _noise(key: Key, moments: SwagMoments, scale: float) -> PyTree:
 
 def _some_inputs(key: Key, inputs: PyTree, labelled: Array) -> PyTree:
     """Batches from shuffled passes over the labelled examples."""
-    ids = jnp.flatnonzero(labelled, size=labelled.shape[0], fill_value=0)
-    stream = batches.Stream(key, ids, jnp.sum(labelled, dtype=jnp.int32))
+    stream = batches.stream_of(key, labelled)
     chosen, _ = stream.batch(jnp.zeros((), jnp.int32), _STATISTICS_BATCHES * _STATISTICS_BATCH_SIZE, None)
     return jax.tree.map(lambda leaf: leaf[chosen.reshape(_STATISTICS_BATCHES, -1)], inputs)

@@ -81,8 +81,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
         raise ValueError(f"log-probabilities {log_probs.shape} for {available.shape[0]} examples: [N, S, C] is needed")
     query_size = size_of(query_size, available.shape[0])
     num_draws, num_classes = log_probs.shape[1:]
-    log_probs = numerics.replicate(numerics.log_probs(log_probs.astype(jnp.float32)))
-    available = numerics.replicate(available)
+    log_probs = numerics.log_probs(log_probs.astype(jnp.float32))
     broken = jnp.any(jnp.isnan(log_probs), axis=(1, 2))
     log_probs = jnp.where(broken[:, None, None], -jnp.log(float(num_classes)), log_probs)
     # Given θ labels are independent, so that H[y | θ], in the mean over draws, is the same whatever was picked before.

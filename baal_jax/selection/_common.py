@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import heuristics
-from baal_jax._util import checks, numerics
+from baal_jax._util import checks, meshes, numerics
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, SelectFn, Selection
 
 _BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a time
@@ -45,14 +45,15 @@ def over_features(
         labelled = jnp.zeros(available.shape, bool) if labelled is None else jnp.asarray(labelled)
         if labelled.shape != available.shape:
             raise ValueError(f"labelled has shape {labelled.shape}, but available {available.shape}: make them equal")
-        available = numerics.replicate(available.astype(bool))
-        labelled = numerics.replicate(labelled.astype(bool)) & ~available
+        available = available.astype(bool)
+        labelled = labelled.astype(bool) & ~available
         features, broken = prepare(summary)
         indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
         # What is broken fills the −1 slots, which stand at the end.
-        late = jnp.flatnonzero(available & broken, size=query_size, fill_value=-1).astype(jnp.int32)
+        late, count = numerics.true_rows(available & broken)
         missing = indices < 0
-        indices = jnp.where(missing, late[jnp.maximum(jnp.cumsum(missing) - 1, 0)], indices.astype(jnp.int32))
+        places = jnp.cumsum(missing, dtype=jnp.int32) - 1
+        indices = jnp.where(missing, jnp.where(places < count, late(places), -1), indices.astype(jnp.int32))
         return Selection(indices, jnp.where(missing, jnp.nan, scores).astype(jnp.float32))
 
     select = compiled(partial(search, _finite))
@@ -103,7 +104,7 @@ def top(scores: Array, available: Array, query_size: int, values: Array | None =
     """The largest scores of what is available, or those with the largest ranking keys ``values``."""
     values = numerics.rank_values(scores, available) if values is None else values
     indices = numerics.top_indices(values, size_of(query_size, available.shape[0]))
-    return Selection(indices, numerics.take_or(numerics.replicate(scores).astype(jnp.float32), indices, jnp.nan))
+    return Selection(indices, numerics.take_or(scores.astype(jnp.float32), indices, jnp.nan))
 
 
 def size_of(query_size: int, num_examples: int) -> int:
@@ -166,8 +167,13 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     """Ids whose intervals of the cumulative ``weights [N]`` hold ``uniforms``; without any weight those of the mask."""
     weights = jnp.where(mask, weights, 0.0)
     weights = jnp.where(jnp.any(weights > 0), weights, mask.astype(weights.dtype))
-    cumulative = jnp.cumsum(weights)
-    ids = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right").astype(jnp.int32)
+    cumulative = jnp.cumsum(meshes.in_blocks(weights), axis=1)
+    ends = jnp.cumsum(cumulative[:, -1])
+    wanted = uniforms * ends[-1]
+    block = jnp.minimum(jnp.searchsorted(ends, wanted, side="right"), len(ends) - 1)
+    within = jax.vmap(lambda sums, begin: jnp.searchsorted(sums, wanted - begin, side="right"))
+    places = jnp.take_along_axis(within(cumulative, ends - cumulative[:, -1]), block[None], axis=0)[0]
+    ids = (places + block * cumulative.shape[1]).astype(jnp.int32)
     last = weights.shape[0] - 1 - jax.lax.argmax(weights[::-1] > 0, 0, jnp.int32)
     ids = jnp.minimum(ids, last)  # the product may be rounded up to the whole sum
     # Sums computed in parallel are rounded each on its own and may fall again: what has no weight is never drawn.
@@ -176,14 +182,12 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
 
 def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any, block: int = _BLOCK) -> Any:
     """``visit(state, ids [block], valid bool[block]) -> state`` over the rows of a mask, a block at a time."""
-    count = jnp.sum(mask, dtype=jnp.int32)
-    ids = jnp.flatnonzero(mask, size=mask.shape[0], fill_value=0).astype(jnp.int32)
-    ids = jnp.pad(ids, (0, -ids.shape[0] % block))
+    ids, count = numerics.true_rows(mask)
 
     def some(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         start, state = carry
-        valid = start + jnp.arange(block, dtype=jnp.int32) < count
-        return start + block, visit(state, jax.lax.dynamic_slice_in_dim(ids, start, block), valid)
+        places = start + jnp.arange(block, dtype=jnp.int32)
+        return start + block, visit(state, ids(places), places < count)
 
     return jax.lax.while_loop(lambda carry: carry[0] < count, some, (jnp.zeros((), jnp.int32), state))[1]
 
@@ -198,7 +202,7 @@ def centred(points: Array, mask: Array) -> Array:
 
 def inner_products(factors: tuple[Array, ...], ids: Array) -> Array:
     """``Π_f ⟨φ^f_i, φ^f_j⟩`` of all examples with one, ``[N]``, or with several, ``[N, I]``."""
-    products = [jnp.matmul(factor, factor[ids].T, precision="highest") for factor in factors]
+    products = [jnp.matmul(factor, _picked(factor, ids).T, precision="highest") for factor in factors]
     return functools.reduce(operator.mul, products)
 
 
@@ -206,18 +210,23 @@ def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -
     """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself."""
     # The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
     products = inner_products(factors, ids)
-    distances = _beside(diagonal, products) + jnp.broadcast_to(diagonal[ids], products.shape) - 2.0 * products
+    distances = _beside(diagonal, products) + jnp.broadcast_to(_picked(diagonal, ids), products.shape) - 2.0 * products
     own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)
     return jnp.where(own, 0.0, jnp.maximum(distances, 0.0))
+
+
+def _picked(leaf: Array, ids: Array) -> Array:
+    """``leaf[ids]`` of one or several, as a gather: of a slice the compiler would bring all rows to every device."""
+    return leaf[ids[None]][0] if ids.ndim == 0 else leaf[ids]
 
 
 def _in_range(leaf: Array) -> Array:
     """Features in float32, in units of which most reach 2 to 4 where their squares would be lost or infinite."""
     if 0 in leaf.shape[1:]:
         raise ValueError(f"features have shape {leaf.shape}, which is none an example: pass at least one")
-    leaf = numerics.replicate(jnp.asarray(leaf)).astype(jnp.float32)
+    leaf = jnp.asarray(leaf).astype(jnp.float32)
     largest = jnp.max(jnp.abs(jnp.where(jnp.isfinite(leaf), leaf, 0.0)), axis=tuple(range(1, leaf.ndim)))
-    typical = jnp.median(largest)
+    typical = jnp.median(jnp.median(meshes.in_blocks(largest), axis=1))
     outside = (typical > 0) & ((typical < 1e-12) | (typical > 1e12))
     exponent = jnp.where(outside, jnp.frexp(jnp.where(outside, typical, 1.0))[1] - 2, 0)
     half = exponent // 2  # in two steps, for 2**-exponent may itself be out of range

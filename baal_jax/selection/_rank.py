@@ -190,7 +190,7 @@ def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Arr
 def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
     """``−β log rank``, where equal scores share their average rank among what is available."""
     values = -numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
-    ordered = jnp.sort(numerics.replicate(values))
+    ordered = jnp.sort(values)
     before = jnp.searchsorted(ordered, values, side="left")
     rank = (before + jnp.searchsorted(ordered, values, side="right") + 1).astype(scores.dtype) / 2
     return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, numerics, random, sources
+from baal_jax._util import checks, meshes, numerics, random, sources
 from baal_jax.models import frozen, require_stochastic, sown_losses
 from baal_jax.training import averaging, batches, optimization, tasks
 from baal_jax.training.semi_supervised import Augmentation, Consistency
@@ -220,10 +220,10 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             begun = jax.tree.reduce(jnp.logical_or, nonzero, previous.steps > 0)
             variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), old, variables)
         labelled &= _answered(recipe, model, variables, dataset)
-        ids = jnp.flatnonzero(labelled, size=num_examples, fill_value=0)
-        stream = batches.Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+        stream = batches.stream_of(key_order, labelled)
         objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
-        plan = _planner(recipe, stream, key_steps, *key_views)
+        size = jnp.int32(getattr(dataset, "size", num_examples))
+        plan = _planner(recipe, stream, size, key_steps, *key_views)
         total: Array | int = recipe.num_steps or 0
         if recipe.num_epochs is not None:
             total = (stream.size * recipe.num_epochs + recipe.batch_size - 1) // recipe.batch_size
@@ -282,12 +282,13 @@ def _have_moved(before: TrainState, after: TrainState) -> Array:
     return jax.tree.reduce(jnp.logical_or, jax.tree.map(jnp.not_equal, old, new), jnp.bool_(not jax.tree.leaves(old)))
 
 
-def _planner(recipe: _Recipe, stream: batches.Stream, key_steps: Key, key_views: Any = None) -> Callable[..., _Plan]:
+def _planner(
+    recipe: _Recipe, stream: batches.Stream, size: Array, key_steps: Key, key_views: Any = None
+) -> Callable[..., _Plan]:
     unlabelled: tuple[Key, batches.Stream] | None = None
     if key_views is not None:
         key_inputs, key_augment = jax.random.split(key_views)
-        everything = jnp.arange(stream.ids.shape[0], dtype=jnp.int32)
-        unlabelled = key_augment, batches.Stream(key_inputs, everything, jnp.asarray(everything.size, jnp.int32))
+        unlabelled = key_augment, batches.Stream(key_inputs, lambda places: places, size)
 
     def plan(number: Array) -> _Plan:
         labelled = stream.batch(number, recipe.batch_size, recipe.num_epochs)
@@ -326,7 +327,7 @@ def _repeat(num_steps: int | None, total: Array | int, step: Callable, plan: Cal
 def _read(recipe: _Recipe, dataset: Dataset, planned: _Plan) -> _Batch:
     key_augment, key_model = random.split(planned.key, 2)
     augment = recipe.augment or (lambda _, batch: batch)
-    batch = augment(key_augment, jax.tree.map(lambda leaf: leaf[planned.ids], dataset))
+    batch = augment(key_augment, meshes.spread(jax.tree.map(lambda leaf: leaf[planned.ids], Dataset(*dataset))))
     read = _Batch(batch.inputs, batch.targets, planned.weights, key_model)
     if recipe.unlabelled is None or planned.views is None:
         return read

@@ -1,12 +1,13 @@
 """Which examples a training step reads: shuffled passes, one after the other, without a table of the order."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import random
+from baal_jax._util import numerics, random
 
 
 class Stream(NamedTuple):
@@ -14,12 +15,12 @@ class Stream(NamedTuple):
 
     Attributes:
         key: a typed key, for the order of every pass.
-        ids: ``int32[N]``, those of the examples first.
+        ids: from places ``[k]`` among the examples to their ids.
         size: ``int32[]``, how many examples there are.
     """
 
     key: Array
-    ids: Array
+    ids: Callable[[Array], Array]
     size: Array
 
     def batch(self, index: Array, batch_size: int, num_epochs: int | None) -> tuple[Array, Array]:
@@ -32,7 +33,12 @@ class Stream(NamedTuple):
         weights = jnp.full(batch_size, self.size > 0)
         if num_epochs is not None:
             weights &= passes < num_epochs
-        return self.ids[order], weights.astype(jnp.float32)
+        return self.ids(order), weights.astype(jnp.float32)
+
+
+def stream_of(key: Array, labelled: Array) -> Stream:
+    """Passes over the examples of a mask."""
+    return Stream(key, *numerics.true_rows(labelled))
 
 
 def step_key(key: Array, number: Array) -> Array:

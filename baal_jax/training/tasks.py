@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import losses, metrics
-from baal_jax._util import checks, sources
-from baal_jax.typing import Array, Dataset, Posterior, PyTree
+from baal_jax._util import checks, meshes, sources
+from baal_jax.typing import Array, Dataset, PaddedDataset, Posterior, PyTree
 
 
 class Task(NamedTuple):
@@ -64,7 +64,7 @@ def task_of(trainer: Any) -> Task | None:
 def of_targets(targets: Any, outputs: tuple[int, ...]) -> Task | None:
     """The task of a loss that is not known, from targets and the shape ``(N, …, C)`` of outputs; None if unclear."""
     whole, size = not jnp.issubdtype(targets.dtype, jnp.floating), outputs[-1]
-    values = np.asarray(targets) if _has_values(targets) else None
+    values = meshes.on_host(targets) if _has_values(targets) else None
     binary = values is not None and bool(np.isin(values[~_unknown(values, None)], (0, 1)).all())
     if targets.shape == outputs[:-1] or (targets.shape == (*outputs[:-1], 1) and size > 1):
         if size > 1:
@@ -113,7 +113,7 @@ def admit(
         TypeError: what came in is no data set of arrays.
         ValueError: rows that are not right, with their values and the cure.
     """
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset | PaddedDataset):
         raise TypeError(f"{name} is a {type(dataset).__name__}: pass baal_jax.Dataset(inputs, targets)")
     inputs, targets = dataset
     if hasattr(inputs, "to_numpy") or hasattr(inputs, "toarray") or not sources.is_source(inputs):
@@ -135,15 +135,15 @@ def admit(
     if targets.shape[:1] != (count,):
         raise ValueError(f"{name} has {count} inputs, but targets of shape {targets.shape}: give one for each input")
     if _has_values(targets):  # what needs no outputs first: these come from a trace, which may fail of the same fault
-        _require_targets(f"{name}.targets", np.asarray(targets), task, None)
+        _require_targets(f"{name}.targets", meshes.on_host(targets), task, None)
     shape = outputs()
     if task is None and shape is not None:
         task = of_targets(targets, shape)
     if _has_values(targets):
-        values = np.asarray(targets)
+        values = meshes.on_host(targets)
         _require_targets(f"{name}.targets", values, task, shape)
         if complete is not None:
-            _require_answers(f"{name}.targets", values, task, np.asarray(complete))
+            _require_answers(f"{name}.targets", values, task, meshes.on_host(complete))
     return task
 
 
@@ -194,6 +194,7 @@ def guarded(fit: Callable, sample: Callable, apply: Callable, task: Task | None)
     """A posterior whose ``fit`` looks at its data first, where they are concrete."""
     inner = Posterior(fit, sample, apply, task)
 
+    @meshes.auto
     @wraps(fit)
     def checked(key: Array, dataset: Dataset, labelled: Array, previous: Any = None) -> Any:
         vector = dataset
@@ -252,7 +253,7 @@ def _require_finite(name: str, leaf: Any) -> None:
         with np.errstate(all="ignore"):  # a sum that is finite holds nothing that is not, and takes no memory
             if np.isfinite(leaf.sum()):
                 return
-    wrong = ~np.asarray(jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1))
+    wrong = ~meshes.on_host(jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1))
     if wrong.any():
         raise ValueError(f"{name} are not finite in {_rows(wrong)}: impute these values, or leave the rows out")
 
