@@ -218,6 +218,11 @@ def true_rows(mask: Array) -> tuple[Callable[[Array], Array], Array]:
     return ids, ends[-1]
 
 
+def rows_at(leaf: Array, ids: Array) -> Array:
+    """``leaf[ids]`` of one or several, as a gather: of a slice a compiler would bring all rows to every device."""
+    return leaf[ids[None]][0] if ids.ndim == 0 else leaf[ids]
+
+
 def take_or(values: Array, indices: Array, otherwise: float) -> Array:
     """``values[indices]``, and ``otherwise`` where an index is −1."""
     return jnp.where(indices >= 0, values[jnp.maximum(indices, 0)], otherwise)

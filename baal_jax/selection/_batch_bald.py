@@ -89,7 +89,7 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
 
     def pick(gains: Array, left: Array) -> tuple[Array, Array, Array]:
         index = best_few(gains, left, 1)[0]
-        return index, jnp.where(index < 0, jnp.nan, gains[index]), left.at[index].set(False)
+        return index, jnp.where(index < 0, jnp.nan, numerics.rows_at(gains, index)), left.at[index].set(False)
 
     gains = jnp.where(broken, jnp.nan, bald(jnp.moveaxis(log_probs, 1, 0)))
     index, gain, left = pick(gains, available)
@@ -99,14 +99,14 @@ def greedy(key: Key, log_probs: Array, available: Array, query_size: int, num_ke
 
     # Enumerated while tracing, as shapes grow with every pick. Gains before are bounds: information is submodular.
     while len(picked) < query_size and joint.share.shape[0] * num_classes <= num_kept:
-        joint = _extend(joint, log_probs[index])
+        joint = _extend(joint, numerics.rows_at(log_probs, index))
         gains, evaluated = _evaluate(joint, log_probs, noise, gains, left & ~broken)
         index, gain, left = pick(gains, left)
         picked.append((index, gain, evaluated))
 
     def step(carry: tuple, key: Key) -> tuple[tuple, tuple]:
         joint, index, left = carry
-        joint = _resampled(key, joint, log_probs[index], num_kept)
+        joint = _resampled(key, joint, numerics.rows_at(log_probs, index), num_kept)
         # Sampled entropies need not shrink: nothing is known of an example before it is evaluated.
         unknown = jnp.where(broken, jnp.nan, jnp.full_like(noise, jnp.inf))
         gains, evaluated = _evaluate(joint, log_probs, noise, unknown, left & ~broken)

@@ -174,10 +174,10 @@ def inverse_cdf(uniforms: Array, weights: Array, mask: Array) -> Array:
     within = jax.vmap(lambda sums, begin: jnp.searchsorted(sums, wanted - begin, side="right"))
     places = jnp.take_along_axis(within(cumulative, ends - cumulative[:, -1]), block[None], axis=0)[0]
     ids = (places + block * cumulative.shape[1]).astype(jnp.int32)
-    last = weights.shape[0] - 1 - jax.lax.argmax(weights[::-1] > 0, 0, jnp.int32)
+    last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0], dtype=jnp.int32), 0))
     ids = jnp.minimum(ids, last)  # the product may be rounded up to the whole sum
     # Sums computed in parallel are rounded each on its own and may fall again: what has no weight is never drawn.
-    return jnp.where(weights[ids] > 0, ids, jax.lax.argmax(weights, 0, jnp.int32))
+    return jnp.where(numerics.rows_at(weights, ids) > 0, ids, jax.lax.argmax(weights, 0, jnp.int32))
 
 
 def over_rows(mask: Array, visit: Callable[[Any, Array, Array], Any], state: Any, block: int = _BLOCK) -> Any:
@@ -202,7 +202,7 @@ def centred(points: Array, mask: Array) -> Array:
 
 def inner_products(factors: tuple[Array, ...], ids: Array) -> Array:
     """``Π_f ⟨φ^f_i, φ^f_j⟩`` of all examples with one, ``[N]``, or with several, ``[N, I]``."""
-    products = [jnp.matmul(factor, _picked(factor, ids).T, precision="highest") for factor in factors]
+    products = [jnp.matmul(factor, numerics.rows_at(factor, ids).T, precision="highest") for factor in factors]
     return functools.reduce(operator.mul, products)
 
 
@@ -210,14 +210,9 @@ def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -
     """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself."""
     # The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
     products = inner_products(factors, ids)
-    distances = _beside(diagonal, products) + jnp.broadcast_to(_picked(diagonal, ids), products.shape) - 2.0 * products
+    distances = _beside(diagonal, products) + jnp.broadcast_to(numerics.rows_at(diagonal, ids), products.shape) - 2.0 * products
     own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)
     return jnp.where(own, 0.0, jnp.maximum(distances, 0.0))
-
-
-def _picked(leaf: Array, ids: Array) -> Array:
-    """``leaf[ids]`` of one or several, as a gather: of a slice the compiler would bring all rows to every device."""
-    return leaf[ids[None]][0] if ids.ndim == 0 else leaf[ids]
 
 
 def _in_range(leaf: Array) -> Array:

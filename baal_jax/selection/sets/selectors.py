@@ -67,15 +67,15 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
         def pick(state: tuple[Array, Array], left: Array, turn: Array) -> tuple[Array, Array]:
             variances = state[0]
             index = best_of(jnp.where(variances > least, variances, at_random), left)
-            return index, jnp.maximum(variances[index], 0.0)
+            return index, jnp.maximum(numerics.rows_at(variances, index), 0.0)
 
         def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
             # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. The covariance given the picks
             # is what L does not explain: its column, over the root of the pivot, is the new one. The pivots multiply to
             # det(K_PP), so that the largest variance is the pick with the largest determinant.
             variances, roots = state
-            pivot = variances[index]
-            covariances = _kernel.column(features, index) - jnp.matmul(roots, roots[index], precision="highest")
+            pivot, row = numerics.rows_at(variances, index), numerics.rows_at(roots, index)
+            covariances = _kernel.column(features, index) - jnp.matmul(roots, row, precision="highest")
             # Below `least` a pivot is a rounding error, and dividing by it would spread noise over all variances.
             root = jnp.where(pivot > least, covariances * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
             return variances - root**2, roots.at[:, turn].set(root)
@@ -183,7 +183,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
         target, radius = jnp.sum(phi, axis=0), jnp.sum(lengths)
 
         def update(approximation: Array, index: Array, turn: Array | None = None) -> Array:
-            towards = radius * unit[index] - approximation
+            towards = radius * numerics.rows_at(unit, index) - approximation
             length = jnp.sum(towards**2)
             share = jnp.sum(towards * (target - approximation)) / jnp.where(length > 0, length, 1.0)
             return approximation + share * towards
@@ -191,7 +191,7 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
         def pick(approximation: Array, left: Array, turn: Array) -> tuple[Array, Array]:
             value = jnp.matmul(unit, target - approximation, precision="highest")
             index = best_of(value, left)
-            return index, value[index]
+            return index, numerics.rows_at(value, index)
 
         start = over_rows(before, lambda state, ids, valid: update(state, ids[0]), jnp.zeros_like(target), block=1)
         return one_by_one(pick, update, start, available, query_size)
@@ -212,10 +212,10 @@ def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_firs
 
         def pick(nearest: Nearest, left: Array, turn: Array) -> tuple[Array, Array]:
             index = choose(nearest, available, left, uniforms[turn])
-            square = nearest.distances[index]
+            square = numerics.rows_at(nearest.distances, index)
             if largest_first:
                 first, largest = (turn == 0) & ~jnp.any(centres), best_of(length, left)
-                index, square = jnp.where(first, largest, index), jnp.where(first, length[largest], square)
+                index, square = jnp.where(first, largest, index), jnp.where(first, numerics.rows_at(length, largest), square)
             return index, jnp.sqrt(square)
 
         update = lambda nearest, index, turn: _kernel.with_centre(features, diag, nearest, index)  # noqa: E731
