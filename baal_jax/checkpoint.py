@@ -9,14 +9,14 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from baal_jax._util import checks, files
+from baal_jax._util import checks, files, meshes
 
 __all__ = ["Checkpointer", "append_line", "checkpointer", "keep_lines", "read_lines"]
 
@@ -48,9 +48,12 @@ class Checkpointer(NamedTuple):
         """
         if checks.positive_int("number", number, least=0) <= max(self._paths(), default=-1):
             raise ValueError(f"number={number} does not come after checkpoint {self.latest}: count upwards")
-        files.write_arrays(self.directory / f"step_{number:08d}.npz", files.packed(state), self.run)
-        for path in list(self._paths().values())[: -self.keep]:
-            path.unlink()
+        arrays = files.packed(state)  # of all processes
+        with meshes.first_process() as writes:
+            if writes:
+                files.write_arrays(self.directory / f"step_{number:08d}.npz", arrays, self.run)
+                for path in list(self._paths().values())[: -self.keep]:
+                    path.unlink()
 
     def restore(self, like: Any, *, number: int | None = None) -> Any:
         """Reads a checkpoint.
@@ -111,10 +114,13 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
     checks.text("config", config := files.plain(config), lines=True)
     checkpoints = Checkpointer(Path(directory), checks.positive_int("keep", keep), files.digest(config))
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    with files.lock(checkpoints.directory):
-        for left_over in checkpoints.directory.glob(".step_*"):
-            left_over.unlink()
-        _require_same(checkpoints.directory, config)
+    with ExitStack() as locked:
+        with meshes.first_process() as writes:
+            if writes:
+                locked.enter_context(files.lock(checkpoints.directory))
+                for left_over in checkpoints.directory.glob(".step_*"):
+                    left_over.unlink()
+                _require_same(checkpoints.directory, config)
         yield checkpoints
 
 

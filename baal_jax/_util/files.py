@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from baal_jax._util import meshes
+
 FORMAT = 3  # of all that is written with a checksum: what is in the files, and how
 _COMMENT = 64  # hexadecimal digits
 _CRC = ', "crc": '
@@ -289,7 +291,7 @@ def _kind(leaf: Any) -> str:
 
 def _words(leaf: Any) -> np.ndarray:
     """The bits of a leaf in a dtype that every NumPy knows."""
-    array = np.asarray(jax.random.key_data(leaf) if "key<" in _kind(leaf) else leaf)
+    array = meshes.on_host(jax.random.key_data(leaf) if "key<" in _kind(leaf) else leaf)
     if array.dtype.hasobject:
         raise ValueError(f"the number {leaf} has more than 64 bits: save it as text in the configuration, or as two")
     is_foreign = array.dtype.kind == "V"  # bfloat16 and its like

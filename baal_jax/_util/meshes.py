@@ -6,7 +6,8 @@ networks and most array code do not; so axes are Auto inside of what is compiled
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -64,7 +65,9 @@ def _traced(function: Callable[..., Any], leaves: list, structure: Any, mesh: An
 
     def split(leaf: Any) -> NamedSharding:
         dims = [dim for dim, size in enumerate(leaf.shape) if size in axes][:1]
-        return NamedSharding(mesh, PartitionSpec(*[axes[leaf.shape[dim]] if dim in dims else None for dim in range(leaf.ndim)]))
+        return NamedSharding(
+            mesh, PartitionSpec(*[axes[leaf.shape[dim]] if dim in dims else None for dim in range(leaf.ndim)])
+        )
 
     shapes = jax.eval_shape(jax.sharding.auto_axes(on, out_sharding=NamedSharding(mesh, PartitionSpec())), *arrays)
     return jax.sharding.auto_axes(on, out_sharding=jax.tree.map(split, shapes))(*arrays)
@@ -96,6 +99,18 @@ def on_host(array: Any) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+@contextmanager
+def first_process() -> Iterator[bool]:
+    """Whether this process is the one of its job that writes; the others wait until it has."""
+    try:
+        yield jax.process_index() == 0
+    finally:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("written")
 
 
 def beside(array: Any, rows: Any) -> Any:

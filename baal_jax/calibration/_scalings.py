@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from baal_jax._util import checks, numerics
+from baal_jax._util import checks, meshes, numerics
 from baal_jax.calibration import _optimum as optimum
 from baal_jax.calibration._optimum import AffineParams
 
@@ -208,7 +208,7 @@ def _require_fitting(logits: Any, targets: Any, weights: Any) -> tuple[Array, Ar
         need = f"targets of shape {targets.shape}: pass [S, N, …, C] or [N, …, C] beside [N, …]"
         raise ValueError(f"logits of shape {logits.shape} do not fit {need}")
     checks.classes("logits", logits if draws else logits[None])
-    if checks.is_concrete(targets) and targets.size and (largest := np.asarray(targets).max()) >= logits.shape[-1]:
+    if checks.is_concrete(targets) and targets.size and (largest := meshes.on_host(targets).max()) >= logits.shape[-1]:
         raise ValueError(f"targets holds class {largest}, but logits has {logits.shape[-1]}: −1 stands for unknown")
     if weights is None:
         return logits, targets, None

@@ -21,24 +21,24 @@ _CURE = "map a resize over the data set first"
 def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None = None) -> Dataset:
     """A checked data set from NumPy or JAX arrays.
 
-    Args:
-        inputs: array, or pytree of arrays, with one leading axis ``N``. Images are ``[N, H, W, C]``.
-        targets: ``[N, …]`` or ``[N, 1]``, integers for classes (−1 or −100 for unknown); None where no target is known.
-        num_classes: refuses classes outside of it.
+        Args:
+            inputs: array, or pytree of arrays, with one leading axis ``N``. Images are ``[N, H, W, C]``.
+            targets: ``[N, …]`` or ``[N, 1]``, integers for classes (−1 or −100 for unknown); None where no target is known.
+            num_classes: refuses classes outside of it.
 
-    Returns:
-        A :class:`~baal_jax.Dataset` with float64 as float32, integer targets as int32, and all else as it is.
+        Returns:
+            A :class:`~baal_jax.Dataset` with float64 as float32, integer targets as int32, and all else as it is.
 
-    Raises:
-        ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
+        Raises:
+            ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
 
-    Example:
-        >>> import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-        >>> from baal_jax import data
-        >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
-        >>> dataset.inputs.dtype, dataset.targets.dtype
-        (dtype('float32'), dtype('int32'))
+        Example:
+            >>> import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+            >>> from baal_jax import data
+            >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
+            >>> dataset.inputs.dtype, dataset.targets.dtype
+            (dtype('float32'), dtype('int32'))
     """
     # Lists are arrays here, and whole numbers are classes.
     dataset = Dataset(jax.tree.map(_numbers, inputs), None if targets is None else _numbers(targets))

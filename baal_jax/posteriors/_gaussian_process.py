@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, linalg, numerics
+from baal_jax._util import checks, linalg, meshes, numerics
 from baal_jax.posteriors.kernels import Kernel
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
@@ -174,7 +174,7 @@ def gaussian_process(
         num_examples = checks.leading_axis("dataset", dataset)
         if labelled.shape != (num_examples,):
             raise ValueError(f"labelled has shape {labelled.shape}, but must have one entry for each of {num_examples}")
-        if checks.is_concrete(labelled) and (count := int(np.sum(np.asarray(labelled)))) > most:
+        if checks.is_concrete(labelled) and (count := int(np.sum(meshes.on_host(labelled)))) > most:
             raise ValueError(f"max_labelled={most}, but {count} examples are labelled: raise it")
         return compiled_fit(key, dataset, labelled)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, linalg, numerics
+from baal_jax._util import checks, linalg, meshes, numerics
 from baal_jax.posteriors import _gauss_newton
 from baal_jax.posteriors._gauss_newton import product
 from baal_jax.training import tasks
@@ -130,7 +130,7 @@ def logistic_regression(
             raise ValueError(f"targets are {targets.dtype}{targets.shape}: pass integer classes [{len(inputs)}]")
         size = previous.weights.shape[-1] if given is None and previous is not None else given
         if size is None and checks.is_concrete(targets) and not isinstance(targets, jax.ShapeDtypeStruct):
-            size = int(np.max(np.asarray(targets))) + 1
+            size = int(np.max(meshes.on_host(targets))) + 1
             size = None if size < 1 else max(size, 2)
         if size is None:
             raise ValueError("num_classes=None, but the targets are traced or all unknown: pass num_classes=")

@@ -210,7 +210,9 @@ def squared_distances(factors: tuple[Array, ...], diagonal: Array, ids: Array) -
     """``k_ii + k_jj − 2 k_ij`` from all examples to one, ``[N]``, or to several, ``[N, I]``; exactly 0 to itself."""
     # The kernel is the product of its factors, ``(points,)`` for plain points, but for its ``diagonal [N]``.
     products = inner_products(factors, ids)
-    distances = _beside(diagonal, products) + jnp.broadcast_to(numerics.rows_at(diagonal, ids), products.shape) - 2.0 * products
+    distances = (
+        _beside(diagonal, products) + jnp.broadcast_to(numerics.rows_at(diagonal, ids), products.shape) - 2.0 * products
+    )
     own = _beside(jnp.arange(diagonal.shape[0], dtype=jnp.int32), products) == jnp.broadcast_to(ids, products.shape)
     return jnp.where(own, 0.0, jnp.maximum(distances, 0.0))
 

@@ -188,7 +188,7 @@ def _judges(validation: Dataset, model: Model, task: tasks.Task | None) -> Datas
         raise ValueError("validation has no targets: give labelled examples, or leave it out")
     if not checks.is_concrete(validation):
         return validation
-    known = np.asarray(tasks.known(validation.targets, task, outputs()))
+    known = meshes.on_host(tasks.known(validation.targets, task, outputs()))
     rows = np.flatnonzero(known.reshape(len(known), -1).any(axis=1))
     if not len(rows):
         raise ValueError("validation holds no example whose target is known: give some, or leave it out")

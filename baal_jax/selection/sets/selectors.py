@@ -215,7 +215,10 @@ def _from_centres(choose: Callable[..., Array], use_labelled: bool, largest_firs
             square = numerics.rows_at(nearest.distances, index)
             if largest_first:
                 first, largest = (turn == 0) & ~jnp.any(centres), best_of(length, left)
-                index, square = jnp.where(first, largest, index), jnp.where(first, numerics.rows_at(length, largest), square)
+                index, square = (
+                    jnp.where(first, largest, index),
+                    jnp.where(first, numerics.rows_at(length, largest), square),
+                )
             return index, jnp.sqrt(square)
 
         update = lambda nearest, index, turn: _kernel.with_centre(features, diag, nearest, index)  # noqa: E731
