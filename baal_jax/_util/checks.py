@@ -84,7 +84,7 @@ def looked_at(compiled: Any, look: Callable[..., Any]) -> Any:
         return compiled(*arguments, **options)
 
     vars(checked).update(lower=compiled.lower, eval_shape=compiled.eval_shape)
-    return checked
+    return meshes.auto(checked)
 
 
 def debugs_nans() -> bool:

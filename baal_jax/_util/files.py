@@ -303,7 +303,7 @@ def _restored(name: str, like: Any, words: np.ndarray) -> Any:
         return words.item()
     if "key<" in _kind(like):
         implementation = jax.random.key_impl(jnp.zeros((), like.dtype))  # which shapes alone do not tell
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(words), impl=implementation), like.sharding)
+        return jax.random.wrap_key_data(jax.device_put(words, like.sharding), impl=implementation)
     if words.dtype == np.uint8 and like.dtype == np.int32:  # compacted
         short, words = words, np.full(like.shape, -1, np.int32)
         words[np.unpackbits(short, count=like.size) > 0] = short[-(-like.size // 8) :].copy().view(np.int32)

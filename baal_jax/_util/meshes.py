@@ -98,7 +98,8 @@ def on_host(array: Any) -> np.ndarray:
         return np.asarray(array)
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    with jax.ensure_compile_time_eval():
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 @contextmanager

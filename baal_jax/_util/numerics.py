@@ -207,13 +207,13 @@ def true_rows(mask: Array) -> tuple[Callable[[Array], Array], Array]:
     """From places ``[k]`` among the true rows of a mask to their ids, 0 beyond the last, and how many there are."""
     # As ``jnp.flatnonzero`` would list them; but of a mask over many devices only what is asked for travels.
     counts = jnp.cumsum(in_blocks(mask), axis=1, dtype=jnp.int32)
-    ends = jnp.cumsum(counts[:, -1])
+    ends = jnp.cumsum(counts[:, -1], dtype=jnp.int32)
 
     def ids(places: Array) -> Array:
         within = places[None] - (ends - counts[:, -1])[:, None]
         rows = jax.vmap(partial(jnp.searchsorted, side="right"))(counts, within).astype(jnp.int32)
         rows += jnp.arange(len(counts), dtype=jnp.int32)[:, None] * counts.shape[1]
-        return jnp.sum(jnp.where((within >= 0) & (within < counts[:, -1:]), rows, 0), axis=0)
+        return jnp.sum(jnp.where((within >= 0) & (within < counts[:, -1:]), rows, 0), axis=0, dtype=jnp.int32)
 
     return ids, ends[-1]
 
