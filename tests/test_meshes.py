@@ -27,10 +27,20 @@ TEST = baal.Dataset(INPUTS[:50], TARGETS[:50])
 BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1}
 
 
+def means(key, dataset, labelled, previous=None):
+    """Mean inputs of every class, a fit that compiles in no time."""
+    members = (labelled[:, None] & (dataset.targets[:, None] == jnp.arange(3))).astype(jnp.float32)
+    return jnp.matmul(dataset.inputs.T, members) / jnp.maximum(members.sum(axis=0), 1.0)
+
+
+def outputs(state, draw, inputs):
+    return jnp.matmul(inputs, state + 0.3 * draw)
+
+
 def rounds(place, folder):
     """What a pool of 509 examples comes to, by all that takes one."""
     dataset = place(baal.Dataset(INPUTS, TARGETS))
-    posterior = posteriors.logistic_regression()
+    posterior = baal.Posterior(means, lambda key, _, num: jax.random.normal(key, (num, 5, 3)), outputs)
     features = lambda state, inputs: inputs  # noqa: E731
     loop = baal.active_loop(posterior, selection.power(), query_size=4, num_samples=4, batch_size=100)
     state, info = loop.step(loop.init(jax.random.key(0), dataset, num_initial=6), dataset)
@@ -82,6 +92,15 @@ def test_processes_change_no_pick(count, alone, tmp_path):
         out, err = one.communicate(timeout=600)
         assert one.returncode == 0, err
         assert json.loads(out.splitlines()[-1]) == alone
+
+
+def test_a_fit_is_parallel_over_data(mesh):
+    trainer = baal.trainer(optax.adam(1e-2), losses.cross_entropy, num_steps=30, batch_size=16)
+    posterior = posteriors.mc_dropout(baal.from_linen(networks.LinenPosition()), trainer)
+    dataset = baal.Dataset(INPUTS, TARGETS.astype(np.int32))
+    on_one = posterior.fit(jax.random.key(0), dataset, np.arange(SIZE) < 100)
+    on_four = posterior.fit(jax.random.key(0), data.shard(dataset, mesh), np.arange(SIZE + 3) < 100)
+    np.testing.assert_allclose(on_four.loss, on_one.loss, rtol=1e-5)
 
 
 def test_a_sharded_round_moves_picks_and_parameters_but_not_the_pool():
