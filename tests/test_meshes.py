@@ -29,18 +29,22 @@ BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1}
 
 def means(key, dataset, labelled, previous=None):
     """Mean inputs of every class, a fit that compiles in no time."""
-    members = (labelled[:, None] & (dataset.targets[:, None] == jnp.arange(3))).astype(jnp.float32)
-    return jnp.matmul(dataset.inputs.T, members) / jnp.maximum(members.sum(axis=0), 1.0)
+    members = jnp.where(labelled[:, None], jax.nn.one_hot(dataset.targets, 3), 0.0)
+    return jnp.matmul(dataset.inputs.T, members) / jnp.maximum(members.sum(axis=0, keepdims=True), 1.0)
+
+
+def draws(key, state, num_samples):
+    return 0.3 * jax.random.normal(key, (num_samples, 5, 3))
 
 
 def outputs(state, draw, inputs):
-    return jnp.matmul(inputs, state + 0.3 * draw)
+    return jnp.matmul(inputs, state + draw)
 
 
 def rounds(place, folder):
     """What a pool of 509 examples comes to, by all that takes one."""
     dataset = place(baal.Dataset(INPUTS, TARGETS))
-    posterior = baal.Posterior(means, lambda key, _, num: jax.random.normal(key, (num, 5, 3)), outputs)
+    posterior = baal.Posterior(means, draws, outputs)
     features = lambda state, inputs: inputs  # noqa: E731
     loop = baal.active_loop(posterior, selection.power(), query_size=4, num_samples=4, batch_size=100)
     state, info = loop.step(loop.init(jax.random.key(0), dataset, num_initial=6), dataset)
@@ -106,11 +110,12 @@ def test_a_fit_is_parallel_over_data(mesh):
 def test_a_sharded_round_moves_picks_and_parameters_but_not_the_pool():
     mesh, moved = jax.make_mesh((4,), ("pool",), axis_types=(AxisType.Auto,)), {}
     trainer = baal.trainer(optax.adam(1e-2), losses.cross_entropy, num_steps=3, batch_size=8)
-    posterior = posteriors.mc_dropout(baal.from_linen(networks.LinenPosition()), trainer)
+    network = posteriors.mc_dropout(baal.from_linen(networks.LinenPosition()), trainer)
+    drawn = baal.Posterior(means, draws, outputs)
     for size in (2000, 8000):
         inputs = np.resize(INPUTS, (size, 5))
         dataset = data.shard(baal.Dataset(inputs, np.arange(size) % 3), mesh, axis="pool")
-        for name, picks in {"power": selection.power(), "badge": selection.badge()}.items():
+        for name, posterior, picks in (("power", network, selection.power()), ("badge", drawn, selection.badge())):
             features = lambda state, inputs: inputs  # noqa: E731
             loop = baal.active_loop(posterior, picks, query_size=4, num_samples=2, features=features)
             state = loop.init(jax.random.key(0), dataset, num_initial=4)
