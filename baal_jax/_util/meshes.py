@@ -30,11 +30,10 @@ def auto(function: Callable[..., Any]) -> Any:
     def call(*arguments: Any, **options: Any) -> Any:
         leaves, structure = jax.tree.flatten((arguments, options), is_leaf=_is_list)
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty:
-            mesh = next((mesh for leaf in leaves if (mesh := _mesh_of(leaf)) and mesh.size > 1), mesh)
-        elif AxisType.Explicit not in mesh.axis_types:
-            return function(*arguments, **options)
-        if mesh.empty:
+        is_known = not mesh.empty
+        if not is_known:
+            mesh = next((mesh for leaf in leaves if (mesh := _mesh_of(leaf)) and not mesh.empty), mesh)
+        if AxisType.Explicit not in mesh.axis_types and (is_known or mesh.size < 2):  # an empty one is of size 1
             return function(*arguments, **options)
         if any(isinstance(leaf, core.Tracer) for leaf in leaves):
             return _traced(function, leaves, structure, mesh)
@@ -64,10 +63,9 @@ def _traced(function: Callable[..., Any], leaves: list, structure: Any, mesh: An
     axes = {size: axis for shape, spec in specs for size, axis in zip(shape, spec, strict=False) if axis is not None}
 
     def split(leaf: Any) -> NamedSharding:
-        dims = [dim for dim, size in enumerate(leaf.shape) if size in axes][:1]
-        return NamedSharding(
-            mesh, PartitionSpec(*[axes[leaf.shape[dim]] if dim in dims else None for dim in range(leaf.ndim)])
-        )
+        first = next((dim for dim, size in enumerate(leaf.shape) if size in axes), None)
+        spec = [None] * leaf.ndim if first is None else [None] * first + [axes[leaf.shape[first]]]
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     shapes = jax.eval_shape(jax.sharding.auto_axes(on, out_sharding=NamedSharding(mesh, PartitionSpec())), *arrays)
     return jax.sharding.auto_axes(on, out_sharding=jax.tree.map(split, shapes))(*arrays)
@@ -85,7 +83,7 @@ def _moved(leaf: Any, old: Any, new: Any) -> Any:
     if not isinstance(leaf, jax.Array) or _mesh_of(leaf) != old:
         return leaf
     sharding = NamedSharding(new, leaf.sharding.spec)  # pyright: ignore[reportAttributeAccessIssue]
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         words = _moved(jax.random.key_data(leaf), old, new)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     parts = [shard.data for shard in leaf.addressable_shards]
@@ -116,11 +114,10 @@ def first_process() -> Iterator[bool]:
 
 def beside(array: Any, rows: Any) -> Any:
     """``array [N, …]`` split over devices as the rows of a pytree ``[N, …]`` are."""
-    first = next(iter(jax.tree.leaves(rows)), None)
-    mesh = _mesh_of(first)
-    if mesh is None or mesh.empty or isinstance(first, core.Tracer):
+    first = next((leaf for leaf in jax.tree.leaves(rows) if isinstance(leaf, jax.Array)), None)
+    if first is None or isinstance(first, core.Tracer) or not isinstance(first.sharding, NamedSharding):
         return array
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*first.sharding.spec[:1])))
+    return jax.device_put(array, NamedSharding(first.sharding.mesh, PartitionSpec(*first.sharding.spec[:1])))
 
 
 def everywhere(tree: Any) -> Any:
@@ -129,7 +126,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def spread(tree: Any) -> Any:
-    """A batch ``[B, …]``, each device's part of which is its own work; where a mesh has several axes the compiler says."""
+    """A batch ``[B, …]``, of which every device has a part; where a mesh has several axes the compiler says."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {leaf.shape[0] % max(mesh.size, 1) for leaf in jax.tree.leaves(tree)}
     if not _is_auto() or len(mesh.axis_names) > 1 or sizes != {0}:
@@ -142,7 +139,7 @@ def _is_auto() -> bool:
 
 
 def in_blocks(array: Any) -> Any:
-    """``[N, …]`` as ``[blocks, N / blocks, …]``, so that no block is spread over devices; one where no mesh is known."""
+    """``[N, …]`` as ``[blocks, N / blocks, …]``, none of which is on several devices; one where no mesh is known."""
     num_blocks = math.gcd(array.shape[0], jax.sharding.get_abstract_mesh().size) if _is_auto() else 1
     return array.reshape(num_blocks, -1, *array.shape[1:])
 

@@ -21,24 +21,23 @@ _CURE = "map a resize over the data set first"
 def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None = None) -> Dataset:
     """A checked data set from NumPy or JAX arrays.
 
-        Args:
-            inputs: array, or pytree of arrays, with one leading axis ``N``. Images are ``[N, H, W, C]``.
-            targets: ``[N, …]`` or ``[N, 1]``, integers for classes (−1 or −100 for unknown); None where no target is known.
-            num_classes: refuses classes outside of it.
+    Args:
+        inputs: array, or pytree of arrays, with one leading axis ``N``. Images are ``[N, H, W, C]``.
+        targets: ``[N, …]`` or ``[N, 1]``, integers for classes (−1 or −100 for unknown); None where no target is known.
+        num_classes: refuses classes outside of it.
 
-        Returns:
-            A :class:`~baal_jax.Dataset` with float64 as float32, integer targets as int32, and all else as it is.
+    Returns:
+        A :class:`~baal_jax.Dataset` with float64 as float32, integer targets as int32, and all else as it is.
 
-        Raises:
-            ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
+    Raises:
+        ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
 
-        Example:
-            >>> import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-            >>> from baal_jax import data
-            >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
-            >>> dataset.inputs.dtype, dataset.targets.dtype
-            (dtype('float32'), dtype('int32'))
+    Example:
+        >>> import numpy as np
+        >>> from baal_jax import data
+        >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
+        >>> dataset.inputs.dtype, dataset.targets.dtype
+        (dtype('float32'), dtype('int32'))
     """
     # Lists are arrays here, and whole numbers are classes.
     dataset = Dataset(jax.tree.map(_numbers, inputs), None if targets is None else _numbers(targets))
@@ -78,18 +77,18 @@ def shard(dataset: Dataset, mesh: Mesh, *, axis: str | tuple[str, ...] | None = 
     names = (axis,) if isinstance(axis, str) else mesh.axis_names if axis is None else axis
     if unknown := [name for name in names if name not in mesh.axis_names]:
         raise ValueError(f"axis={unknown[0]!r} is none of the mesh: choose among {', '.join(mesh.axis_names)}")
-    tasks.admit("dataset", Dataset(*jax.tree.map(np.asarray, tuple(dataset))))
-    size, parts = checks.leading_axis("dataset", tuple(dataset)), math.prod(mesh.shape[name] for name in names)
-    total = -(-size // parts) * parts
+    whole = Dataset(*jax.tree.map(meshes.on_host, tuple(dataset)))
+    tasks.admit("dataset", whole)
+    size, parts = checks.leading_axis("dataset", whole), math.prod(mesh.shape[name] for name in names)
+    total, sharding = -(-size // parts) * parts, NamedSharding(mesh, PartitionSpec(names))
 
-    def place(leaf: Any) -> jax.Array:
-        values, sharding = meshes.on_host(leaf), NamedSharding(mesh, PartitionSpec(names))
+    def place(values: np.ndarray) -> jax.Array:
         kind = jax.dtypes.canonicalize_dtype(values.dtype)
         rows = lambda index: np.minimum(np.arange(total)[index[0]], size - 1)  # noqa: E731, the last one is repeated
         part = lambda index: values[rows(index)].astype(kind)  # noqa: E731
         return jax.make_array_from_callback((total, *values.shape[1:]), sharding, part)
 
-    inputs, targets = jax.tree.map(place, tuple(dataset))
+    inputs, targets = jax.tree.map(place, tuple(whole))
     return Dataset(inputs, targets) if total == size else PaddedDataset(inputs, targets, size)
 
 
