@@ -261,7 +261,7 @@ seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.rpartition("/")[2]))
 place = study.use_compilation_cache(sys.argv[1])
 jax.jit(lambda x: x**2 + 1).lower(1.0).compile()
-print(place, study.use_compilation_cache("elsewhere") == place, "cache_hits" in seen)
+print(place, study.use_compilation_cache(sys.argv[1] + "-elsewhere") == place, "cache_hits" in seen)
 """
     try_it = [sys.executable, "-c", code, str(tmp_path / "programs")]
     tried = [subprocess.run(try_it, capture_output=True, text=True, check=True).stdout for _ in range(2)]
