@@ -10,14 +10,9 @@ label_config.xml                the labelling interface of these tasks
 labels.json                     all answers so far
 ```
 
-From Python:
-
-```python
-annotation.start("cats", references=urls, class_names=["cat", "dog"])
-query = annotation.propose("cats", loop, inputs, key=jax.random.key(0))   # import query.tasks, label, export as JSON
-annotation.ingest("cats", "export.json")
-query = annotation.propose("cats", loop, inputs, key=jax.random.key(0))   # fits to the answers, and asks for more
-```
+From Python: :func:`start` once, and then in turns :func:`propose`, whose :class:`Query` names the tasks to import, and
+:func:`ingest`, which reads the export. A ``ValueError`` refuses a folder without a project, or with a file that is
+damaged, lost or another project's.
 
 The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has to be installed.
 """

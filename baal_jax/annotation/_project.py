@@ -291,9 +291,6 @@ def answers(folder: str | Path) -> pool.PoolState:
     Returns:
         A :class:`~baal_jax.PoolState` that stores targets, −1 (numbers: NaN) where there is no answer; ``labelled_at``
         holds the query that asked. What was skipped is excluded: neither trained on nor queried again.
-
-    Raises:
-        ValueError: there is no project, or a file of it is damaged, lost or another project's.
     """
     return _answers(_read(Path(folder)))
 

@@ -11,6 +11,7 @@ it is the textbook method and the problem is convex (temperature: in ``1/T``); w
 calibrate the average itself, fit and apply to ``metrics.model_average(logits)``.
 
 :func:`calibrated` makes a posterior of any posterior, so that a loop calibrates in every round, before it scores.
+A negative penalty, and bounds other than two positive numbers in order, are refused with a ``ValueError``.
 """
 
 from collections.abc import Callable

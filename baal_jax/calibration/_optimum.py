@@ -56,16 +56,15 @@ def make_problem(logits: Array, targets: Array, weights: Array | None) -> Proble
     positions = math.prod(targets.shape[1:])  # of a map, far from independent: together they count as one example
     logits, targets = logits.reshape(logits.shape[0], -1, logits.shape[-1]), targets.ravel().astype(jnp.int32)
     counts = (targets >= 0) & (given > 0)
-    targets = jnp.where(counts, targets, 0)
     _, impossible = split_impossible(logits)
     # A target of C or more counts, and makes the loss NaN.
     hopeless = jnp.take_along_axis(impossible, targets[None, :, None], axis=-1, mode="fill", fill_value=False)
     counts &= ~jnp.all(hopeless[..., 0], axis=0)
     given = jnp.where(counts, given, 0.0)
     total = jnp.sum(given)
-    weights = jnp.where(total > 0, given / jnp.where(total > 0, total, 1.0), 0.0)
-    prior = _PRIOR * positions / jnp.where(total > 0, total, 1.0)
-    return Problem(jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0), weights, prior)
+    total = jnp.where(total > 0, total, 1.0)
+    logits, targets = jnp.where(counts[None, :, None], logits, 0.0), jnp.where(counts, targets, 0)
+    return Problem(logits, targets, given / total, _PRIOR * positions / total)
 
 
 def fit_temperature(problem: Problem, penalty: float | Array | None, bounds: tuple[float, float]) -> Array:

@@ -56,9 +56,6 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
     Returns:
         A :class:`Scaling` with :class:`TemperatureParams`.
 
-    Raises:
-        ValueError: ``penalty`` is negative, or ``bounds`` are not two positive numbers in order.
-
     References:
         Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
@@ -80,7 +77,7 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
 
 
 def vector(*, penalty: float | None = None) -> Scaling:
-    r"""Vector scaling: a scale and an offset for each class.
+    r"""Vector scaling, by Guo et al. as :func:`temperature`: a scale and an offset for each class.
 
     .. math:: g(z)_c = w_c z_c + b_c, \qquad
               \text{penalty} = \lambda\, \Bigl(\tfrac1C \sum_c (w_c - 1)^2 + \tfrac1C \sum_c b_c^2\Bigr)
@@ -98,12 +95,6 @@ def vector(*, penalty: float | None = None) -> Scaling:
 
     Returns:
         A :class:`Scaling` with :class:`AffineParams`.
-
-    Raises:
-        ValueError: ``penalty`` is negative.
-
-    References:
-        Guo et al., `On calibration of modern neural networks <https://arxiv.org/abs/1706.04599>`_, 2017.
 
     Example:
         >>> scaling = calibration.vector(penalty=1e-3)
@@ -135,9 +126,6 @@ def dirichlet(*, off_diagonal: float | None = None, intercept: float | None = No
 
     Returns:
         A :class:`Scaling` with :class:`AffineParams`.
-
-    Raises:
-        ValueError: a penalty is negative.
 
     References:
         Kull et al., `Beyond temperature scaling: obtaining well-calibrated multi-class probabilities with Dirichlet

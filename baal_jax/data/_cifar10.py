@@ -91,8 +91,7 @@ def _batch(where: str, name: str, content: bytes) -> tuple[np.ndarray, np.ndarra
     else:
         raise ValueError(f"{where}: the file ends inside of record {len(content) // _RECORD}: {_CURE}")
     if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _RECORD - 1):
-        found = f"images {pixels.dtype}{pixels.shape} and {len(classes)} labels"
-        raise ValueError(f"{where}: {found} do not fit CIFAR-10")
+        raise ValueError(f"{where}: images {pixels.dtype}{pixels.shape} and {len(classes)} labels do not fit CIFAR-10")
     known = len(classes) == _SIZE and _SUMS.get(name)
     if known and hashlib.md5(content, usedforsecurity=False).hexdigest() != known:
         raise ValueError(f"{where}: its checksum is not that of the original: {_CURE}")

@@ -158,8 +158,7 @@ def adaptive_ece(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Arr
 
     References:
         Nguyen and O'Connor, `Posterior calibration and exploratory analysis for natural language processing models
-        <https://arxiv.org/abs/1508.05154>`_, 2015; Nixon et al., `Measuring calibration in deep learning
-        <https://arxiv.org/abs/1904.01685>`_, 2019.
+        <https://arxiv.org/abs/1508.05154>`_, 2015; Nixon et al., of :func:`classwise_ece`.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]))

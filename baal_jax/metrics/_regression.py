@@ -74,7 +74,7 @@ def quantiles(draws: Array, levels: Sequence[float]) -> Array:
          [2.]]
     """
     _some_draws(draws)
-    draws, levels = numerics.as_float(draws), static_levels("levels", levels)
+    draws, levels = numerics.as_float(draws), static_levels(levels)
     return jnp.quantile(draws, jnp.asarray(np.array(levels), draws.dtype), axis=0)
 
 
@@ -100,7 +100,7 @@ def pinball(predicted: Array, targets: Array, *, levels: Sequence[float]) -> Arr
         >>> print(metrics.pinball(jnp.array([[2.0], [5.0]]), jnp.array([4.0]), levels=(0.25, 0.75)))
         [0.5  0.25]
     """
-    levels = static_levels("levels", levels)
+    levels = static_levels(levels)
     if predicted.ndim < 2 or predicted.shape[0] != len(levels):
         raise ValueError(f"predicted has shape {predicted.shape}, but levels={levels} needs [{len(levels)}, N, …]")
     return _pinball(predicted, targets, levels)
@@ -230,23 +230,22 @@ def crps_of_sorted(draws: Array, targets: Array, fair: bool) -> Array:
     return mean(distance - spread / pairs if pairs else jnp.full_like(distance, jnp.nan), known)
 
 
-def static_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
+def static_levels(levels: Sequence[float]) -> tuple[float, ...]:
     """Levels of quantiles as a tuple."""
     try:
         numbers = tuple(float(level) for level in levels)
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(0 <= level <= 1 for level in numbers):
-        raise ValueError(f"{name}={levels!r} must be one or more numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
+        raise ValueError(f"levels={levels!r} must be one or more numbers between 0 and 1, such as (0.05, 0.5, 0.95)")
     return numbers
 
 
 @functools.partial(numerics.jit_with_nan, static_argnums=2)
 def _pinball(predicted: Array, targets: Array, levels: tuple[float, ...]) -> Array:
     def at_level(quantile: Array, level: float) -> Array:
-        quantile, values, known = fit_outputs("predicted", quantile, targets)
-        errors = jnp.where(known, values - quantile, 0.0)
-        return mean(jnp.maximum(level * errors, (level - 1) * errors), known)
+        errors, known = _errors(quantile, targets)
+        return mean(jnp.maximum(-level * errors, (1 - level) * errors), known)
 
     return jnp.stack([at_level(predicted[i], level) for i, level in enumerate(levels)])
 

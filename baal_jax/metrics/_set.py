@@ -215,7 +215,7 @@ def regression(
     """
     if noise_variance is not None:
         noise_variance = checks.finite_float("noise_variance", noise_variance, 0.0)
-    return _regression(noise_variance, _names(extra), real.static_levels("levels", levels))
+    return _regression(noise_variance, _names(extra), real.static_levels(levels))
 
 
 @functools.cache  # one object for one configuration, so that evaluate compiles once

@@ -176,7 +176,7 @@ def _entropies(joint: _Joint, p: Array) -> Array:
 def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left: Array) -> tuple[Array, Array]:
     """Gains ``[N]``, exact wherever the largest may be, and bounds elsewhere; how many examples were evaluated."""
     # Bounds are the old ones and, with many configurations, those of a tenth as many groups of them. Blocks of examples
-    # are worked through from the highest bound down, until no bound reaches the best gain.
+    # are worked through from the highest bound down, until no bound reaches the best gain (lazy greedy).
     num_examples, _, num_classes = log_probs.shape
     num_groups = joint.share.shape[0] // _GROUP
     if num_groups >= num_classes:
@@ -185,7 +185,6 @@ def _evaluate(joint: _Joint, log_probs: Array, noise: Array, bounds: Array, left
         coarse = jax.lax.map(lambda p: _entropies(groups, jnp.exp(p)[None])[0], log_probs, batch_size=rows)
         bounds = jnp.minimum(bounds, coarse - noise + _ROUNDING)
     size = max(1, min(num_examples, _BLOCK // (joint.share.shape[0] * num_classes)))
-    # Lazy greedy: in order of the bounds, once a block starts with a bound below the best gain, so do all after it.
     order = jnp.argsort(jnp.where(left, -bounds, jnp.inf))
     order = jnp.pad(order, (0, -num_examples % size), constant_values=num_examples)
     highest = jnp.where(left, bounds, -jnp.inf).at[order].get(mode="fill", fill_value=-jnp.inf)

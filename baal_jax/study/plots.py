@@ -1,4 +1,7 @@
-"""Figures: learning curves, calibration, classes, pictures. Without matplotlib they raise an ImportError."""
+"""Figures: learning curves, calibration, classes, pictures.
+
+What is drawn on, axes or a figure of matplotlib, is returned. Without matplotlib there is an ImportError.
+"""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,9 +88,6 @@ def plot_learning_curves(
         metric: which metric.
         ax: matplotlib axes to draw on; new ones by default.
         styles: name → :class:`Style`; by default :func:`styles_of` the names.
-
-    Returns:
-        The axes.
     """
     ax, styles, means = _axes(ax, 5, 3.5), styles or styles_of(curves), []
     for name, (labels, metrics) in curves.items():
@@ -131,9 +131,6 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles 
         bins: name → :class:`~baal_jax.metrics.Reliability`, or its three arrays; a leading axis of seeds is averaged.
         ax: as in :func:`plot_learning_curves`.
         styles: likewise.
-
-    Returns:
-        The axes.
     """
     ax, styles = _axes(ax, 4, 3.8), styles or styles_of(bins)
     ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
@@ -162,9 +159,6 @@ def plot_class_histogram(
         class_names: ``C`` names.
         ax: as in :func:`plot_learning_curves`.
         styles: likewise.
-
-    Returns:
-        The axes.
     """
     ax, styles, width = _axes(ax, 6, 3.2), styles or styles_of(counts), 0.8 / len(counts)
     for i, (name, labels) in enumerate(counts.items()):
@@ -181,9 +175,6 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], figure: A
     Args:
         rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
         figure: matplotlib figure to draw on; a new one by default.
-
-    Returns:
-        The figure.
     """
     if figure is None:
         figure = checks.optional_import("matplotlib.pyplot", "plot").figure(layout="constrained")

@@ -1,15 +1,8 @@
 """Results of a study on disk: cells, table and pictures, how they are written and read; every kill leaves them whole.
 
-```text
-study.json               what was asked for, and with which versions, hardware and programs
-cells/NAME-SEEDS.npz     what one call computed: one strategy, some seeds; written at once or not at all
-claims/NAME-SEEDS        which process is at work on a cell
-results.csv              all of it as one tidy table: a line for every strategy, seed and round
-pictures.npz             inputs of what was queried, where the data are images
-```
-
-The cells hold everything, and the table is made of them, the same however often a study was stopped. All but the table
-carry a checksum: what is damaged or of another study is refused by name. What is deleted the study's call makes anew.
+The page on studies lists the files. The cells hold everything, and the table is made of them, the same however often a
+study was stopped. All but the table carry a checksum: what is damaged or of another study is refused by name. What is
+deleted the study's call makes anew.
 """
 
 import csv

@@ -31,11 +31,7 @@ def scale() -> Transform:
 
 
 def centre() -> Transform:
-    """Subtract the mean feature of the rows that count.
-
-    Returns:
-        A transform of plain features ``[N, D]``.
-    """
+    """Subtract the mean feature of the rows that count, from plain features ``[N, D]``."""
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
         dense(features, "transforms.centre")
@@ -70,16 +66,13 @@ def sketch(size: int = 512) -> Transform:
 
 
 def posterior(noise: float = 1.0) -> Transform:
-    r"""The Gaussian-process posterior given what is labelled.
+    r"""The Gaussian-process posterior given what is labelled, of plain features ``[N, D]``.
 
     .. math:: k(x, x' \mid L) = \phi(x)^\top A^{-1} \phi(x'), \qquad
               A = I + \sigma^{-2} \sum_{i \in L} \phi_i \phi_i^\top
 
     Args:
         noise: ``σ``, the standard deviation of observation noise.
-
-    Returns:
-        A transform of plain features ``[N, D]``.
     """
     noise = checks.positive_float("noise", noise)
     return lambda key, features, labelled, counted: conditioned(features, labelled, noise, "transforms.posterior")

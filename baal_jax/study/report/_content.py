@@ -255,8 +255,7 @@ def _thumbnails(results: Results, listed: dict[str, Any], left_out: list[str]) -
     _, height, width, channels = shown.shape
     columns = math.ceil(math.sqrt(len(ids) * height / width))
     rows = -(-len(ids) // columns)
-    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
-    sheet[: len(ids)] = shown
+    sheet = np.pad(shown, [(0, rows * columns - len(ids)), (0, 0), (0, 0), (0, 0)])
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     image = png(sheet.reshape(rows * height, columns * width, channels))
     uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
