@@ -157,9 +157,6 @@ def from_label_studio(
         project: the name that every task has to carry; None for any.
         source: a name for messages.
 
-    Returns:
-        :class:`Annotations`.
-
     Raises:
         ValueError, which names the task: it has no annotations or is of another project, its ``baal_index`` is missing,
             out of range, never asked for or there twice, or an answer does not fit the labelling interface.

@@ -33,8 +33,7 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     (if TensorFlow is installed), the original binary or python archive, packed or unpacked. Nothing is downloaded.
 
     Args:
-        data_dir: the root of the TFDS directories, the folder of the set or of a version of it, or the folder with the
-            archive; by default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        data_dir: as for :func:`from_tfds`, or the folder with the archive.
 
     Returns:
         ``(train, test)``: ``uint8[N, 32, 32, 3]`` inputs and ``int32[N]`` targets, indices of ``CIFAR10_CLASSES``.

@@ -7,8 +7,9 @@ What should not be there is never taken for an ordinary value. A prediction that
 for accuracy, precision, recall and F1, is in no cell of a confusion matrix and in no bin of a histogram, and makes all
 other metrics NaN. A class of ``C`` or more is an example of no class, wrong for all metrics, and makes the NLL NaN.
 
-Shapes that differ, a single class, no draws, a number of bins that is not positive, levels outside of 0 to 1, and an
-average that does not exist are refused with a ``ValueError``.
+A metric is a ``float32[]`` where nothing else is said; errors of regression are in units of the targets. Refused
+with a ``ValueError`` are shapes that differ, a single class, no draws, a number of bins that is not positive, levels
+outside of 0 to 1, and an average that does not exist.
 """
 
 from baal_jax.metrics._calibration import Reliability, adaptive_ece, classwise_ece, ece, ece_per_class, reliability

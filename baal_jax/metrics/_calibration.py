@@ -65,9 +65,6 @@ def reliability(log_probs: Array, targets: Array, *, num_bins: int = 15) -> Reli
         targets: ``int[N, …]``.
         num_bins: number of bins of the confidence; a confidence of exactly 1 falls in the last one.
 
-    Returns:
-        A :class:`Reliability`.
-
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]))
         >>> bins = metrics.reliability(log_probs, jnp.array([0, 1, 1]), num_bins=2)

@@ -49,9 +49,6 @@ def nll(log_probs: Array, targets: Array) -> Array:
         log_probs: ``[N, …, C]``.
         targets: ``int[N, …]``, or probabilities ``y`` of the classes, ``float[N, …, C]``: ``Σ_c y_c log p̄_c`` then.
 
-    Returns:
-        ``float32[]``.
-
     Example:
         >>> print(metrics.nll(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([1])))
         0.6931472
@@ -151,11 +148,8 @@ def recall(log_probs: Array, targets: Array, *, average: str | None = "macro", z
     Args:
         log_probs: ``[N, …, C]``.
         targets: ``int[N, …]``.
-        average: as in :func:`precision`.
+        average: as in :func:`precision`, and so is what is returned.
         zero_division: the recall of a class without examples. NaN leaves it out of averages.
-
-    Returns:
-        ``float32[]``, or ``float32[C]`` without an average.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]]))
@@ -175,11 +169,8 @@ def f1(log_probs: Array, targets: Array, *, average: str | None = "macro", zero_
     Args:
         log_probs: ``[N, …, C]``.
         targets: ``int[N, …]``.
-        average: as in :func:`precision`.
+        average: as in :func:`precision`, and so is what is returned.
         zero_division: the value of a class that is neither a target nor predicted. ``"macro"`` leaves it out.
-
-    Returns:
-        ``float32[]``, or ``float32[C]`` without an average.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.7, 0.3], [0.2, 0.8], [0.2, 0.8]]))

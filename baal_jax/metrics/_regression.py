@@ -26,9 +26,6 @@ def rmse(predicted: Array, targets: Array) -> Array:
         predicted: ``[N, …]``, the mean over draws.
         targets: ``float[N, …]``; NaN is unknown.
 
-    Returns:
-        ``float32[]``, in units of the targets.
-
     Example:
         >>> print(metrics.rmse(jnp.array([1.0, 2.0]), jnp.array([8.0, 3.0])))
         5.0
@@ -46,9 +43,6 @@ def mae(predicted: Array, targets: Array) -> Array:
     Args:
         predicted: ``[N, …]``, the mean over draws.
         targets: ``float[N, …]``; NaN is unknown.
-
-    Returns:
-        ``float32[]``, in units of the targets.
 
     Example:
         >>> print(metrics.mae(jnp.array([1.0, 2.0]), jnp.array([4.0, jnp.nan])))
@@ -146,9 +140,6 @@ def crps(draws: Array, targets: Array, *, fair: bool = False) -> Array:
         targets: ``float[N, …]``; NaN is unknown.
         fair: unbiased in ``S``. NaN for a single draw.
 
-    Returns:
-        ``float32[]``, in units of the targets.
-
     References:
         Gneiting and Raftery, `Strictly proper scoring rules, prediction, and estimation
         <https://doi.org/10.1198/016214506000001437>`_, 2007; Ferro, `Fair scores for ensemble forecasts
@@ -174,9 +165,6 @@ def gaussian_crps(predicted: Array, variance: Array, targets: Array) -> Array:
         predicted: ``μ``, ``[N, …]``.
         variance: ``σ²``, ``[N, …]``, noise included; where it is 0 the score is the absolute error.
         targets: ``float[N, …]``; NaN is unknown.
-
-    Returns:
-        ``float32[]``, in units of the targets.
 
     References:
         Gneiting et al., `Calibrated probabilistic forecasting using ensemble model output statistics and minimum CRPS

@@ -30,10 +30,9 @@ class MetricSet(NamedTuple):
         compute: ``(summary [N, …], targets [N, …]) -> {name: value}``.
 
     Example:
-        >>> import baal_jax as baal
-        >>> metric_set = baal.metrics.classification()
+        >>> metric_set = metrics.classification()
         >>> batches = jnp.log(jnp.array([[[0.9, 0.1], [0.8, 0.2]]])), jnp.log(jnp.array([[[0.6, 0.4]]]))
-        >>> parts = [metric_set.summarise(baal.Predictions(logits)) for logits in batches]
+        >>> parts = [metric_set.summarise(Predictions(logits)) for logits in batches]
         >>> summary = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         >>> round(float(metric_set.compute(summary, jnp.array([0, 0, 1]))["accuracy"]), 3)
         0.667
@@ -85,9 +84,8 @@ def classification(
         ValueError: a number is not positive, or a name is unknown.
 
     Example:
-        >>> import baal_jax as baal
-        >>> metric_set = baal.metrics.classification(extra=("f1", "auroc"))
-        >>> summary = metric_set.summarise(baal.Predictions(jnp.log(jnp.array([[[0.9, 0.1], [0.2, 0.8]]]))))
+        >>> metric_set = metrics.classification(extra=("f1", "auroc"))
+        >>> summary = metric_set.summarise(Predictions(jnp.log(jnp.array([[[0.9, 0.1], [0.2, 0.8]]]))))
         >>> sorted(metric_set.compute(summary, jnp.array([0, 1])))
         ['accuracy', 'auroc', 'brier', 'ece', 'f1', 'nll']
     """
@@ -111,9 +109,8 @@ def multi_label() -> MetricSet:
         <https://doi.org/10.1007/s10994-011-5256-5>`_, 2011.
 
     Example:
-        >>> import baal_jax as baal
-        >>> metric_set = baal.metrics.multi_label()
-        >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[3.0, -3.0], [3.0, 3.0]]])))
+        >>> metric_set = metrics.multi_label()
+        >>> summary = metric_set.summarise(Predictions(jnp.array([[[3.0, -3.0], [3.0, 3.0]]])))
         >>> values = metric_set.compute(summary, jnp.array([[1, 0], [1, 0]]))
         >>> print(values["exact_match"], values["hamming_loss"], values["f1_micro"])
         0.5 0.25 0.8
@@ -162,9 +159,8 @@ def gaussian_regression() -> MetricSet:
         <https://arxiv.org/abs/1612.01474>`_, 2017.
 
     Example:
-        >>> import baal_jax as baal
-        >>> metric_set = baal.metrics.gaussian_regression()
-        >>> summary = metric_set.summarise(baal.Predictions(jnp.zeros((2, 3, 2))))
+        >>> metric_set = metrics.gaussian_regression()
+        >>> summary = metric_set.summarise(Predictions(jnp.zeros((2, 3, 2))))
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.ones(3)).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 1.0}
     """
@@ -207,9 +203,8 @@ def regression(
         ValueError: a number is out of range, a name unknown, or draws, without the noise, go with ``noise_variance``.
 
     Example:
-        >>> import baal_jax as baal
-        >>> metric_set = baal.metrics.regression(extra=("coverage",))
-        >>> summary = metric_set.summarise(baal.Predictions(jnp.array([[[0.0]], [[2.0]]])))
+        >>> metric_set = metrics.regression(extra=("coverage",))
+        >>> summary = metric_set.summarise(Predictions(jnp.array([[[0.0]], [[2.0]]])))
         >>> {name: round(float(value), 3) for name, value in metric_set.compute(summary, jnp.array([2.0])).items()}
         {'rmse': 1.0, 'mae': 1.0, 'nll': 1.419, 'crps': 0.602, 'coverage': 0.0}
     """
@@ -229,12 +224,11 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
         named |= {f"reliability_{part}": part_of(part) for part in calibration.Reliability._fields}
         named["entropy_histogram"] = calibration.entropy_histogram
         named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
-    over_classes = functools.partial(functools.partial, average="macro")
-    available = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
-    available |= {"confusion_matrix": classes.confusion_matrix, "auroc": over_classes(classes.auroc)}
-    available |= {"average_precision": over_classes(classes.average_precision)}
+    averaged = (classes.precision, classes.recall, classes.f1, classes.auroc, classes.average_precision)
+    available = {metric.__name__: functools.partial(metric, average="macro") for metric in averaged}
     binned_ones = (calibration.adaptive_ece, calibration.classwise_ece, calibration.ece_per_class)
     available |= {metric.__name__: binned(metric) for metric in binned_ones}
+    available["confusion_matrix"] = classes.confusion_matrix
     return _metric_set(lambda predictions: model_average(predictions.logits), named | _chosen(extra, available))
 
 

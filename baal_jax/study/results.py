@@ -111,9 +111,6 @@ def read(folder: str | Path) -> Results:
     Args:
         folder: where the study is.
 
-    Returns:
-        :class:`Results`.
-
     Raises:
         ValueError: there is no study in the folder, it is of another format, or a file is damaged or of another study.
     """

@@ -3,8 +3,9 @@
 Seeds are paired: seed 3 of one strategy starts from the labels of seed 3 of another. Everything is NumPy in float64,
 and what resamples is the same in every call with the same ``seed``.
 
-Refused with a ``ValueError`` are shapes that do not fit, numbers of labels that decrease or are negative, a target that
-is NaN, confidences and p-values that are not between 0 and 1, fewer than 99 resamples and fewer than two ranks.
+Refused with a ``ValueError`` are shapes that do not fit, a baseline or a metric that is not there or has no direction
+that is known, numbers of labels that decrease or are negative, a target that is NaN, confidences and p-values that are
+not between 0 and 1, fewer than 99 resamples, and fewer than two strategies to rank.
 """
 
 from baal_jax.study.statistics._comparisons import (

@@ -201,9 +201,6 @@ def compare_all(
     Returns:
         Name → :class:`Verdict`, for all but the baseline, in the order given.
 
-    Raises:
-        ValueError: the baseline is not among the names, shapes differ, or the direction is not known.
-
     Example:
         >>> areas = {"random": [0.7, 0.6, 0.8, 0.7], "bald": [0.8, 0.7, 0.9, 0.8]}
         >>> statistics.compare_all(areas, "random", metric="accuracy")["bald"].verdict

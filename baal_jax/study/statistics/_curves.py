@@ -35,9 +35,6 @@ def is_higher_better(metric: str | None, higher_is_better: bool | None = None) -
         metric: a name such as ``"top_5_accuracy"`` (more is better) or ``"nll"`` (less is).
         higher_is_better: the answer itself, whatever the name.
 
-    Returns:
-        True or False.
-
     Raises:
         ValueError: the name is another, or of no direction, as ``"coverage"`` is; the answer is not True or False.
 
@@ -68,9 +65,6 @@ def mean_curve(num_labelled: Any, values: Any, confidence: float = 0.95) -> Curv
         num_labelled: ``[R]``, or ``[seeds, R]`` where runs differ; not decreasing.
         values: ``float[seeds, R]``.
         confidence: ``c``.
-
-    Returns:
-        A :class:`Curve`.
 
     Example:
         >>> curve = statistics.mean_curve([10, 20], [[0.5, 0.8], [0.6, 0.9], [0.7, 0.7]])

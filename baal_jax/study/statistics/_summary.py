@@ -103,12 +103,6 @@ def summary(
         target: value to reach; by default the study's for its metric, else the best that ¾ of baseline runs reach.
         confidence: of intervals and verdicts.
 
-    Returns:
-        A :class:`Summary`.
-
-    Raises:
-        ValueError: the metric or the baseline is not in the results, or the direction is not known.
-
     Example:
         >>> from baal_jax.study import results, statistics
         >>> digits = results.read("runs/digits")  # doctest: +SKIP
