@@ -225,7 +225,7 @@ def _classification(top_k: tuple[int, ...], num_bins: int, diagnostics: bool, ex
         named["entropy_histogram"] = calibration.entropy_histogram
         named["accuracy_per_class"] = functools.partial(classes.recall, average=None, zero_division=float("nan"))
     averaged = (classes.precision, classes.recall, classes.f1, classes.auroc, classes.average_precision)
-    available = {metric.__name__: functools.partial(metric, average="macro") for metric in averaged}
+    available: dict[str, Metric] = {one.__name__: functools.partial(one, average="macro") for one in averaged}
     binned_ones = (calibration.adaptive_ece, calibration.classwise_ece, calibration.ece_per_class)
     available |= {metric.__name__: binned(metric) for metric in binned_ones}
     available["confusion_matrix"] = classes.confusion_matrix

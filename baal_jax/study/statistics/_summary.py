@@ -136,15 +136,16 @@ def summary(
     ranking = rank(areas, higher_is_better=higher, confidence=confidence) if len(areas) > 1 else None
     rows = []
     for name, runs in results.runs.items():
-        *final, count = map(float, mean_and_error(finals[name]))
-        *height, _ = map(float, mean_and_error(areas[name]))
+        final, final_error, count = map(float, mean_and_error(finals[name]))
+        height, height_error, _ = map(float, mean_and_error(areas[name]))
         stopped = int(np.asarray(runs.stopped).any(axis=1).sum())
         pair = labels[name], labels[baseline]
         saved = None if name == baseline else labels_saved(*pair, confidence=confidence)
         needed = pair[0][~np.isnan(pair[0])]
         median = float(np.median(needed)) if needed.size else math.nan
         place = math.nan if ranking is None else ranking.mean_ranks.get(name, math.nan)
-        rows.append(Row(name, int(count), stopped, *final, *height, verdicts.get(name), median, saved, place))
+        means = (final, final_error, height, height_error)
+        rows.append(Row(name, int(count), stopped, *means, verdicts.get(name), median, saved, place))
     usable = lows <= highs
     low, high = (float(lows[usable].min()), float(highs[usable].max())) if usable.any() else (math.nan, math.nan)
     shortened = int((~(highs >= high)).sum())
