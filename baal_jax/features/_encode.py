@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baal_jax._util import checks, files, sources
+from baal_jax._util import checks, files, meshes, sources
 
 _EVERY = 1.0  # seconds between records of what is done, each of which waits for the disk
 
 
+@meshes.auto
 def encode(apply: Callable, inputs: Any, batch_size: int = 256, *, cache: str | Path | None = None) -> np.ndarray:
     """Embeds every example once. With a cache, one that is killed goes on, and memory does not grow with ``N``.
 
