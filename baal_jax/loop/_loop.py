@@ -454,9 +454,10 @@ def _select(
         picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
     picked = meshes.everywhere(picked)
     # Not before there are picks, so that what both compute on the way is not in memory at the same time.
-    indices, since, available = jax.lax.optimization_barrier((picked.indices, state.pool.labelled_at, available))
-    picked, pool = picked._replace(indices=indices), state.pool._replace(labelled_at=since)
-    return picked, _describe(pool, picked, summary, available)
+    # A barrier would copy what it holds back.
+    chosen = picked.indices[0] > -2
+    pool = state.pool._replace(labelled_at=jnp.where(chosen, state.pool.labelled_at, 0))
+    return picked, _describe(pool, picked, summary, available & chosen)
 
 
 def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
