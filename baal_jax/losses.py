@@ -1,4 +1,4 @@
-"""Losses, one number an example: the trainer does the averaging. Any optax loss of that form works as well."""
+"""Losses, one number an example: the trainer averages them, and those of optax. Wrong shapes raise ``ValueError``."""
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,6 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
     Returns:
         ``[B]``: the loss of each example, averaged over its labels that count.
 
-    Raises:
-        ValueError: the shapes do not fit.
-
     Example:
         >>> print(losses.binary_cross_entropy(jnp.zeros((1, 3)), jnp.array([[0, 1, -1]])))
         [0.6931472]
@@ -81,9 +78,6 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     Returns:
         ``[B]``: the loss of each example, averaged over its positions that count.
 
-    Raises:
-        ValueError: the shapes do not fit.
-
     Example:
         >>> print(losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros(2)))
         [0.5 4.5]
@@ -105,9 +99,6 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
 
     Returns:
         ``[B]``: the loss of each example, averaged over its positions that count.
-
-    Raises:
-        ValueError: the shapes do not fit.
 
     References:
         Nix and Weigend, `Estimating the mean and variance of the target probability distribution

@@ -56,9 +56,6 @@ def labelling_budget(budget: int) -> Criterion:
     Args:
         budget: how many labels can be afforded.
 
-    Returns:
-        A :class:`Criterion`.
-
     Raises:
         ValueError: ``budget`` is not a positive integer.
 
@@ -78,9 +75,6 @@ def low_uncertainty(threshold: float) -> Criterion:
 
     Args:
         threshold: in the units of the heuristic. NaN, the mean of acquisitions without a score, never stops.
-
-    Returns:
-        A :class:`Criterion`.
     """
     threshold = float(threshold)
     return Criterion(lambda _: (), lambda memory, outcome: (memory, outcome.info.mean_score < threshold))
@@ -104,9 +98,6 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
         patience: ``p``. Fewer values than that never stop, nor do NaN.
         atol: ``a``.
         rtol: ``r``.
-
-    Returns:
-        A :class:`Criterion`.
 
     Raises:
         ValueError: ``patience`` is not a positive integer, or, when the run starts, it has no such metric.
@@ -182,9 +173,6 @@ def any_of(*criteria: Criterion) -> Criterion:
     Args:
         criteria: two or more.
 
-    Returns:
-        A :class:`Criterion`.
-
     Example:
         >>> from baal_jax import stopping
         >>> stop = stopping.any_of(stopping.labelling_budget(500), stopping.plateau("accuracy", patience=5))
@@ -197,9 +185,6 @@ def all_of(*criteria: Criterion) -> Criterion:
 
     Args:
         criteria: two or more.
-
-    Returns:
-        A :class:`Criterion`.
     """
     return _combined(criteria, jnp.all)
 

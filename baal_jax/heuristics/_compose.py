@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from baal_jax._util import checks, numerics
-from baal_jax.typing import PyTree, ScoreFn
+from baal_jax.typing import Array, PyTree, ScoreFn
 
 _REDUCTIONS = {"mean": (jnp.sum, 0.0), "sum": (jnp.sum, 0.0), "max": (jnp.max, -jnp.inf), "min": (jnp.min, jnp.inf)}
 
@@ -78,9 +77,6 @@ def from_baal_layout(predictions: Array) -> Array:
 
     Args:
         predictions: ``[N, C, …, S]``.
-
-    Returns:
-        ``[S, N, …, C]``.
 
     Raises:
         ValueError: fewer than three axes.

@@ -103,10 +103,7 @@ def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertai
         noise: ``σ``, standard deviation of the labels, where the network does not predict it.
 
     Returns:
-        :class:`Uncertainty` in squared units of the outputs, ``[N, …, C]`` each.
-
-    Raises:
-        ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
+        :class:`Uncertainty` in squared units of the outputs, ``[N, …, C]`` each; raises as :func:`gaussian_bald`.
 
     References:
         Kendall and Gal, `What uncertainties do we need in Bayesian deep learning for computer vision?

@@ -183,7 +183,6 @@ def require_same_draws(name: str, outputs: Array, targets: Array) -> None:
 
 
 def _divergence(log_p: Array, log_mean: Array) -> Array:
-    """``KL(p ‖ mean)`` over the last axis."""
     # KL(p ‖ mean) = Σ p (e^r − 1 − r) with r = log(mean / p): Σ p e^r and Σ p are both 1, so they may be put in, and
     # then no term is negative. The −inf of an impossible class must not meet a 0, or the gradient is NaN, so it is
     # replaced before it is subtracted or exponentiated; what is left of its term is the probability of the mean.

@@ -27,7 +27,7 @@ def margin(logits: Array) -> Array:
         >>> print(heuristics.margin(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [-0.25]
     """
-    p = _mean_probs(logits)
+    p = numerics.mean_over_log_probs(jnp.exp, logits)
     # Not top_k: on a CPU a sort, before which all else would be computed anew for every comparison.
     best = jax.lax.argmax(p, p.ndim - 1, jnp.int32)[..., None]
     first = jax.lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == best
@@ -53,7 +53,7 @@ def least_confidence(logits: Array) -> Array:
         >>> print(heuristics.least_confidence(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]]))))
         [0.5]
     """
-    return 1.0 - jnp.max(_mean_probs(logits), axis=-1)
+    return 1.0 - jnp.max(numerics.mean_over_log_probs(jnp.exp, logits), axis=-1)
 
 
 @numerics.on_logits
@@ -109,7 +109,7 @@ def mean_std(logits: Array) -> Array:
         >>> print(heuristics.mean_std(certain[:, None]))
         [0.5]
     """
-    mean = _mean_probs(logits)
+    mean = numerics.mean_over_log_probs(jnp.exp, logits)
     spread = numerics.mean_over_log_probs(lambda log_p: (jnp.exp(log_p) - mean) ** 2, logits)
     level = spread == 0  # the square root has no gradient at 0
     return jnp.mean(jnp.where(level, 0.0, jnp.sqrt(jnp.where(level, 1.0, spread))), axis=-1)
@@ -138,7 +138,3 @@ def variance(outputs: Array) -> Array:
     """
     checks.draws("outputs", outputs)
     return jnp.mean(numerics.variance_over_draws(numerics.as_float, outputs), axis=-1)
-
-
-def _mean_probs(logits: Array) -> Array:
-    return numerics.mean_over_log_probs(jnp.exp, logits)

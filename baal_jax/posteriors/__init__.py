@@ -2,7 +2,7 @@
 
 A new one is a file here, a name in ``REGISTRY`` where it is built from ``(model, trainer)``, by which commands know it,
 and, where it needs options, a line in ``SETTINGS`` of tests/contracts/test_posteriors.py: the suite runs over it. All
-are fitted, drawn from and asked alike, as the example of :func:`mc_dropout` shows.
+are fitted, drawn from and asked alike, as the example of :func:`mc_dropout` shows. Arguments out of range are refused.
 """
 
 from baal_jax.posteriors import kernels

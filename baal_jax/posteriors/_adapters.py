@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from baal_jax._util import checks
 from baal_jax.training import batches, tasks
-from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, of_network, short
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, of_network, short
 
 
 class ChainState(NamedTuple):
@@ -22,7 +21,6 @@ class ChainState(NamedTuple):
 
     network: TrainState
     positions: PyTree
-
     variables, steps, loss = of_network("network")
     __repr__ = short
 
@@ -67,9 +65,6 @@ def from_blackjax(
 
     Returns:
         A :class:`~baal_jax.Posterior` with a :class:`ChainState`. The first ``K`` draws differ; more repeat them.
-
-    Raises:
-        ValueError: an argument is out of its range.
 
     References:
         Welling and Teh, `Bayesian learning via stochastic gradient Langevin dynamics

@@ -22,15 +22,13 @@ class EnsembleState(NamedTuple):
 
     members: TrainState
     frozen: PyTree = None
-
     _, steps, loss = of_network("members")
+    __repr__ = short
 
     @property
     def variables(self) -> Variables:
         """The first member's network, for what reads a single one (``features``)."""
         return _shared(self, jax.tree.map(lambda leaf: leaf[0], self.members.variables))
-
-    __repr__ = short
 
 
 def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch_size: int | None = None) -> Posterior:

@@ -30,7 +30,6 @@ class DropoutGPState(NamedTuple):
     mean: Array
     root: Array
     age: Array
-
     variables, steps, loss = of_network("network")
     __repr__ = short
 

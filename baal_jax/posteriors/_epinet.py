@@ -25,7 +25,6 @@ class EpinetState(NamedTuple):
 
     base: TrainState
     epinet: TrainState
-
     variables, steps, _ = of_network("base")
     _, _, loss = of_network("epinet")
     __repr__ = short
@@ -76,10 +75,6 @@ def epinet(
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
         >>> posterior = baal.posteriors.epinet(net, trainer)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=1000).shape
-        (1000, 4, 2)
     """
     index_dim = checks.positive_int("index_dim", index_dim)
     widths = [checks.positive_int("hidden", width) for width in hidden]
@@ -148,7 +143,6 @@ def _epinet(variables: Variables, hidden: Array, indices: Array, prior_scale: fl
 
 
 def _init(key: Key, sizes: Sequence[int], dtype: jnp.dtype) -> list[tuple[Array, Array]]:
-    """Weights of variance ``1 / inputs`` and zero biases."""
     return [
         (jax.random.normal(key, shape, dtype) / math.sqrt(shape[0]), jnp.zeros(shape[1:], dtype))
         for key, shape in zip(jax.random.split(key, len(sizes) - 1), itertools.pairwise(sizes), strict=True)

@@ -113,10 +113,6 @@ def gaussian_process(
         >>> import baal_jax as baal
         >>> from baal_jax.posteriors import kernels
         >>> posterior = baal.posteriors.gaussian_process(kernels.dense(2), num_classes=2, num_features=64)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False, False]))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
     """
     num_classes = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)
     scale = None if scale is None else checks.positive_float("scale", scale)

@@ -42,15 +42,13 @@ class LaplaceState(NamedTuple):
     prior_precision: Array
     noise: Array
     log_evidence: Array
-
     variables, steps, loss = of_network("trained")
+    __repr__ = short
 
     @property
     def structure(self) -> Structure:
         """What of ``H`` is kept, where it was chosen by size."""
         return "full" if self.curvature[0].ndim == 4 else "kronecker" if len(self.curvature) > 1 else "diagonal"
-
-    __repr__ = short
 
 
 def laplace(

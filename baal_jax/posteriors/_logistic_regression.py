@@ -230,8 +230,6 @@ def _optimum(total: _Total, contrasts: Array, start: Array, precision: Array, sp
 
 
 def _exact(total: _Total, contrasts: Array, precision: Array, weights: Array) -> _Look:
-    """Value, Newton step and the Cholesky factor of the Hessian."""
-
     def of(x: Array, y: Array) -> tuple[Array, Array, Array]:
         value, slope, p = _likelihood(x, y, weights, contrasts)
         each = (x[:, :, None] * p[:, None, :]).reshape(x.shape[0], -1)

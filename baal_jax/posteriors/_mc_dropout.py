@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from baal_jax._util import random
 from baal_jax.models import require_stochastic
 from baal_jax.training.tasks import guarded, task_of
-from baal_jax.typing import Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables
+from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Trainer, TrainState, Variables
 
 Select = Callable[[str, Array], bool]  # ("Dense_0/kernel", leaf) -> whether to drop entries of it
 
@@ -64,13 +63,9 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         require_stochastic(model, state.variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
         if shared_masks:
             return model.apply(state.variables, inputs, draw)
-
-        def one(example: PyTree) -> PyTree:
-            batch = jax.tree.map(lambda leaf: leaf[None], example)
-            outputs = model.apply(state.variables, batch, random.of_example(draw, example))
-            return jax.tree.map(lambda leaf: leaf[0], outputs)
-
-        return jax.vmap(one)(inputs)
+        own = lambda row: model.apply(state.variables, row, random.of_example(draw, row))  # noqa: E731
+        outputs = jax.vmap(own)(jax.tree.map(lambda leaf: leaf[:, None], inputs))
+        return jax.tree.map(lambda leaf: leaf[:, 0], outputs)
 
     return guarded(jax.jit(fit), sample, apply, task_of(trainer))
 

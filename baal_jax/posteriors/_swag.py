@@ -46,15 +46,13 @@ class SwagState(NamedTuple):
     variables: Variables
     train: TrainState
     inputs: PyTree
-
     _, steps, loss = of_network("train")
+    __repr__ = short
 
     @property
     def moments(self) -> SwagMoments:
         """What the Gaussian is made from."""
         return self.train.opt_state[-1]
-
-    __repr__ = short
 
 
 def swag(
@@ -98,10 +96,6 @@ def swag(
         >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=40, batch_size=2)
         >>> posterior = baal.posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
-        >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(4, bool))
-        >>> int(state.moments.num_snapshots)
-        10
     """
     rank = checks.positive_int("rank", rank, least=0)
     if rank == 1:
@@ -113,8 +107,7 @@ def swag(
     train = trainer(model, transform=_gather(rank, start, every, least=2 if scale > 0 else 1))
 
     def network(key: Key, params: PyTree, trained: TrainState, inputs: PyTree) -> Variables:
-        params = jax.tree.map(lambda new, old: new.astype(old.dtype), params, trained.variables.params)
-        variables = trained.variables._replace(params=params)
+        variables = trained.variables._replace(params=averaging.cast_like(params, trained.variables.params))
         if inputs is None:
             return variables
         read = lambda i: (jax.random.fold_in(key, i), jax.tree.map(lambda leaf: leaf[i], inputs))  # noqa: E731

@@ -5,7 +5,7 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
 
-:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior.
+:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior. Options out of range raise ``ValueError``.
 """
 
 import itertools
@@ -103,9 +103,6 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
     Returns:
         A :class:`Kernel` of inputs ``[N, …]``, which are flattened to ``[N, D]``.
 
-    Raises:
-        ValueError: an argument is out of its range.
-
     References:
         Lee et al., `Deep neural networks as Gaussian processes <https://arxiv.org/abs/1711.00165>`_, 2018. Cho and
         Saul, `Kernel methods for deep learning
@@ -113,9 +110,7 @@ def dense(depth: int, *, activation: str = "relu", weight_std: float = math.sqrt
         infinite networks <https://papers.nips.cc/paper/1197-computing-with-infinite-networks>`_, 1996.
 
     Example:
-        >>> from baal_jax.posteriors import kernels
-        >>> kernel = kernels.dense(2, activation="erf")
-        >>> kernel.gram(jnp.ones((3, 4)), jnp.zeros((5, 4))).shape
+        >>> dense(2, activation="erf").gram(jnp.ones((3, 4)), jnp.zeros((5, 4))).shape
         (3, 5)
     """
     depth = checks.positive_int("depth", depth, 0)
@@ -181,9 +176,7 @@ def convolutional(
         <https://arxiv.org/abs/1810.05148>`_, 2019.
 
     Example:
-        >>> from baal_jax.posteriors import kernels
-        >>> kernel = kernels.convolutional(2, 3)
-        >>> kernel.gram(jnp.ones((3, 8, 8, 1)), jnp.zeros((5, 8, 8, 1))).shape
+        >>> convolutional(2, 3).gram(jnp.ones((3, 8, 8, 1)), jnp.zeros((5, 8, 8, 1))).shape
         (3, 5)
     """
     depth = checks.positive_int("depth", depth)
@@ -274,7 +267,6 @@ class _Layer:
 
 @jax.custom_jvp
 def _arc_cosine(cosine: Array) -> Array:
-    """``sin θ + (π − θ) cos θ``."""
     sine = jnp.sqrt((1.0 - cosine) * (1.0 + cosine))
     return sine + (math.pi - jnp.arctan2(sine, cosine)) * cosine
 

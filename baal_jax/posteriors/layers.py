@@ -42,8 +42,7 @@ class _Gaussian(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
         """``[B, …, D] -> [B, …, features]``."""
-        kernel_size = getattr(self, "kernel_size", ())
-        if inputs.ndim < 2 + np.size(kernel_size):
+        if inputs.ndim < 2 + np.size(getattr(self, "kernel_size", ())):
             raise ValueError(f"inputs of shape {inputs.shape} lack a leading axis of examples: pass inputs[None]")
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             inputs = inputs.astype(getattr(self, "dtype", None) or jnp.float32)  # squares of bytes would wrap around
@@ -123,8 +122,7 @@ class BayesianConv(_Gaussian, nn.Conv):
     ``[B, …, D]`` with as many axes between as ``kernel_size`` has.
 
     References:
-        Shridhar et al., `A comprehensive guide to Bayesian convolutional neural network with variational inference
-        <https://arxiv.org/abs/1901.02731>`_, 2019, and those of :class:`BayesianDense`.
+        Those of :func:`~baal_jax.posteriors.bayesian_layers` and :class:`BayesianDense`.
 
     Example:
         >>> from baal_jax.posteriors.layers import BayesianConv

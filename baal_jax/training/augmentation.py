@@ -2,7 +2,7 @@
 
 Each is a builder of a pure ``(key, batch) -> batch`` on a :class:`~baal_jax.Dataset` whose inputs are images
 ``[B, H, W, C]`` of any dtype, drawn anew for every example: what ``baal_jax.trainer(augment=…)`` takes. Targets that
-are maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images.
+are maps, ``[B, H, W]`` or ``[B, H, W, …]``, move with their images. Arguments out of their range raise ``ValueError``.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,6 @@ def compose(*parts: Augmentation) -> Augmentation:
 
     Args:
         parts: augmentations, the first one first.
-
-    Returns:
-        ``(key, batch) -> batch``.
 
     Example:
         >>> import baal_jax as baal
@@ -46,13 +43,7 @@ def flip(probability: float = 0.5) -> Augmentation:
     """Mirrors images left to right.
 
     Args:
-        probability: of each example to be mirrored.
-
-    Returns:
-        ``(key, batch) -> batch``.
-
-    Raises:
-        ValueError: ``probability`` is not between 0 and 1.
+        probability: of each example to be mirrored, between 0 and 1.
     """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability={probability} must lie between 0 and 1")
@@ -71,23 +62,15 @@ def shift(pixels: int) -> Augmentation:
 
     Args:
         pixels: largest shift; every shift from ``-pixels`` to ``pixels`` is as likely.
-
-    Returns:
-        ``(key, batch) -> batch``.
-
-    Raises:
-        ValueError: ``pixels`` is not a positive integer.
     """
     pixels = checks.positive_int("pixels", pixels)
 
     def augment(key: Key, batch: Dataset) -> Dataset:
-        corners = jax.random.randint(key, (_images(batch).shape[0], 2), 0, 2 * pixels + 1)
-
         def crop(image: Array, corner: Array, fill: float) -> Array:
             padded = jnp.pad(image, [(pixels, pixels)] * 2 + [(0, 0)] * (image.ndim - 2), constant_values=fill)
             return jax.lax.dynamic_slice(padded, (*corner, *[0] * (image.ndim - 2)), image.shape)
 
-        return _moved(batch, crop, corners)
+        return _moved(batch, crop, jax.random.randint(key, (_images(batch).shape[0], 2), 0, 2 * pixels + 1))
 
     return augment
 
@@ -97,12 +80,6 @@ def cutout(size: int) -> Augmentation:
 
     Args:
         size: side of the square in pixels.
-
-    Returns:
-        ``(key, batch) -> batch``.
-
-    Raises:
-        ValueError: ``size`` is not a positive integer.
 
     References:
         DeVries and Taylor, `Improved regularization of convolutional neural networks with cutout

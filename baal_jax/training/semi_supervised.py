@@ -54,8 +54,7 @@ def probability_difference(first: Array, second: Array) -> Array:
         ValueError: there is a single class, of which the probability is always 1.
 
     Example:
-        >>> from baal_jax.training import semi_supervised
-        >>> print(semi_supervised.probability_difference(jnp.zeros((1, 2)), jnp.array([[50.0, -50.0]])))
+        >>> print(probability_difference(jnp.zeros((1, 2)), jnp.array([[50.0, -50.0]])))
         [0.25]
     """
     _require_classes(first, second, "pass distance=semi_supervised.squared_difference for regression")
@@ -75,8 +74,7 @@ def squared_difference(first: Array, second: Array) -> Array:
         ``[U, …]``.
 
     Example:
-        >>> from baal_jax.training import semi_supervised
-        >>> print(semi_supervised.squared_difference(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]])))
+        >>> print(squared_difference(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]])))
         [5.]
     """
     return jnp.mean((numerics.as_float(first) - numerics.as_float(second)) ** 2, axis=-1)
@@ -98,8 +96,7 @@ def gaussian_ramp(weight: float, ramp_up: int) -> Callable[[Array], Array]:
         ValueError: ``weight`` is negative or not finite, or ``ramp_up`` is not an integer of at least 0.
 
     Example:
-        >>> from baal_jax.training import semi_supervised
-        >>> curve = semi_supervised.gaussian_ramp(10.0, ramp_up=100)
+        >>> curve = gaussian_ramp(10.0, ramp_up=100)
         >>> [round(float(curve(jnp.int32(step))), 3) for step in (0, 50, 100, 1000)]
         [0.067, 2.865, 10.0, 10.0]
     """
@@ -137,9 +134,6 @@ def pi_model(
         augment: ``(key, batch) -> batch``, drawn anew for each pass; targets are None in that batch. By default the
             trainer's. Positions must stay in place where outputs have any: this compares them one by one.
         distance: ``(outputs [U, …, C], outputs [U, …, C]) -> [U, …]``; :func:`squared_difference` for regression.
-
-    Returns:
-        A :class:`Consistency`.
 
     Raises:
         ValueError: ``weight`` or ``ramp_up`` is negative or not finite. From the fit: nothing makes the passes differ.
