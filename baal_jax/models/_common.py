@@ -27,15 +27,11 @@ def model_of(init: Callable[[Key, PyTree], Variables], run: Run, outputs: Callab
 
     call = _with_axes(picked)
     learn = _fitted(lambda *given: call(*given, Mode.TRAIN), free=False)
-
-    def train(variables: Variables, inputs: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        return learn(variables, inputs, random.vectorised(key))
-
+    train = lambda variables, inputs, key: learn(variables, inputs, random.vectorised(key))  # noqa: E731
     predict = _one_function(_fitted(lambda *given: call(*given, Mode.PREDICT)[0]))
     evaluate = _one_function(_fitted(lambda *given: call(*given, Mode.EVALUATE)[0], cure=cure))
     deterministic = lambda variables, inputs: evaluate(variables, inputs, jax.random.key(0))  # noqa: E731
-    first = _with_axes(init)
-    started = lambda key, inputs: first(random.vectorised(key), inputs)  # noqa: E731
+    started = _with_axes(lambda key, inputs: init(random.vectorised(key), inputs))
     return Model(started, predict, train, deterministic)
 
 
@@ -101,11 +97,10 @@ def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: 
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
     if not _reads_last_argument(jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0))):
-        otherwise = (
-            ", so every Monte-Carlo draw would be the same function and MC-dropout would be deterministic: all "
-            f"disagreement scores would be 0. Add dropout with a rate above 0, or {OWN_LAYERS}"
-        )
-        raise ValueError(f"the model's output does not depend on the key{otherwise if why is None else why}")
+        same = "every Monte-Carlo draw would be the same function and MC-dropout would be deterministic"
+        cure = f"all disagreement scores would be 0. Add dropout with a rate above 0, or {OWN_LAYERS}"
+        why = f", so {same}: {cure}" if why is None else why
+        raise ValueError(f"the model's output does not depend on the key{why}")
 
 
 def sown_losses(collections: PyTree) -> tuple[PyTree, Array | None]:
@@ -158,13 +153,9 @@ def _one_function(apply: Callable[[Variables, PyTree, Key], PyTree]) -> Callable
     """
 
     def apply_rows(variables: Variables, inputs: PyTree, key: Key) -> PyTree:
-        key = random.vectorised(key)
-
-        def one(example: PyTree) -> PyTree:
-            outputs = apply(variables, jax.tree.map(lambda leaf: leaf[None], example), key)
-            return jax.tree.map(lambda leaf: leaf[0], outputs)
-
-        return jax.vmap(one)(inputs)
+        key, rows = random.vectorised(key), jax.tree.map(lambda leaf: leaf[:, None], inputs)
+        outputs = jax.vmap(lambda row: apply(variables, row, key))(rows)
+        return jax.tree.map(lambda leaf: leaf[:, 0], outputs)
 
     return apply_rows
 

@@ -42,34 +42,13 @@ def of_layer(layer: Any, training: bool) -> dict[str, bool]:
     return {name: value for name, value in values.items() if value is not None and "dropout" not in name.lower()}
 
 
-def _told(
-    layer: Any, call: Callable, args: tuple, kwargs: Mapping[str, Any], training: bool, *, held: bool, fields: bool
-) -> _Told:
-    """A call with its flags, and the attributes to set meanwhile.
-
-    A layer that is ``held`` is told whatever its caller says, any other what its caller leaves out. A flag that is an
-    attribute leaves the call, because flax refuses one that is given twice.
-    """
-    bound = inspect.signature(call).bind_partial(layer, *args, **kwargs)
-    flags, attributes = of_call(call, training), of_layer(layer, training) if fields or held else {}
-    if held:
-        attributes |= {name: value for name, value in flags.items() if name in vars(layer)}
-    for name, value in flags.items():
-        if name in attributes:
-            bound.arguments.pop(name, None)
-        elif held or (name not in bound.arguments and not isinstance(vars(layer).get(name), bool)):
-            bound.arguments[name] = value
-    return bound.args[1:], bound.kwargs, attributes
-
-
 def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any, mode: Mode) -> tuple[tuple, dict]:
     """Arguments after ``self``: inputs, flags and, where the call asks for one, a key.
 
     A dict goes in by keyword where its keys are parameters, a tuple by position where there are as many, all else as
     the one input, by keyword where there is no other way.
     """
-    first, *parameters = inspect.signature(call).parameters.values()
-    del first  # self
+    parameters = [*inspect.signature(call).parameters.values()][1:]  # without self
     flags = {*of_call(call, True), *keywords}
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     inputs_by_name = inputs._asdict() if hasattr(inputs, "_asdict") else inputs
@@ -132,17 +111,27 @@ class Layers(NamedTuple):
         return self._replace(norms=(*self.norms, type(layer))) if is_norm else self
 
     def told(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping, mode: Mode, rests: bool) -> _Told:
-        """The call of a layer; ``rests`` where nothing in it is trained."""
-        training = self.training(layer, mode, rests)
-        if isinstance(layer, self.norms):
-            return _told(layer, call, args, kwargs, training, held=not training, fields=not training)
-        held = isinstance(layer, self.random)
-        if not held and not self.asked:
+        """A call with its flags, and the attributes to set meanwhile; ``rests`` where nothing in the layer is trained.
+
+        A layer that is held is told whatever its caller says, any other what its caller leaves out. A flag that is an
+        attribute leaves the call, because flax refuses one that is given twice.
+        """
+        training, is_norm = self.training(layer, mode, rests), isinstance(layer, self.norms)
+        held = not training if is_norm else isinstance(layer, self.random)
+        if not (is_norm or held or self.asked):
             return args, dict(kwargs), {}
-        return _told(layer, call, args, kwargs, training, held=held, fields=True)
+        bound = inspect.signature(call).bind_partial(layer, *args, **kwargs)
+        flags, attributes = of_call(call, training), of_layer(layer, training) if held or not is_norm else {}
+        if held:
+            attributes |= {name: value for name, value in flags.items() if name in vars(layer)}
+        for name, value in flags.items():
+            if name in attributes:
+                bound.arguments.pop(name, None)
+            elif held or (name not in bound.arguments and not isinstance(vars(layer).get(name), bool)):
+                bound.arguments[name] = value
+        return bound.args[1:], bound.kwargs, attributes
 
     def training(self, layer: Any, mode: Mode, rests: bool) -> bool:
-        """Whether a layer is to do as in training."""
         return mode is Mode.TRAIN and not rests if isinstance(layer, self.norms) else mode is not Mode.EVALUATE
 
     def learns(self, layer: Any, call: Callable, args: tuple, kwargs: Mapping) -> bool | None:

@@ -118,13 +118,7 @@ def from_linen(
 
 @contextmanager
 def intercepted(
-    asked: bool,
-    mode: _flags.Mode,
-    given: Variables,
-    seen: list,
-    *,
-    stochastic: Sequence[type] = (),
-    frozen: Sequence[type] = (),
+    asked: bool, mode: _flags.Mode, given: Variables, seen: list, *, stochastic: Sequence = (), frozen: Sequence = ()
 ) -> Iterator[None]:
     """Tells linen layers that are called meanwhile the mode, and keeps what batch normalisation is told in ``seen``."""
     import flax.linen as nn

@@ -63,23 +63,18 @@ def from_nnx(
 
     if not callable(module):
         raise TypeError(f"module is a {type(module).__name__}: pass an nnx module, or a function that makes one")
-    layers = _flags.Layers(
-        (nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen), train_kwargs is None
-    )
+    random, norms = (nnx.Dropout, nnx.MultiHeadAttention, *stochastic), (nnx.BatchNorm, *frozen)
+    layers = _flags.Layers(random, norms, train_kwargs is None)
     given = isinstance(module, nnx.Module)
-    signature = inspect.signature(module.__init__ if isinstance(module, type) else module)
-    by_keyword = "rngs" in signature.parameters
+    by_keyword = "rngs" in inspect.signature(module.__init__ if isinstance(module, type) else module).parameters
 
     def losses(path: tuple, leaf: Any) -> bool:
         own = getattr(leaf, "type", type(leaf))
         named = issubclass(own, nnx.Variable) if isinstance(own, type) else False
         return named and ("loss" in own.__name__.lower() or (own is nnx.Intermediate and "loss" in str(path[-1])))
 
-    def make(rngs: Any) -> Any:
-        return module(rngs=rngs) if by_keyword else module(rngs)
-
-    def split(network: Any) -> tuple:
-        return nnx.split(network, nnx.Param, nnx.RngState, losses, nnx.Intermediate, ...)
+    make = lambda rngs: module(rngs=rngs) if by_keyword else module(rngs)  # noqa: E731
+    split = lambda network: nnx.split(network, nnx.Param, nnx.RngState, losses, nnx.Intermediate, ...)  # noqa: E731
 
     def pieces() -> PyTree:
         network: Any = nnx.clone(module) if given else make(nnx.Rngs(0))

@@ -15,20 +15,17 @@ _is_none = lambda leaf: leaf is None  # noqa: E731
 
 def starting_from(init: Callable[[Key, PyTree], Variables], given: Variables) -> Callable[[Key, PyTree], Variables]:
     """``init`` with the leaves of ``given``, and new ones where it has none."""
-    weights = jax.tree_util.tree_leaves_with_path(given)
-    weights = {path: jnp.asarray(leaf) for path, leaf in weights}
+    weights = {path: jnp.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
     concrete = checks.is_concrete(list(weights.values()))
 
     def started(key: Key, inputs: PyTree) -> Variables:
-        shapes = jax.eval_shape(init, key, inputs)
-        places, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        places, structure = jax.tree_util.tree_flatten_with_path(jax.eval_shape(init, key, inputs))
         there = {path: leaf.shape for path, leaf in places}
         for path, leaf in weights.items():
             if there.get(path) != leaf.shape:
-                raise ValueError(
-                    f"variables has {_named(path)} of shape {leaf.shape}, where the network has "
-                    f"{there.get(path, 'nothing')}: leave it out to start it afresh, or build the network to fit"
-                )
+                name, own = jax.tree_util.keystr(path, simple=True, separator="/"), there.get(path, "nothing")
+                cure = "leave it out to start it afresh, or build the network to fit"
+                raise ValueError(f"variables has {name} of shape {leaf.shape}, where the network has {own}: {cure}")
         new = {} if len(weights) == len(there) else dict(jax.tree_util.tree_leaves_with_path(init(key, inputs)))
         read = dict(zip(weights, _arguments(list(weights.values())) if concrete else weights.values(), strict=True))
         return structure.unflatten([read[path] if path in read else new[path] for path, _ in places])
@@ -48,8 +45,7 @@ def frozen(model: Model, trainable: Callable[[tuple], bool]) -> Model:
         if not any(chosen):
             shown = ", ".join(str(names(path)) for path, _ in paths[:6])
             raise ValueError(f"trainable selects nothing to train: let it be true for some of the paths {shown}, …")
-        leaves = [leaf for _, leaf in paths]
-        pairs = [(leaf, None) if use else (None, leaf) for leaf, use in zip(leaves, chosen, strict=True)]
+        pairs = [(leaf, None) if use else (None, leaf) for (_, leaf), use in zip(paths, chosen, strict=True)]
         params, rest = map(structure.unflatten, zip(*pairs, strict=True))
         return Variables(params, variables.collections, rest)
 
@@ -77,10 +73,6 @@ def rests(variables: Variables, path: tuple) -> bool:
 def names(path: tuple) -> tuple:
     """A path as names and numbers."""
     return tuple(getattr(step, "key", getattr(step, "name", getattr(step, "idx", step))) for step in path)
-
-
-def _named(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _arguments(leaves: list) -> list:
