@@ -46,8 +46,7 @@ def decode(encoded: bytes, size: tuple[int, int] | None, channels: int | None = 
         mode = {None: "L" if image.mode in ("1", "L") else "RGB", 1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if mode is None:
             raise ValueError(f"features.json declares {channels} channels, but 1, 3 or 4 can be read")
-        if image.mode != mode:
-            image = image.convert(mode)
+        image = image.convert(mode)
         if size is not None:
             image = image.resize((size[1], size[0]))
         pixels = np.asarray(image)

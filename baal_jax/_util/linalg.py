@@ -69,7 +69,6 @@ def triangular_root(rows: Array) -> Array:
 
 
 def inverse(matrix: Array) -> Array:
-    """Of one matrix ``[D, D]``."""
     return _each(jnp.linalg.inv, matrix)
 
 

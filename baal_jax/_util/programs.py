@@ -18,12 +18,7 @@ from jax.extend.core import primitives
 
 from baal_jax._util import numerics, windows
 
-_CALLS = {  # primitives that only call a program, and the parameter that holds it
-    primitives.jit_p: "jaxpr",
-    primitives.closed_call_p: "call_jaxpr",
-    primitives.call_p: "call_jaxpr",
-    primitives.remat_p: "jaxpr",
-}
+_CALLS = (primitives.jit_p, primitives.closed_call_p, primitives.call_p, primitives.remat_p)  # and nothing else
 _WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)  # functions with derivatives of their own
 _WHOLE = ("custom_vjp_call", "shard_map")  # with a backward pass of their own, or with axes that are named there
 _PRODUCTS = (primitives.dot_general_p, *windows.CONVOLUTIONS)
@@ -56,7 +51,7 @@ def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Prog
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
 
     def opened(equation: Any, *operands: Any) -> list:
-        return _replayed(equation.params[_CALLS.get(equation.primitive, "call_jaxpr")], operands, rules)
+        return _replayed(equation.params.get("jaxpr") or equation.params["call_jaxpr"], operands, rules)
 
     rules: dict = dict.fromkeys((*_CALLS, *(() if keep_rules else _WITH_RULES)), opened)
     flat = rewritten(closed, rules)
@@ -68,7 +63,6 @@ def trace(function: Callable, *arguments: Any, keep_rules: bool = False) -> Prog
 
 
 def run(equation: Any, operands: list) -> list:
-    """What one equation computes."""
     with equation.ctx.manager:
         results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
     return results if equation.primitive.multiple_results else [results]
@@ -87,8 +81,7 @@ def rewritten(closed: core.ClosedJaxpr, rules: Mapping[core.Primitive, Callable]
 
 def evaluate(program: Program, *arguments: Any, step: Callable[[Any, list], list] = run) -> list:
     """Leaves of the outputs. ``step``, by default :func:`run`, may look at what equations read and change results."""
-    variables = itertools.chain.from_iterable(program.arguments)
-    values = dict(zip(variables, jax.tree.leaves(arguments), strict=True))
+    values = dict(zip(itertools.chain(*program.arguments), jax.tree.leaves(arguments), strict=True))
     return _interpret(program.equations, {**program.constants, **values}, program.outputs, step)
 
 
@@ -194,9 +187,7 @@ def _replayed(closed: Any, arguments: Sequence, rules: Mapping[core.Primitive, C
 
 
 def _interpret(equations: Sequence, values: dict, outputs: Sequence, step: Callable[[Any, list], list]) -> list:
-    def read(atom: Any) -> Any:
-        return values[atom] if _is_variable(atom) else atom.val
-
+    read = lambda atom: values[atom] if _is_variable(atom) else atom.val  # noqa: E731
     for equation in equations:
         source = equation.source_info  # names of layers for profiles, and lines of the network for errors
         names = source_info_util.current_name_stack() + source.name_stack
@@ -273,9 +264,8 @@ def _patches(equation: Any, read: Array) -> Array:
     maps = jax.lax.pad(maps, jnp.zeros((), maps.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
     sizes = [shape[axis] for axis in out[2:]]
     strides, steps = options["window_strides"], options["rhs_dilation"]
-    taps = itertools.product(*(range(equation.invars[1].aval.shape[axis]) for axis in rhs[2:]))
     slices = []
-    for tap in taps:
+    for tap in itertools.product(*(range(equation.invars[1].aval.shape[axis]) for axis in rhs[2:])):
         start = [index * step for index, step in zip(tap, steps, strict=True)]
         stop = [first + (size - 1) * stride + 1 for first, size, stride in zip(start, sizes, strides, strict=True)]
         slices.append(jax.lax.slice(maps, [0, *start, 0], [maps.shape[0], *stop, maps.shape[-1]], [1, *strides, 1]))

@@ -1,8 +1,7 @@
 """Convolutions and poolings in forms that XLA compiles well on a CPU: the same numbers, every transformation.
 
-A compiled fit is a loop, and in loops XLA has weak spots there, each of them an order of magnitude: both gradients of a
-convolution (`jax#12868 <https://github.com/jax-ml/jax/issues/12868>`_), convolutions of maps smaller than their kernel,
-and the gradient of a window reduction.
+A compiled fit is a loop, in which XLA has weak spots, each an order of magnitude: both gradients of a convolution
+(`jax#12868 <https://github.com/jax-ml/jax/issues/12868>`_), maps smaller than their kernel, the gradient of a pooling.
 """
 
 import functools
@@ -44,8 +43,8 @@ def _convolution(equation: Any, inputs: Array, kernel: Array) -> list[Array] | N
     is_empty = 0 in (*inputs.shape, *kernel.shape, *outputs.shape)
     # Types that say how they are split over devices are known for gradients in XLA's own form alone.
     is_split = AxisType.Explicit in outputs.sharding.mesh.axis_types
-    is_covered = asked == ((images, kernels, images), 1, 1) and not is_empty and not is_split and _is_float(inputs)
-    return [conv_p.bind(inputs, kernel, **options)] if is_covered else None
+    is_covered = asked == ((images, kernels, images), 1, 1) and jnp.issubdtype(inputs.dtype, jnp.floating)
+    return [conv_p.bind(inputs, kernel, **options)] if is_covered and not is_empty and not is_split else None
 
 
 def _forward(inputs: Array, kernel: Array, **options: Any) -> Array:
@@ -91,7 +90,6 @@ def _is_small(inputs: Any, kernel: Any, options: dict) -> bool:
 
 
 def _starts(inputs: Any, kernel: Any, options: dict) -> list[range]:
-    """Where windows start, by axis."""
     given = zip(inputs.shape[1:], kernel.shape[:-2], options["window_strides"], options["padding"], strict=False)
     return [range(-low, size + high - taps + 1, stride) for size, taps, stride, (low, high) in given]
 
@@ -131,7 +129,7 @@ def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any,
     options, outputs = equation.params, equation.outvars[0].aval
     is_dilated = {*options["base_dilation"], *options["window_dilation"]} != {1}
     is_wide = max(options["window_dimensions"]) > _MOST_SHIFTS
-    if is_dilated or is_wide or 0 in outputs.shape or not _is_float(inputs):
+    if is_dilated or is_wide or 0 in outputs.shape or not jnp.issubdtype(inputs.dtype, jnp.floating):
         return None
     # The last axis first: of equal entries the first one in reading order is taken.
     for axis in reversed(range(inputs.ndim)):
@@ -144,10 +142,6 @@ def _pooling(join: Callable[[Array, Array], Array], start: float, equation: Any,
         views = [lax.slice_in_dim(inputs, i, i + last + 1, stride, axis) for i in range(size)]
         inputs = functools.reduce(join, views)
     return [inputs]
-
-
-def _is_float(array: Array) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _first_largest(left: Array, right: Array) -> Array:

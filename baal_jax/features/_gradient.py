@@ -126,8 +126,7 @@ def _gradient_parts(
         merged = jax.tree.unflatten(structure, [others.get(i, leaf) for i, leaf in enumerate(leaves)])
         return programs.evaluate(program, merged, constants, example, step=step)[0], reads
 
-    shapes = {position: layer.equation.outvars[0].aval for position, layer in layers.items()}
-    nudges = {position: jnp.zeros(shape.shape, shape.dtype) for position, shape in shapes.items()}
+    nudges = {position: jnp.zeros_like(layer.equation.outvars[0].aval) for position, layer in layers.items()}
     (deltas, rest), reads = jax.grad(run, argnums=(0, 1), has_aux=True)(nudges, others)
     pairs = {position: programs.factors(layers[position], reads[position], deltas[position]) for position in layers}
     return pairs, {position: numerics.as_float(leaf).ravel() for position, leaf in rest.items()}

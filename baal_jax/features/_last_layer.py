@@ -88,8 +88,7 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
     """
 
     def features(state: Any, inputs: PyTree) -> Array:
-        network = variables(state)
-        hidden = jax.vmap(lambda example: _hidden_and_outputs(model, network, example)[0])(inputs)
+        hidden = jax.vmap(lambda example: _hidden_and_outputs(model, variables(state), example)[0])(inputs)
         return _with_one(hidden) if bias else hidden
 
     return numerics.jit(features)
@@ -209,7 +208,6 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
 
 
 def _read_network(model: Model, variables: Variables, example: PyTree) -> tuple[programs.Program, programs.Layer]:
-    """The program of a network for one example, and its last layer."""
     network = lambda params, rest, example: apply_to_one(model, Variables(params, *rest), example)  # noqa: E731
     program = programs.trace(network, variables.params, variables[1:], example)
     return program, programs.last_layer(program, program.arguments[0], program.arguments[2])
@@ -240,8 +238,7 @@ def _weight_axes(layer: programs.Layer) -> tuple[int, ...]:
     options, num_axes = equation.params, equation.outvars[0].aval.ndim
     if equation.primitive is primitives.dot_general_p:
         contracted, shared = options["dimension_numbers"]
-        weight = equation.invars[1 if layer.on_left else 0].aval
-        own = weight.ndim - len(contracted[0])
+        own = equation.invars[1 if layer.on_left else 0].aval.ndim - len(contracted[0])
         if not shared[0]:
             return tuple(range(num_axes - own, num_axes)) if layer.on_left else tuple(range(own))
     elif options["feature_group_count"] == options["batch_group_count"] == 1:

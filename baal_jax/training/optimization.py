@@ -46,9 +46,8 @@ class Optimizer(NamedTuple):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes Python floats and integer counts
             updates, opt_state = own.update(gradients, opt_state, params, **told)
             if self.transform is not None:
-                last = state.opt_state[1]
                 behind = optax.with_extra_args_support(self.transform)
-                updates, last = behind.update(updates, last, params, total_steps=self.total)
+                updates, last = behind.update(updates, state.opt_state[1], params, total_steps=self.total)
                 opt_state = (opt_state, last)
             params = optax.apply_updates(params, updates)
         steps = state.steps + 1
@@ -65,18 +64,16 @@ class Optimizer(NamedTuple):
         """Applies what gradients are gathered still, and gives the weights to evaluate."""
         import optax
 
-        own = self.own
-        gathers = own if isinstance(own, optax.MultiSteps) else getattr(own.update, "__self__", None)
+        gathers = getattr(self.own.update, "__self__", None)
         if isinstance(gathers, optax.MultiSteps):
             params, last = state.variables.params, state.opt_state if self.transform is None else state.opt_state[0]
             with jax.numpy_dtype_promotion("standard"):
                 gradients = averaging.cast_like(last.acc_grads, params)
                 updates, inner = gathers.inner_opt.update(gradients, last.inner_opt_state, params, value=state.loss)
-                moved = averaging.cast_like(optax.apply_updates(params, updates), params)
+                moved = optax.apply_updates(params, updates)
             rest = jax.tree.map(jnp.zeros_like, {"mini_step": last.mini_step, "acc_grads": last.acc_grads})
             done = last._replace(gradient_step=last.gradient_step + 1, inner_opt_state=inner, **rest)
-            some = last.mini_step > 0
-            now = averaging.cast_like((moved, done), (params, last))
+            some, now = last.mini_step > 0, averaging.cast_like((moved, done), (params, last))
             params, last = jax.tree.map(lambda new, old: jnp.where(some, new, old), now, (params, last))
             opt_state = last if self.transform is None else (last, state.opt_state[1])
             state = state._replace(variables=state.variables._replace(params=params), opt_state=opt_state)
