@@ -1,4 +1,7 @@
-"""Losses, one number an example: the trainer averages them, and those of optax. Wrong shapes raise ``ValueError``."""
+"""Losses ``[B]``, one number an example, which the trainer averages; any optax loss of that form works as well.
+
+Each is averaged over the positions, or labels, that count. Shapes that do not fit each other raise ``ValueError``.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,6 @@ def cross_entropy(logits: Array, targets: Array, *, label_smoothing: float = 0.0
         targets: ``int[B, …]`` classes, or a column of them ``[B, …, 1]``; a negative one is unknown (or padding) and
             does not count, and one of ``C`` or more is an error that makes the loss NaN.
         label_smoothing: ``α``.
-
-    Returns:
-        ``[B]``: the loss of each example, averaged over its positions that count.
 
     Raises:
         ValueError: the shapes do not fit, or targets are not integers.
@@ -51,9 +51,6 @@ def binary_cross_entropy(logits: Array, targets: Array) -> Array:
         logits: ``[B, …, C]``, one for each label.
         targets: ``[B, …, C]`` of 0 and 1, or ``[B, …]`` for a single label; a negative one or NaN does not count.
 
-    Returns:
-        ``[B]``: the loss of each example, averaged over its labels that count.
-
     Example:
         >>> print(losses.binary_cross_entropy(jnp.zeros((1, 3)), jnp.array([[0, 1, -1]])))
         [0.6931472]
@@ -75,9 +72,6 @@ def squared_error(outputs: Array, targets: Array) -> Array:
         outputs: ``[B, …, C]``.
         targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension; NaN is unknown and does not count.
 
-    Returns:
-        ``[B]``: the loss of each example, averaged over its positions that count.
-
     Example:
         >>> print(losses.squared_error(jnp.array([[1.0], [3.0]]), jnp.zeros(2)))
         [0.5 4.5]
@@ -96,9 +90,6 @@ def gaussian_nll(outputs: Array, targets: Array) -> Array:
     Args:
         outputs: ``[B, …, 2C]``: ``C`` means and then ``C`` log-variances.
         targets: ``[B, …, C]``, or ``[B, …]`` for a single output dimension; NaN is unknown and does not count.
-
-    Returns:
-        ``[B]``: the loss of each example, averaged over its positions that count.
 
     References:
         Nix and Weigend, `Estimating the mean and variance of the target probability distribution

@@ -172,9 +172,6 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
         variables: its weights.
         example: one input, without a leading axis; ``vmap`` over those of a batch.
 
-    Returns:
-        A :class:`Head`.
-
     Raises:
         ValueError: when it is traced, as :func:`hidden_and_outputs`, and for a last layer whose weights are no matrix.
     """

@@ -62,8 +62,7 @@ def arguments(call: Callable, inputs: Any, keywords: Mapping[str, Any], key: Any
     elif type(inputs) is tuple and (any_number or (len(inputs) > 1 and len(needed) <= len(inputs) <= len(places))):
         args = inputs
     elif not places and not any_number:
-        args, only = (), [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in flags]
-        given = dict.fromkeys(only[:1], inputs)
+        args, given = (), dict.fromkeys([name for name in named if name not in flags][:1], inputs)
     else:
         args = (inputs,)
     taken = {*given, *(p.name for p in places[: len(args)])}

@@ -129,21 +129,18 @@ def intercepted(
         layer, own = context.module, getattr(type(context.module), "__call__", None)  # noqa: B004
         layers = known.with_norm(layer, _keeps_statistics(layer))
         if context.method_name == "setup" and asked and not isinstance(layer, layers.norms):
-            for name, value in _flags.of_layer(layer, mode is not _flags.Mode.EVALUATE).items():
-                object.__setattr__(layer, name, value)
+            vars(layer).update(_flags.of_layer(layer, mode is not _flags.Mode.EVALUATE))
         if context.method_name != "__call__" or own is None:
             return next_call(*args, **kwargs)
         rests = _pretrained.rests(given, layer.path)
         args, kwargs, attributes = layers.told(layer, own, args, kwargs, mode, rests)
-        before = {name: getattr(layer, name) for name in attributes}
-        for name, value in attributes.items():
-            object.__setattr__(layer, name, value)  # a clone that flax bound for this call, not the user's object
+        before = {name: vars(layer)[name] for name in attributes}
+        vars(layer).update(attributes)  # of a clone that flax bound for this call, not of the user's object
         seen.append(rests or layers.learns(layer, own, args, kwargs))
         try:
             return next_call(*args, **kwargs)
         finally:
-            for name, value in before.items():
-                object.__setattr__(layer, name, value)
+            vars(layer).update(before)
 
     with nn.intercept_methods(intercept):
         yield

@@ -225,9 +225,6 @@ def kl_divergence(params: PyTree, prior_std: float = 1.0) -> Array:
         params: parameters of a network, Bayesian layers among them. Other parameters do not count.
         prior_std: ``σ_p``.
 
-    Returns:
-        ``float32[]``.
-
     Raises:
         ValueError: no parameter is a Gaussian.
 

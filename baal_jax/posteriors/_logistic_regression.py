@@ -98,11 +98,7 @@ def logistic_regression(
 
     Example:
         >>> import baal_jax as baal
-        >>> posterior = baal.posteriors.logistic_regression()
-        >>> train = baal.Dataset(jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 0, 1, 1]))
-        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, False, True, True]))
-        >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
-        (5, 4, 2)
+        >>> posterior = baal.posteriors.logistic_regression(num_classes=10)
     """
     given = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)
     precision = None if prior_precision == "evidence" else checks.positive_float("prior_precision", prior_precision)

@@ -16,15 +16,12 @@ def share(average_from: float, total: Array | int) -> Array:
 
 
 def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
-    """Adds weights to a mean.
+    """Adds weights to a mean, whose dtypes stay.
 
     Args:
         average: mean so far.
         params: the next weights, a tree like ``average``.
         before: ``int32[]``, how many weights the mean holds already; while it is negative, nothing is added.
-
-    Returns:
-        The new mean, in the dtypes of ``average``.
     """
     import optax
 
@@ -39,16 +36,13 @@ def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
 def with_new_statistics(
     model: Model, variables: Variables, inputs_of: Callable[[Array], tuple[Key, PyTree]], num_batches: int = 100
 ) -> Variables:
-    """Estimates batch statistics anew, for weights that training never ran with.
+    """Estimates batch statistics anew, from batches alone, for weights that training never ran with.
 
     Args:
         model: the network.
         variables: the weights, and batch statistics of others.
         inputs_of: ``index int32[] -> (key, inputs [B, …])``, a batch and the key of its pass.
         num_batches: how many batches to estimate from.
-
-    Returns:
-        The same weights with statistics of the batches alone.
     """
     old = variables.collections
     if not jax.tree.leaves(old):

@@ -39,16 +39,13 @@ class Consistency(NamedTuple):
 
 
 def probability_difference(first: Array, second: Array) -> Array:
-    r"""Mean squared difference of class probabilities.
+    r"""Mean squared difference of class probabilities, ``[U, …]``.
 
     .. math:: \frac{1}{C} \sum_c (p_c - \tilde p_c)^2
 
     Args:
         first: ``[U, …, C]`` logits.
         second: ``[U, …, C]`` logits.
-
-    Returns:
-        ``[U, …]``.
 
     Raises:
         ValueError: there is a single class, of which the probability is always 1.
@@ -62,16 +59,13 @@ def probability_difference(first: Array, second: Array) -> Array:
 
 
 def squared_difference(first: Array, second: Array) -> Array:
-    r"""Mean squared difference of outputs, for regression.
+    r"""Mean squared difference of outputs, ``[U, …]``, for regression.
 
     .. math:: \frac{1}{C} \sum_c (f_c - \tilde f_c)^2
 
     Args:
         first: ``[U, …, C]``.
         second: ``[U, …, C]``.
-
-    Returns:
-        ``[U, …]``.
 
     Example:
         >>> print(squared_difference(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]])))
