@@ -7,6 +7,8 @@ A criterion is two pure functions. ``run(…, stop=criterion)`` asks it in every
 memory = criterion.init(round)
 memory, stop = criterion.update(memory, stopping.Outcome(state.pool, info))
 ```
+
+Numbers out of their range are refused with a ``ValueError``, and so is a run without the metric or the inputs it needs.
 """
 
 import functools
@@ -56,9 +58,6 @@ def labelling_budget(budget: int) -> Criterion:
     Args:
         budget: how many labels can be afforded.
 
-    Raises:
-        ValueError: ``budget`` is not a positive integer.
-
     Example:
         >>> from baal_jax import pool, stopping
         >>> rule = stopping.labelling_budget(2)
@@ -98,9 +97,6 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
         patience: ``p``. Fewer values than that never stop, nor do NaN.
         atol: ``a``.
         rtol: ``r``.
-
-    Raises:
-        ValueError: ``patience`` is not a positive integer, or, when the run starts, it has no such metric.
     """
     patience = checks.positive_int("patience", patience)
 
@@ -140,9 +136,6 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
 
     Returns:
         A :class:`Criterion`, for runs with ``stop_inputs``: about 2,000 unlabelled ones in the paper.
-
-    Raises:
-        ValueError: ``window`` is not a positive integer, or, when the run starts, it has no stop inputs.
 
     References:
         Bloodgood and Vijay-Shanker, `A method for stopping active learning based on stabilizing predictions and the

@@ -75,9 +75,6 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
     Returns:
         ``(state, inputs [B, …]) -> float [B, D]``, or ``[B, D + 1]`` with ``bias``.
 
-    Raises:
-        ValueError: when it is traced, a network that stays random or has no weight layer outside of loops and branches.
-
     Example:
         >>> import baal_jax as baal, flax.linen as nn
         >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
@@ -116,9 +113,6 @@ def last_layer_gradient(
     Returns:
         ``(state, inputs [B, …]) -> [B, D + 1]`` for one output, else ``(p − e_ŷ [B, C], h [B, D])``.
 
-    Raises:
-        ValueError: when it is traced, as :func:`last_hidden`, and for outputs of another shape.
-
     Example:
         >>> import baal_jax as baal, flax.linen as nn
         >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
@@ -149,9 +143,6 @@ def hidden_and_outputs(model: Model, variables: Variables, inputs: PyTree) -> tu
 
     Returns:
         ``(h [B, D], outputs)``, both in at least float32.
-
-    Raises:
-        ValueError: when it is traced, as :func:`last_hidden`, and for outputs of another shape.
     """
 
     def one(example: PyTree) -> tuple[Array, Array]:
@@ -171,9 +162,6 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
         model: a network with one array of outputs, ``[B, C]`` or ``[B]``.
         variables: its weights.
         example: one input, without a leading axis; ``vmap`` over those of a batch.
-
-    Raises:
-        ValueError: when it is traced, as :func:`hidden_and_outputs`, and for a last layer whose weights are no matrix.
     """
     program, layer = _read_network(model, variables, example)
     product = layer.equation.outvars[0].aval

@@ -2,7 +2,8 @@
 
 Contract: unnormalised log-probabilities in (log-probabilities are logits too), higher is more informative out, in nats
 where the score is information. Everything is jitted, vmaps, and is differentiable where the mathematics is. What is not
-one array of at least three axes and two classes is refused with a ``ValueError`` that names the cure.
+one array of at least three axes and two classes is refused with a ``ValueError`` that names the cure, and so are draws,
+weights and options that do not fit, noise that is not positive and, for means and log-variances, an odd last axis.
 """
 
 from collections.abc import Callable

@@ -26,9 +26,6 @@ def binary_logits(logit: Array) -> Array:
         ``[…, 2]`` log-probabilities of "no" and "yes". A multi-label output ``[S, N, L]`` goes in as
         ``logits[..., None]`` and its labels then are a middle axis, for ``reduce_spatial``.
 
-    Raises:
-        ValueError: the last axis is not 1.
-
     Example:
         >>> print(heuristics.entropy(heuristics.binary_logits(jnp.zeros((8, 2, 1)))))
         [0.6931472 0.6931472]
@@ -78,9 +75,6 @@ def from_baal_layout(predictions: Array) -> Array:
     Args:
         predictions: ``[N, C, …, S]``.
 
-    Raises:
-        ValueError: fewer than three axes.
-
     Example:
         >>> heuristics.from_baal_layout(jnp.zeros((5, 10, 32, 32, 20))).shape
         (20, 5, 32, 32, 10)
@@ -105,9 +99,6 @@ def combine(
 
     Returns:
         A heuristic: ``logits`` (or a list, tuple or dict of them) ``-> [N, …]``.
-
-    Raises:
-        ValueError: the lengths differ or a weight is negative.
 
     Example:
         >>> half = heuristics.combine([heuristics.bald, heuristics.entropy], weights=[1, 1])
@@ -152,9 +143,6 @@ def reduce_spatial(scores: Array, reduction: str = "mean", where: Array | None =
 
     Returns:
         ``[N]`` scores. An example without any position that counts scores −inf, and so comes last.
-
-    Raises:
-        ValueError: an unknown ``reduction``.
 
     Example:
         >>> scores = jnp.array([[1.0, 3.0], [5.0, 100.0]])

@@ -26,9 +26,6 @@ def gaussian_bald(outputs: Array, noise: float | None = None) -> Array:
     Returns:
         ``[N, …]`` scores in nats, at least 0; with the papers of :func:`bald` and :func:`expected_entropy`.
 
-    Raises:
-        ValueError: ``outputs`` has fewer than three axes, its last one is odd, or ``noise`` is not positive.
-
     Example:
         >>> means = jnp.array([[[-1.0]], [[1.0]]])                              # two draws, one example
         >>> print(heuristics.gaussian_bald(means, noise=1.0))                   # ½ log(1 + 1)
@@ -61,9 +58,6 @@ def gaussian_epig(outputs: Array, target_outputs: Array, noise: float | None = N
 
     Returns:
         ``[N]`` scores in nats, at least 0; with the paper of :func:`epig`.
-
-    Raises:
-        ValueError: either has not three axes, they differ in draws, the last axis is odd, or ``noise`` is not positive.
 
     Example:
         >>> means = jnp.array([[[-1.0]], [[1.0]]])
@@ -103,7 +97,7 @@ def gaussian_uncertainty(outputs: Array, noise: float | None = None) -> Uncertai
         noise: ``σ``, standard deviation of the labels, where the network does not predict it.
 
     Returns:
-        :class:`Uncertainty` in squared units of the outputs, ``[N, …, C]`` each; raises as :func:`gaussian_bald`.
+        :class:`Uncertainty` in squared units of the outputs, ``[N, …, C]`` each.
 
     References:
         Kendall and Gal, `What uncertainties do we need in Bayesian deep learning for computer vision?

@@ -136,9 +136,6 @@ def epig(logits: Array, target_logits: Array) -> Array:
     Returns:
         ``[N]`` scores in nats, never above BALD.
 
-    Raises:
-        ValueError: either has not three axes, or they differ in draws.
-
     References:
         Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
 

@@ -84,16 +84,13 @@ def from_functions(
 
 
 def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: str | None = None) -> None:
-    """Refuses a network whose output does not depend on the key, from its traced program, without running it.
+    """Refuses with a ``ValueError`` a network whose output does not depend on the key, from its traced program alone.
 
     Args:
         model: the network.
         variables: its arrays (values are not read).
         inputs: ``[B, …]`` (values are not read).
         why: what is wrong then, and the cure; by default that of MC-dropout.
-
-    Raises:
-        ValueError: all draws would be the same function.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
     if not _reads_last_argument(jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0))):

@@ -209,9 +209,6 @@ def probit(mean: Array, covariance: Array) -> Array:
     Returns:
         ``[N, …, C]`` log-probabilities; as one draw, ``[None]``, they go where draws do.
 
-    Raises:
-        ValueError: the shapes do not fit.
-
     References:
         MacKay, `The evidence framework applied to classification networks
         <https://doi.org/10.1162/neco.1992.4.5.720>`_, 1992; Lu, Ie and Sha, `Mean-field approximation to

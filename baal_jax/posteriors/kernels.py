@@ -5,7 +5,7 @@ As layers of Gaussian weights grow wide, outputs become a Gaussian process, whos
 .. math:: K^{\ell+1}(x, x') = \sigma_b^2 + \sigma_w^2 \,
           \mathrm{E}\bigl[\phi(u)\,\phi(u')\bigr], \qquad (u, u') \sim \mathcal{N}(0, K^\ell)
 
-:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior. Options out of range raise ``ValueError``.
+:func:`~baal_jax.posteriors.gaussian_process` turns one into a posterior. Wrong options and inputs raise ``ValueError``.
 """
 
 import itertools
@@ -167,9 +167,6 @@ def convolutional(
     Returns:
         A :class:`Kernel` of inputs ``[N, spatial…, channels]``. Its ``features`` are those of a network of
         ``num_features`` channels, so they cost its square: a few hundred are plenty.
-
-    Raises:
-        ValueError: an argument is out of its range; when it is used, inputs without the axes of ``filter_size``.
 
     References:
         Novak et al., `Bayesian deep convolutional networks with many channels are Gaussian processes

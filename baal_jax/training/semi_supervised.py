@@ -7,6 +7,8 @@ under different dropout masks and different augmentations, and what differs is a
 .. math:: \frac{1}{B} \sum_{i=1}^{B} \ell(f(x_i), y_i) + w(t) \, \frac{1}{U} \sum_{j=1}^{U} d(f(u_j), f(\tilde u_j))
 
 The inputs :math:`u` are read from shuffled passes over *all* examples, labelled ones too, as in both papers below.
+Refused with a ``ValueError`` are weights and lengths that are negative or not finite, a threshold that is no
+probability, classes of which there is one and, in the fit, views that nothing makes differ.
 """
 
 from collections.abc import Callable
@@ -47,9 +49,6 @@ def probability_difference(first: Array, second: Array) -> Array:
         first: ``[U, …, C]`` logits.
         second: ``[U, …, C]`` logits.
 
-    Raises:
-        ValueError: there is a single class, of which the probability is always 1.
-
     Example:
         >>> print(probability_difference(jnp.zeros((1, 2)), jnp.array([[50.0, -50.0]])))
         [0.25]
@@ -85,9 +84,6 @@ def gaussian_ramp(weight: float, ramp_up: int) -> Callable[[Array], Array]:
 
     Returns:
         ``steps int32[] -> float32[]``. It starts at 0.7 % of ``weight``.
-
-    Raises:
-        ValueError: ``weight`` is negative or not finite, or ``ramp_up`` is not an integer of at least 0.
 
     Example:
         >>> curve = gaussian_ramp(10.0, ramp_up=100)
@@ -129,9 +125,6 @@ def pi_model(
             trainer's. Positions must stay in place where outputs have any: this compares them one by one.
         distance: ``(outputs [U, …, C], outputs [U, …, C]) -> [U, …]``; :func:`squared_difference` for regression.
 
-    Raises:
-        ValueError: ``weight`` or ``ramp_up`` is negative or not finite. From the fit: nothing makes the passes differ.
-
     References:
         Laine and Aila, `Temporal ensembling for semi-supervised learning <https://arxiv.org/abs/1610.02242>`_, 2017.
 
@@ -170,9 +163,6 @@ def fix_match(
 
     Returns:
         A :class:`Consistency`, for outputs ``[U, …, C]`` with a pseudo-label at every position.
-
-    Raises:
-        ValueError: ``weight`` is negative or not finite, or ``threshold`` not between 0 and 1.
 
     References:
         Sohn et al., `FixMatch: simplifying semi-supervised learning with consistency and confidence
