@@ -76,8 +76,8 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
     .. math:: f_s(x) = f(x;\, M_s \odot W / (1 - p)), \qquad M_s \sim \mathrm{Bernoulli}(1 - p)
 
     Every training step masks the weights anew; those that the state keeps, the mean of the masked ones, are those of
-    validation and ``features``. A draw is a key, and so one mask for each weight that the whole pool shares. Layers
-    before the first masked weight are computed once for all draws. Dropout works in training alone.
+    validation and ``features``. State and draws are those of :func:`mc_dropout`: a key is one mask for all of the pool.
+    Layers before the first masked weight are computed once for all draws. Dropout works in training alone.
 
     Args:
         model: any network, with random layers or without; its ``params`` are a pytree.
@@ -85,9 +85,6 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
         rate: :math:`p`, the share of weights dropped; half is much for a narrow network: compare the NLL at 0.1 to 0.3.
         select: ``("Dense_0/kernel", leaf) -> bool``, which arrays of ``params`` to mask; by default those of at least
             two axes that are called ``kernel``, ``weight`` or ``w``, as in dense and convolutional layers.
-
-    Returns:
-        A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
         ValueError: ``rate`` is not between 0 and 1; or, when it is first used, ``select`` picks nothing.
