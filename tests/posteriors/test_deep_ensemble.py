@@ -85,7 +85,7 @@ def langevin(gradient):
 def noise_and_batches(key, labelled):
     _, key_order, key_chain = jax.random.split(key, 3)
     ids = jnp.flatnonzero(labelled, size=16, fill_value=0)
-    stream = Stream(key_order, ids, jnp.sum(labelled, dtype=jnp.int32))
+    stream = Stream(key_order, lambda places: ids[places], jnp.sum(labelled, dtype=jnp.int32))
     steps = jnp.arange(11, dtype=jnp.int32)
     noise = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key_chain, index), (2, 1)))(steps)
     return noise, jax.vmap(lambda index: stream.batch(index, 6, None)[0])(steps)

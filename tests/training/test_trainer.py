@@ -109,9 +109,9 @@ def test_what_every_step_reads_and_under_which_key(key_reuse):
     def expected(key, before):
         key_init, key_order, key_steps, key_views = jax.random.split(key, 4)
         start = jax.random.uniform(key_init)
-        stream = Stream(key_order, jnp.append(jnp.arange(1, 9, dtype=jnp.int32), 0), jnp.int32(8))
+        stream = Stream(key_order, lambda places: places + 1, jnp.int32(8))
         key_inputs, key_augment = jax.random.split(key_views)
-        everything = Stream(key_inputs, jnp.arange(9, dtype=jnp.int32), jnp.int32(9))
+        everything = Stream(key_inputs, lambda places: places, jnp.int32(9))
 
         def step(number):
             def read(stream, size, shift, *keys):
@@ -147,7 +147,7 @@ def test_what_every_step_reads_and_under_which_key(key_reuse):
 
 @partial(jax.jit, static_argnames="num_epochs")
 def read_batches(key, ids, size, num_epochs):
-    stream = Stream(key, ids, size)
+    stream = Stream(key, lambda places: ids[places], size)
     return jax.vmap(lambda index: stream.batch(index, 8, num_epochs))(jnp.arange(16, dtype=jnp.int32))
 
 
@@ -363,7 +363,7 @@ def test_statistics_of_averaged_weights_are_made_from_the_batches_that_would_com
     @jax.jit
     def expected(key):
         _, key_order, key_steps = jax.random.split(key, 3)
-        ids = Stream(key_order, jnp.arange(9, dtype=jnp.int32), jnp.int32(9)).batch(jnp.int32(6 + 99), 4, None)[0]
+        ids = Stream(key_order, lambda places: places, jnp.int32(9)).batch(jnp.int32(6 + 99), 4, None)[0]
         noise = jax.random.uniform(jax.random.split(jax.random.fold_in(random.vectorised(key_steps), 6 + 99))[1])
         return Variables(jnp.float32(5.0), {"ids": ids.astype(jnp.float32) + 5.0, "noise": noise})
 
