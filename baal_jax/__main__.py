@@ -9,7 +9,7 @@ COMMANDS = {
     "study": ("baal_jax._cli._study:Study:run", "run strategies × seeds, resumed by cell, and print the statistics"),
     "propose": ("baal_jax._cli._annotation:Propose:propose", "write what people should label next, for Label Studio"),
     "ingest": ("baal_jax._cli._annotation:Ingest:ingest", "keep the answers of an export of Label Studio"),
-    "report": ("baal_jax._cli._report:Report:write", "write a study as one HTML page, and as figures"),
+    "report": ("baal_jax._cli._study:Report:write", "write a study as one HTML page, and as figures"),
 }
 
 

@@ -99,8 +99,6 @@ def checkpointer(directory: str | Path, config: Any, *, keep: int = 2) -> Iterat
             another process (or another call in this one) works in it.
 
     Example:
-        >>> import tempfile, jax.numpy as jnp
-        >>> from baal_jax import checkpoint
         >>> folder = tempfile.mkdtemp()
         >>> with checkpoint.checkpointer(folder, {"rate": 0.1}) as saved:
         ...     saved.save(1, {"key": jax.random.key(0), "weights": jnp.arange(3)})

@@ -40,7 +40,6 @@ def predict(
         ValueError: a number is not positive, the key is not typed, or the model would be deterministic.
 
     Example:
-        >>> import baal_jax as baal
         >>> sample = lambda key, state, num_samples: jax.random.normal(key, (num_samples,))
         >>> scaled = baal.Posterior(fit=None, sample=sample, apply=lambda state, draw, inputs: inputs * draw)
         >>> baal.predict(jax.random.key(0), scaled, None, jnp.ones((5, 3)), num_samples=4, batch_size=2).shape

@@ -59,7 +59,6 @@ def labelling_budget(budget: int) -> Criterion:
         budget: how many labels can be afforded.
 
     Example:
-        >>> from baal_jax import pool, stopping
         >>> rule = stopping.labelling_budget(2)
         >>> bool(rule.update((), stopping.Outcome(pool.label(pool.init(5), [0, 3]), None))[1])
         True
@@ -167,7 +166,6 @@ def any_of(*criteria: Criterion) -> Criterion:
         criteria: two or more.
 
     Example:
-        >>> from baal_jax import stopping
         >>> stop = stopping.any_of(stopping.labelling_budget(500), stopping.plateau("accuracy", patience=5))
     """
     return _combined(criteria, jnp.any)

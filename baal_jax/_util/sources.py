@@ -241,8 +241,6 @@ class View:
         progress: whether a bar is shown whenever all of it is read, where tqdm is installed.
 
     Example:
-        >>> import numpy as np
-        >>> from baal_jax import data
         >>> photos = [{"image": np.full(2, 0.5), "name": "a.png"}, {"image": np.ones(2), "name": "b.png"}]
         >>> data.View(photos, lambda item: item["image"])[1].tolist()
         [1.0, 1.0]

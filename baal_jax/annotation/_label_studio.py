@@ -53,7 +53,6 @@ def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") ->
         ValueError: fewer than two classes, a name twice, empty or nothing that XML can hold, or an unknown kind.
 
     Example:
-        >>> from baal_jax import annotation
         >>> print(annotation.labelling_config(["cat", "dog"]))
         <View>
           <Image name="image" value="$image"/>
@@ -101,7 +100,6 @@ def to_label_studio(
         ValueError: lengths differ, an id is there twice, or a name is missing.
 
     Example:
-        >>> from baal_jax import annotation
         >>> task, = annotation.to_label_studio([42], ["pool/42.png"], ["cat", "dog"], scores=[0.33])
         >>> task
         {'data': {'image': 'pool/42.png', 'baal_index': 42, 'acquisition': 0.33}}
@@ -162,7 +160,6 @@ def from_label_studio(
             out of range, never asked for or there twice, or an answer does not fit the labelling interface.
 
     Example:
-        >>> from baal_jax import annotation
         >>> export = [{
         ...     "data": {"image": "pool/42.png", "baal_index": 42},
         ...     "annotations": [{"was_cancelled": False, "result": [

@@ -80,8 +80,6 @@ def calibrated(
         <https://doi.org/10.1080/01621459.1997.10474007>`_, 1997.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import calibration, heuristics, posteriors, selection
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> base = posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=2)
         >>> posterior = calibration.calibrated(base, calibration.temperature(), num_samples=2)

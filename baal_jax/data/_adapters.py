@@ -33,8 +33,6 @@ def from_arrays(inputs: PyTree, targets: Any = None, *, num_classes: int | None 
         ValueError: lengths differ, a leaf holds no numbers, inputs are non-finite, or a target is out of range.
 
     Example:
-        >>> import numpy as np
-        >>> from baal_jax import data
         >>> dataset = data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 0, 1]))
         >>> dataset.inputs.dtype, dataset.targets.dtype
         (dtype('float32'), dtype('int32'))
@@ -69,7 +67,6 @@ def shard(dataset: Dataset, mesh: Mesh, *, axis: str | tuple[str, ...] | None = 
         ValueError: the mesh has no such axis, or the data set is not right.
 
     Example:
-        >>> from baal_jax import data
         >>> mesh = jax.make_mesh((jax.device_count(),), ("pool",))
         >>> dataset = data.shard(data.from_arrays(np.ones((5, 2))), mesh, axis="pool")
         >>> len(dataset.inputs) % jax.device_count()
@@ -146,7 +143,6 @@ def digits(num_test: int = 360, seed: int = 0, *, image: bool = False) -> tuple[
         ImportError: scikit-learn is not installed.
 
     Example:
-        >>> from baal_jax import data
         >>> train, test = data.digits()
         >>> train.inputs.shape, test.targets.shape
         ((1437, 64), (360,))

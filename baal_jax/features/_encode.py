@@ -38,7 +38,6 @@ def encode(apply: Callable, inputs: Any, batch_size: int = 256, *, cache: str | 
         ValueError: ``apply`` gives no floats ``[B, D]`` or non-finite ones; the cache is of others, damaged or in use.
 
     Example:
-        >>> import baal_jax as baal
         >>> baal.encode(lambda x: x @ jnp.ones((3, 2)), jnp.eye(5, 3)).shape
         (5, 2)
     """

@@ -55,7 +55,6 @@ def gradient(
         <https://arxiv.org/abs/2203.09410>`_, 2023. Charikar et al., *Finding frequent items in data streams*, 2002.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn
         >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(1)]))
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> sketch = baal.features.gradient(model, sketch_size=8, variables=lambda state: state)

@@ -76,7 +76,6 @@ def last_hidden(model: Model, *, bias: bool = False, variables: VariablesFn = va
         ``(state, inputs [B, …]) -> float [B, D]``, or ``[B, D + 1]`` with ``bias``.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn
         >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> hidden = baal.features.last_hidden(model, variables=lambda state: state)
@@ -114,7 +113,6 @@ def last_layer_gradient(
         ``(state, inputs [B, …]) -> [B, D + 1]`` for one output, else ``(p − e_ŷ [B, C], h [B, D])``.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn
         >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> badge = baal.features.last_layer_gradient(model, variables=lambda state: state)

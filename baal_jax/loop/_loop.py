@@ -95,8 +95,6 @@ def active_loop(
             beside ``candidates``, or the acquisition does not read outputs of the posterior's task.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax import heuristics, posteriors, selection
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = posteriors.mc_dropout(baal.from_linen(net), trainer)

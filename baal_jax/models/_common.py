@@ -59,7 +59,6 @@ def from_functions(
         in ``deterministic`` where ``apply`` is random and nothing else was given.
 
     Example:
-        >>> import baal_jax as baal
         >>> def init(key, inputs):
         ...     return jax.random.normal(key, (inputs.shape[-1], 3))
         >>> def apply(params, inputs, key):

@@ -55,7 +55,6 @@ def from_linen(
             nothing in training because no flag reaches it.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn
         >>> class Net(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, x, train: bool):

@@ -47,7 +47,6 @@ def from_nnx(
         A :class:`~baal_jax.typing.Model`. ``nnx.Param`` is trained; every other variable is carried through training.
 
     Example:
-        >>> import baal_jax as baal
         >>> from flax import nnx
         >>> class Net(nnx.Module):
         ...     def __init__(self, rngs):

@@ -77,7 +77,6 @@ def bayes_by_backprop(
         Blundell et al., `Weight uncertainty in neural networks <https://arxiv.org/abs/1505.05424>`_, 2015.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.bayes_by_backprop(baal.from_linen(nn.Dense(2)), trainer, initial_std=0.1)
     """
@@ -124,7 +123,6 @@ def bayesian_layers(model: Model, trainer: Trainer, *, prior_std: float = 1.0, k
         <https://arxiv.org/abs/1901.02731>`_, 2019.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> from baal_jax.posteriors.layers import BayesianDense
         >>> class Net(nn.Module):
         ...     @nn.compact
@@ -229,7 +227,6 @@ def kl_divergence(params: PyTree, prior_std: float = 1.0) -> Array:
         ValueError: no parameter is a Gaussian.
 
     Example:
-        >>> from baal_jax.posteriors import layers
         >>> net = layers.BayesianDense(2, initial_std=1.0, kernel_init=jax.nn.initializers.zeros)
         >>> params = net.init(jax.random.key(0), jnp.ones((1, 3)), deterministic=True)["params"]
         >>> bool(abs(layers.kl_divergence(params)) < 1e-5)

@@ -60,7 +60,6 @@ def deep_ensemble(model: Model, trainer: Trainer, num_members: int = 5, *, batch
         <https://arxiv.org/abs/1612.01474>`_, 2017.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.deep_ensemble(baal.from_linen(nn.Dense(2)), trainer, num_members=3)
     """

@@ -82,7 +82,6 @@ def dropout_gp(
         <https://arxiv.org/abs/1902.10350>`_, 2019.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(1)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.squared_error, num_steps=10)
         >>> posterior = baal.posteriors.dropout_gp(baal.from_linen(net), trainer, num_passes=16)

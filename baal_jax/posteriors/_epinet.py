@@ -71,7 +71,6 @@ def epinet(
         Osband et al., `Epistemic neural networks <https://arxiv.org/abs/2107.08924>`_, 2023.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
         >>> posterior = baal.posteriors.epinet(net, trainer)

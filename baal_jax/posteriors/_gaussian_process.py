@@ -110,8 +110,6 @@ def gaussian_process(
         posteriors <https://arxiv.org/abs/2002.09309>`_, 2020.
 
     Example:
-        >>> import baal_jax as baal
-        >>> from baal_jax.posteriors import kernels
         >>> posterior = baal.posteriors.gaussian_process(kernels.dense(2), num_classes=2, num_features=64)
     """
     num_classes = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)

@@ -111,7 +111,6 @@ def laplace(
         estimation for model selection in deep learning <https://arxiv.org/abs/2104.04975>`_, 2021.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.laplace(baal.from_linen(nn.Dense(2)), trainer, structure="kronecker")
     """
@@ -167,7 +166,6 @@ def laplace_moments(model: Model) -> Callable[[LaplaceState, PyTree], Moments]:
         ``(state, inputs [B, …]) -> Moments(mean [B, C], covariance [B, C, C])``; ``"full"`` holds ``B·C·D·K`` numbers.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> net = baal.from_linen(nn.Dense(3))
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 2, 1]))
@@ -215,7 +213,6 @@ def probit(mean: Array, covariance: Array) -> Array:
         Gaussian-softmax integral <https://arxiv.org/abs/2006.07584>`_, 2020.
 
     Example:
-        >>> import baal_jax as baal
         >>> log_probs = baal.posteriors.probit(jnp.array([[1.0, -1.0]]), jnp.array([[12.0, 12.0]]) / jnp.pi)
         >>> bool(jnp.allclose(jnp.exp(log_probs)[0, 0], jax.nn.sigmoid(2.0 / 2.0)))      # κ = ½
         True

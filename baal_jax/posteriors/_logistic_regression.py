@@ -97,7 +97,6 @@ def logistic_regression(
         evidence framework applied to classification networks <https://doi.org/10.1162/neco.1992.4.5.720>`_, 1992.
 
     Example:
-        >>> import baal_jax as baal
         >>> posterior = baal.posteriors.logistic_regression(num_classes=10)
     """
     given = None if num_classes is None else checks.positive_int("num_classes", num_classes, 2)

@@ -40,7 +40,6 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         Gal and Ghahramani, `Dropout as a Bayesian approximation <https://arxiv.org/abs/1506.02142>`_, 2016.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.mc_dropout(baal.from_linen(net), trainer)
@@ -95,7 +94,6 @@ def mc_dropconnect(model: Model, trainer: Trainer, rate: float = 0.5, *, select:
         <https://proceedings.mlr.press/v28/wan13.html>`_, 2013.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> posterior = baal.posteriors.mc_dropconnect(baal.from_linen(nn.Dense(2)), trainer, rate=0.3)
     """

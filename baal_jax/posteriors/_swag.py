@@ -93,7 +93,6 @@ def swag(
         <https://arxiv.org/abs/1902.02476>`_, 2019; Izmailov et al. 2018, of :func:`~baal_jax.trainer`.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
         >>> trainer = baal.trainer(optax.sgd(0.1), baal.losses.cross_entropy, num_steps=40, batch_size=2)
         >>> posterior = baal.posteriors.swag(baal.from_linen(nn.Dense(2)), trainer, rank=3)
     """

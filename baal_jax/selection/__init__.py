@@ -109,7 +109,6 @@ def select(
         ValueError: what the acquisition reads is missing, or shapes do not fit.
 
     Example:
-        >>> import baal_jax as baal
         >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]]]))
         >>> margin = baal.selection.top_k(baal.heuristics.margin)
         >>> baal.select(jax.random.key(0), margin, logits, query_size=2).indices.tolist()

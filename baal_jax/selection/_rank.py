@@ -27,7 +27,6 @@ def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
         An :class:`~baal_jax.Acquisition`.
 
     Example:
-        >>> from baal_jax import heuristics, selection
         >>> scores = jnp.array([0.1, 0.7, 0.4, 0.9])
         >>> available = jnp.array([True, True, True, False])
         >>> picked = selection.top_k(heuristics.bald).select(jax.random.key(0), scores, available, 2)
@@ -117,7 +116,6 @@ def power(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisi
         <https://arxiv.org/abs/2106.12059>`_, 2021.
 
     Example:
-        >>> from baal_jax import heuristics, selection
         >>> acquisition = selection.power(heuristics.bald, coldness=4.0)
         >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
         [1]

@@ -14,10 +14,9 @@ Killed anywhere, the same call finishes what is missing. What is in the folder: 
 """
 
 from baal_jax.study import plots, report, results, statistics
-from baal_jax.study._cluster import submit
 from baal_jax.study._folder import environment
 from baal_jax.study._program import use_all_cores, use_compilation_cache
-from baal_jax.study._run import About, run, strategies
+from baal_jax.study._run import About, run, strategies, submit
 
 __all__ = [
     "About", "environment", "plots", "report", "results", "run", "statistics", "strategies", "submit",

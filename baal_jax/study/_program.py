@@ -102,7 +102,6 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
         The folder; None where it cannot be written or programs are refused, as a process of its own tries once.
 
     Example:
-        >>> from baal_jax import study
         >>> home = study.use_compilation_cache("runs/programs")        # doctest: +SKIP
     """
     if (given := getattr(jax.config, _FOLDER)) is not None:

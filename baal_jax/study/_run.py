@@ -1,5 +1,7 @@
-"""Strategies × seeds: what is missing in a folder is run, and all of it is returned."""
+"""Strategies × seeds: what is missing in a folder is run here or as an array job, and all of it is returned."""
 
+import hashlib
+import inspect
 import itertools
 import os
 import time
@@ -18,8 +20,8 @@ import numpy as np
 from baal_jax._util import checks, files, sources
 from baal_jax.loop import ActiveLoop, active_loop, ready
 from baal_jax.stopping import Criterion
-from baal_jax.study import _folder, results
-from baal_jax.study._program import Data, Rounds, default_chunk, fingerprint, programs
+from baal_jax.study import _folder, _program, results
+from baal_jax.study._program import Data, Rounds
 from baal_jax.study.results import Results
 from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, Posterior, PyTree
@@ -68,8 +70,6 @@ def strategies(
         ValueError: there is one of each and so no name, or an option is wrong.
 
     Example:
-        >>> import baal_jax as baal
-        >>> from baal_jax import heuristics, selection, study
         >>> coin = baal.Posterior(fit=None, sample=None, apply=None)
         >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
         >>> list(study.strategies({"dropout": coin, "ensemble": coin}, picks, query_size=2))
@@ -147,9 +147,6 @@ def run(
         ImportError: ``progress`` needs tqdm, which is not installed.
 
     Example:
-        >>> import tempfile, optax, flax.linen as nn
-        >>> import baal_jax as baal
-        >>> from baal_jax import heuristics, posteriors, selection, study
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> trainer = baal.trainer(optax.adam(1e-2), baal.losses.cross_entropy, num_steps=10)
         >>> picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
@@ -207,11 +204,11 @@ def admitted(asked: Any) -> Any:
         "key": jax.random.key_data(key).tolist(),
         **_folder.describe_pool(train.targets),
         "data": _folder.digest((hashed, test)),
-        "chunk": asked.chunk or default_chunk(data, len(seeds), len(loops), count),
+        "chunk": asked.chunk or _program.default_chunk(data, len(seeds), len(loops), count),
     }
     place = _folder.Folder(asked.folder, description)
     cells = results.cells_of(loops, len(seeds), place.description["chunk"])
-    made_by = {name: fingerprint(loops[name], rounds, data) for name in {name: 0 for name, _ in cells[i::n]}}
+    made_by = {name: _program.fingerprint(loops[name], rounds, data) for name in {name: 0 for name, _ in cells[i::n]}}
     vars(asked).update(about=about, loops=loops, data=data, rounds=rounds, place=place, made_by=made_by)
     vars(asked).update(cells=cells, mine=cells[i::n], shared=cells[task::count], by_force=n > 1)
     return asked
@@ -256,7 +253,7 @@ def _compute(study: Any) -> Results:
     """What is missing of all that :func:`admitted` made, and what there is then."""
     place, num_rounds, mine = study.place, study.rounds.num_rounds, results.missing(study.place.path, study.mine)
     place.begin(study.made_by, _folder.device() if mine else None, study.same_device)
-    program_of = programs([*study.loops.values()], study.rounds, study.data)
+    program_of = _program.programs([*study.loops.values()], study.rounds, study.data)
     failed, total = Counter(), Counter()
     left, train = results.missing(place.path, study.shared), study.data.train
     with _bar(place, left, num_rounds, study.progress) as advance:
@@ -319,3 +316,62 @@ def _bar(place: _folder.Folder, wanted: Any, num_rounds: int, progress: bool) ->
 
         yield advance
         advance(at_once=True)
+
+
+class _Part(NamedTuple):
+    """What a task calls; when it is preempted or out of time, submitit puts the same one into the queue again."""
+
+    asked: Path
+
+    def __call__(self, i: int, n: int) -> None:
+        _program.use_all_cores(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        )  # of this job
+        _program.use_compilation_cache()
+        run(**checks.optional_import("cloudpickle", "cluster").loads(self.asked.read_bytes()), part=(i, n))
+
+    def checkpoint(self, i: int, n: int) -> Any:
+        return checks.optional_import("submitit", "cluster").helpers.DelayedSubmission(self, i, n)
+
+
+def submit(
+    folder: str | Path, loops: Any, train: Any, test: Any, *, executor: Any, num_parts: int, **options: Any
+) -> list[Any]:
+    """Submits a study as an array job, by `submitit <https://github.com/facebookincubator/submitit>`_.
+
+    All that :func:`run` refuses is refused here, before anything is queued. What it is given travels as one file in the
+    executor's folder. A task that is preempted or out of time computes the same part again, which is what is missing.
+
+    Args:
+        folder: where the study is or will be, for all machines.
+        loops: as of :func:`run`, and so are the next ones; what cloudpickle can take.
+        train: the pool with all its targets.
+        test: where every round's fit is evaluated.
+        executor: of submitit, with its parameters, such as ``AutoExecutor("jobs")``.
+        num_parts: tasks of the array.
+        options: of :func:`run`, all but ``part``.
+
+    Returns:
+        Jobs of submitit in order of their parts. Their results are None: :func:`results.read` has those of the study.
+
+    Raises:
+        ValueError: as of :func:`run`, or ``num_parts`` is not positive.
+        ImportError: submitit is not installed.
+
+    Example:
+        >>> import submitit                                                      # doctest: +SKIP
+        >>> executor = submitit.AutoExecutor("jobs")                             # doctest: +SKIP
+        >>> executor.update_parameters(timeout_min=60, gpus_per_node=1)          # doctest: +SKIP
+        >>> jobs = study.submit("runs/large", loops, train, test, executor=executor, num_parts=40, **options)
+        ... # doctest: +SKIP
+    """
+    submitit, cloudpickle = (checks.optional_import(name, "cluster") for name in ("submitit", "cloudpickle"))
+    checks.positive_int("num_parts", num_parts)
+    given: dict[str, Any] = {"folder": Path(folder).absolute(), "loops": loops, "train": train, "test": test, **options}
+    bound = inspect.signature(run).bind(**given, part=(0, 1))
+    bound.apply_defaults()
+    admitted(SimpleNamespace(**bound.arguments))
+    content = cloudpickle.dumps(given)
+    home = submitit.core.utils.JobPaths.get_first_id_independent_folder(executor.folder)
+    path = files.write_bytes(home / f"study-{hashlib.sha256(content).hexdigest()[:16]}.pkl", content)
+    return executor.map_array(_Part(path), range(num_parts), [num_parts] * num_parts)

@@ -117,7 +117,6 @@ def axis_label(metric: str) -> str:
         A label; names that are not known are readable already.
 
     Example:
-        >>> from baal_jax.study import plots
         >>> plots.axis_label("nll"), plots.axis_label("balanced_accuracy")
         ('NLL (nats)', 'balanced accuracy')
     """

@@ -87,7 +87,6 @@ def trainer(
         <https://arxiv.org/abs/1803.05407>`_, 2018.
 
     Example:
-        >>> import baal_jax as baal, optax, flax.linen as nn
         >>> train = baal.Dataset(jnp.eye(4), jnp.array([0, 1, 0, 1]))
         >>> fit = baal.trainer(optax.adam(0.1), baal.losses.cross_entropy, num_steps=50)(baal.from_linen(nn.Dense(2)))
         >>> state = fit(jax.random.key(0), train, jnp.array([True, True, False, False]))

@@ -23,8 +23,6 @@ def compose(*parts: Augmentation) -> Augmentation:
         parts: augmentations, the first one first.
 
     Example:
-        >>> import baal_jax as baal
-        >>> from baal_jax.training import augmentation
         >>> augment = augmentation.compose(augmentation.flip(), augmentation.shift(4), augmentation.cutout(8))
         >>> batch = baal.Dataset(jnp.ones((2, 32, 32, 3), jnp.uint8), jnp.array([0, 1]))
         >>> augment(jax.random.key(0), batch).inputs.shape

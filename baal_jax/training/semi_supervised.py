@@ -129,8 +129,6 @@ def pi_model(
         Laine and Aila, `Temporal ensembling for semi-supervised learning <https://arxiv.org/abs/1610.02242>`_, 2017.
 
     Example:
-        >>> import baal_jax as baal, flax.linen as nn, optax
-        >>> from baal_jax.training import semi_supervised
         >>> net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dropout(0.5, deterministic=False), nn.Dense(2)])
         >>> consistency = semi_supervised.pi_model(ramp_up=20, weight=10.0)
         >>> trainer = baal.trainer(
@@ -169,7 +167,6 @@ def fix_match(
         <https://arxiv.org/abs/2001.07685>`_, 2020.
 
     Example:
-        >>> from baal_jax.training import augmentation, semi_supervised
         >>> strong = augmentation.compose(augmentation.shift(1), augmentation.cutout(2))
         >>> consistency = semi_supervised.fix_match(strong, weak=augmentation.shift(1))
         >>> confident, unsure = jnp.array([[5.0, 0.0]]), jnp.array([[0.5, 0.0]])

@@ -37,7 +37,6 @@ def grid(
         <https://arxiv.org/abs/2203.09410>`_, 2022.
 
     Example:
-        >>> from baal_jax.selection.sets import feature_maps, selectors, transforms
         >>> steps = [transforms.scale(), transforms.posterior(noise=0.1)]
         >>> acquisition = selection.grid(feature_maps.embedding, steps, selectors.max_det(noise=0.1))
         >>> features = jnp.array([[2.0, 0.0], [2.1, 0.0], [0.0, 1.0]])

@@ -34,8 +34,6 @@ def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
         ValueError: there is no study in the folder, or results are given without a path.
 
     Example:
-        >>> import tempfile
-        >>> from baal_jax.study import report, results
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     study = {"name": "begun a minute ago", "strategies": ["random", "bald"]}
         ...     path = report.write(results.Results(study, {}, None), f"{folder}/report.html")

@@ -104,7 +104,6 @@ def summary(
         confidence: of intervals and verdicts.
 
     Example:
-        >>> from baal_jax.study import results, statistics
         >>> digits = results.read("runs/digits")  # doctest: +SKIP
         >>> print(statistics.markdown(statistics.summary(digits, "nll")))  # doctest: +SKIP
     """
