@@ -24,26 +24,42 @@ class PoolState(NamedTuple):
         labelled_at: ``int32[N]``, the round in which an example was labelled; −1 while available, −2 once excluded.
         round: ``int32[]``, the round that the next labels belong to.
         targets: ``[N, …]`` labels collected so far, where people give them; None when the data set knows them already.
+        costs: ``float32[N]``, what a label of each costs: scores are divided by it. None for no difference.
+        groups: ``int32[N]``, the group of each, −1 for none; None without quotas.
+        quota: ``int32[G]``, how many labels a group may have: one that has as many is not available.
     """
 
     labelled_at: Array
     round: Array
     targets: Any = None
+    costs: Any = None
+    groups: Any = None
+    quota: Any = None
     __repr__ = short
 
 
-def init(num_examples: int, targets: Array | None = None) -> PoolState:
+def init(
+    num_examples: int, targets: Any = None, *, costs: Any = None, groups: Any = None, quota: Any = None
+) -> PoolState:
     """A pool of ``num_examples`` with nothing labelled.
+
+    In a loop, scores are divided by ``costs``: top-k is of the largest gain for what it costs. Where some available
+    score is below 0 (a margin), all are shifted first, the least to 0. What keeps more than a score is refused.
+    No query takes more of a group than its quota allows; what follows the first to exceed it is asked for again.
 
     Args:
         num_examples: ``N``.
         targets: ``[N, …]`` to store labels in as they arrive (``jnp.full(N, -1)``); None where the data set has them.
+        costs: ``[N]``, above 0.
+        groups: ``int[N]`` from 0, such as the video of every frame; −1 for none. Needs a quota.
+        quota: how many labels a group may have in all, a number or ``int[G]``. ``state._replace(quota=…)`` is another.
 
     Returns:
         The :class:`PoolState`.
 
     Raises:
-        ValueError: ``num_examples`` is not a positive integer, or ``targets`` has another length.
+        ValueError: ``num_examples`` is not a positive integer, an array has another length or is out of its range, or
+            only one of ``groups`` and ``quota`` is there.
 
     Example:
         >>> state = pool.label(pool.init(5), [3, 1])
@@ -56,7 +72,31 @@ def init(num_examples: int, targets: Array | None = None) -> PoolState:
             targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
             raise ValueError(f"targets has shape {targets.shape}, but rows for num_examples={num_examples} are needed")
-    return PoolState(jnp.full(num_examples, _AVAILABLE, jnp.int32), jnp.zeros((), jnp.int32), targets)
+    costs = None if costs is None else _one_each("costs", costs, num_examples, np.floating)
+    if costs is not None and not (np.isfinite(costs) & (costs > 0)).all():
+        raise ValueError(f"costs hold {costs[~(costs > 0) | np.isinf(costs)][0]}: give numbers above 0")
+    if (groups is None) != (quota is None):
+        raise ValueError("groups and quota belong together: give both or neither")
+    if groups is not None:
+        groups, quota = _one_each("groups", groups, num_examples, np.integer), np.asarray(quota)
+        quota = np.full(max(groups.max() + 1, 1), quota) if quota.ndim == 0 else quota
+        if quota.dtype.kind not in "iu" or quota.ndim != 1 or (quota < 0).any() or groups.max() >= len(quota):
+            raise ValueError(f"quota {quota.dtype}{quota.shape} must be integers of at least 0, one for each group")
+        if groups.min() < -1:
+            raise ValueError(f"groups hold {groups.min()}: count from 0, and give -1 to what has no group")
+    extra = (
+        None if costs is None else jnp.asarray(costs, jnp.float32),
+        *(None if part is None else jnp.asarray(part, jnp.int32) for part in (groups, quota)),
+    )
+    return PoolState(jnp.full(num_examples, _AVAILABLE, jnp.int32), jnp.zeros((), jnp.int32), targets, *extra)
+
+
+def _one_each(name: str, values: Any, num_examples: int, kind: Any) -> np.ndarray:
+    values = meshes.on_host(values) if isinstance(values, jax.Array) else np.asarray(values)
+    values = values.astype(np.float32) if kind is np.floating and values.dtype.kind in "iu" else values
+    if values.shape != (num_examples,) or not np.issubdtype(values.dtype, kind):
+        raise ValueError(f"{name} {values.dtype}{values.shape}, but one number for each of {num_examples} is needed")
+    return values
 
 
 def label(state: PoolState, indices: Any, targets: Any = None, *, advance: bool = True) -> PoolState:
@@ -119,13 +159,14 @@ def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
     return state._replace(targets=_set(state.targets, indices, targets))
 
 
-def random_query(key: Key, state: PoolState, num: int) -> Array:
+def random_query(key: Key, state: PoolState, num: int, balanced: Any = None) -> Array:
     """Draws available examples uniformly without replacement.
 
     Args:
         key: a typed key.
         state: the pool.
         num: how many.
+        balanced: ``int[N]``, classes or groups of which as equal numbers are drawn as there are.
 
     Returns:
         ``int32[num]`` distinct ids, −1 where fewer are left.
@@ -135,17 +176,25 @@ def random_query(key: Key, state: PoolState, num: int) -> Array:
     """
     num = checks.positive_int("num", num, least=0)
     left = state.labelled_at.shape[0]
-    if checks.is_concrete(state.labelled_at):
+    if checks.is_concrete(state):
         left = np.count_nonzero(meshes.on_host(state.labelled_at) == _AVAILABLE)  # jax.numpy would trace it inside jit
     if num > left:
         raise ValueError(f"num={num} exceeds the {left} unlabelled examples: ask for fewer")
-    return _random_query(key, state, num)
+    return _random_query(key, state, num, None if balanced is None else jnp.asarray(balanced))
 
 
 @partial(numerics.jit, static_argnums=2)
-def _random_query(key: Key, state: PoolState, num: int) -> Array:
-    values = jax.random.uniform(random.vectorised(key), state.labelled_at.shape, jnp.float32)
-    return meshes.everywhere(numerics.top_indices(numerics.rank_values(values, available(state)), num))
+def _random_query(key: Key, state: PoolState, num: int, balanced: Array | None) -> Array:
+    free, groups = available(state), state.groups
+    values = jax.random.uniform(random.vectorised(key), free.shape, jnp.float32)
+    if groups is not None:  # in the same random order, as far as quotas allow
+        turn = numerics.rank_within(jnp.where(free, groups, -1), -values)
+        free &= (groups < 0) | (turn < room(state)[groups])
+    if balanced is not None:
+        if balanced.shape != free.shape or not jnp.issubdtype(balanced.dtype, jnp.integer):
+            raise ValueError(f"balanced {balanced.dtype}{balanced.shape} must be one class for each of {free.shape[0]}")
+        values -= numerics.rank_within(jnp.where(free, balanced, -1), -values).astype(jnp.float32)
+    return meshes.everywhere(numerics.top_indices(numerics.rank_values(values, free), num))
 
 
 def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
@@ -234,7 +283,21 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
 
 def available(state: PoolState) -> Array:
     """``bool[N]``: what can still be labelled."""
-    return state.labelled_at == _AVAILABLE
+    free = state.labelled_at == _AVAILABLE
+    return free if state.groups is None else free & ((state.groups < 0) | (room(state) > 0)[state.groups])
+
+
+def room(state: PoolState) -> Array:
+    """``int32[G]``: how many labels each group may still have."""
+    known = jnp.where(state.groups >= 0, state.labelled_at >= 0, False).astype(jnp.int32)
+    return state.quota - jax.ops.segment_sum(known, jnp.maximum(state.groups, 0), state.quota.shape[0])
+
+
+def total_cost(state: PoolState) -> Array:
+    """``float32[]``: what all labels cost."""
+    if state.costs is None:
+        raise ValueError("this pool has no costs: make it with pool.init(num_examples, costs=…)")
+    return jnp.sum(jnp.where(state.labelled_at >= 0, state.costs, 0.0))
 
 
 def num_labelled(state: PoolState) -> Array:
@@ -254,10 +317,11 @@ def placed(state: PoolState, size: int, num_examples: int, inputs: PyTree) -> Po
         leaf = leaf if leaf.shape[0] == num_examples else sources.pad(leaf, num_examples)
         return meshes.beside(leaf, inputs)
 
-    labelled_at, targets = jax.tree.map(rows, (state.labelled_at, state.targets))
+    of_rows = state.labelled_at, state.targets, state.costs, state.groups
+    labelled_at, targets, costs, groups = jax.tree.map(rows, of_rows)
     if size < num_examples:
         labelled_at = jnp.where(jnp.arange(num_examples, dtype=jnp.int32) < size, labelled_at, _EXCLUDED)
-    return state._replace(labelled_at=labelled_at, targets=targets)
+    return state._replace(labelled_at=labelled_at, targets=targets, costs=costs, groups=groups)
 
 
 def _as_ids(state: PoolState, indices: Any) -> Array:
@@ -276,7 +340,12 @@ def _set(array: Array, indices: Array, values: Array | int) -> Array:
 
 
 def first_query(
-    key: Key, state: PoolState, num: int, acquisition: Acquisition | None = None, embeddings: PyTree = None
+    key: Key,
+    state: PoolState,
+    num: int,
+    acquisition: Acquisition | None = None,
+    embeddings: PyTree = None,
+    balanced: Any = None,
 ) -> Selection:
     """Picks before there is a fit: at random, or by an acquisition that needs none (the cold start).
 
@@ -286,6 +355,7 @@ def first_query(
         num: how many.
         acquisition: such as ``selection.typiclust()``; None for uniformly random picks.
         embeddings: ``[N, D]``, what the acquisition reads.
+        balanced: as of :func:`random_query`.
 
     Returns:
         A :class:`~baal_jax.Selection` of ``num`` ids, −1 where fewer are left.
@@ -295,7 +365,7 @@ def first_query(
     """
     free = available(state)
     if acquisition is None:
-        indices = random_query(key, state, num)
+        indices = random_query(key, state, num, balanced)
         scores: Any = np.full(indices.shape, np.nan, np.float32)
         return Selection(indices, scores)
     summary = None

@@ -130,7 +130,7 @@ def _program(posterior: Posterior, *static: Any) -> Callable[..., Any]:
 
 
 def _drawn(key: Key, posterior: Posterior, state: Any, num_samples: int) -> "Drawn":
-    return numerics.jit_for(posterior.apply, draw, posterior, num_samples, None)(key, state)
+    return numerics.jit_for(posterior.apply, draw, posterior, num_samples, None, None)(key, state)
 
 
 def _summarised(posterior: Posterior, num: int, size: Any, function: Callable, of_logits: bool, *given: PyTree) -> Any:
@@ -180,7 +180,7 @@ def summarise(
     """
     num_examples = checks.leading_axis("inputs", inputs)
     if not isinstance(state, Drawn):
-        state = draw(posterior, num_samples, batch_size, key, state, target_inputs)
+        state = draw(posterior, num_samples, batch_size, None, key, state, target_inputs)
 
     def one_batch(batch: PyTree) -> PyTree:
         embeddings = None if features is None else features(state.fitted, batch)
@@ -201,10 +201,17 @@ class Drawn(NamedTuple):
     fitted: Any
     draws: PyTree
     target_logits: PyTree = None
+    target_features: PyTree = None
 
 
 def draw(
-    posterior: Posterior, num_samples: int, batch_size: int | None, key: Key, state: Any, target_inputs: PyTree = None
+    posterior: Posterior,
+    num_samples: int,
+    batch_size: int | None,
+    features: FeatureFn | None,
+    key: Key,
+    state: Any,
+    target_inputs: PyTree = None,
 ) -> Drawn:
     """Draws, and their outputs on the target inputs; arguments as in :func:`summarise`."""
     checks.typed_key("key", key)
@@ -212,7 +219,8 @@ def draw(
     if target_inputs is None:
         return drawn
     logits = _summarised(posterior, num_samples, batch_size, _swapped, True, key, drawn, target_inputs)
-    return drawn._replace(target_logits=logits)
+    of_targets = None if features is None else features(state, target_inputs)
+    return drawn._replace(target_logits=logits, target_features=of_targets)
 
 
 def predict_stream(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, numerics
-from baal_jax.pool import PoolState, num_labelled
+from baal_jax.pool import PoolState, num_labelled, total_cost
 from baal_jax.typing import Array, PyTree
 
 
@@ -65,6 +65,17 @@ def labelling_budget(budget: int) -> Criterion:
     """
     budget = checks.positive_int("budget", budget)
     return Criterion(lambda _: (), lambda memory, outcome: (memory, num_labelled(outcome.pool) >= budget))
+
+
+@functools.cache
+def cost_budget(budget: float) -> Criterion:
+    """Stops once the labels of a pool with ``costs`` have cost ``budget``, so the last query may exceed it.
+
+    Args:
+        budget: in the unit of ``pool.init(…, costs=…)``.
+    """
+    budget = checks.positive_float("budget", budget)
+    return Criterion(lambda _: (), lambda memory, outcome: (memory, total_cost(outcome.pool) >= budget))
 
 
 @functools.cache

@@ -89,11 +89,13 @@ class Predictions(NamedTuple):
         logits: ``[S, B, …, C]``, unnormalised log-probabilities (or regression outputs), one slice a draw.
         features: ``[B, D]``, from the ``features`` function given to the loop, else None.
         target_logits: ``[S, M, C]``, predictions on the target inputs under the same draws, else None.
+        target_features: ``[M, D]``, features of the target inputs, for acquisitions that read them, else None.
     """
 
     logits: PyTree
     features: Any = None
     target_logits: Any = None
+    target_features: Any = None
     __repr__ = short
 
     @classmethod
@@ -124,6 +126,13 @@ def _log(probabilities: Any) -> Array:
             row = np.asarray(p)[wrong][0][:6].tolist()
             raise ValueError(f"{wrong.sum()} rows are no probabilities, such as {row}: pass logits as they are")
     return jax.numpy.log(p.astype(jax.numpy.promote_types(p.dtype, np.float32)))
+
+
+class Targeted(NamedTuple):
+    """What an acquisition keeps of the examples ``[N, …]``, and of the target inputs ``[M, …]``."""
+
+    summary: PyTree
+    targets: PyTree
 
 
 class Selection(NamedTuple):
@@ -262,6 +271,7 @@ class Acquisition(NamedTuple):
         reads_labelled: whether ``select`` reads rows of labelled examples, which a sample (``max_sample``) lacks.
         tasks: names of the :mod:`~baal_jax.training.tasks` whose outputs ``summarise`` reads; None for any.
         keep: how many rows, those with the largest numbers in the summary's first leaf, ``select`` needs; None for all.
+        reads_targets: whether ``select`` reads a summary of the target inputs as well, in a :class:`Targeted`.
     """
 
     summarise: Callable[[Predictions], PyTree] | None
@@ -269,7 +279,15 @@ class Acquisition(NamedTuple):
     reads_labelled: bool = False
     tasks: tuple[str, ...] | None = None
     keep: int | None = None
+    reads_targets: bool = False
     __repr__ = short
+
+    def of_targets(self, logits: PyTree, features: PyTree) -> PyTree:
+        """The summary of the target inputs, from their predictions."""
+        if logits is None and features is None:
+            raise ValueError("target_inputs is None, but this acquisition reads them: pass them to step, run or study")
+        assert self.summarise is not None
+        return self.summarise(Predictions(logits, features))
 
 
 class LoopState(NamedTuple):

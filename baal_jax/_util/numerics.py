@@ -203,6 +203,15 @@ def top_indices(values: Array, count: int) -> Array:
     return jnp.where(jnp.isneginf(best.ravel()[order]), -1, indices.ravel()[order])
 
 
+def rank_within(groups: Array, *keys: Array) -> Array:
+    """``int32[N]``: the place of every row in its group, ordered by the first key, then the next, then the id."""
+    order = jnp.lexsort((*reversed(keys), groups))
+    ordered = groups[order]
+    place = jnp.arange(groups.shape[0], dtype=jnp.int32)
+    first = jnp.searchsorted(ordered, ordered, side="left").astype(jnp.int32)
+    return jnp.zeros_like(place).at[order].set(place - first)
+
+
 def true_rows(mask: Array) -> tuple[Callable[[Array], Array], Array]:
     """From places ``[k]`` among the true rows of a mask to their ids, 0 beyond the last, and how many there are."""
     # As ``jnp.flatnonzero`` would list them; but of a mask over many devices only what is asked for travels.

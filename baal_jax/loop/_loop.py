@@ -11,10 +11,23 @@ from jax import Array
 
 from baal_jax import pool as pools
 from baal_jax._util import checks, meshes, numerics, random, sources
+from baal_jax.loop._picks import near, room_for, rows_of, sample, select_within
 from baal_jax.metrics import MetricSet
-from baal_jax.prediction import distinct, draw, evaluate, predict, summarise
+from baal_jax.prediction import Drawn, distinct, draw, evaluate, predict, summarise
 from baal_jax.training import tasks
-from baal_jax.typing import Acquisition, Dataset, Key, LoopState, Posterior, PyTree, Round, Selection, StepInfo, short
+from baal_jax.typing import (
+    Acquisition,
+    Dataset,
+    Key,
+    LoopState,
+    Posterior,
+    PyTree,
+    Round,
+    Selection,
+    StepInfo,
+    Targeted,
+    short,
+)
 
 _MOST = 2**24  # bytes of a source's summary that are arrays on a device, if there is another way
 
@@ -23,9 +36,10 @@ class ActiveLoop(NamedTuple):
     """A loop as pure functions.
 
     Attributes:
-        init: ``(key, dataset, num_initial=0, pool=None, *, acquisition=None, embeddings=None) -> LoopState``: labels
-            ``num_initial`` examples, at random or by an acquisition that needs no fit (a cold start from ``embeddings
-            [N, D]``: ``selection.typiclust()`` and others), or continues from a :class:`~baal_jax.PoolState`.
+        init: ``(key, dataset, num_initial=0, pool=None, *, acquisition=None, embeddings=None, balanced=False) ->
+            LoopState``: labels ``num_initial`` examples, at random, as many of each class (``balanced``) or by an
+            acquisition that needs no fit (a cold start from ``embeddings [N, D]``: ``selection.typiclust()`` and
+            others). A :class:`~baal_jax.PoolState` brings labels, and what is excluded, costs or has a quota.
         step: ``(state, dataset, target_inputs=None) -> (state, info)``: one round, on arrays one compiled program. With
             a source as inputs (``__len__`` and ``__getitem__``; arrays in a :class:`~baal_jax.data.View`) the labelled
             examples and one batch are on the device, and picks are the same unless training is semi-supervised.
@@ -119,6 +133,8 @@ def active_loop(
     if max_sample is not None and max_sample < max(sizes):
         raise ValueError(f"max_sample={max_sample} is less than query_size={max(sizes)}: score at least as many")
     predicting: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
+    of_targets = features if acquisition.reads_targets else None
+    draws_of = lambda *given: draw(posterior, distinct(posterior, num_samples), batch_size, of_targets, *given)  # noqa: E731
 
     def fit(key: Key, dataset: Dataset, state: LoopState) -> Any:
         dataset = _with_stored_targets(dataset, state.pool)
@@ -127,13 +143,16 @@ def active_loop(
     def summarise_inputs(key: Key, fitted: Any, inputs: PyTree, target_inputs: PyTree = None) -> PyTree:
         if acquisition.summarise is None:
             return None
-        read: dict[str, Any] = {"features": features, "target_inputs": target_inputs}
-        read |= {"num_samples": distinct(posterior, num_samples), "batch_size": batch_size}
-        return summarise(key, posterior, fitted, inputs, acquisition.summarise, **read)
+        drawn = fitted if isinstance(fitted, Drawn) else draws_of(key, fitted, target_inputs)
+        read: dict[str, Any] = {"num_samples": None, "batch_size": batch_size, "features": features}
+        summary = summarise(key, posterior, drawn, inputs, acquisition.summarise, **read)
+        if not acquisition.reads_targets or drawn is fitted:  # a batch of a source
+            return summary
+        return Targeted(summary, acquisition.of_targets(drawn.target_logits, drawn.target_features))
 
     # No partial and no function of the module: what jax compiles of these it keeps as long as they live.
-    sampled = lambda *given: _candidates(max_sample, *given)  # noqa: E731
-    select = lambda *given: _select(acquisition, sizes, *given)  # noqa: E731
+    sampled = lambda *given: sample(max_sample, *given)  # noqa: E731
+    select = lambda *given: select_within(acquisition, sizes, *given)  # noqa: E731
     parts = Round(fit, sampled, summarise_inputs, select, _advance)
 
     def compose(parts: Round, state: LoopState, dataset: Dataset, target_inputs: PyTree = None) -> Any:
@@ -164,14 +183,15 @@ def active_loop(
     on_purpose = {name: numerics.jit_with_nan(getattr(parts, name)) for name in ("select", "advance")}
     jitted = Round(*map(numerics.jit, parts))._replace(**on_purpose)
     if candidates is not None:
-        jitted = jitted._replace(candidates=lambda *given: _near(candidates, sizes, acquisition.reads_labelled, *given))
+        jitted = jitted._replace(candidates=lambda *given: near(candidates, sizes, acquisition.reads_labelled, *given))
     vars(jitted.summarise).update(keep=acquisition.keep)
     if (in_blocks := getattr(acquisition.select, "in_blocks", None)) is not None:
         on_host = acquisition._replace(select=in_blocks)
-        vars(jitted.select).update(in_blocks=lambda *given: _select(on_host, sizes, *given))
+        vars(jitted.select).update(in_blocks=lambda *given: select_within(on_host, sizes, *given))
     if acquisition.summarise is not None:
-        read = posterior, distinct(posterior, num_samples), batch_size
-        vars(jitted.summarise).update(draw=jax.jit(lambda *given: draw(*read, *given)))
+        vars(jitted.summarise).update(draw=jax.jit(draws_of))
+    if acquisition.reads_targets:
+        vars(jitted.summarise).update(of_targets=acquisition.of_targets)
     init = meshes.auto(partial(_init, posterior, sizes[0]))
     given = sizes, batch_size, posterior, metrics, num_samples, last_rounds, candidates
     loop = ActiveLoop(init, step, evaluate_last, numerics.jit(predict_last), jitted, *given)
@@ -220,6 +240,8 @@ def query(
         read = summarise_batch, source, loop.batch_size
         if (keep := getattr(parts.summarise, "keep", None)) is None:
             summary, select = sources.mapped(*read), getattr(parts.select, "in_blocks", None)
+            if (of_targets := getattr(parts.summarise, "of_targets", None)) is not None:
+                summary = Targeted(summary, of_targets(drawn.target_logits, drawn.target_features))
             if select is None or sum(leaf.nbytes for leaf in jax.tree.leaves(summary)) <= _MOST:
                 summary, select = jax.tree.map(jnp.asarray, summary), parts.select
             with jax.debug_nans(False):
@@ -237,7 +259,7 @@ def _choose(
 ) -> tuple[Selection, StepInfo]:
     """What comes after a fit, of arrays."""
     ids, available = parts.candidates(keys.subset, state)
-    scored = jax.tree.map(lambda leaf: _rows(leaf, ids), inputs)
+    scored = jax.tree.map(lambda leaf: rows_of(leaf, ids), inputs)
     summary = parts.summarise(keys.draws, fitted, scored, target_inputs)
     return parts.select(keys.select, state, summary, ids, available)
 
@@ -275,19 +297,14 @@ def _labelled_part(dataset: Dataset, state: LoopState, capacity: int | None) -> 
     """The labelled examples of a source, and the state of a pool of these alone, of a size that rarely changes."""
     # Ascending, as a fit on the whole pool counts them.
     labelled = np.flatnonzero(np.asarray(pools.labelled(state.pool)))
-    room = _room(len(labelled), len(dataset.inputs)) if capacity is None else capacity
+    room = room_for(len(labelled), len(dataset.inputs)) if capacity is None else capacity
     known = _with_stored_targets(dataset, state.pool).targets
     rows = labelled if len(labelled) else np.zeros(1, int)
     part = Dataset(sources.load(dataset.inputs, rows), np.asarray(known)[rows])
     part = jax.tree.map(lambda leaf: sources.pad(leaf, room), part)
     since = np.full(room, -1, np.int32)
     since[: len(labelled)] = np.asarray(state.pool.labelled_at)[labelled]
-    return part, state._replace(pool=state.pool._replace(labelled_at=jnp.asarray(since), targets=None))
-
-
-def _room(count: int, total: int) -> int:
-    """A power of two: a growing labelled part is compiled a few times, not in every round."""
-    return min(1 << max(count - 1, 31).bit_length(), total)
+    return part, state._replace(pool=pools.PoolState(jnp.asarray(since), state.pool.round))
 
 
 class RoundKeys(NamedTuple):
@@ -320,11 +337,14 @@ def _init(
     *,
     acquisition: Acquisition | None = None,
     embeddings: PyTree = None,
+    balanced: bool = False,
 ) -> LoopState:
     checks.typed_key("key", key)
     num_initial = checks.positive_int("num_initial", num_initial, least=0)
     if acquisition is None and embeddings is not None:
         raise ValueError("embeddings are given but no acquisition that reads them: pass selection.typiclust()")
+    if balanced and (acquisition is not None or not num_initial):
+        raise ValueError("balanced=True is a random start: give num_initial, and no acquisition")
     if acquisition is not None and not num_initial:
         raise ValueError(f"num_initial={num_initial} leaves the acquisition nothing to pick: give a number")
     tasks.admit("dataset", dataset, posterior.task)
@@ -345,10 +365,12 @@ def _init(
         raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
     key_rounds, key_first = jax.random.split(key)
     if num_initial:
-        state = pools.label(state, pools.first_query(key_first, state, num_initial, acquisition, embeddings).indices)
+        classes = dataset.targets if balanced else None
+        first = pools.first_query(key_first, state, num_initial, acquisition, embeddings, classes)
+        state = pools.label(state, first.indices)
     whole = shapes = _with_stored_targets(shapes, state)
     if sources.is_source(dataset.inputs):
-        room = _room(num_initial + int(np.sum(known >= 0)), num_examples)
+        room = room_for(num_initial + int(np.sum(known >= 0)), num_examples)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((room, *leaf.shape[1:]), leaf.dtype), shapes)
         if isinstance(dataset.targets, np.ndarray) and dataset.targets.dtype.kind in "iu":
             largest = np.full(shapes.targets.shape, dataset.targets.max(), dataset.targets.dtype)
@@ -379,104 +401,11 @@ def _with_stored_targets(dataset: Dataset, state: pools.PoolState) -> Dataset:
     return dataset if state.targets is None else dataset._replace(targets=state.targets)
 
 
-def _candidates(max_sample: int | None, key: Key, state: LoopState) -> tuple[Array | None, Array]:
-    available = pools.available(state.pool)
-    if max_sample is None or max_sample >= available.shape[0]:
-        return None, available
-    values = numerics.rank_values(jax.random.uniform(key, available.shape, jnp.float32), available)
-    ids = numerics.top_indices(values, max_sample)
-    return ids, ids >= 0
-
-
-def _near(
-    candidates: Callable[[np.ndarray], Any], sizes: tuple[int, ...], with_labelled: bool, key: Key, state: LoopState
-) -> tuple[Array | None, Array]:
-    """Available candidates, filled up at random to a query; padded, so that few sizes are compiled."""
-    if not checks.is_concrete(state.pool):
-        raise ValueError("candidates are looked for on the host, which is not possible inside jit, vmap or grad")
-    available, labelled = np.asarray(pools.available(state.pool)), np.flatnonzero(pools.labelled(state.pool))
-    if not len(labelled):
-        return None, jnp.asarray(available)
-    near, chosen = np.asarray(candidates(labelled)).ravel(), np.zeros(len(available), bool)
-    chosen[near[near >= 0]] = True
-    chosen &= available
-    if (missing := max(sizes) - np.count_nonzero(chosen)) > 0:
-        order = np.asarray(jax.random.uniform(random.vectorised(key), chosen.shape, jnp.float32))
-        order = np.argsort(np.where(available & ~chosen, order, np.inf), kind="stable")[:missing]
-        chosen[order] = available[order]
-    chosen[labelled] = with_labelled
-    ids = np.flatnonzero(chosen).astype(np.int32)
-    ids = np.pad(ids, (0, _room(len(ids), len(chosen)) - len(ids)), constant_values=-1)
-    return jnp.asarray(ids), jnp.asarray((ids >= 0) & available[ids])
-
-
-def _rows(leaf: Any, ids: Array | None) -> Any:
-    return leaf if ids is None else jnp.asarray(leaf)[jnp.maximum(ids, 0)]
-
-
 def _schedule(query_size: int | Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(query_size) if isinstance(query_size, Sequence) else (query_size,)
     if not sizes:
         raise ValueError("query_size is an empty schedule: give at least one number")
     return tuple(checks.positive_int("query_size", size) for size in sizes)
-
-
-def _select(
-    acquisition: Acquisition,
-    sizes: tuple[int, ...],
-    key: Key,
-    state: LoopState,
-    summary: PyTree,
-    ids: Array | None,
-    available: Array,
-) -> tuple[Selection, StepInfo]:
-    """What the acquisition picks at this round's size, padded to the largest size."""
-    labelled = _rows(pools.labelled(state.pool), ids)
-    labelled = labelled if ids is None else labelled & (ids >= 0)
-
-    def select(size: int) -> Selection:
-        possible = min(size, available.shape[0])
-        picked = acquisition.select(key, summary, available, possible, labelled)
-        missing = 0, max(sizes) - possible
-        indices = jnp.pad(picked.indices, missing, constant_values=-1)
-        return Selection(indices, jnp.pad(picked.scores, missing, constant_values=jnp.nan))
-
-    different = sorted(set(sizes))
-    if len(different) == 1:
-        picked = select(different[0])
-    else:
-        which = jnp.array([different.index(size) for size in sizes])[jnp.minimum(state.step, len(sizes) - 1)]
-        asked = [lambda size=size: select(size) for size in different]
-        picked = asked[int(which)]() if checks.is_concrete(which) else jax.lax.switch(which, asked)
-    if ids is not None:
-        picked = picked._replace(indices=numerics.take_or(ids, picked.indices, -1))
-    picked = meshes.everywhere(picked)
-    # Not before there are picks, so that what both compute on the way is not in memory at the same time.
-    # A barrier would copy what it holds back.
-    chosen = picked.indices[0] > -2
-    pool = state.pool._replace(labelled_at=jnp.where(chosen, state.pool.labelled_at, 0))
-    return picked, _describe(pool, picked, summary, available & chosen)
-
-
-def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:
-    leaves = [leaf for leaf in jax.tree.leaves(summary) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    broken = jnp.zeros(available.shape, bool)
-    for leaf in leaves:
-        numpy = np if isinstance(leaf, np.ndarray) else jnp  # the one takes part after part
-        parts = np.array_split(leaf, -(-leaf.nbytes // 2**22)) if numpy is np else [leaf]
-        broken |= numpy.concatenate([numpy.isnan(part).any(axis=tuple(range(1, leaf.ndim))) for part in parts])
-    mean_score = picked.scores[0] * jnp.nan  # of each seed: under vmap a constant is spread where NaN would be an error
-    if len(leaves) == 1 and leaves[0].ndim == 1:
-        mean_score = jnp.mean(leaves[0].astype(jnp.float32), where=available & ~broken)
-    return StepInfo(
-        round=state.round,
-        num_labelled=pools.num_labelled(state),
-        indices=picked.indices,
-        scores=picked.scores,
-        num_picked=jnp.sum(picked.indices >= 0, dtype=jnp.int32),
-        mean_score=mean_score,
-        num_nan=jnp.sum(broken & available, dtype=jnp.int32),
-    )
 
 
 def _advance(state: LoopState, fitted: Any, selection: Selection) -> LoopState:

@@ -5,6 +5,7 @@ Scores that are NaN come last. ``sets`` holds the three parts that acquisitions 
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,15 @@ import jax.numpy as jnp
 from baal_jax import heuristics
 from baal_jax._util import checks
 from baal_jax.selection import sets
+from baal_jax.selection._balanced_margin import balanced_margin
 from baal_jax.selection._batch_bald import batch_bald
 from baal_jax.selection._candidates import nearest, survivors
 from baal_jax.selection._cluster_margin import cluster, cluster_margin
-from baal_jax.selection._cold_start import prob_cover, typiclust
-from baal_jax.selection._k_means import k_means
+from baal_jax.selection._coverage import max_herding, prob_cover, uncertainty_herding
+from baal_jax.selection._k_means import drop_query, k_means
+from baal_jax.selection._oracle import oracle
 from baal_jax.selection._rank import power, precomputed, random, softmax, softrank, top_k, top_k_epig
+from baal_jax.selection._typiclust import typiclust
 from baal_jax.selection.sets._acquisitions import (
     badge,
     bait,
@@ -30,12 +34,12 @@ from baal_jax.selection.sets._acquisitions import (
     max_det,
     max_diag,
 )
-from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, Selection, Targeted
 
 _RANKINGS = ("top_k", "power", "softmax", "softrank")  # of any heuristic
 
-_OF_SCORES = (batch_bald, cluster_margin, power, random, softmax, softrank, top_k, top_k_epig)
-_OF_FEATURES = (k_means, prob_cover, typiclust)
+_OF_SCORES = (balanced_margin, batch_bald, cluster_margin, power, random, softmax, softrank, top_k, top_k_epig)
+_OF_FEATURES = (drop_query, k_means, max_herding, prob_cover, typiclust, uncertainty_herding)
 _OF_SETS = (badge, bait, batch_bald_gaussian, frank_wolfe, grid, k_center, k_means_pp, lcmd, max_det, max_diag)
 
 REGISTRY: dict[str, Callable[..., Acquisition]] = {
@@ -44,20 +48,21 @@ REGISTRY: dict[str, Callable[..., Acquisition]] = {
 }
 """Name → builder; each can be called without arguments."""
 
-__all__ = ["REGISTRY", "badge", "bait", "batch_bald", "batch_bald_gaussian", "by_name", "cluster", "cluster_margin",
-           "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd", "max_det", "max_diag", "nearest",
-           "power", "precomputed", "prob_cover", "random", "select", "sets", "softmax", "softrank", "survivors",
-           "top_k", "top_k_epig", "typiclust"]  # fmt: skip
+__all__ = ["REGISTRY", "badge", "bait", "balanced_margin", "batch_bald", "batch_bald_gaussian", "by_name", "cluster",
+           "cluster_margin", "drop_query", "frank_wolfe", "grid", "k_center", "k_means", "k_means_pp", "lcmd",
+           "max_det", "max_diag", "max_herding", "nearest", "oracle", "power", "precomputed", "prob_cover", "random",
+           "select", "sets", "softmax", "softrank", "survivors", "top_k", "top_k_epig", "typiclust",
+           "uncertainty_herding"]  # fmt: skip
 
 
-def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
+def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Acquisition:
     """The acquisition of a name, with its default settings.
 
     Args:
         name: of a selection (``"random"``, ``"batch_bald"``, ``"badge"``, …); of a heuristic, the top of whose scores
             is labelled then (``"bald"``, ``"margin"``, …); or a ranking and a heuristic joined by an underscore
             (``"top_k_bald"``, ``"power_bald"``, ``"softrank_entropy"``, …).
-        coldness: of a stochastic ranking.
+        coldness: of a stochastic ranking; None for its default, ``"auto"`` but for ``softrank``.
 
     Returns:
         An :class:`~baal_jax.Acquisition`.
@@ -78,7 +83,8 @@ def by_name(name: str, *, coldness: float = 1.0) -> Acquisition:
         known = ", ".join([*whole, *heuristics.REGISTRY])
         cure = f"use one of {known}, or a heuristic behind top_k_, power_, softmax_ or softrank_"
         raise ValueError(f"name={name!r} is no strategy: {cure}")
-    return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, coldness)
+    options = {} if coldness is None or how in ("", "top_k") else {"coldness": coldness}
+    return REGISTRY[how or "top_k"](score_fn, **options)
 
 
 def select(
@@ -131,5 +137,7 @@ def select(
     if acquisition.reads_labelled and labelled is None:
         raise ValueError("labelled is None, but this acquisition reads labelled rows: pass labelled=bool[N]")
     summary = None if acquisition.summarise is None else acquisition.summarise(given)
+    if acquisition.reads_targets:
+        summary = Targeted(summary, acquisition.of_targets(given.target_logits, given.target_features))
     available = jnp.ones(counts[0], bool) if masks[0] is None else masks[0]
     return acquisition.select(key, summary, available, query_size, masks[1])

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import heuristics
-from baal_jax._util import checks
+from baal_jax._util import checks, numerics
 from baal_jax.selection._common import best_few, one_each, over_features, points_of, read_features
-from baal_jax.selection._k_means import clusters_of, rank_within, sizes_of
+from baal_jax.selection._k_means import clusters_of, sizes_of
 from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn
 
 
@@ -85,7 +85,7 @@ def round_robin(order: Array, groups: Array, there: Array, num_groups: int) -> A
     groups = jnp.where(there, groups, 0)
     first = jax.ops.segment_min(jnp.where(there, place, place.size), groups, num_groups)[groups]
     size = sizes_of(groups, num_groups, there)[groups]
-    places = jnp.lexsort((first, size, rank_within(jnp.where(there, groups, num_groups), order), ~there))
+    places = jnp.lexsort((first, size, numerics.rank_within(jnp.where(there, groups, num_groups), order), ~there))
     return jnp.where(there[places], places, -1).astype(jnp.int32)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from baal_jax import heuristics
 from baal_jax._util import checks, meshes, numerics
-from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, SelectFn, Selection
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreFn, SelectFn, Selection, Targeted
 
 _BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a time
 
-# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q])
-Find = Callable[[Key, PyTree, Array, int, Array], tuple[Array, Array]]
+# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q]), and with target inputs,
+# which are the last rows, how many they are behind these
+Find = Callable[..., tuple[Array, Array]]
 
 
 def over_features(
@@ -38,7 +39,12 @@ def over_features(
         prepare: Any, key: Key, summary: Any, available: Array, query_size: int, labelled: Array | None = None
     ) -> Selection:
         available = jnp.asarray(available)
-        num_examples = checks.leading_axis("features", summary)
+        # Target inputs are rows behind those of the examples, neither available nor labelled.
+        num_targets = ()
+        if isinstance(summary, Targeted):
+            num_targets = (checks.leading_axis("target_inputs", summary.targets),)
+            summary = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *summary)
+        num_examples = checks.leading_axis("features", summary) - sum(num_targets)
         if available.shape != (num_examples,):
             raise ValueError(f"features of {num_examples} examples for {available.shape[0]}: one row each is needed")
         query_size = size_of(query_size, num_examples)
@@ -48,7 +54,8 @@ def over_features(
         available = available.astype(bool)
         labelled = labelled.astype(bool) & ~available
         features, broken = prepare(summary)
-        indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken)
+        available, labelled = (jnp.pad(mask, (0, sum(num_targets))) for mask in (available, labelled))
+        indices, scores = find(key, features, available & ~broken, query_size, labelled & ~broken, *num_targets)
         # What is broken fills the −1 slots, which stand at the end.
         late, count = numerics.true_rows(available & broken)
         missing = indices < 0
@@ -87,14 +94,16 @@ def read_features(predictions: Predictions) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), predictions.features)
 
 
-def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array], Array] | None = None) -> Acquisition:
+def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array, int], Array] | None = None) -> Acquisition:
     """An acquisition that keeps one score an example and picks the largest, or those with the largest ``values``."""
-    # These are ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available) -> float32[N]``.
+    # Ranking keys (of ``numerics.rank_values``), made by ``(key, scores, available, query_size) -> float32[N]``.
     checks.function("score_fn", score_fn, "heuristics.bald")
 
     def select(key: Key, summary: Array, available: Array, query_size: int, labelled: Array | None = None) -> Selection:
         scores = one_each(numerics.as_float(summary), available)
-        return top(scores, available, query_size, None if values is None else values(key, scores, available))
+        return top(
+            scores, available, query_size, None if values is None else values(key, scores, available, query_size)
+        )
 
     summarise = lambda predictions: score_fn(predictions.logits)  # noqa: E731
     return Acquisition(summarise, compiled(select), tasks=heuristics.tasks_of(score_fn))
@@ -129,6 +138,12 @@ def points_of(features: PyTree, mask: Array, who: str) -> Array:
     if not isinstance(features, jax.Array) or features.ndim != 2:
         raise ValueError(f"{who} needs one row an example, [N, D], not {jax.tree.map(jnp.shape, features)}")
     return jnp.where(mask[:, None], centred(features, mask), 0.0)
+
+
+def unit_rows(features: Array) -> Array:
+    """Features divided by their length; 0 stays 0."""
+    lengths = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(1, features.ndim)), keepdims=True))
+    return features / jnp.where(lengths > 0, lengths, 1.0)
 
 
 def one_by_one(pick: Callable, update: Callable, state: Any, available: Array, query_size: int) -> tuple[Array, Array]:

@@ -10,12 +10,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from baal_jax._util import checks
-from baal_jax.selection._common import inverse_cdf, over_features, points_of, squared_distances
-from baal_jax.typing import Acquisition, Array, Key
+from baal_jax._util import checks, numerics
+from baal_jax.selection._common import (
+    inverse_cdf,
+    one_each,
+    over_features,
+    points_of,
+    read_features,
+    squared_distances,
+    unit_rows,
+)
+from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree
 
 _BLOCK = 64  # centres in work at a time
 _SLACK = 1e-5  # relative rounding of a sum of squares
+_NEVER = 1e6  # by which a threshold on a number of draws would have to be lowered
 
 
 def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acquisition:
@@ -51,17 +60,73 @@ def k_means(num_clusters: int | None = None, num_iterations: int = 100) -> Acqui
     def find(key: Key, features: Array, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         points = points_of(features, available, "k_means")
         count = min(query_size if num_clusters is None else num_clusters, points.shape[0])
-        centres, assignment = clusters_of(key, points, available, count, num_iterations)
-        mine = jnp.maximum(assignment, 0)
-        distances = jnp.sqrt(jnp.sum((points - centres[mine]) ** 2, axis=1))
-        size = sizes_of(assignment, count)[mine]
-        # Two alone are as near to their mean as each other, whatever the rounding.
-        turn = rank_within(assignment, jnp.where(size == 2, 0.0, distances))
-        order = jnp.lexsort((-size, turn, ~available))[:query_size]
-        indices = jnp.where(available[order], order, -1)
-        return indices, -distances[indices]
+        return nearest_to_centres(key, points, available, query_size, count, num_iterations)
 
     return over_features(find)
+
+
+def drop_query(candidates_per_pick: int = 25, num_iterations: int = 100) -> Acquisition:
+    r"""Those that draws disagree about, of different clusters: for embeddings of pretrained networks.
+
+    With :math:`\hat y` of the mean prediction, :math:`d_n = \sum_s [\hat y_n \ne \hat y_n^s]` of ``S`` draws disagree.
+    Candidates have ``d > S // 2``, a threshold that falls, at most to 0, until they are ``candidates_per_pick · Q``.
+    Their features, divided by their length, are clustered by k-means into ``Q`` clusters, and the nearest to each
+    centre is picked. With fewer candidates than picks, and before there are predictions, all are candidates.
+
+    The paper has three draws of dropout (``num_samples=3``, a rate of .75) in a head on fixed features, and takes
+    :math:`\hat y` from a pass without.
+
+    Args:
+        candidates_per_pick: 25 in the paper.
+        num_iterations: Lloyd iterations at most, after k-means++ seeding.
+
+    Returns:
+        An :class:`~baal_jax.Acquisition`; scores are minus the distance to the centre.
+
+    References:
+        Gupte et al., `Revisiting active learning in the era of vision foundation models
+        <https://arxiv.org/abs/2401.14555>`_, 2024.
+    """
+    candidates_per_pick = checks.positive_int("candidates_per_pick", candidates_per_pick)
+    num_iterations = checks.positive_int("num_iterations", num_iterations)
+
+    def summarise(predictions: Predictions) -> PyTree:
+        features = read_features(predictions)
+        if predictions.logits is None:
+            return jnp.full(checks.leading_axis("features", features), _NEVER), features
+        log_p = numerics.log_probs(predictions.logits)
+        mean = jnp.argmax(numerics.log_mean_probs(predictions.logits), axis=-1)
+        differ = jnp.sum(jnp.argmax(log_p, axis=-1) != mean[None], axis=0)
+        lowered = jnp.maximum(log_p.shape[0] // 2 + 1 - differ, 0).astype(jnp.float32)  # how far for this one
+        broken = jnp.any(jnp.isnan(log_p), axis=(0, -1))
+        return jnp.where(broken, jnp.nan, jnp.where(differ > 0, lowered, _NEVER)), features
+
+    def find(key: Key, given: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+        lowered, features = one_each(given[0]), given[1]
+        disagreed = available & (lowered < _NEVER)
+        count = jnp.sum(disagreed, dtype=jnp.int32)
+        place = jnp.minimum(candidates_per_pick * query_size, count) - 1
+        enough = jnp.sort(jnp.where(disagreed, lowered, _NEVER))[jnp.maximum(place, 0)]
+        mask = jnp.where(count < query_size, available, disagreed & (lowered <= enough))
+        points = points_of(unit_rows(features), mask, "drop_query")
+        return nearest_to_centres(key, points, mask, query_size, min(query_size, points.shape[0]), num_iterations)
+
+    return over_features(find, summarise, tasks=("classification",))
+
+
+def nearest_to_centres(
+    key: Key, points: Array, mask: Array, query_size: int, count: int, num_iterations: int
+) -> tuple[Array, Array]:
+    """Of ``count`` clusters of the rows of a mask, largest first, the rows nearest to their centres, then the next."""
+    centres, assignment = clusters_of(key, points, mask, count, num_iterations)
+    mine = jnp.maximum(assignment, 0)
+    distances = jnp.sqrt(jnp.sum((points - centres[mine]) ** 2, axis=1))
+    size = sizes_of(assignment, count)[mine]
+    # Two alone are as near to their mean as each other, whatever the rounding.
+    turn = numerics.rank_within(assignment, jnp.where(size == 2, 0.0, distances))
+    order = jnp.lexsort((-size, turn, ~mask))[:query_size]
+    indices = jnp.where(mask[order], order, -1)
+    return indices, -distances[indices]
 
 
 class Clusters(NamedTuple):
@@ -148,15 +213,6 @@ def lloyd(points: Array, mask: Array, centres: Array, num_iterations: int, activ
     start = centres, assign(centres), jnp.zeros((), jnp.int32), jnp.ones((), bool)
     centres, assignment, _, _ = jax.lax.while_loop(lambda carry: carry[3] & (carry[2] < num_iterations), step, start)
     return Clusters(centres[:num_clusters], assignment)
-
-
-def rank_within(groups: Array, *keys: Array) -> Array:
-    """``int32[N]``: the place of every row in its group, ordered by the first key, then the next, then the id."""
-    order = jnp.lexsort((*reversed(keys), groups))
-    ordered = groups[order]
-    place = jnp.arange(groups.shape[0], dtype=jnp.int32)
-    first = jnp.searchsorted(ordered, ordered, side="left").astype(jnp.int32)
-    return jnp.zeros_like(place).at[order].set(place - first)
 
 
 def sizes_of(assignment: Array, num_clusters: int, counted: Array | None = None) -> Array:

@@ -5,7 +5,7 @@ van Hoof and Welling 2019): ranks of ``log w + Gumbel`` are draws in proportion 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from baal_jax._util import checks, numerics
 from baal_jax._util.random import vectorised
 from baal_jax.selection._common import compiled, one_each, over_scores, top
 from baal_jax.typing import Acquisition, Array, Key, ScoreFn, Selection
+
+_PER_PICK = 20.0  # κ, examples that a pick of an automatic coldness is in effect drawn from
+_LOWEST, _TINY = -3e38, 1e-30
 
 
 def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
@@ -93,13 +96,20 @@ def precomputed(scores: Array) -> Acquisition:
     return Acquisition(None, compiled(select))
 
 
-def power(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+def power(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto"] = "auto") -> Acquisition:
     r"""A sample without replacement, in proportion to a power of the score; PowerBALD with ``bald``.
 
     .. math:: p_i \propto s_i^\beta
 
     A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. Where
     none is positive (:func:`~baal_jax.heuristics.margin`), all are first shifted: the smallest available becomes 0.
+
+    With ``"auto"``, ``β`` is found in every query such that as many examples are in effect drawn from as the query
+    wants, or as many as there are at ``β = 1``, if these are fewer:
+
+    .. math:: 1 / \textstyle\sum_i p_i^2 = \min(\kappa Q, n_1), \qquad \kappa = 20
+
+    A small query is then nearly greedy among many informative examples, and a large one spreads.
 
     Args:
         score_fn: ``logits -> scores [N]``.
@@ -123,16 +133,16 @@ def power(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisi
     return _sampled(power_log_weights, score_fn, coldness)
 
 
-def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto"] = "auto") -> Acquisition:
     r"""A sample without replacement from a Gibbs distribution over scores, which may have any sign.
 
     .. math:: p_i \propto \exp(\beta s_i)
 
-    Take one over the spread of the scores as coldness: BALD is often below 0.1 nats, where 1 picks nearly at random.
+    A number depends on the scale of the scores: BALD is often below 0.1 nats, where 1 picks nearly at random.
 
     Args:
         score_fn: ``logits -> scores [N]``.
-        coldness: ``β``, as in :func:`power`.
+        coldness: ``β``, as in :func:`power`, where ``n_1`` is explained as well.
 
     Returns:
         An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
@@ -140,7 +150,7 @@ def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acqui
     return _sampled(softmax_log_weights, score_fn, coldness)
 
 
-def softrank(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acquisition:
+def softrank(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto"] = 1.0) -> Acquisition:
     r"""A sample without replacement, in proportion to a power of the rank, whatever the scale of the scores.
 
     .. math:: p_i \propto r_i^{-\beta}
@@ -157,13 +167,14 @@ def softrank(score_fn: ScoreFn = heuristics.bald, coldness: float = 1.0) -> Acqu
     return _sampled(softrank_log_weights, score_fn, coldness)
 
 
-def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: ScoreFn, coldness: float) -> Acquisition:
+def _sampled(log_weights: Callable[[Array, Array, Any], Array], score_fn: ScoreFn, coldness: Any) -> Acquisition:
     """The largest perturbed log-weights; the weightless follow in random order, then NaN."""
-    coldness = checks.finite_float("coldness", coldness, 0.0)
+    beta = None if isinstance(coldness, str) and coldness == "auto" else checks.finite_float("coldness", coldness, 0.0)
 
-    def values(key: Key, scores: Array, available: Array) -> Array:
+    def values(key: Key, scores: Array, available: Array, query_size: int) -> Array:
         key_gumbel, key_rest = jax.random.split(key)
-        weights = log_weights(scores, available, coldness)
+        cold = auto_coldness(log_weights, scores, available, query_size) if beta is None else beta
+        weights = log_weights(scores, available, cold)
         perturbed = weights + jax.random.gumbel(vectorised(key_gumbel), scores.shape, scores.dtype)
         at_random = numerics.weightless_tier(key_rest, scores.shape)
         return jnp.where(available & jnp.isneginf(weights), at_random, numerics.rank_values(perturbed, available))
@@ -171,7 +182,28 @@ def _sampled(log_weights: Callable[[Array, Array, float], Array], score_fn: Scor
     return over_scores(score_fn, values)
 
 
-def power_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+def auto_coldness(log_weights: Callable[..., Array], scores: Array, available: Array, query_size: int) -> Array:
+    """``β`` at which the effective number of examples, ``1 / Σ p²``, is what a query wants; 1 where none would do."""
+
+    def scaled(weights: Array) -> Array:
+        """0 for the largest, −inf without weight."""
+        weights = jnp.where(available & jnp.isfinite(weights), weights, -jnp.inf)
+        return weights - jnp.max(weights, initial=_LOWEST)
+
+    def number(beta: Array) -> Array:
+        p = jnp.exp(jnp.where(jnp.isneginf(weights), weights, beta * weights))
+        return jnp.sum(p) ** 2 / jnp.maximum(jnp.sum(p * p), _TINY)
+
+    weights, proportional = (scaled(rule(scores, available, 1.0)) for rule in (log_weights, power_log_weights))
+    most = jnp.sum(jnp.exp(proportional)) ** 2 / jnp.maximum(jnp.sum(jnp.exp(2.0 * proportional)), _TINY)
+    wanted = jnp.minimum(_PER_PICK * query_size, most)
+    spread = -jnp.min(jnp.where(jnp.isneginf(weights), 0.0, weights))  # by which a coldness has no unit
+    beta = lambda place: jnp.exp2(place) / jnp.where(spread > 0, spread, 1.0)  # noqa: E731
+    place = numerics.bisect(lambda place: number(beta(place)) < wanted, (jnp.float32(-20.0), jnp.float32(20.0)), 26)
+    return jnp.where(spread > 0, beta(place), 1.0)
+
+
+def power_log_weights(scores: Array, available: Array, coldness: Any) -> Array:
     """``β log s``, −inf where a score has no weight."""
     least = jnp.min(jnp.where(available & jnp.isfinite(scores), scores, jnp.inf))
     scores = jnp.where(~jnp.any(available & (scores > 0)) & jnp.isfinite(least), scores - least, scores)
@@ -180,12 +212,12 @@ def power_log_weights(scores: Array, available: Array, coldness: float) -> Array
     return jnp.where(weighted, _cooled(jnp.log(jnp.where(weighted, scores, 1.0)), coldness), no_weight)
 
 
-def softmax_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+def softmax_log_weights(scores: Array, available: Array, coldness: Any) -> Array:
     """``β s``."""
     return jnp.where(jnp.isneginf(scores), -jnp.inf, _cooled(scores, coldness))
 
 
-def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Array:
+def softrank_log_weights(scores: Array, available: Array, coldness: Any) -> Array:
     """``−β log rank``, where equal scores share their average rank among what is available."""
     values = -numerics.rank_values(scores, available)  # ascending; what is not available stands last, at +inf
     ordered = jnp.sort(values)
@@ -194,6 +226,6 @@ def softrank_log_weights(scores: Array, available: Array, coldness: float) -> Ar
     return jnp.where(jnp.isnan(scores), jnp.nan, -coldness * jnp.log(rank))
 
 
-def _cooled(log_weights: Array, coldness: float) -> Array:
+def _cooled(log_weights: Array, coldness: Any) -> Array:
     """``β log w``, where ``0 · inf`` is 0."""
     return jnp.where(jnp.isinf(log_weights) & (coldness == 0), 0.0, coldness * log_weights)

@@ -20,6 +20,7 @@ def grid(
     selector: Selector | None = None,
     *,
     reads_labelled: bool = True,
+    reads_targets: bool = False,
 ) -> Acquisition:
     r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
 
@@ -28,6 +29,8 @@ def grid(
         transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
         reads_labelled: whether a part reads what is labelled; if none does, False allows ``max_sample`` in the loop.
+        reads_targets: whether what matters is the ``target_inputs`` of ``step``, ``run`` and ``study.run``, for
+            ``selectors.itl()``, ``selectors.vtl()``, ``selectors.epig()`` and ``selectors.bait()``.
 
     Returns:
         An :class:`~baal_jax.Acquisition` with the scores of the selector. Features that are not finite are picked last.
@@ -45,17 +48,24 @@ def grid(
     """
     selector = selectors.lcmd() if selector is None else selector
 
-    def find(key: Key, features: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
+    if reads_targets and not getattr(selector, "reads_targets", False):
+        raise ValueError("reads_targets=True, but the selector reads none: take selectors.itl, vtl, epig or bait")
+
+    def find(
+        key: Key, features: PyTree, available: Array, query_size: int, labelled: Array, num_targets: int = 0
+    ) -> tuple[Array, Array]:
         key_select, *keys = jax.random.split(key, 1 + len(transforms))
         factors: Any = features
         if not isinstance(features, Blocks):
-            factors = Features(tuple(_rows(leaf) for leaf in jax.tree.leaves(features)), jnp.zeros((), jnp.float32))
+            leaves = tuple(_rows(leaf) for leaf in jax.tree.leaves(features))
+            factors = Features(leaves, jnp.zeros((), jnp.float32), num_targets)
         for key_transform, transform in zip(keys, transforms, strict=True):
             factors = transform(key_transform, factors, labelled, available | labelled)
         return selector(key_select, factors, available, query_size, labelled)
 
     in_blocks = None if transforms else getattr(selector, "in_blocks", None)
-    return over_features(find, features, reads_labelled=reads_labelled, in_blocks=in_blocks)
+    acquisition = over_features(find, features, reads_labelled=reads_labelled, in_blocks=in_blocks)
+    return acquisition._replace(reads_targets=reads_targets)
 
 
 def _rows(leaf: Array) -> Array:

@@ -37,7 +37,8 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
               \bigr)^{-1} \Bigr), \qquad F = \sum_{i} V_i^\top V_i \text{ over pool and labelled}
 
     Forward, the pick is the one that shrinks the trace most; with ``oversampling`` above 1 that many times more are
-    picked, and then those are dropped whose loss costs least. Each pick costs two products with the features.
+    picked, and then those are dropped whose loss costs least. Each pick costs two products with the features. In a grid
+    with ``reads_targets`` ``F`` is of the target inputs alone.
 
     Args:
         noise: ``σ``; for :func:`~baal_jax.selection.sets.feature_maps.fisher` ``1/σ²`` weighs labels against the prior.
@@ -62,7 +63,10 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
             rows = features.factors[0]
         else:
             rows = dense(features, "selectors.bait")[:, None]
-        counted = jnp.where((available | labelled)[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
+        matter = available | labelled
+        if features.num_targets:
+            matter = jnp.arange(len(rows), dtype=jnp.int32) >= len(rows) - features.num_targets
+        counted = jnp.where(matter[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
         fisher = linalg.product(counted.T, counted)
         rows = rows / noise  # observations of unit noise from here on
         known = jnp.repeat(labelled & use_labelled, rows.shape[1])
@@ -75,6 +79,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         order = jnp.argsort(~_backward(root, fisher, rows, indices, query_size), stable=True)[:query_size]
         return indices[order], scores[order]
 
+    vars(select).update(reads_targets=True)
     return select
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from baal_jax._util import linalg
+from baal_jax._util import linalg, numerics
 from baal_jax.selection import _common
 
 _BYTES = 2**19  # of a block of rows
@@ -24,10 +24,12 @@ class Features(NamedTuple):
     Attributes:
         factors: arrays ``[N, D_f]``. One is the usual case; the outer product of several is never formed.
         noise: ``float[]``, the variance ``σ²`` of observation noise.
+        num_targets: how many of the rows, the last ones, are of target inputs.
     """
 
     factors: tuple[Array, ...]
     noise: Array
+    num_targets: int = 0
 
 
 # (key, features, labelled bool[N], counted bool[N]) -> features
@@ -153,6 +155,24 @@ def conditioned(features: Features, known: Array, noise: float, who: str) -> Fea
     """``R⁻ᵀ φ``, whose kernel is the posterior covariance given noisy labels of some rows."""
     phi = dense(features, who)
     return features._replace(factors=(linalg.solve_triangular(posterior_root(phi, known, noise), phi.T, trans="T").T,))
+
+
+def pivoted(features: Features, query_size: int, least: Any = 0.0) -> tuple[tuple[Array, Array], Callable]:
+    """Conditional variances ``[N]`` beside a Cholesky factor ``[N, Q]``, and what a pick makes of both."""
+
+    def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
+        # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. The covariance given the picks is
+        # what L does not explain: its column, over the root of the pivot, is the new one. The pivots multiply to
+        # det(K_PP), so that the largest variance is the pick with the largest determinant.
+        variances, roots = state
+        pivot, row = numerics.rows_at(variances, index), numerics.rows_at(roots, index)
+        covariances = column(features, index) - jnp.matmul(roots, row, precision="highest")
+        # Below `least` a pivot is a rounding error, and dividing by it would spread noise over all variances.
+        root = jnp.where(pivot > least, covariances * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
+        return variances - root**2, roots.at[:, turn].set(root)
+
+    variances = diagonal(features)
+    return (variances, jnp.zeros((variances.shape[0], query_size), variances.dtype)), update
 
 
 class Nearest(NamedTuple):

@@ -92,30 +92,35 @@ def badge_multi_label(predictions: Predictions) -> tuple[Array, Array]:
     return mean - (mean > 0.5).astype(mean.dtype), _one_array(read_features(predictions))
 
 
-def fisher(predictions: Predictions, sketch_size: int | None = 512) -> Array:
+def fisher(predictions: Predictions, sketch_size: int | None = 512, num_classes: int | None = 10) -> Array:
     r"""Square roots of the Fisher information that one label holds about the last layer, for BAIT.
 
     .. math:: F(x) = \sum_c \bar p_c\, \bigl((e_c - \bar p) \otimes h\bigr) \bigl((e_c - \bar p) \otimes h\bigr)^\top
 
-    With a single output the likelihood is Gaussian, and ``F(x) = h hᵀ``.
+    With a single output the likelihood is Gaussian, and ``F(x) = h hᵀ``. Of many classes the most probable ones make up
+    nearly all of the sum, whose other terms are left out (Ash et al. at scale: https://arxiv.org/abs/2404.08981).
 
     Args:
         predictions: as of :func:`badge`.
         sketch_size: project the ``C·D`` numbers of a row to this many, at random but alike in every round, if they are
             more; None keeps them. ``N·C·sketch_size`` numbers are kept, and some three times that while picking.
+        num_classes: how many of the most probable classes are in the sum, at most; None for all.
 
     Returns:
-        ``[B, C, K]``, one row a class; ``[B, D]`` for a single output.
+        ``[B, C, K]``, one row a class, most probable first where some are left out; ``[B, D]`` for a single output.
     """
     sketch_size = checks.optional_int("sketch_size", sketch_size)
     mean = _mean_probabilities(predictions)
     hidden = _one_array(read_features(predictions))
     if mean.shape[-1] == 1:
         return hidden
-    residual = jnp.eye(mean.shape[-1], dtype=mean.dtype)[None] - mean[:, None]  # [B, C, C], row c is e_c − p
-    weighted = jnp.sqrt(mean)[..., None] * residual
-    if sketch_size is None or sketch_size >= residual.shape[-1] * hidden.shape[-1]:
-        return (weighted[..., None] * hidden[:, None, None].astype(mean.dtype)).reshape(*mean.shape, -1)
+    kept, ones = mean, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None]
+    if num_classes is not None and num_classes < mean.shape[-1]:
+        kept, classes = jax.lax.top_k(mean, checks.positive_int("num_classes", num_classes))
+        ones = jax.nn.one_hot(classes, mean.shape[-1], dtype=mean.dtype)
+    weighted = jnp.sqrt(kept)[..., None] * (ones - mean[:, None])  # [B, C, C], row c is of e_c − p
+    if sketch_size is None or sketch_size >= mean.shape[-1] * hidden.shape[-1]:
+        return (weighted[..., None] * hidden[:, None, None].astype(mean.dtype)).reshape(*kept.shape, -1)
     return sketched((weighted, hidden[:, None]), sketch_size, jax.random.key(0))
 
 

@@ -14,9 +14,11 @@ from baal_jax.selection._common import best_few, best_of, inverse_cdf, one_by_on
 from baal_jax.selection.sets import _kernel
 from baal_jax.selection.sets._bait import bait
 from baal_jax.selection.sets._kernel import Features, Nearest, Selector
+from baal_jax.selection.sets._targets import epig, itl, vtl
 from baal_jax.typing import Array, Key
 
-__all__ = ["Selector", "bait", "frank_wolfe", "k_center", "k_means_pp", "lcmd", "max_det", "max_diag"]
+__all__ = ["Selector", "bait", "epig", "frank_wolfe", "itl", "k_center", "k_means_pp", "lcmd", "max_det", "max_diag",
+           "vtl"]  # fmt: skip
 
 _EXHAUSTED = 1e-6  # share of the largest variance that is rounding error in float32
 
@@ -69,18 +71,7 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
             index = best_of(jnp.where(variances > least, variances, at_random), left)
             return index, jnp.maximum(numerics.rows_at(variances, index), 0.0)
 
-        def update(state: tuple[Array, Array], index: Array, turn: Array) -> tuple[Array, Array]:
-            # One column more of the pivoted Cholesky factor L of the kernel, K ≈ L Lᵀ. The covariance given the picks
-            # is what L does not explain: its column, over the root of the pivot, is the new one. The pivots multiply to
-            # det(K_PP), so that the largest variance is the pick with the largest determinant.
-            variances, roots = state
-            pivot, row = numerics.rows_at(variances, index), numerics.rows_at(roots, index)
-            covariances = _kernel.column(features, index) - jnp.matmul(roots, row, precision="highest")
-            # Below `least` a pivot is a rounding error, and dividing by it would spread noise over all variances.
-            root = jnp.where(pivot > least, covariances * jax.lax.rsqrt(jnp.where(pivot > least, pivot, 1.0)), 0.0)
-            return variances - root**2, roots.at[:, turn].set(root)
-
-        state = variances, jnp.zeros((variances.shape[0], query_size), variances.dtype)
+        state, update = _kernel.pivoted(features, query_size, least)
         return one_by_one(pick, update, state, available, query_size)
 
     return select

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from baal_jax._util import checks
+from baal_jax.selection._common import unit_rows
 from baal_jax.selection.sets._kernel import Features, Transform, centred, conditioned, dense, sketched, trace
 
 __all__ = ["Features", "Transform", "centre", "normalise", "posterior", "predictive", "scale", "sketch"]
@@ -25,7 +26,7 @@ def scale() -> Transform:
         mean = jnp.sum(jnp.where(rows, trace(features), 0.0)) / jnp.maximum(jnp.sum(rows, dtype=jnp.float32), 1.0)
         factor = jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0)
         first, *others = features.factors
-        return Features((first * jnp.sqrt(factor), *others), features.noise * factor)
+        return features._replace(factors=(first * jnp.sqrt(factor), *others), noise=features.noise * factor)
 
     return transform
 
@@ -42,12 +43,7 @@ def centre() -> Transform:
 
 def normalise() -> Transform:
     """Divide the features of every example by their length, so that inner products are cosines."""
-
-    def unit(factor: Array) -> Array:
-        lengths = jnp.sqrt(jnp.sum(factor**2, axis=tuple(range(1, factor.ndim)), keepdims=True))
-        return factor / jnp.where(lengths > 0, lengths, 1.0)
-
-    return lambda key, features, labelled, counted: features._replace(factors=tuple(map(unit, features.factors)))
+    return lambda key, features, labelled, counted: features._replace(factors=tuple(map(unit_rows, features.factors)))
 
 
 def sketch(size: int = 512) -> Transform:
