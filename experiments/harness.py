@@ -107,7 +107,7 @@ def active_loop(
     return baal.active_loop(posterior, acquisition, **sizes, **options)
 
 
-def acquisition(name: str, coldness: float = 1.0) -> baal.Acquisition:
+def acquisition(name: str, coldness: float | None = None) -> baal.Acquisition:
     """A strategy by its name on the command line."""
     if name == "batch_bald":
         return selection.batch_bald(num_configurations=1_000)  # plenty for fifty draws, and ten times faster

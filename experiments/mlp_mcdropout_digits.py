@@ -39,14 +39,14 @@ class Config(harness.Training, harness.Rounds):
             underscore, such as "power_bald" or "softrank_entropy".
         model: dense 64-256-256-10, or a small convolutional network; dropout in both.
         coldness: of stochastic selections (inverse temperature): 0 is uniform, large values approach the top of the
-            scores.
+            scores; automatic by default.
         target: accuracy for the "labels to reach it" lines.
     """
 
     strategies: tuple[str, ...] = ("random", "bald", "power_bald", "margin")
     model: Literal["mlp", "cnn"] = "mlp"
     seeds: int = 5
-    coldness: float = 1.0
+    coldness: float | None = None
     target: float = 0.9
     out: Path = Path("results/digits")
 

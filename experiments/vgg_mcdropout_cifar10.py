@@ -66,7 +66,7 @@ class Config(harness.Images, harness.Rounds):
         rate: of dropout.
         bfloat16: compute in bfloat16; parameters and outputs stay float32.
         warm_start: continue from the weights of the round before instead of starting afresh.
-        coldness: of stochastic selections (inverse temperature).
+        coldness: of stochastic selections (inverse temperature), automatic by default.
         predict_batch_size: images in work at a time when predicting; changes no number.
         seeds_at_once: seeds in one program; by default one on a CPU, and all of them on an accelerator.
     """
@@ -94,7 +94,7 @@ class Config(harness.Images, harness.Rounds):
     rate: float = 0.5
     bfloat16: bool = False
     warm_start: bool = False
-    coldness: float = 1.0
+    coldness: float | None = None
     predict_batch_size: int = 256
     seeds_at_once: int | None = None
     out: Path = Path("results/cifar10")

@@ -70,9 +70,7 @@ def oracle(
         (features, kept), (test_features, _) = summary.summary, summary.targets
         for name, rows, given in (("targets", classes, features), ("test_targets", answers, test_features)):
             if rows.shape != given.shape[:1]:
-                raise ValueError(
-                    f"{name} are of {len(rows)} examples, but features of {len(given)}: give all, in order"
-                )
+                raise ValueError(f"{name} are of {len(rows)} examples, but features of {len(given)}: give all")
         available, known = jnp.asarray(available), jnp.zeros(available.shape, bool) if labelled is None else labelled
         key_parts, *keys = jax.random.split(key, 1 + len(strategies))
         parts = available & (jax.random.uniform(key_parts, (num_batches, *available.shape)) < share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ def trainer(
     unlabelled_batch_size: int | None = None,
     task: tasks.Task | None = None,
     trainable: Callable[[tuple], bool] | None = None,
+    class_weights: Literal["balanced"] | None = None,
 ) -> Trainer:
     r"""A training procedure: from a model to its pure, compiled ``fit``.
 
@@ -70,6 +71,8 @@ def trainer(
         trainable: ``path -> bool``, which parameters are trained, by the names and numbers on the way to them:
             ``lambda path: path[0] == "head"``. The rest, in :attr:`Variables.frozen`, keeps the values of
             ``model.init``, without gradient, optimizer state, batch normalisation at work or spread in posteriors.
+        class_weights: ``"balanced"`` multiplies the loss of an example of class ``c`` by ``n / (K n_c)``, with ``n_c``
+            of the ``n`` labels of this fit and ``K`` classes among them, so that all weigh as much; for ``int[N]``.
 
     Returns:
         ``model -> fit`` (see :class:`~baal_jax.typing.Trainer`), with ``fit(key, dataset, labelled bool[N],
@@ -120,7 +123,9 @@ def trainer(
     if trainable is not None:
         checks.function("trainable", trainable, 'lambda path: path[0] == "head"')
     part = lambda model: model if trainable is None else frozen(model, trainable)  # noqa: E731
-    return _Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task, part)
+    if class_weights not in (None, "balanced"):
+        raise ValueError(f"class_weights={class_weights!r} must be 'balanced', or None for weights of 1")
+    return _Recipe(optimizer, loss, *steps, *weights, unlabelled, num_unlabelled, task, part, class_weights is not None)
 
 
 class _Recipe(NamedTuple):
@@ -141,6 +146,7 @@ class _Recipe(NamedTuple):
     num_unlabelled: int
     task: tasks.Task | None
     part: Callable[[Model], Model]  # the model whose params are what is trained
+    balanced: bool  # whether classes weigh as much
 
     def __call__(self, model: Model, *, penalty: Penalty | None = None, transform: Any = None) -> Fit:
         if not isinstance(model, Model):
@@ -220,7 +226,8 @@ def _make_fit(recipe: _Recipe, model: Model, penalty: Penalty | None, transform:
             variables = jax.tree.map(lambda old, new: jnp.where(begun, old, new), old, variables)
         labelled &= _answered(recipe, model, variables, dataset)
         stream = batches.stream_of(key_order, labelled)
-        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty), has_aux=True)
+        balance = _balance(recipe, model, variables, dataset, labelled)
+        objective = jax.value_and_grad(partial(_objective, recipe, model, penalty, balance), has_aux=True)
         size = jnp.int32(getattr(dataset, "size", num_examples))
         plan = _planner(recipe, stream, size, key_steps, *key_views)
         total: Array | int = recipe.num_steps or 0
@@ -272,6 +279,18 @@ def _answered(recipe: _Recipe, model: Model, variables: Variables, dataset: Data
         outputs = getattr(outputs, "shape", None)
     known = tasks.known(targets, recipe.task, outputs)
     return jnp.any(known, axis=tuple(range(1, known.ndim)))
+
+
+def _balance(recipe: _Recipe, model: Model, variables: Variables, dataset: Dataset, labelled: Array) -> Array | None:
+    """Weights of the classes ``[C]`` that make all of them count as much."""
+    if not recipe.balanced:
+        return None
+    targets = dataset.targets
+    if not hasattr(targets, "dtype") or targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError("class_weights='balanced' needs targets that are one class an example, int[N]")
+    outputs, _ = jax.eval_shape(model.train, variables, dataset.inputs, jax.random.key(0))
+    counts = jax.ops.segment_sum(labelled.astype(jnp.float32), targets, outputs.shape[-1])  # negative ones are dropped
+    return jnp.sum(counts) / (jnp.sum(counts > 0, dtype=jnp.float32) * jnp.maximum(counts, 1.0))
 
 
 def _have_moved(before: TrainState, after: TrainState) -> Array:
@@ -348,7 +367,15 @@ def _joined(labelled: PyTree, unlabelled: PyTree) -> PyTree:
 
 
 def _objective(
-    recipe: _Recipe, model: Model, penalty: Any, params: PyTree, *, state: TrainState, batch: _Batch, size: Array
+    recipe: _Recipe,
+    model: Model,
+    penalty: Any,
+    balance: Array | None,
+    params: PyTree,
+    *,
+    state: TrainState,
+    batch: _Batch,
+    size: Array,
 ) -> tuple[Array, PyTree]:
     """What a step makes smaller, and the collections after it."""
     variables = Variables(params, state.variables.collections)
@@ -367,6 +394,7 @@ def _objective(
     if tasks.of_loss(recipe.loss) is None:
         _require_own_rows(recipe.loss, known, targets, recipe.batch_size)
     losses = jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
+    losses = losses if balance is None else losses * balance[targets]
     losses = jnp.where(batch.weights > 0, losses, 0.0)
     mean = jnp.sum(losses * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0)
     if recipe.unlabelled is not None:

@@ -18,10 +18,10 @@ NUM, QUERY, DRAWS, CLASSES, FEATURES, TARGETS = 12, 4, 5, 3, 4, 2
 OPTIONS = {"batch_bald": {"num_configurations": 27}}  # enumerates four picks, samples the rest
 # Without a random part, while BatchBALD can enumerate and the features are not exhausted.
 DETERMINISTIC = {"bait", "batch_bald", "batch_bald_gaussian", "frank_wolfe", "grid", "k_center", "lcmd", "max_det"}
-DETERMINISTIC |= {"max_diag", "top_k", "top_k_epig"}
-# On several devices these are the programs of others: lcmd, top_k, power, max_det and badge.
-TWINS = {"batch_bald_gaussian", "grid", "k_center", "k_means_pp", "max_diag", "softmax", "top_k_epig"}
-PLAN_FOR_THE_WHOLE_QUERY = {"bait", "cluster_margin", "k_means", "k_means_pp", "badge", "typiclust"}
+DETERMINISTIC |= {"balanced_margin", "max_diag", "max_herding", "top_k", "top_k_epig", "uncertainty_herding"}
+# On several devices these are the programs of others: lcmd, top_k, power, max_det, badge and prob_cover.
+TWINS = {"batch_bald_gaussian", "grid", "k_center", "k_means_pp", "max_diag", "max_herding", "softmax", "top_k_epig"}
+PLAN_FOR_THE_WHOLE_QUERY = {"bait", "cluster_margin", "drop_query", "k_means", "k_means_pp", "badge", "typiclust"}
 DEVICES = [(name, "Auto") for name in MEMBERS if name not in TWINS]
 DEVICES += [(name, "Explicit") for name in ("batch_bald", "lcmd", "random", "top_k")]
 EVERY = np.ones(NUM, bool)

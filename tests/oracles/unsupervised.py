@@ -71,20 +71,24 @@ def pure_radius(points, known, assignment, purity):
     return np.sort(other.min(axis=1))[int(known.sum() * (1 - purity) + 1e-6)]
 
 
-def prob_cover(points, available, labelled, query_size, radius):
-    """Each pick covers most of what no ball covers yet; of several, the farthest from labels and picks."""
-    known, balls = available | labelled, distances(points, points) <= radius
-    mean = points[known].mean(axis=0, dtype=np.float64, keepdims=True)
+def herding(similarity, weights, available, labelled, query_size):
+    """Each pick makes the examples most similar to their most similar label; of several the lowest id."""
+    nearest = similarity[:, labelled].max(axis=1, initial=0.0)
     picks, values = [], []
     for _ in range(query_size):
-        centres = [*np.flatnonzero(labelled), *picks]
-        uncovered = known & ~balls[centres].any(axis=0)
-        far = distances(points, points[centres]).min(axis=1) if centres else -distances(points, mean)[:, 0]
+        gains = (weights[:, None] * np.maximum(similarity - nearest[:, None], 0)).sum(axis=0)
         left = [i for i in np.flatnonzero(available).tolist() if i not in picks]
-        gain, _, pick = max(((balls[i] & uncovered).sum(), far[i], -i) for i in left)
-        picks.append(-pick)
-        values.append(int(gain))
+        pick = max(left, key=lambda i, gains=gains: (round(gains[i], 9), -i))
+        picks.append(pick)
+        values.append(gains[pick])
+        nearest = np.maximum(nearest, similarity[:, pick])
     return picks, values
+
+
+def prob_cover(points, available, labelled, query_size, radius):
+    """Each pick covers most of what no ball covers yet."""
+    balls = (distances(points, points) <= radius).astype(np.float64)
+    return herding(balls, (available | labelled).astype(float), available, labelled, query_size)
 
 
 def cluster_margin(scores, clusters, available, query_size, candidates_per_pick, uniforms):

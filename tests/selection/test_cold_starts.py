@@ -1,4 +1,4 @@
-"""Clustering and the selections that cover a pool: k-means, TypiClust, ProbCover, Cluster-Margin; first labels."""
+"""Clustering and the selections that cover a pool: k-means, TypiClust, Cluster-Margin; first labels."""
 
 import functools
 
@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import baal_jax as baal
 from baal_jax import Predictions, heuristics, pool, selection
-from baal_jax.selection import _cold_start, _common, _k_means
+from baal_jax.selection import _common, _k_means, _typiclust
 from tests import fixtures
 from tests.oracles import unsupervised as oracle
 from tests.selection import problems
@@ -18,8 +18,7 @@ from tests.selection.problems import EVERY, NUM, QUERY, SEEDS, SIZE, build, pick
 
 CLUSTERS = 7
 lloyd = jax.jit(_k_means.lloyd, static_argnums=3)
-neighbour_distances = jax.jit(_cold_start.neighbour_distances, static_argnums=3)
-pure_radius = jax.jit(_cold_start.pure_radius, static_argnums=3)
+neighbour_distances = jax.jit(_typiclust.neighbour_distances, static_argnums=3)
 
 # k-means
 
@@ -94,7 +93,7 @@ def test_typiclust_is_that_of_the_paper(options):
 
 
 def test_tiny_clusters_wait_and_typicality_may_be_nothing_or_infinite():
-    order = jax.jit(_cold_start.most_typical, static_argnums=4)
+    order = jax.jit(_typiclust.most_typical, static_argnums=4)
     assignment = np.repeat([0, 1, 2, -1], [5, 4, 6, 1]).astype(np.int32)
     available, typical = assignment >= 0, np.arange(16.0, dtype=np.float32)
     picks = order(assignment, typical, available, ~available, 3)
@@ -102,7 +101,7 @@ def test_tiny_clusters_wait_and_typicality_may_be_nothing_or_infinite():
     # The lonely and the repeated.
     points = np.array([[0.0], [50.0], [50.0], [90.0], [91.0], [93.0]], np.float32)
     assignment = np.array([0, 1, 1, 2, 2, 2], np.int32)
-    found = jax.jit(_cold_start.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
+    found = jax.jit(_typiclust.typicalities, static_argnums=3)(points, np.ones(6, bool), assignment, 20)
     np.testing.assert_allclose(found, [0, np.inf, np.inf, 1 / 2, 1 / 1.5, 1 / 2.5])
 
 
@@ -125,42 +124,6 @@ def test_neighbours_are_those_of_the_definition():
     points[1] = points[0] + np.float32(2**-12)
     found = np.asarray(neighbour_distances(points + 64, EVERY, np.zeros(NUM, np.int32), 9))
     np.testing.assert_allclose(found[:2, 0], np.sqrt(SIZE) / 2**12, rtol=1e-6)
-
-
-# ProbCover
-
-
-@pytest.mark.parametrize(("num", "query_size", "radius"), [(48, QUERY, 1.5), (48, QUERY, 20.0), (400, 60, 1.5)])
-def test_prob_cover_is_greedy_maximum_coverage(num, query_size, radius):
-    """Also when all is covered, which the larger radius does, and when many points are worked through in blocks."""
-    for seed in SEEDS if num == 48 else [1]:
-        points, available, labelled = problems.problem(seed, num)
-        found = pick(build("prob_cover", radius=radius), points, available, labelled, query_size)
-        picks, values = oracle.prob_cover(points, available, labelled, query_size, radius)
-        assert found.indices.tolist() == picks
-        assert found.scores.tolist() == values
-    grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), axis=-1).reshape(-1, 2).astype(np.float32) + 0.1
-    found = pick(build("prob_cover", radius=1.0), grid, EVERY[:25], ~EVERY[:25], 1)
-    assert (found.indices.tolist(), found.scores.tolist()) == ([12], [5.0])  # a ball holds its boundary
-
-
-def test_the_radius_is_the_largest_that_is_pure_enough():
-    for seed in SEEDS:
-        points, available, labelled = problems.problem(seed)
-        known = available | labelled
-        _, assignment, centred = problems.clusters_of(points, known, 4, 4, seed)
-        radius = oracle.pure_radius(points, known, assignment, 0.75) * (1 - 1e-4)
-        found = pure_radius(centred.astype(np.float32), known, assignment, 0.75)
-        np.testing.assert_allclose(found, radius, rtol=1e-5)
-        found = pick(build("prob_cover", purity=0.75, num_classes=4), points, available, labelled, key=seed)
-        assert found.indices.tolist() == oracle.prob_cover(points, available, labelled, QUERY, radius)[0]
-    # In floating point ``num · (1 − pure / num)`` is below the whole number that it is.
-    for num, pure in ((22, 9), (38, 11), (38, 38)):
-        line = np.concatenate([np.arange(num // 2) ** 1.1, 90 + np.arange(num - num // 2)])[:, None].astype(np.float32)
-        classes, every = np.repeat([0, 1], [num // 2, num - num // 2]), np.ones(num, bool)
-        found = pure_radius(line - line.mean(), every, classes, pure / num)
-        np.testing.assert_allclose(found, oracle.pure_radius(line, every, classes, pure / num), rtol=2e-4)
-    assert np.isinf(pure_radius(line, every, 0 * classes, pure / num))  # one class alone
 
 
 # Cluster-Margin

@@ -188,3 +188,24 @@ def test_acquisitions_by_name(monkeypatch):
     for name in ("top_k_top", "power_", "topk_bald", "grid", "top_k", "power", "bald_power", ""):
         with pytest.raises(ValueError, match=f"name='{name}' is no strategy: use one of badge, .*, or a heuristic"):
             selection.by_name(name)
+
+
+@every_stochastic
+def test_an_automatic_coldness_draws_from_as_many_as_a_query_wants(name):
+    number = lambda p: 1 / np.sum(p**2)  # noqa: E731
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        scores, available = rng.gamma(0.5, 0.01, 600).astype(np.float32), rng.random(600) < 0.8
+        most = number(weights_of("power", scores, 1.0, available))
+        for query_size in (1, 4, 100):
+            found = float(_rank.auto_coldness(getattr(_rank, f"{name}_log_weights"), scores, available, query_size))
+            wanted = min(20 * query_size, most)
+            np.testing.assert_allclose(number(weights_of(name, scores, found, available)), wanted, rtol=1e-3)
+            if name == "power":
+                assert found > 0.999
+            both = [build(name, coldness=how) for how in ("auto", found)]
+            both = [one.select(jax.random.key(seed), scores, available, query_size).indices for one in both]
+            np.testing.assert_array_equal(*both)
+    with pytest.raises(ValueError, match="coldness='warm' must be"):
+        build(name, coldness="warm")
+    assert selection.by_name(f"{name}_bald").summarise is not None

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -410,3 +411,26 @@ def test_of_equally_good_weights_the_first_are_kept(key):
     held_out = baal.Dataset(jnp.zeros((2, 3)), jnp.ones(2))  # of which no weights know anything
     state = full_batch(num_steps=4, validation=held_out, validate_every=1)(key, DATA, first(12))
     close(weights_of(state), trajectory(DATA.inputs, DATA.targets, 4)[1])
+
+
+def test_balanced_classes_weigh_as_much_whatever_their_number(key):
+    inputs, classes = jax.random.normal(key, (12, 3)), np.array([0] * 7 + [1] * 3 + [2, -1])
+    network, known = baal.from_linen(nn.Dense(4)), np.arange(12) != 1  # of class 3 there is none
+    options = {"num_steps": 6, "batch_size": 11}
+    counts = np.bincount(classes[known & (classes >= 0)], minlength=4)
+    weights = 10 / (3 * np.maximum(counts, 1))
+
+    def weighted(outputs, targets):
+        return baal.losses.cross_entropy(outputs, targets) * jnp.asarray(weights, jnp.float32)[targets]
+
+    def fit(loss, **more):
+        trainer = baal.trainer(optax.sgd(0.5), loss, **options, **more)
+        return trainer(network)(key, baal.Dataset(inputs, jnp.asarray(classes, jnp.int32)), jnp.asarray(known))
+
+    found = fit(baal.losses.cross_entropy, class_weights="balanced").variables.params
+    jax.tree.map(close, found, fit(weighted).variables.params)
+    with pytest.raises(ValueError, match="class_weights='even' must be"):
+        fit(baal.losses.cross_entropy, class_weights="even")
+    trainer = baal.trainer(optax.sgd(0.5), baal.losses.squared_error, **options, class_weights="balanced")
+    with pytest.raises(ValueError, match="needs targets that are one class an example"):
+        trainer(network)(key, baal.Dataset(inputs, jnp.ones((12, 4))), jnp.asarray(known))
