@@ -25,13 +25,13 @@ from baal_jax import (
     study,
 )
 from baal_jax.posteriors import kernels, layers
-from baal_jax.selection import sets
+from baal_jax.selection.sets import feature_maps, selectors, transforms
 from baal_jax.study import plots, report, results, statistics
 from baal_jax.training import augmentation, semi_supervised
 
 ROOMS = [annotation, augmentation, calibration, checkpoint, data, heuristics, kernels, layers, losses, metrics, plots,
          pool, posteriors, report, results, selection, semi_supervised, statistics, stopping, study,
-         sets.feature_maps, sets.selectors, sets.transforms]  # fmt: skip
+         feature_maps, selectors, transforms]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from baal_jax import heuristics
 from baal_jax._util import checks
 from baal_jax.selection._common import (
     best_few,
-    best_of,
     over_features,
     over_rows,
     points_of,
@@ -23,6 +22,7 @@ from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreF
 _BLOCK = 64  # candidates that are looked at together
 _BELOW = 1e-4  # how far below the largest pure radius to stay, so that rounding decides nothing
 _SLACK = 1e-5  # how far beyond the radius a point still lies on the boundary, as squares are rounded
+_EQUAL = 1e-5  # relative rounding of a sum: as with two that have nobody but each other
 _CLOSEST = 1e-6  # squared distance of unit vectors, below which they are the same one
 
 Similarity = Callable[[Array], Array]  # of squared distances: 1 at 0, never negative
@@ -100,7 +100,9 @@ def uncertainty_herding(
     def find(key: Key, given: PyTree, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         (weights, features), known = given, available | labelled
         points = points_of(unit_rows(features) if normalise else features, known, "uncertainty_herding")
-        weights = jnp.where(jnp.any(labelled), jnp.maximum(weights, 0.0) * available, known.astype(points.dtype))
+        weights = jnp.where(
+            jnp.any(labelled), jnp.where(available, jnp.maximum(weights, 0.0), 0.0), known.astype(points.dtype)
+        )
         similarity = fixed or _rbf(closest(points, labelled))
         return herd(points, weights.astype(points.dtype), similarity, available, query_size, labelled)[:2]
 
@@ -186,13 +188,17 @@ def herd(
     def step(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], tuple]:
         nearest, bounds, left = carry
 
+        def first(bounds: Array, looked: Array) -> tuple[Array, Array]:
+            """The largest gain, and the lowest id of those that are as large, whatever the rounding."""
+            gains = jnp.where(left & looked, bounds, -jnp.inf)
+            best = jnp.max(gains)
+            return best, jnp.argmax(gains >= best * (1.0 - _EQUAL)).astype(jnp.int32)
+
         def unsure(carry: tuple[Array, Array]) -> Array:
             """Whether a bound exceeds the best gain, or is as large and of a lower id."""
-            bounds, looked = carry
-            gains, others = (jnp.where(left & some, bounds, -jnp.inf) for some in (looked, ~looked))
-            best, most = jnp.max(gains), jnp.max(others)
-            is_first = jnp.any(left & ~looked) & (jnp.argmax(others) < jnp.argmax(gains))
-            return (most > best) | ((most == best) & is_first)
+            (bounds, looked), (best, index) = carry, first(*carry)
+            as_large = (bounds >= best * (1.0 - _EQUAL)) & (jnp.arange(len(bounds), dtype=jnp.int32) < index)
+            return jnp.any(left & ~looked & ((bounds > best) | as_large))
 
         def look(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             bounds, looked = carry
@@ -203,7 +209,7 @@ def herd(
             return bounds.at[places].set(gains, mode="drop"), looked.at[places].set(True, mode="drop")
 
         bounds, looked = jax.lax.while_loop(unsure, look, (bounds, jnp.zeros_like(left)))
-        some, index = jnp.any(left), best_of(bounds, left & looked)
+        some, index = jnp.any(left), first(bounds, looked)[1]
         picked = jnp.where(some, index, -1), jnp.where(some, bounds[index], jnp.nan), jnp.sum(looked, dtype=jnp.int32)
         nearest = jnp.where(some, closer(nearest, index[None], jnp.ones(1, bool)), nearest)
         return (nearest, bounds, left.at[index].set(False)), picked

@@ -73,9 +73,9 @@ def oracle(
                 raise ValueError(f"{name} are of {len(rows)} examples, but features of {len(given)}: give all")
         available, known = jnp.asarray(available), jnp.zeros(available.shape, bool) if labelled is None else labelled
         key_parts, *keys = jax.random.split(key, 1 + len(strategies))
-        parts = available & (jax.random.uniform(key_parts, (num_batches, *available.shape)) < share)
+        parts = available[None] & (jax.random.uniform(key_parts, (num_batches, *available.shape)) < share)
         enough = jnp.sum(parts, axis=1, keepdims=True) >= query_size
-        parts = jnp.where(enough, parts, available).at[0].set(available)
+        parts = jnp.where(enough, parts, available[None]).at[0].set(available)
         batches = []
         for own, one, rows in zip(keys, strategies.values(), kept, strict=True):
             ask = partial(_picked, one, rows, query_size, known)

@@ -78,7 +78,7 @@ def herding(similarity, weights, available, labelled, query_size):
     for _ in range(query_size):
         gains = (weights[:, None] * np.maximum(similarity - nearest[:, None], 0)).sum(axis=0)
         left = [i for i in np.flatnonzero(available).tolist() if i not in picks]
-        pick = max(left, key=lambda i, gains=gains: (round(gains[i], 9), -i))
+        pick = next(i for i in left if gains[i] >= gains[left].max() * (1 - 1e-5))
         picks.append(pick)
         values.append(gains[pick])
         nearest = np.maximum(nearest, similarity[:, pick])
