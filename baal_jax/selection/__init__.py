@@ -83,8 +83,8 @@ def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Ac
         known = ", ".join([*whole, *heuristics.REGISTRY])
         cure = f"use one of {known}, or a heuristic behind top_k_, power_, softmax_ or softrank_"
         raise ValueError(f"name={name!r} is no strategy: {cure}")
-    options = {} if coldness is None or how in ("", "top_k") else {"coldness": coldness}
-    return REGISTRY[how or "top_k"](score_fn, **options)
+    options = {} if coldness is None else {"coldness": coldness}
+    return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, **options)
 
 
 def select(

@@ -173,11 +173,12 @@ def test_scores_without_a_positive_one_are_shifted():
 def test_acquisitions_by_name(monkeypatch):
     built = {}  # what the registry is asked for
     for name in selection.REGISTRY:
-        monkeypatch.setitem(selection.REGISTRY, name, lambda *given, name=name: built.setdefault(name, given))
+        keep = lambda *given, name=name, **named: built.setdefault(name, (*given, *named.values()))  # noqa: E731
+        monkeypatch.setitem(selection.REGISTRY, name, keep)
     for name in selection.REGISTRY:
         if name not in ("grid", "top_k", "power", "softmax", "softrank"):
             assert selection.by_name(name, coldness=2.0) is built[name] == ()
-    assert selection.by_name("power_bald") == (heuristics.bald, 1.0)
+    assert selection.by_name("power_bald") == (heuristics.bald,)
     assert selection.by_name("softmax_mean_std", coldness=0.5) == (heuristics.mean_std, 0.5)
     assert selection.by_name("softrank_entropy", coldness=2.0) == (heuristics.entropy, 2.0)
     for name, score_fn in (("margin", heuristics.margin), ("top_k_expected_entropy", heuristics.expected_entropy)):

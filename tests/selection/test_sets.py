@@ -194,7 +194,7 @@ def transformed(transform, factors, labelled, counted=EVERY, noise=0.0):
 
     def run(key, factors, labelled, counted, noise):
         found = transform(key, _kernel.Features(factors, noise), labelled, counted)
-        return (*found, _kernel.trace(found))
+        return found.factors, found.noise, _kernel.trace(found)
 
     found = jax.jit(run)(jax.random.key(0), tuple(factors), labelled, counted, np.float32(noise))
     return jax.tree.map(np.asarray, found)
