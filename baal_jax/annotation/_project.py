@@ -142,6 +142,7 @@ def propose(
     cold_start: Acquisition | None = None,
     embeddings: PyTree = None,
     target_inputs: PyTree = None,
+    limits: pool.PoolState | None = None,
     give_up: bool = False,
 ) -> Query:
     """The next query: fits to the answers so far, scores what is left, and writes what to ask for.
@@ -159,6 +160,7 @@ def propose(
         cold_start: picks the first query instead of chance, such as ``selection.typiclust()``.
         embeddings: ``[N, D]``, for ``cold_start``.
         target_inputs: inputs whose predictions matter, for acquisitions that read them.
+        limits: a pool that says what is excluded, costs or has a quota; its labels do not matter.
         give_up: does not wait for what is unanswered in the last query; these examples may be asked for again.
 
     Returns:
@@ -181,6 +183,11 @@ def propose(
     tasks.admit("pool", Dataset(inputs))
     number = len(project.queries)
     answered = _answers(project)
+    if limits is not None:
+        if limits.labelled_at.shape != (num_examples,):
+            raise ValueError(f"limits are of {len(limits.labelled_at)} examples, but the project holds {num_examples}")
+        answered = answered._replace(costs=limits.costs, groups=limits.groups, quota=limits.quota)
+        answered = pool.exclude(answered, np.flatnonzero(np.asarray(limits.labelled_at) < -1))
     left = int(pool.num_available(answered))
     if not left:
         raise ValueError(f"folder={str(folder)!r}: all {num_examples} examples have been answered or skipped")

@@ -156,6 +156,21 @@ def test_the_picks_are_those_of_a_loop_with_the_same_key(tmp_path):
             assert ask(from_host, inputs=list(TRAIN.inputs)).indices.tolist() == query.indices.tolist()
 
 
+def test_what_is_excluded_costs_or_has_a_quota_is_so_in_a_project(tmp_path):
+    home, groups = begin(tmp_path / "project"), np.arange(40) % 4
+    limits = pool.exclude(pool.init(40, costs=np.ones(40), groups=groups, quota=3), np.arange(20))
+    asked = []
+    for _ in range(3):
+        query = ask(home, limits=limits)
+        asked += query.indices.tolist()
+        tell(home, query)
+    assert len(asked) == len(set(asked)) == 12
+    assert np.bincount(groups[asked]).tolist() == [3, 3, 3, 3]
+    assert min(asked) >= 20
+    rejects("all 40 examples have been answered or skipped", ask, home, limits=limits)
+    rejects("limits are of 3 examples, but the project holds 40", ask, home, limits=pool.init(3))
+
+
 @pytest.mark.parametrize("names", [NAMES, None])
 def test_a_query_holds_the_mean_prediction_of_what_is_asked_for(names, tmp_path):
     # Of two known draws: outputs are nothing in one, and three times the first inputs in the other.

@@ -75,15 +75,7 @@ def _rows(leaf: Array) -> Array:
 
 
 def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = ()) -> Acquisition:
-    """The largest ``k(x, x)``, blind to redundancy; :func:`~baal_jax.selection.sets.selectors.max_diag` over features.
-
-    Args:
-        features: a feature map.
-        transforms: transforms of the features.
-
-    Returns:
-        An :class:`~baal_jax.Acquisition`.
-    """
+    """The largest ``k(x, x)``, blind to redundancy: ``grid`` with ``selectors.max_diag``."""
     return grid(features, transforms, selectors.max_diag(), reads_labelled=bool(transforms))
 
 
@@ -94,17 +86,7 @@ def max_det(
     *,
     use_labelled: bool = True,
 ) -> Acquisition:
-    """Greedy determinant maximisation, :func:`~baal_jax.selection.sets.selectors.max_det` over features.
-
-    Args:
-        features: a feature map.
-        transforms: transforms of the features; ``transforms.scale()`` makes ``noise`` comparable between networks.
-        noise: ``σ``, standard deviation of observation noise.
-        use_labelled: whether the Gaussian process is conditioned on what is labelled.
-
-    Returns:
-        An :class:`~baal_jax.Acquisition`; scores are conditional variances.
-    """
+    """Greedy determinant maximisation: ``grid`` with ``selectors.max_det``; scores are conditional variances."""
     return grid(features, transforms, selectors.max_det(noise, use_labelled=use_labelled))
 
 
@@ -136,16 +118,7 @@ def k_center(
 def k_means_pp(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
 ) -> Acquisition:
-    """Sampling by squared distance, :func:`~baal_jax.selection.sets.selectors.k_means_pp` over features.
-
-    Args:
-        features: a feature map.
-        transforms: transforms of the features.
-        use_labelled: whether labelled examples are centres.
-
-    Returns:
-        An :class:`~baal_jax.Acquisition`; scores are distances.
-    """
+    """Sampling by squared distance: ``grid`` with ``selectors.k_means_pp``; scores are distances."""
     selector = selectors.k_means_pp(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
@@ -172,16 +145,7 @@ def lcmd(
 def frank_wolfe(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = False
 ) -> Acquisition:
-    """Sparse approximation of the pool's sum of features, :func:`~baal_jax.selection.sets.selectors.frank_wolfe`.
-
-    Args:
-        features: a feature map.
-        transforms: transforms of the features.
-        use_labelled: whether labelled examples are in the sum, and picked first.
-
-    Returns:
-        An :class:`~baal_jax.Acquisition`; scores are inner products with what is still missing.
-    """
+    """Sparse approximation of the sum of all features: ``grid`` with ``selectors.frank_wolfe``."""
     selector = selectors.frank_wolfe(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
