@@ -51,8 +51,6 @@ class Config(harness.Training):
 
 def main(config: Config) -> None:
     """A study for each size of a query, and a table of areas against an inverse temperature of 1."""
-    study.use_all_cores()
-    study.use_compilation_cache()
     train, test = harness.classes(config.data, config.seed, config.pool)
     if config.data == "digits":
         posterior = posteriors.mc_dropout(baal.from_linen(MLP()), harness.trainer(config))
@@ -73,4 +71,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    study.use_all_cores()
+    study.use_compilation_cache()
     main(tyro.cli(Config, description=__doc__))

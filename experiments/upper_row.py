@@ -47,8 +47,6 @@ class Config(harness.Rounds):
 
 def main(config: Config) -> None:
     """A study of the strategies and of their oracle."""
-    study.use_all_cores()
-    study.use_compilation_cache()
     train, test = harness.classes(config.data, config.seed, config.pool)
     classes = int(np.max(train.targets)) + 1
     picks = {name: selection.by_name(name) for name in config.strategies}
@@ -65,4 +63,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    study.use_all_cores()
+    study.use_compilation_cache()
     main(tyro.cli(Config, description=__doc__))

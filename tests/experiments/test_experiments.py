@@ -9,7 +9,10 @@ import harness
 import mlp_mcdropout_digits
 import numpy as np
 import pytest
+import rare_class
 import semi_supervised_digits
+import stochastic_batches
+import upper_row
 
 TINY = {"seeds": 2, "num_steps": 3}
 
@@ -37,6 +40,27 @@ def test_cold_starts_are_compared(tmp_path):
     assert curves["k_center"].metrics["accuracy"].shape == (2, 1)
     assert (curves["random"].metrics["classes"] <= 4).all()
     assert (tmp_path / "cold_start.png").stat().st_size > 10_000
+
+
+def test_stochastic_batches_are_compared_with_an_inverse_temperature_of_one(tmp_path, capsys):
+    sizes = {"query_sizes": (5,), "budget": 25, "pool": 60, "num_samples": 3}
+    stochastic_batches.main(stochastic_batches.Config(**TINY, **sizes, out=tmp_path))
+    assert "| auto |" in capsys.readouterr().out
+
+
+def test_an_oracle_is_a_row_of_a_study_and_rare_classes_are_counted(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    arrays = {"train_inputs": rng.normal(size=(60, 3)), "test_inputs": rng.normal(size=(20, 3))}
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    arrays |= {"train_targets": np.arange(60) % 3, "test_targets": np.arange(20) % 3}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    given = {"data": f"{tmp_path}/mine.npz", "rounds": 2, "num_initial": 6, "query_size": 3, "num_samples": 3}
+    asked = upper_row.Config(strategies=("random", "margin"), num_batches=2, seeds=2, out=tmp_path, **given)
+    upper_row.main(asked)
+    assert "| oracle |" in capsys.readouterr().out
+    rows = rare_class.main(rare_class.Config(strategies=("random",), seeds=1, share=0.1, **given))
+    assert rows[0][0] == "random"
+    assert "4 of 44 in the pool are of the rare class; 12 labels" in capsys.readouterr().out
 
 
 def test_semi_supervised_fits_are_paired_with_supervised_ones(tmp_path, capsys):
