@@ -44,7 +44,8 @@ def init(
     """A pool of ``num_examples`` with nothing labelled.
 
     In a loop, scores are divided by ``costs``: top-k is of the largest gain for what it costs. Where some available
-    score is below 0 (a margin), all are shifted first, the least to 0. What keeps more than a score is refused.
+    score is below 0 (a margin), all are shifted first, the least to 0. What keeps more than a score an example is
+    refused, and what keeps none (random picks) does not look at costs.
     No query takes more of a group than its quota allows; what follows the first to exceed it is asked for again.
 
     Args:

@@ -205,7 +205,7 @@ def herd(
             ids = best_few(bounds, left & ~looked, min(_BLOCK, len(bounds)))
             there, places = ids >= 0, jnp.where(ids >= 0, ids, len(bounds))
             new = jnp.maximum(similar(jnp.maximum(ids, 0), there) - nearest[:, None], 0.0)
-            gains = jnp.sum(weights[:, None] * new, axis=0)
+            gains = jnp.nan_to_num(jnp.sum(weights[:, None] * new, axis=0))  # a kernel of the user's may give NaN
             return bounds.at[places].set(gains, mode="drop"), looked.at[places].set(True, mode="drop")
 
         bounds, looked = jax.lax.while_loop(unsure, look, (bounds, jnp.zeros_like(left)))
