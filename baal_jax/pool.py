@@ -4,6 +4,7 @@ Indices are always ids into the whole data set; there is no second, pool-relativ
 :class:`PoolState` and returns a new one, costs O(N) on the device, and goes through ``jit``, ``vmap`` and ``scan``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,17 +44,16 @@ def init(
 ) -> PoolState:
     """A pool of ``num_examples`` with nothing labelled.
 
-    In a loop, scores are divided by ``costs``: top-k is of the largest gain for what it costs. Where some available
-    score is below 0 (a margin), all are shifted first, the least to 0. What keeps more than a score an example is
-    refused, and what keeps none (random picks) does not look at costs.
-    No query takes more of a group than its quota allows; what follows the first to exceed it is asked for again.
+    A loop divides scores by ``costs``; where some available score is below 0 (a margin), all are shifted first, the
+    least to 0. An acquisition that is no ranking is refused, and one that scores nothing does not look at costs.
+    No query takes more of a group than its quota allows: picks that would are dropped, and others are asked for.
 
     Args:
         num_examples: ``N``.
         targets: ``[N, …]`` to store labels in as they arrive (``jnp.full(N, -1)``); None where the data set has them.
         costs: ``[N]``, above 0.
         groups: ``int[N]`` from 0, such as the video of every frame; −1 for none. Needs a quota.
-        quota: how many labels a group may have in all, a number or ``int[G]``. ``state._replace(quota=…)`` is another.
+        quota: how many labels a group may have in all, a number or ``int[G]``.
 
     Returns:
         The :class:`PoolState`.
@@ -73,7 +73,7 @@ def init(
             targets = jnp.array(targets, jnp.result_type(targets))  # with a dtype of its own, never a weak one
         if targets.shape[:1] != (num_examples,):
             raise ValueError(f"targets has shape {targets.shape}, but rows for num_examples={num_examples} are needed")
-    costs = None if costs is None else _one_each("costs", costs, num_examples, np.floating)
+    costs = None if costs is None else _one_each("costs", costs, num_examples, np.floating).astype(np.float32)
     if costs is not None and not (np.isfinite(costs) & (costs > 0)).all():
         raise ValueError(f"costs hold {costs[~(costs > 0) | np.isinf(costs)][0]}: give numbers above 0")
     if (groups is None) != (quota is None):
@@ -176,21 +176,17 @@ def random_query(key: Key, state: PoolState, num: int, balanced: Any = None) -> 
         ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is available).
     """
     num = checks.positive_int("num", num, least=0)
-    left = state.labelled_at.shape[0]
-    if checks.is_concrete(state):
-        left = np.count_nonzero(meshes.on_host(state.labelled_at) == _AVAILABLE)  # jax.numpy would trace it inside jit
-    if num > left:
+    if num > (left := num_left(state)):
         raise ValueError(f"num={num} exceeds the {left} unlabelled examples: ask for fewer")
     return _random_query(key, state, num, None if balanced is None else jnp.asarray(balanced))
 
 
 @partial(numerics.jit, static_argnums=2)
 def _random_query(key: Key, state: PoolState, num: int, balanced: Array | None) -> Array:
-    free, groups = available(state), state.groups
+    free = available(state)
     values = jax.random.uniform(random.vectorised(key), free.shape, jnp.float32)
-    if groups is not None:  # in the same random order, as far as quotas allow
-        turn = numerics.rank_within(jnp.where(free, groups, -1), -values)
-        free &= (groups < 0) | (turn < room(state)[groups])
+    if state.groups is not None:
+        free &= together(state, values)
     if balanced is not None:
         if balanced.shape != free.shape or not jnp.issubdtype(balanced.dtype, jnp.integer):
             raise ValueError(f"balanced {balanced.dtype}{balanced.shape} must be one class for each of {free.shape[0]}")
@@ -285,13 +281,39 @@ def labelled(state: PoolState, last_rounds: int | None = None) -> Array:
 def available(state: PoolState) -> Array:
     """``bool[N]``: what can still be labelled."""
     free = state.labelled_at == _AVAILABLE
-    return free if state.groups is None else free & ((state.groups < 0) | (room(state) > 0)[state.groups])
+    return free if state.groups is None else free & _has_room(state)
 
 
+@numerics.jit
+def _has_room(state: PoolState) -> Array:
+    return (state.groups < 0) | (room(state) > 0)[state.groups]
+
+
+@numerics.jit
 def room(state: PoolState) -> Array:
     """``int32[G]``: how many labels each group may still have."""
-    known = jnp.where(state.groups >= 0, state.labelled_at >= 0, False).astype(jnp.int32)
-    return state.quota - jax.ops.segment_sum(known, jnp.maximum(state.groups, 0), state.quota.shape[0])
+    known = (state.groups >= 0) & (state.labelled_at >= 0)
+    return state.quota - jax.ops.segment_sum(known.astype(jnp.int32), jnp.maximum(state.groups, 0), len(state.quota))
+
+
+@numerics.jit
+def together(state: PoolState, values: Array) -> Array:
+    """``bool[N]``: of each group no more than it has room for, those with the largest values first."""
+    turn = numerics.rank_within(jnp.where(available(state), state.groups, -1), -values)
+    return (state.groups < 0) | (turn < room(state)[state.groups])
+
+
+def num_left(state: PoolState) -> int:
+    """How many labels the pool can still have, where that is concrete; else how many examples there are."""
+    if not checks.is_concrete(state):
+        return state.labelled_at.shape[0]
+    free = meshes.on_host(state.labelled_at) == _AVAILABLE  # jax.numpy would trace it inside jit
+    if state.groups is None:
+        return int(np.count_nonzero(free))
+    groups, quota = (meshes.on_host(part) for part in (state.groups, state.quota))
+    known = np.bincount(groups[(groups >= 0) & (meshes.on_host(state.labelled_at) >= 0)], minlength=len(quota))
+    of_groups = np.bincount(groups[(groups >= 0) & free], minlength=len(quota))
+    return int(np.minimum(of_groups, np.maximum(quota - known, 0)).sum() + np.count_nonzero(free & (groups < 0)))
 
 
 def total_cost(state: PoolState) -> Array:
@@ -340,15 +362,65 @@ def _set(array: Array, indices: Array, values: Array | int) -> Array:
     return array.at[indices].set(values, mode="drop", wrap_negative_indices=False)
 
 
+def within_quota(
+    ask: Callable[..., Selection],
+    groups: Array,
+    room: Array,
+    available: Array,
+    size: int,
+    labelled: Array,
+    on_host: bool = False,
+) -> Selection:
+    """Picks of which no group exceeds its room: those of a query that do not, and again of what is left.
+
+    Args:
+        ask: ``(available, query_size, labelled) -> Selection``. It uses one key each time, on purpose: what is random
+            about an example stays as it is, so that of a ranking these are the first ones that may be picked.
+        groups: ``int32[N]``, −1 for none.
+        room: ``int32[G]``.
+        available: ``bool[N]``.
+        size: ``Q``.
+        labelled: ``bool[N]``.
+        on_host: whether what is picked from stays in NumPy.
+    """
+
+    def more(carry: tuple) -> Array:
+        _, count, free, *_ = carry
+        return (count < size) & jnp.any(free)
+
+    def again(carry: tuple) -> tuple:
+        picked, count, free, known, room = carry
+        new = ask(free, size, known)
+        there, ids = new.indices >= 0, jnp.maximum(new.indices, 0)
+        own = jnp.where(there, groups[ids], -1)
+        turn = numerics.rank_within(own)
+        kept = there & ((own < 0) | (turn < room[own]))
+        places = count + jnp.cumsum(kept, dtype=jnp.int32) - 1
+        kept &= places < size
+        places = jnp.where(kept, places, size)
+        picked = jax.tree.map(lambda old, one: old.at[places].set(one, mode="drop"), picked, new)
+        room -= jax.ops.segment_sum((kept & (own >= 0)).astype(jnp.int32), jnp.maximum(own, 0), room.shape[0])
+        taken = jnp.zeros_like(free).at[jnp.where(kept, ids, len(free))].set(True, mode="drop")
+        free = free & ~taken & ((groups < 0) | (room > 0)[groups])
+        return picked, count + jnp.sum(kept, dtype=jnp.int32), free, known | taken, room
+
+    none = Selection(jnp.full(size, -1, jnp.int32), jnp.full(size, jnp.nan, jnp.float32))
+    carry = none, jnp.zeros((), jnp.int32), jnp.asarray(available), labelled, room
+    if on_host:  # features in NumPy
+        while more(carry):
+            carry = again(carry)
+        return carry[0]
+    return jax.lax.while_loop(more, again, carry)[0]
+
+
 def first_query(
     key: Key,
     state: PoolState,
     num: int,
     acquisition: Acquisition | None = None,
     embeddings: PyTree = None,
-    balanced: Any = None,
 ) -> Selection:
-    """Picks before there is a fit: at random, or by an acquisition that needs none (the cold start).
+    """Picks before there is a fit: at random, or by an acquisition that needs none (the cold start); no costs count.
 
     Args:
         key: a typed key.
@@ -356,7 +428,6 @@ def first_query(
         num: how many.
         acquisition: such as ``selection.typiclust()``; None for uniformly random picks.
         embeddings: ``[N, D]``, what the acquisition reads.
-        balanced: as of :func:`random_query`.
 
     Returns:
         A :class:`~baal_jax.Selection` of ``num`` ids, −1 where fewer are left.
@@ -366,7 +437,7 @@ def first_query(
     """
     free = available(state)
     if acquisition is None:
-        indices = random_query(key, state, num, balanced)
+        indices = random_query(key, state, num)
         scores: Any = np.full(indices.shape, np.nan, np.float32)
         return Selection(indices, scores)
     summary = None
@@ -376,4 +447,7 @@ def first_query(
         if (rows := checks.leading_axis("embeddings", embeddings)) != free.shape[0]:
             raise ValueError(f"embeddings of {rows} examples for {free.shape[0]}: pass one row for every example")
         summary = acquisition.summarise(Predictions(None, jax.tree.map(jnp.asarray, embeddings)))
-    return acquisition.select(key, summary, free, num, labelled(state))
+    ask = partial(acquisition.select, key, summary)
+    if state.quota is None:
+        return ask(free, num, labelled(state))
+    return within_quota(ask, state.groups, room(state), free, num, labelled(state))

@@ -219,7 +219,10 @@ def draw(
     if target_inputs is None:
         return drawn
     logits = _summarised(posterior, num_samples, batch_size, _swapped, True, key, drawn, target_inputs)
-    of_targets = None if features is None else features(state, target_inputs)
+    of_targets: Any = None
+    if features is not None:
+        size = batch_size or checks.leading_axis("target_inputs", target_inputs)
+        of_targets = sources.in_batches(lambda rows: features(state, rows), target_inputs, size)
     return drawn._replace(target_logits=logits, target_features=of_targets)
 
 

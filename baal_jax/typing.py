@@ -287,7 +287,7 @@ class Acquisition(NamedTuple):
         if logits is None and features is None:
             raise ValueError("target_inputs is None, but this acquisition reads them: pass them to step, run or study")
         assert self.summarise is not None
-        return self.summarise(Predictions(logits, features))
+        return self.summarise(Predictions(logits, features, logits, features))
 
 
 class LoopState(NamedTuple):
@@ -316,7 +316,7 @@ class StepInfo(NamedTuple):
         round: ``int32[]``.
         num_labelled: ``int32[]``, labels that this round's fit has seen.
         indices: ``int32[Q]``, what was picked, best first; −1 where the pool ran out.
-        scores: ``float32[Q]``, their scores.
+        scores: ``float32[Q]``, their scores; where the pool has costs, divided by these.
         num_picked: ``int32[]``, how many were picked; 0 once the pool is empty.
         mean_score: ``float32[]``, of what is available and scored, NaN aside; NaN where more than a score is kept.
         num_nan: ``int32[]``, available examples whose summary holds NaN; they rank last.

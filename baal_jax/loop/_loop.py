@@ -358,16 +358,18 @@ def _init(
         cure = "use pool.label_randomly, ask for labels, store them with pool.annotate, and leave num_initial out"
         raise ValueError(f"num_initial={num_initial} would label examples whose targets are still to come: {cure}")
     known = meshes.on_host(state.labelled_at) if checks.is_concrete(state.labelled_at) else np.full(num_examples, -1)
-    left = np.count_nonzero(known == -1)
+    left = pools.num_left(state)
     if num_initial > left:
         raise ValueError(f"num_initial={num_initial} exceeds the {left} unlabelled examples: label fewer")
     if query_size > left - num_initial:
         raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
     key_rounds, key_first = jax.random.split(key)
     if num_initial:
-        classes = dataset.targets if balanced else None
-        first = pools.first_query(key_first, state, num_initial, acquisition, embeddings, classes)
-        state = pools.label(state, first.indices)
+        if balanced:
+            first = pools.random_query(key_first, state, num_initial, dataset.targets)
+        else:
+            first = pools.first_query(key_first, state, num_initial, acquisition, embeddings).indices
+        state = pools.label(state, first)
     whole = shapes = _with_stored_targets(shapes, state)
     if sources.is_source(dataset.inputs):
         room = room_for(num_initial + int(np.sum(known >= 0)), num_examples)

@@ -18,8 +18,10 @@ def sample(max_sample: int | None, key: Key, state: LoopState) -> tuple[Array | 
     available = pools.available(state.pool)
     if max_sample is None or max_sample >= available.shape[0]:
         return None, available
-    values = numerics.rank_values(jax.random.uniform(key, available.shape, jnp.float32), available)
-    ids = numerics.top_indices(values, max_sample)
+    values = jax.random.uniform(key, available.shape, jnp.float32)
+    if state.pool.quota is not None:  # first what may all be picked together
+        values += pools.together(state.pool, values).astype(values.dtype)
+    ids = numerics.top_indices(numerics.rank_values(values, available), max_sample)
     return ids, ids >= 0
 
 
@@ -66,6 +68,9 @@ def select_within(
     """What the acquisition picks at this round's size, padded to the largest size."""
     labelled = rows_of(pools.labelled(state.pool), ids)
     labelled = labelled if ids is None else labelled & (ids >= 0)
+    raw = summary
+    if state.pool.quota is not None and acquisition.keep is not None:
+        raise ValueError(f"the {acquisition.keep} survivors may all be of full groups: leave quotas or survivors out")
     if state.pool.costs is not None:
         summary = _per_cost(acquisition, summary, rows_of(state.pool.costs, ids), available)
 
@@ -77,7 +82,8 @@ def select_within(
         else:
             groups = rows_of(state.pool.groups, ids)
             on_host = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(summary))
-            picked = _within_quota(ask, groups, pools.room(state.pool), available, possible, labelled, on_host)
+            room = pools.room(state.pool)
+            picked = pools.within_quota(ask, groups, room, available, possible, labelled, on_host)
         missing = 0, max(sizes) - possible
         indices = jnp.pad(picked.indices, missing, constant_values=-1)
         return Selection(indices, jnp.pad(picked.scores, missing, constant_values=jnp.nan))
@@ -96,53 +102,18 @@ def select_within(
     # A barrier would copy what it holds back.
     chosen = picked.indices[0] > -2
     pool = state.pool._replace(labelled_at=jnp.where(chosen, state.pool.labelled_at, 0))
-    return picked, _describe(pool, picked, summary, available & chosen)
+    return picked, _describe(pool, picked, raw, available & chosen)
 
 
 def _per_cost(acquisition: Acquisition, summary: PyTree, costs: Array, available: Array) -> PyTree:
     if acquisition.summarise is None:
         return summary
-    leaves = jax.tree.leaves(summary)
-    if len(leaves) != 1 or leaves[0].shape != costs.shape:
-        raise ValueError("the pool has costs, but the acquisition keeps more than a score an example: rank by a score")
-    scores = numerics.as_float(jnp.asarray(leaves[0]))
+    if not getattr(acquisition.select, "ranks", False):
+        raise ValueError("the pool has costs, by which scores are divided, but this is no ranking: take top_k or power")
+    scores = numerics.as_float(jnp.asarray(summary))
     counted = available & jnp.isfinite(scores)
     shift = jnp.minimum(jnp.min(jnp.where(counted, scores, jnp.inf)), 0.0)
     return (scores - shift) / costs
-
-
-def _within_quota(
-    ask: Callable, groups: Array, room: Array, available: Array, size: int, labelled: Array, on_host: bool
-) -> Selection:
-    """Picks of which no group exceeds its room: those of a query that do not, and again of what is left."""
-
-    def more(carry: tuple) -> Array:
-        _, count, free, *_ = carry
-        return (count < size) & jnp.any(free)
-
-    def again(carry: tuple) -> tuple:
-        picked, count, free, known, room = carry
-        new = ask(free, size, known)
-        there, ids = new.indices >= 0, jnp.maximum(new.indices, 0)
-        own = jnp.where(there, groups[ids], -1)
-        turn = numerics.rank_within(own, jnp.arange(size, dtype=jnp.int32))
-        kept = there & ((own < 0) | (turn < room[own]))
-        places = count + jnp.cumsum(kept, dtype=jnp.int32) - 1
-        kept &= places < size
-        places = jnp.where(kept, places, size)
-        picked = jax.tree.map(lambda old, one: old.at[places].set(one, mode="drop"), picked, new)
-        room -= jax.ops.segment_sum((kept & (own >= 0)).astype(jnp.int32), jnp.maximum(own, 0), room.shape[0])
-        taken = jnp.zeros_like(free).at[jnp.where(kept, ids, len(free))].set(True, mode="drop")
-        free = free & ~taken & ((groups < 0) | (room > 0)[groups])
-        return picked, count + jnp.sum(kept, dtype=jnp.int32), free, known | taken, room
-
-    none = Selection(jnp.full(size, -1, jnp.int32), jnp.full(size, jnp.nan, jnp.float32))
-    carry = none, jnp.zeros((), jnp.int32), jnp.asarray(available), labelled, room
-    if on_host:
-        while more(carry):
-            carry = again(carry)
-        return carry[0]
-    return jax.lax.while_loop(more, again, carry)[0]
 
 
 def _describe(state: pools.PoolState, picked: Selection, summary: PyTree, available: Array) -> StepInfo:

@@ -9,7 +9,7 @@ from baal_jax.typing import Acquisition, Array, Key, Predictions
 
 
 def balanced_margin() -> Acquisition:
-    r"""For the class with the fewest labels, the example that is nearest to being taken for it, or for another.
+    r"""For the class with the fewest labels, the example nearest to the boundary between it and the others.
 
     .. math:: \arg\min_x \bigl|\bar p_c(x) - \max_{c' \ne c} \bar p_{c'}(x)\bigr|, \qquad c = \arg\min_{c'} n_{c'}
 

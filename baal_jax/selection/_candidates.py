@@ -29,7 +29,7 @@ def survivors(acquisition: Acquisition, num: int, score_fn: ScoreFn = heuristics
         An :class:`~baal_jax.Acquisition`.
 
     Raises:
-        ValueError: the acquisition reads labelled examples, ``num`` is not positive or less than the query size.
+        ValueError: the acquisition reads labels or targets, ``num`` is not positive or less than the query size.
 
     Example:
         >>> few = selection.survivors(selection.random(), 2)
@@ -39,6 +39,8 @@ def survivors(acquisition: Acquisition, num: int, score_fn: ScoreFn = heuristics
     """
     num = checks.positive_int("num", num)
     checks.function("score_fn", score_fn, "heuristics.bald")
+    if acquisition.reads_targets:
+        raise ValueError(f"num={num} survivors keep no target inputs, which are read: pass the acquisition itself")
     if acquisition.reads_labelled:
         raise ValueError(f"num={num} survivors would hide the labelled examples that are read: pass use_labelled=False")
     of_scores, of_rows = heuristics.tasks_of(score_fn), acquisition.tasks

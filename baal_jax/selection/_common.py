@@ -16,8 +16,8 @@ from baal_jax.typing import Acquisition, Array, Key, Predictions, PyTree, ScoreF
 
 _BLOCK = 64  # columns of a kernel, or of a matrix of distances, in work at a time
 
-# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q]), and with target inputs,
-# which are the last rows, how many they are behind these
+# (key, features, available bool[N], query_size, labelled bool[N]) -> (indices [Q], scores [Q]). Where the last rows are
+# of target inputs, their number is one argument more.
 Find = Callable[..., tuple[Array, Array]]
 
 
@@ -105,8 +105,9 @@ def over_scores(score_fn: ScoreFn, values: Callable[[Key, Array, Array, int], Ar
             scores, available, query_size, None if values is None else values(key, scores, available, query_size)
         )
 
-    summarise = lambda predictions: score_fn(predictions.logits)  # noqa: E731
-    return Acquisition(summarise, compiled(select), tasks=heuristics.tasks_of(score_fn))
+    summarise, ranking = lambda predictions: score_fn(predictions.logits), compiled(select)
+    vars(ranking).update(ranks=True)  # by a number that costs may divide
+    return Acquisition(summarise, ranking, tasks=heuristics.tasks_of(score_fn))
 
 
 def top(scores: Array, available: Array, query_size: int, values: Array | None = None) -> Selection:

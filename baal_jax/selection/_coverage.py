@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from baal_jax import heuristics
 from baal_jax._util import checks
@@ -23,7 +24,7 @@ _BLOCK = 64  # candidates that are looked at together
 _BELOW = 1e-4  # how far below the largest pure radius to stay, so that rounding decides nothing
 _SLACK = 1e-5  # how far beyond the radius a point still lies on the boundary, as squares are rounded
 _EQUAL = 1e-5  # relative rounding of a sum: as with two that have nobody but each other
-_CLOSEST = 1e-6  # squared distance of unit vectors, below which they are the same one
+_CLOSEST = 1e-6  # of the largest square, a squared distance below which two are the same
 
 Similarity = Callable[[Array], Array]  # of squared distances: 1 at 0, never negative
 
@@ -47,7 +48,7 @@ def max_herding(kernel: Similarity | None = None, *, normalise: bool = True) -> 
         An :class:`~baal_jax.Acquisition`; scores are the gains.
 
     References:
-        Bae, Sutherland et al., `Generalized coverage for more robust low-budget active learning
+        Bae, Noh and Sutherland, `Generalized coverage for more robust low-budget active learning
         <https://arxiv.org/abs/2407.12212>`_, 2024.
 
     Example:
@@ -69,7 +70,7 @@ def max_herding(kernel: Similarity | None = None, *, normalise: bool = True) -> 
 def uncertainty_herding(
     score_fn: ScoreFn | None = None, kernel: Similarity | None = None, *, normalise: bool = True
 ) -> Acquisition:
-    r"""Coverage of what is uncertain: :func:`max_herding`, then more and more margin as labels come.
+    r"""Coverage of what is uncertain: :func:`max_herding` weighted by margins, the narrower the more labels there are.
 
     .. math:: \arg\max_x \sum_{n} u_n \bigl[k(x_n, x) - m_n\bigr]_+, \qquad u_n = 1 - (p_{(1)} - p_{(2)})
 
@@ -86,7 +87,7 @@ def uncertainty_herding(
         An :class:`~baal_jax.Acquisition`; scores are the gains.
 
     References:
-        Bae, Noh and Sutherland, `Uncertainty herding: one active learning method for all label budgets
+        Bae, Oliveira and Sutherland, `Uncertainty herding: one active learning method for all label budgets
         <https://arxiv.org/abs/2412.20644>`_, 2025.
     """
     fixed, weigh = _checked(kernel), _one_minus_margin if score_fn is None else score_fn
@@ -205,7 +206,7 @@ def herd(
             ids = best_few(bounds, left & ~looked, min(_BLOCK, len(bounds)))
             there, places = ids >= 0, jnp.where(ids >= 0, ids, len(bounds))
             new = jnp.maximum(similar(jnp.maximum(ids, 0), there) - nearest[:, None], 0.0)
-            gains = jnp.nan_to_num(jnp.sum(weights[:, None] * new, axis=0))  # a kernel of the user's may give NaN
+            gains = jnp.sum(weights[:, None] * new, axis=0)
             return bounds.at[places].set(gains, mode="drop"), looked.at[places].set(True, mode="drop")
 
         bounds, looked = jax.lax.while_loop(unsure, look, (bounds, jnp.zeros_like(left)))
@@ -225,7 +226,7 @@ def closest(points: Array, labelled: Array) -> Array:
 
     def visit(least: Array, ids: Array, valid: Array) -> Array:
         distances = squared_distances((points,), squares, ids)
-        counts = labelled[:, None] & valid[None] & (distances > _CLOSEST)
+        counts = labelled[:, None] & valid[None] & (distances > _CLOSEST * jnp.max(squares))
         return jnp.minimum(least, jnp.min(jnp.where(counts, distances, jnp.inf)))
 
     least = over_rows(labelled, visit, jnp.asarray(jnp.inf, points.dtype))
@@ -239,6 +240,9 @@ def _rbf(width: Array | float) -> Similarity:
 def _checked(kernel: Similarity | None) -> Similarity | None:
     if kernel is not None:
         checks.function("kernel", kernel, "lambda squared: jnp.exp(-squared)")
+        tried = np.asarray(kernel(jnp.array([[0.0, 1.0, 100.0]], jnp.float32)))
+        if tried.shape != (1, 3) or not (np.isfinite(tried) & (tried >= 0)).all():
+            raise ValueError(f"kernel gives {tried.tolist()} for squares 0, 1, 100: give similarities in [0, 1]")
     return kernel
 
 

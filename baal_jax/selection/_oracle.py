@@ -1,4 +1,4 @@
-"""The best of many batches, by the labels that nobody has yet: an upper row of a table, in simulation alone."""
+"""The best of many batches by their true labels: an upper row of a study's table, in simulation alone."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -24,8 +24,8 @@ def oracle(
     """The batch whose true labels make the test loss of a refitted head smallest: how far from the best is a strategy?
 
     In each round every strategy picks from the pool and from ``num_batches − 1`` random parts of it. A head is fitted
-    to the features of what is labelled and of each batch, all at once, and the batch with the lowest negative
-    log-likelihood of the test set is labelled. It sees test labels, and so it is no strategy.
+    to the features of what is labelled and of each batch, one after the other in one program, and the batch with the
+    lowest negative log-likelihood of the test set is labelled. It sees test labels: nothing that is to be used does.
 
     ``target_inputs`` of ``run`` or ``study.run`` are the test inputs. The loop needs ``features``: for a pool of
     embeddings ``lambda state, inputs: inputs``, for a network ``baal_jax.features.last_hidden(model)``.
@@ -54,6 +54,8 @@ def oracle(
         raise ValueError(f"share={share!r} is a part of the pool: at most 1")
     classes, answers = (_known(*named) for named in (("targets", targets), ("test_targets", test_targets)))
 
+    most = int(max(jnp.max(classes), jnp.max(answers)))
+
     def summarise(predictions: Predictions) -> PyTree:
         kept = [one.summarise and one.summarise(predictions) for one in strategies.values()]
         return read_features(predictions), kept
@@ -62,12 +64,14 @@ def oracle(
         state = head.fit(jax.random.key(0), Dataset(features, classes), known)
         draw = jax.tree.map(lambda leaf: leaf[0], head.sample(jax.random.key(0), state, 1))
         logits = head.apply(state, draw, test_features)
+        if logits.shape[-1] <= most:
+            raise ValueError(f"head has {logits.shape[-1]} classes, but targets hold class {most}: give it as many")
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, None], axis=1))
 
     def select(
         key: Key, summary: Targeted, available: Array, query_size: int, labelled: Array | None = None
     ) -> Selection:
-        (features, kept), (test_features, _) = summary.summary, summary.targets
+        (features, kept), (test_features, theirs) = summary.summary, summary.targets
         for name, rows, given in (("targets", classes, features), ("test_targets", answers, test_features)):
             if rows.shape != given.shape[:1]:
                 raise ValueError(f"{name} are of {len(rows)} examples, but features of {len(given)}: give all")
@@ -77,13 +81,14 @@ def oracle(
         enough = jnp.sum(parts, axis=1, keepdims=True) >= query_size
         parts = jnp.where(enough, parts, available[None]).at[0].set(available)
         batches = []
-        for own, one, rows in zip(keys, strategies.values(), kept, strict=True):
+        for own, one, rows, targets_of in zip(keys, strategies.values(), kept, theirs, strict=True):
+            rows = Targeted(rows, targets_of) if one.reads_targets else rows
             ask = partial(_picked, one, rows, query_size, known)
             batches.append(jax.vmap(ask)(jax.random.split(own, num_batches), parts))
         batches = jnp.concatenate(batches)
         taken = jax.vmap(lambda ids: known.at[jnp.where(ids >= 0, ids, len(known))].set(True, mode="drop"))(batches)
         values = jax.lax.map(lambda mask: losses(features, test_features, mask), taken)
-        best = jnp.nanargmin(jnp.where(jnp.isnan(values), jnp.inf, values))
+        best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
         indices = batches[best]
         return Selection(indices, jnp.where(indices >= 0, -values[best], jnp.nan).astype(jnp.float32))
 

@@ -17,7 +17,7 @@ from baal_jax.selection._common import compiled, one_each, over_scores, top
 from baal_jax.typing import Acquisition, Array, Key, ScoreFn, Selection
 
 _PER_PICK = 20.0  # κ, examples that a pick of an automatic coldness is in effect drawn from
-_LOWEST, _TINY = -3e38, 1e-30
+_LOWEST = -3e38
 
 
 def top_k(score_fn: ScoreFn = heuristics.bald) -> Acquisition:
@@ -104,12 +104,11 @@ def power(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto"]
     A score of 0 or below has no weight: such examples come, in random order, when those with weight are used up. Where
     none is positive (:func:`~baal_jax.heuristics.margin`), all are first shifted: the smallest available becomes 0.
 
-    With ``"auto"``, ``β`` is found in every query such that as many examples are in effect drawn from as the query
-    wants, or as many as there are at ``β = 1``, if these are fewer:
+    With ``"auto"``, ``β`` is found in every query such that the effective number of examples that are drawn from is
 
     .. math:: 1 / \textstyle\sum_i p_i^2 = \min(\kappa Q, n_1), \qquad \kappa = 20
 
-    A small query is then nearly greedy among many informative examples, and a large one spreads.
+    with ``n_1`` that of weights in proportion to the scores, here of ``β = 1``: never less cold than these.
 
     Args:
         score_fn: ``logits -> scores [N]``.
@@ -142,7 +141,7 @@ def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto
 
     Args:
         score_fn: ``logits -> scores [N]``.
-        coldness: ``β``, as in :func:`power`, where ``n_1`` is explained as well.
+        coldness: ``β``, as in :func:`power`, whose ``n_1`` is meant here as well.
 
     Returns:
         An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
@@ -190,16 +189,16 @@ def auto_coldness(log_weights: Callable[..., Array], scores: Array, available: A
         weights = jnp.where(available & jnp.isfinite(weights), weights, -jnp.inf)
         return weights - jnp.max(weights, initial=_LOWEST)
 
-    def number(beta: Array) -> Array:
-        p = jnp.exp(jnp.where(jnp.isneginf(weights), weights, beta * weights))
-        return jnp.sum(p) ** 2 / jnp.maximum(jnp.sum(p * p), _TINY)
+    def number(weights: Array, beta: Any) -> Array:
+        p = jnp.exp(beta * weights)
+        return jnp.sum(p) ** 2 / jnp.maximum(jnp.sum(p * p), 1.0)  # the largest is 1
 
     weights, proportional = (scaled(rule(scores, available, 1.0)) for rule in (log_weights, power_log_weights))
-    most = jnp.sum(jnp.exp(proportional)) ** 2 / jnp.maximum(jnp.sum(jnp.exp(2.0 * proportional)), _TINY)
-    wanted = jnp.minimum(_PER_PICK * query_size, most)
+    wanted = jnp.minimum(_PER_PICK * query_size, number(proportional, 1.0))
     spread = -jnp.min(jnp.where(jnp.isneginf(weights), 0.0, weights))  # by which a coldness has no unit
     beta = lambda place: jnp.exp2(place) / jnp.where(spread > 0, spread, 1.0)  # noqa: E731
-    place = numerics.bisect(lambda place: number(beta(place)) < wanted, (jnp.float32(-20.0), jnp.float32(20.0)), 26)
+    few = lambda place: number(weights, beta(place)) < wanted  # noqa: E731
+    place = numerics.bisect(few, (jnp.float32(-20.0), jnp.float32(20.0)), 26)
     return jnp.where(spread > 0, beta(place), 1.0)
 
 

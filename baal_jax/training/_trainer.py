@@ -286,11 +286,14 @@ def _balance(recipe: _Recipe, model: Model, variables: Variables, dataset: Datas
     if not recipe.balanced:
         return None
     targets = dataset.targets
-    if not hasattr(targets, "dtype") or targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError("class_weights='balanced' needs targets that are one class an example, int[N]")
     outputs, _ = jax.eval_shape(model.train, variables, dataset.inputs, jax.random.key(0))
-    counts = jax.ops.segment_sum(labelled.astype(jnp.float32), targets, outputs.shape[-1])  # negative ones are dropped
-    return jnp.sum(counts) / (jnp.sum(counts > 0, dtype=jnp.float32) * jnp.maximum(counts, 1.0))
+    size, is_other = getattr(outputs, "shape", (0,))[-1], recipe.task not in (None, tasks.classification)
+    dtype = getattr(targets, "dtype", np.dtype(object))
+    if is_other or size < 2 or np.ndim(targets) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError("class_weights='balanced' needs outputs and targets of one class an example, int[N]")
+    counts = jax.ops.segment_sum(labelled.astype(jnp.float32), targets, size)  # negative ones are dropped
+    present = jnp.maximum(jnp.sum(counts > 0, dtype=jnp.float32), 1.0)
+    return jnp.sum(counts) / (present * jnp.maximum(counts, 1.0))
 
 
 def _have_moved(before: TrainState, after: TrainState) -> Array:

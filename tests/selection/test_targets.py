@@ -50,7 +50,7 @@ def greedy(gain, points, targets, available, labelled):
 
 @pytest.mark.parametrize("gain", [itl, vtl, epig])
 def test_gains_toward_targets_are_those_of_a_gaussian_process(gain):
-    acquisition = selection.grid(selector=getattr(selectors, gain.__name__)(NOISE), reads_targets=True)
+    acquisition = selection.grid(selector=getattr(selectors, gain.__name__)(NOISE))
     for seed in range(4):
         points, available, labelled = problem(seed)
         targets = np.random.default_rng(seed).normal(size=(TARGETS, points.shape[1])).astype(np.float32)
@@ -66,24 +66,24 @@ def test_bait_toward_targets_forward_alone_is_vtl():
     given = Predictions(None, points - 5, None, points[:TARGETS] - 4)
 
     def picked(selector, given=given, steps=()):
-        acquisition = selection.grid(transforms=steps, selector=selector, reads_targets=True)
+        acquisition = selection.grid(transforms=steps, selector=selector)
         return baal.select(jax.random.key(0), acquisition, given, available, query_size=QUERY, labelled=labelled)
 
-    fixtures.same(picked(selectors.bait(NOISE, oversampling=1.0)), picked(selectors.vtl(NOISE)))
+    fixtures.same(picked(selectors.bait(NOISE, oversampling=1.0, toward_targets=True)), picked(selectors.vtl(NOISE)))
     # Transforms are of targets too; and targets that are the pool are what BAIT is toward without.
     doubled = given._replace(features=2 * given.features, target_features=2 * given.target_features)
     steps = (transforms.scale(),)
     first, second = (picked(selectors.vtl(NOISE), one, steps).indices for one in (given, doubled))
     np.testing.assert_array_equal(first, second)
     known = (points - 5)[available | labelled]
-    toward = picked(selectors.bait(NOISE), given._replace(target_features=known))
+    toward = picked(selectors.bait(NOISE, toward_targets=True), given._replace(target_features=known))
     plain = build("bait", features=selection.sets.feature_maps.embedding, noise=NOISE)
     np.testing.assert_array_equal(toward.indices, pick(plain, points - 5, available, labelled).indices)
 
 
 def test_a_loop_takes_its_target_inputs_from_arrays_and_from_a_source():
     train, test = fixtures.clouds()
-    acquisition = selection.grid(selector=selectors.vtl(), reads_targets=True)
+    acquisition = selection.grid(selector=selectors.vtl())
     posterior = baal.posteriors.logistic_regression(3)
     own = lambda state, inputs: inputs  # noqa: E731
     options = {"query_size": 3, "num_samples": 4, "batch_size": 16, "features": own}
@@ -102,13 +102,20 @@ def test_a_loop_takes_its_target_inputs_from_arrays_and_from_a_source():
         loop.step(state, train)
 
 
-def test_targets_belong_to_selectors_that_read_them():
-    points, _, _ = problem(1)
-    with pytest.raises(ValueError, match="reads_targets=True, but the selector reads none"):
-        selection.grid(selector=selectors.k_center(), reads_targets=True)
+def test_targets_are_kept_by_transforms_and_asked_for():
+    points, available, labelled = problem(1)
+    given = Predictions(None, points - 5, None, points[:TARGETS] - 4)
+    own = lambda key, features, labelled, counted: selectors.Features(features.factors, features.noise)  # noqa: E731
+    for selector in (selectors.itl(NOISE), selectors.bait(NOISE, toward_targets=True)):
+        plain, mine = (selection.grid(transforms=steps, selector=selector) for steps in ((), (own,)))
+        options = {"query_size": 3, "labelled": labelled}
+        both = [baal.select(jax.random.key(0), one, given, available, **options).indices for one in (plain, mine)]
+        np.testing.assert_array_equal(*both)
     for name in ("itl", "vtl", "epig"):
-        with pytest.raises(ValueError, match="this selector reads target inputs, and there are none"):
+        with pytest.raises(ValueError, match="reads target inputs, and there are none"):
             pick(selection.grid(selector=getattr(selectors, name)()), points, EVERY, ~EVERY)
         with pytest.raises(ValueError, match=r"noise=0\.0 must be"):
             getattr(selectors, name)(0.0)
+    with pytest.raises(ValueError, match="survivors keep no target inputs"):
+        selection.survivors(selection.grid(selector=selectors.vtl(use_labelled=False), reads_labelled=False), 20)
     assert len(points) == NUM

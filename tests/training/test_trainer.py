@@ -432,5 +432,5 @@ def test_balanced_classes_weigh_as_much_whatever_their_number(key):
     with pytest.raises(ValueError, match="class_weights='even' must be"):
         fit(baal.losses.cross_entropy, class_weights="even")
     trainer = baal.trainer(optax.sgd(0.5), baal.losses.squared_error, **options, class_weights="balanced")
-    with pytest.raises(ValueError, match="needs targets that are one class an example"):
+    with pytest.raises(ValueError, match="needs outputs and targets of one class an example"):
         trainer(network)(key, baal.Dataset(inputs, jnp.ones((12, 4))), jnp.asarray(known))

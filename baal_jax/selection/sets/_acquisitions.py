@@ -20,17 +20,17 @@ def grid(
     selector: Selector | None = None,
     *,
     reads_labelled: bool = True,
-    reads_targets: bool = False,
 ) -> Acquisition:
     r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
+
+    With ``selectors.itl()``, ``vtl()``, ``epig()`` and ``bait(toward_targets=True)`` what matters are ``target_inputs`` of
+    ``step``, ``run`` and ``study.run``, whose features are made and transformed alike. One that is not finite is 0.
 
     Args:
         features: ``Predictions -> [B, D]``, or factors whose inner products multiply; ``feature_maps`` or your own.
         transforms: from :mod:`~baal_jax.selection.sets.transforms`, applied in this order.
         selector: from :mod:`~baal_jax.selection.sets.selectors`; by default ``selectors.lcmd()``.
         reads_labelled: whether a part reads what is labelled; if none does, False allows ``max_sample`` in the loop.
-        reads_targets: whether what matters is the ``target_inputs`` of ``step``, ``run`` and ``study.run``, for
-            ``selectors.itl()``, ``selectors.vtl()``, ``selectors.epig()`` and ``selectors.bait()``.
 
     Returns:
         An :class:`~baal_jax.Acquisition` with the scores of the selector. Features that are not finite are picked last.
@@ -48,9 +48,6 @@ def grid(
     """
     selector = selectors.lcmd() if selector is None else selector
 
-    if reads_targets and not getattr(selector, "reads_targets", False):
-        raise ValueError("reads_targets=True, but the selector reads none: take selectors.itl, vtl, epig or bait")
-
     def find(
         key: Key, features: PyTree, available: Array, query_size: int, labelled: Array, num_targets: int = 0
     ) -> tuple[Array, Array]:
@@ -61,11 +58,12 @@ def grid(
             factors = Features(leaves, jnp.zeros((), jnp.float32), num_targets)
         for key_transform, transform in zip(keys, transforms, strict=True):
             factors = transform(key_transform, factors, labelled, available | labelled)
+            factors = factors if isinstance(factors, Blocks) else factors._replace(num_targets=num_targets)
         return selector(key_select, factors, available, query_size, labelled)
 
     in_blocks = None if transforms else getattr(selector, "in_blocks", None)
     acquisition = over_features(find, features, reads_labelled=reads_labelled, in_blocks=in_blocks)
-    return acquisition._replace(reads_targets=reads_targets)
+    return acquisition._replace(reads_targets=getattr(selector, "reads_targets", False))
 
 
 def _rows(leaf: Array) -> Array:
@@ -75,7 +73,7 @@ def _rows(leaf: Array) -> Array:
 
 
 def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = ()) -> Acquisition:
-    """The largest ``k(x, x)``, blind to redundancy: ``grid`` with ``selectors.max_diag``."""
+    """The largest ``k(x, x)``, blind to redundancy: a ``grid`` with ``selectors.max_diag``."""
     return grid(features, transforms, selectors.max_diag(), reads_labelled=bool(transforms))
 
 
@@ -86,7 +84,7 @@ def max_det(
     *,
     use_labelled: bool = True,
 ) -> Acquisition:
-    """Greedy determinant maximisation: ``grid`` with ``selectors.max_det``; scores are conditional variances."""
+    """Greedy determinant maximisation: ``selectors.max_det`` in a ``grid``, by default given the labels."""
     return grid(features, transforms, selectors.max_det(noise, use_labelled=use_labelled))
 
 
@@ -118,7 +116,7 @@ def k_center(
 def k_means_pp(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
 ) -> Acquisition:
-    """Sampling by squared distance: ``grid`` with ``selectors.k_means_pp``; scores are distances."""
+    """Sampling by squared distance: a ``grid`` with ``selectors.k_means_pp``; scores are distances."""
     selector = selectors.k_means_pp(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
@@ -145,7 +143,7 @@ def lcmd(
 def frank_wolfe(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = False
 ) -> Acquisition:
-    """Sparse approximation of the sum of all features: ``grid`` with ``selectors.frank_wolfe``."""
+    """Sparse approximation of the sum of all features: a ``grid`` with ``selectors.frank_wolfe``."""
     selector = selectors.frank_wolfe(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 

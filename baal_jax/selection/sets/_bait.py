@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from baal_jax._util import checks, linalg
 from baal_jax.selection._common import best_of
-from baal_jax.selection.sets._kernel import Features, Selector, dense, posterior_root
+from baal_jax.selection.sets._kernel import Features, Selector, dense, posterior_root, target_rows
 from baal_jax.typing import Array, Key
 
 _CHANGE = 10.0  # factor by which the spreads may change before rounding errors count
@@ -30,20 +30,22 @@ class _Posterior(NamedTuple):
 _Step = Callable[[_Posterior, Any, Array], tuple[_Posterior, Any]]  # (posterior, carry, turn) -> both anew
 
 
-def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float = 2.0) -> Selector:
+def bait(
+    noise: float = 1.0, *, use_labelled: bool = True, oversampling: float = 2.0, toward_targets: bool = False
+) -> Selector:
     r"""Greedy minimisation of the mean posterior variance over the pool: V-optimal design, or Fisher information ratio.
 
     .. math:: \arg\min_P\; \operatorname{tr}\Bigl( F\, \bigl(I + \sigma^{-2} \sum_{i \in L \cup P} V_i^\top V_i
               \bigr)^{-1} \Bigr), \qquad F = \sum_{i} V_i^\top V_i \text{ over pool and labelled}
 
     Forward, the pick is the one that shrinks the trace most; with ``oversampling`` above 1 that many times more are
-    picked, and then those are dropped whose loss costs least. Each pick costs two products with the features. In a grid
-    with ``reads_targets`` ``F`` is of the target inputs alone.
+    picked, and then those are dropped whose loss costs least. Each pick costs two products with the features.
 
     Args:
         noise: ``σ``; for :func:`~baal_jax.selection.sets.feature_maps.fisher` ``1/σ²`` weighs labels against the prior.
         use_labelled: whether ``L`` is what is labelled, or empty.
         oversampling: how many times the query is picked before the backward steps; 1 is forward alone.
+        toward_targets: whether ``F`` is of the target inputs alone, in a :func:`~baal_jax.selection.grid`.
 
     Returns:
         A selector of features ``[N, D]``, or ``[N, r, D]`` with several rows an example. Scores: how the trace falls.
@@ -63,9 +65,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
             rows = features.factors[0]
         else:
             rows = dense(features, "selectors.bait")[:, None]
-        matter = available | labelled
-        if features.num_targets:
-            matter = jnp.arange(len(rows), dtype=jnp.int32) >= len(rows) - features.num_targets
+        matter = target_rows(features, "selectors.bait") if toward_targets else available | labelled
         counted = jnp.where(matter[:, None, None], rows, 0.0).reshape(-1, rows.shape[-1])
         fisher = linalg.product(counted.T, counted)
         rows = rows / noise  # observations of unit noise from here on
@@ -79,7 +79,7 @@ def bait(noise: float = 1.0, *, use_labelled: bool = True, oversampling: float =
         order = jnp.argsort(~_backward(root, fisher, rows, indices, query_size), stable=True)[:query_size]
         return indices[order], scores[order]
 
-    vars(select).update(reads_targets=True)
+    vars(select).update(reads_targets=toward_targets)
     return select
 
 

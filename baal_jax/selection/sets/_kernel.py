@@ -95,6 +95,14 @@ def dense(features: Features, who: str) -> Array:
     return features.factors[0]
 
 
+def target_rows(features: Features, who: str) -> Array:
+    """``bool[N]``, the rows of target inputs, which are the last ones."""
+    if not features.num_targets:
+        raise ValueError(f"{who} reads target inputs, and there are none: build a grid with it, and pass target_inputs")
+    num = features.factors[0].shape[0]
+    return jnp.arange(num, dtype=jnp.int32) >= num - features.num_targets
+
+
 def diagonal(features: Any) -> Any:
     """``k(x_i, x_i)``, ``[N]``, noise included."""
     _require_rows(features.factors)

@@ -1,7 +1,8 @@
 """Selectors toward target inputs, those whose predictions matter, by a Gaussian process: ITL, VTL, EPIG of batches.
 
-They are for a :func:`~baal_jax.selection.grid` with ``reads_targets``, over plain features ``[N, D]`` whose inner
-products are covariances, and refuse summaries without targets, and noise that is not positive, with a ``ValueError``.
+They are for a :func:`~baal_jax.selection.grid` over plain features ``[N, D]`` whose inner products are covariances, of
+the order of 1 (``transforms.scale()``), and refuse predictions without targets, and noise that is not positive, with a
+``ValueError``.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from baal_jax._util import checks, numerics
 from baal_jax.selection._common import best_of, one_by_one
 from baal_jax.selection.sets._bait import bait
-from baal_jax.selection.sets._kernel import Features, Selector, conditioned, dense, pivoted
+from baal_jax.selection.sets._kernel import Features, Selector, conditioned, pivoted, target_rows
 from baal_jax.typing import Array, Key
 
 _Pivoted = tuple[Array, Array]  # variances and factor
@@ -39,7 +40,7 @@ def itl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
         before = _prior(features, labelled & use_labelled, noise, "selectors.itl")
-        both = before, conditioned(before, _targets(features), noise, "selectors.itl")
+        both = before, conditioned(before, target_rows(features, "selectors.itl"), noise, "selectors.itl")
         states, updates = zip(*[pivoted(_noisy(part, noise), query_size) for part in both], strict=True)
 
         def pick(states: tuple[_Pivoted, _Pivoted], left: Array, turn: Array) -> tuple[Array, Array]:
@@ -53,8 +54,7 @@ def itl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
 
         return one_by_one(pick, update, states, available, query_size)
 
-    vars(select).update(reads_targets=True)
-    return select
+    return _marked(select)
 
 
 def vtl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
@@ -69,14 +69,7 @@ def vtl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
     Returns:
         A selector; scores are how much the sum falls.
     """
-    forward = bait(noise, use_labelled=use_labelled, oversampling=1.0)
-
-    def select(key: Key, features: Features, *others: Any) -> tuple[Array, Array]:
-        _targets(features)
-        return forward(key, features, *others)
-
-    vars(select).update(reads_targets=True)
-    return select
+    return bait(noise, use_labelled=use_labelled, oversampling=1.0, toward_targets=True)
 
 
 def epig(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
@@ -119,23 +112,17 @@ def epig(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
         shared = jnp.matmul(phi, phi[targets].T, precision="highest")
         return one_by_one(pick, update, (state, shared), available, query_size)
 
+    return _marked(select)
+
+
+def _marked(select: Selector) -> Selector:
     vars(select).update(reads_targets=True)
     return select
 
 
-def _targets(features: Features) -> Array:
-    """``bool[N]``, the rows of target inputs."""
-    if not features.num_targets:
-        raise ValueError(
-            "this selector reads target inputs, and there are none: build the grid with reads_targets=True"
-        )
-    num = features.factors[0].shape[0]
-    return jnp.arange(num, dtype=jnp.int32) >= num - features.num_targets
-
-
 def _prior(features: Features, labelled: Array, noise: float, who: str) -> Features:
-    _targets(features)
-    dense(features, who)
+    """Conditioned on what is labelled; with targets, which are looked for here."""
+    target_rows(features, who)
     return conditioned(features, labelled, noise, who)
 
 

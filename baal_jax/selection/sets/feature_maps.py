@@ -98,7 +98,7 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512, num_classes:
     .. math:: F(x) = \sum_c \bar p_c\, \bigl((e_c - \bar p) \otimes h\bigr) \bigl((e_c - \bar p) \otimes h\bigr)^\top
 
     With a single output the likelihood is Gaussian, and ``F(x) = h hᵀ``. Of many classes the most probable ones make up
-    nearly all of the sum, whose other terms are left out (Ash et al. at scale: https://arxiv.org/abs/2404.08981).
+    nearly all of the sum, whose other terms are left out (Huseljic et al. 2024: https://arxiv.org/abs/2404.08981).
 
     Args:
         predictions: as of :func:`badge`.
