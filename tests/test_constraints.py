@@ -34,7 +34,7 @@ def started(loop, key, num_initial=4, dataset=TRAIN, **limits):
 
 
 @settings(max_examples=15)
-@given(seed=st.integers(0, 2**31), quota=st.integers(0, 4), name=st.sampled_from(NAMES))
+@given(seed=st.integers(0, 2**31), quota=st.integers(1, 4), name=st.sampled_from(NAMES))
 def test_no_group_has_more_labels_than_its_quota(seed, quota, name):
     rng = np.random.default_rng(seed)
     groups, quota = rng.integers(-1, GROUPS, NUM), np.full(GROUPS, quota)
@@ -96,7 +96,7 @@ def test_scores_are_divided_by_costs(key):
             np.testing.assert_allclose(info.scores, np.sort(value[~np.isnan(value)])[::-1][:5], rtol=1e-4)
     spent = float(np.sum(costs[np.asarray(pool.labelled(after.pool))]))
     np.testing.assert_allclose(pool.total_cost(after.pool), spent, rtol=1e-5)
-    with pytest.raises(ValueError, match="keeps more than a score an example"):
+    with pytest.raises(ValueError, match="but this is no ranking"):
         loop_of("k_center").step(started(loop_of("k_center"), key, costs=costs), TRAIN)
     at_random = loop_of("random")
     both = [at_random.step(started(at_random, key, **limits), TRAIN)[1].indices for limits in ({}, {"costs": costs})]
@@ -161,3 +161,32 @@ def test_a_balanced_start_has_as_many_of_each_class(key):
 def test_limits_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         pool.init(NUM, **wrong)
+
+
+def test_first_queries_and_samples_keep_to_quotas(key):
+    """A cold start, a random one and ``max_sample``; and what can never be labelled is not asked for."""
+    groups = np.repeat(np.arange(4), 10)
+    limits, embeddings = pool.init(NUM, groups=groups, quota=2), jnp.asarray(TRAIN.inputs)
+    for start in ({}, {"acquisition": selection.typiclust(), "embeddings": embeddings}):
+        state = loop_of("margin").init(key, TRAIN, 3, limits, **start)
+        assert np.bincount(groups[np.asarray(pool.labelled(state.pool))]).max() <= 2
+    for seed in range(4):
+        sampled = baal.active_loop(POSTERIOR, selection.by_name("margin"), query_size=4, num_samples=4, max_sample=4)
+        state = sampled.init(jax.random.key(seed), TRAIN, 4, pool.init(NUM, groups=groups, quota=2))
+        assert int(sampled.step(state, TRAIN)[1].num_picked) == 4
+    with pytest.raises(ValueError, match="num_initial=9 exceeds the 8 unlabelled"):
+        loop_of("margin").init(key, TRAIN, 9, limits)
+    with pytest.raises(ValueError, match="num=9 exceeds the 8 unlabelled"):
+        pool.random_query(key, limits, 9)
+    few = baal.active_loop(POSTERIOR, selection.survivors(selection.random(), 6), query_size=3, num_samples=4)
+    with pytest.raises(ValueError, match="the 6 survivors may all be of full groups"):
+        few.step(few.init(key, TRAIN, 3, limits), TRAIN)
+
+
+def test_limits_are_looked_at_between_rounds_on_a_mesh():
+    mesh = jax.make_mesh((4,), ("pool",), axis_types=(jax.sharding.AxisType.Explicit,))
+    placed = data.shard(TRAIN, mesh)
+    state = loop_of("margin").init(jax.random.key(0), placed, 4, pool.init(NUM, groups=np.arange(NUM) % 5, quota=2))
+    alone = loop_of("margin").init(jax.random.key(0), TRAIN, 4, pool.init(NUM, groups=np.arange(NUM) % 5, quota=2))
+    fixtures.same(pool.available(state.pool), pool.available(alone.pool))
+    fixtures.same(pool.room(state.pool), pool.room(alone.pool))

@@ -11,8 +11,9 @@ import jax.custom_batching
 import jax.numpy as jnp
 from jax import Array
 
-from baal_jax._util import checks, random
-from baal_jax._util.meshes import in_blocks, jit, of_each_block
+from baal_jax._util import checks, meshes, random
+
+in_blocks, jit, of_each_block = meshes.in_blocks, meshes.jit, meshes.of_each_block
 
 # Ranking tiers below every ordinary score: weightless, then −inf, then NaN; what is not available stands at −inf.
 _LARGEST, _WEIGHTLESS, _LOWEST, _NAN = 3.4e38, -1e38, -3e38, -3.2e38

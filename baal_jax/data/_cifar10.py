@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from baal_jax._util import files
-from baal_jax.data import _tfds
-from baal_jax.data._archive import read_python_batch
+from baal_jax.data import _archive, _tfds
 from baal_jax.typing import Dataset
 
 _RECORD = 1 + 3 * 32 * 32
@@ -83,7 +82,7 @@ def _read_archive(place: Path, names: list[str]) -> tuple[Dataset, ...]:
 
 def _batch(where: str, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not name.endswith(".bin"):
-        pixels, classes = read_python_batch(where, content)
+        pixels, classes = _archive.read_python_batch(where, content)
     elif content and len(content) % _RECORD == 0:
         rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
         pixels, classes = rows[:, 1:], rows[:, 0].astype(np.int64)

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 
 from baal_jax._util import random
-from baal_jax.models import _flags, _pretrained
-from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
+from baal_jax.models import _common, _flags, _pretrained
 from baal_jax.typing import Key, Model, PyTree, Variables
 
 
@@ -90,7 +89,7 @@ def from_linen(
             returned, after = told(mode).apply(arrays, *args, rngs=streams(key), mutable=mutable, **kwargs)
         after = nn.unbox(after)
         state = {name: after.get(name, old) for name, old in variables.collections.items()}
-        return returned, with_losses(state, after.get("losses") if mode is _flags.Mode.TRAIN else None)
+        return returned, _common.with_losses(state, after.get("losses") if mode is _flags.Mode.TRAIN else None)
 
     def init(key: Key, inputs: PyTree) -> Variables:
         key_params, key_streams = random.split(key, 2)
@@ -103,16 +102,16 @@ def from_linen(
         # What a call makes longer was sown: it is a record of calls, not state of the network.
         after = jax.eval_shape(lambda: run(fresh, inputs, key_streams, _flags.Mode.TRAIN, seen)[1])
         if asked:
-            require_learning(seen)
+            _common.require_learning(seen)
         return fresh._replace(collections={n: v for n, v in collections.items() if _same_shapes(v, after.get(n))})
 
     if variables is None:
-        return model_of(init, run, outputs, OWN_LAYERS)
+        return _common.model_of(init, run, outputs, _common.OWN_LAYERS)
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError("variables holds no 'params': pass all collections of the network, {'params': …, …}")
     given = nn.unbox(core.unfreeze(dict(variables)))
     given = Variables(given["params"], {name: value for name, value in given.items() if name != "params"})
-    return model_of(_pretrained.starting_from(init, given), run, outputs, OWN_LAYERS)
+    return _common.model_of(_pretrained.starting_from(init, given), run, outputs, _common.OWN_LAYERS)
 
 
 @contextmanager

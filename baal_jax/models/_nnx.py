@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from baal_jax.models import _flags, _pretrained
-from baal_jax.models._common import OWN_LAYERS, model_of, require_learning, with_losses
+from baal_jax.models import _common, _flags, _pretrained
 from baal_jax.models._linen import intercepted
 from baal_jax.typing import Key, Model, PyTree, Variables
 
@@ -122,7 +121,7 @@ def from_nnx(
         fresh, seen = variables_of(module if given else make(nnx.Rngs(key)))[0], []
         if layers.asked and inputs is not None:
             jax.eval_shape(lambda: run(fresh, inputs, key, _flags.Mode.TRAIN, seen))
-            require_learning(seen)
+            _common.require_learning(seen)
         return fresh
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
@@ -142,13 +141,13 @@ def from_nnx(
         with intercepted(layers.asked, mode, variables, seen):  # nnx.bridge
             returned = network(*args, **kwargs)
         after, lost = variables_of(network)
-        return returned, with_losses(after.collections, lost if mode is _flags.Mode.TRAIN else None)
+        return returned, _common.with_losses(after.collections, lost if mode is _flags.Mode.TRAIN else None)
 
     if not given and variables is None:
-        return model_of(init, run, outputs, OWN_LAYERS)
+        return _common.model_of(init, run, outputs, _common.OWN_LAYERS)
     pure = nnx.to_pure_dict(variables) if isinstance(variables, nnx.State) else variables
     pure = variables_of(module)[0] if given else pure if isinstance(pure, Variables) else Variables(pure, {})
-    return model_of(_pretrained.starting_from(init, pure), run, outputs, OWN_LAYERS)
+    return _common.model_of(_pretrained.starting_from(init, pure), run, outputs, _common.OWN_LAYERS)
 
 
 def _set(layer: Any, attributes: Mapping[str, Any]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 
 from baal_jax._util import checks, linalg, meshes, numerics
 from baal_jax.posteriors import _gauss_newton
-from baal_jax.posteriors._gauss_newton import product
 from baal_jax.training import tasks
 from baal_jax.typing import Array, Dataset, Key, Posterior, PyTree, short
 
+product = _gauss_newton.product
 _MOST_WEIGHTS = 1024  # of an exact Hessian: 4 MiB, and a Cholesky factor of some milliseconds
 _ROWS = 128  # labelled rows in work at a time
 _MOST_STEPS = 100

@@ -429,8 +429,12 @@ def test_balanced_classes_weigh_as_much_whatever_their_number(key):
 
     found = fit(baal.losses.cross_entropy, class_weights="balanced").variables.params
     jax.tree.map(close, found, fit(weighted).variables.params)
+    options["class_weights"] = "balanced"
+    nothing = baal.trainer(optax.sgd(0.5), baal.losses.cross_entropy, **options)
+    state = nothing(network)(key, baal.Dataset(inputs, jnp.asarray(classes, jnp.int32)), jnp.zeros(12, bool))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.variables.params))
     with pytest.raises(ValueError, match="class_weights='even' must be"):
-        fit(baal.losses.cross_entropy, class_weights="even")
-    trainer = baal.trainer(optax.sgd(0.5), baal.losses.squared_error, **options, class_weights="balanced")
+        baal.trainer(optax.sgd(0.5), baal.losses.cross_entropy, **options | {"class_weights": "even"})
+    trainer = baal.trainer(optax.sgd(0.5), baal.losses.squared_error, **options)
     with pytest.raises(ValueError, match="needs outputs and targets of one class an example"):
         trainer(network)(key, baal.Dataset(inputs, jnp.ones((12, 4))), jnp.asarray(known))

@@ -23,8 +23,8 @@ def grid(
 ) -> Acquisition:
     r"""A set acquisition from its three parts: features of predictions, transforms of them, and a selector of a set.
 
-    With ``selectors.itl()``, ``vtl()``, ``epig()`` and ``bait(toward_targets=True)`` what matters are ``target_inputs`` of
-    ``step``, ``run`` and ``study.run``, whose features are made and transformed alike. One that is not finite is 0.
+    With ``selectors.itl()``, ``vtl()``, ``epig()`` or ``bait(toward_targets=True)`` what matters are ``target_inputs``
+    of ``step``, ``run`` or ``study.run``, whose features are made and transformed alike. One that is not finite is 0.
 
     Args:
         features: ``Predictions -> [B, D]``, or factors whose inner products multiply; ``feature_maps`` or your own.
