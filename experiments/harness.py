@@ -151,8 +151,9 @@ def classes(name: str, seed: int = 0, most: int | None = None) -> tuple[baal.Dat
         rows = [line.split(",") for line in place.read_text().splitlines() if line and not line.startswith("@")]
         *columns, labels = (np.char.strip(np.array(column)) for column in zip(*rows, strict=True))
         inputs = np.concatenate([_numbers(column) for column in columns], axis=1)
-        inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-9)
         order, held_out = np.random.default_rng(seed).permutation(len(inputs)), int(0.4 * len(inputs))
+        known = inputs[order[:-held_out]]
+        inputs = (inputs - known.mean(axis=0)) / np.maximum(known.std(axis=0), 1e-9)
         whole = inputs.astype(np.float32), np.unique(labels, return_inverse=True)[1].astype(np.int32)
         train, test = (baal.Dataset(*(part[ids] for part in whole)) for ids in np.split(order, [-held_out]))
     ids = np.random.default_rng(seed).permutation(len(train.targets))[:most]

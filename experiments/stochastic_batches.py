@@ -7,7 +7,9 @@ and test_targets.
 
     python experiments/stochastic_batches.py --data digits --query-sizes 10 40
 
-RESULT
+Area under the accuracy curve against an inverse temperature of 1, 20 seeds: the automatic one +.0101 [.0058, .0153] on
+digits with 10 labels a query and +.0002 [-.0023, .0024] with 40, on MNIST embeddings +.0200 and +.0109, on satimage and
+texture no difference shown. Two cores of an AMD EPYC, 5 to 10 minutes each beside other work (docs/benchmarks.md).
 """
 
 from __future__ import annotations
