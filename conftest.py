@@ -11,6 +11,7 @@ import pytest
 
 import baal_jax as baal
 from baal_jax import (
+    active_testing,
     annotation,
     calibration,
     checkpoint,
@@ -29,7 +30,7 @@ from baal_jax.selection.sets import feature_maps, selectors, transforms
 from baal_jax.study import plots, report, results, statistics
 from baal_jax.training import augmentation, semi_supervised
 
-ROOMS = [annotation, augmentation, calibration, checkpoint, data, heuristics, kernels, layers, losses, metrics, plots,
+ROOMS = [active_testing, annotation, augmentation, calibration, checkpoint, data, heuristics, kernels, layers, losses, metrics, plots,
          pool, posteriors, report, results, selection, semi_supervised, statistics, stopping, study,
          feature_maps, selectors, transforms]  # fmt: skip
 
