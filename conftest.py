@@ -30,8 +30,8 @@ from baal_jax.selection.sets import feature_maps, selectors, transforms
 from baal_jax.study import plots, report, results, statistics
 from baal_jax.training import augmentation, semi_supervised
 
-ROOMS = [active_testing, annotation, augmentation, calibration, checkpoint, data, heuristics, kernels, layers, losses, metrics, plots,
-         pool, posteriors, report, results, selection, semi_supervised, statistics, stopping, study,
+ROOMS = [active_testing, annotation, augmentation, calibration, checkpoint, data, heuristics, kernels, layers, losses,
+         metrics, plots, pool, posteriors, report, results, selection, semi_supervised, statistics, stopping, study,
          feature_maps, selectors, transforms]  # fmt: skip
 
 

@@ -57,9 +57,8 @@ def main(config: Config) -> list[list[str]]:
                 plan = active_testing.plan(jax.random.key(seed), expected)
                 ids, plain = np.asarray(plan.indices[:most]), rng.permutation(len(classes))[:most]
                 for num in config.tested:
-                    found[num].append(
-                        (*active_testing.risk(plan, loss[ids[:num]], expected)[:3], loss[plain[:num]].mean())
-                    )
+                    ours = active_testing.risk(plan, loss[ids[:num]], expected)
+                    found[num].append((*ours[:3], loss[plain[:num]].mean()))
             for num, values in found.items():
                 value, low, high, plain = np.array(values).T
                 truth = loss.mean()
@@ -80,7 +79,7 @@ def models(labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import SVC
 
-    inputs, targets = load_digits(return_X_y=True)
+    inputs, targets = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(seed).permutation(len(targets))
     train, test = order[:labelled], order[-1000:]
 
@@ -93,7 +92,7 @@ def models(labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
     forest = RandomForestClassifier(200, random_state=seed)
     model, *others = map(probabilities, (LogisticRegression(max_iter=2000), forest, SVC(probability=True)))
-    return np.log(model), np.log((model + sum(others)) / 3), targets[test]
+    return np.log(model), np.log((model + sum(others)) / 3), np.asarray(targets)[test]
 
 
 if __name__ == "__main__":
