@@ -43,8 +43,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Acquisition", "ActiveLoop", "Dataset", "LoopState", "Model", "PoolState", "Posterior", "Predictions", "Round",
-    "Selection", "StepInfo", "TrainState", "Variables", "active_loop", "active_testing", "annotation",
-    "calibration", "checkpoint", "data", "encode", "evaluate", "features", "from_functions", "from_linen", "from_nnx", "heuristics", "losses",
-    "metrics", "pool", "posteriors", "predict", "predict_stream", "run", "score", "select", "selection",
+    "Selection", "StepInfo", "TrainState", "Variables", "active_loop", "active_testing", "annotation", "calibration",
+    "checkpoint", "data", "encode", "evaluate", "features", "from_functions", "from_linen", "from_nnx", "heuristics",
+    "losses", "metrics", "pool", "posteriors", "predict", "predict_stream", "run", "score", "select", "selection",
     "stopping", "study", "tasks", "trainer", "training",
 ]  # fmt: skip

@@ -74,6 +74,7 @@ def main(config: Config) -> list[list[str]]:
 
 def models(labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities of the model and of its surrogate on the test images, and their classes."""
+    from sklearn.calibration import CalibratedClassifierCV
     from sklearn.datasets import load_digits
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -90,8 +91,9 @@ def models(labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
         p[:, classifier.classes_] = classifier.predict_proba(inputs[test] / 16)
         return p / p.sum(axis=1, keepdims=True)
 
+    machine = CalibratedClassifierCV(SVC(), ensemble=False)
     forest = RandomForestClassifier(200, random_state=seed)
-    model, *others = map(probabilities, (LogisticRegression(max_iter=2000), forest, SVC(probability=True)))
+    model, *others = map(probabilities, (LogisticRegression(max_iter=2000), forest, machine))
     return np.log(model), np.log((model + sum(others)) / 3), np.asarray(targets)[test]
 
 
