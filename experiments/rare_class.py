@@ -5,7 +5,8 @@ set stays as it is. Bayesian logistic regression, 200 labels.
 
     python experiments/rare_class.py --data digits
 
-RESULT
+Digits, 13 of 1,303 in the pool: balanced margins find 10.0 of them (recall .757), margin 5.5 (.654), random 2.4 (.438),
+with the same accuracy as margin (.905). Two cores of an AMD EPYC, 19 minutes beside other work (docs/benchmarks.md).
 """
 
 from __future__ import annotations
