@@ -198,7 +198,7 @@ def auto_coldness(log_weights: Callable[..., Array], scores: Array, available: A
     spread = -jnp.min(jnp.where(jnp.isneginf(weights), 0.0, weights))  # by which a coldness has no unit
     beta = lambda place: jnp.exp2(place) / jnp.where(spread > 0, spread, 1.0)  # noqa: E731
     few = lambda place: number(weights, beta(place)) < wanted  # noqa: E731
-    place = numerics.bisect(few, (jnp.float32(-20.0), jnp.float32(20.0)), 26)
+    place = numerics.bisect(few, (jnp.asarray(-20.0, weights.dtype), jnp.asarray(20.0, weights.dtype)), 26)
     return jnp.where(spread > 0, beta(place), 1.0)
 
 

@@ -311,7 +311,8 @@ def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "39 new, 0 corrected, 0 unchanged, 1 skipped, 0 waiting, 0 outdated\n"
     assert command_line.main(commands[2]) == 0
     assert capsys.readouterr().out == "round 1: 5 examples, 0 answered\ndigits/query-0001.label_studio.json\n"
-    labelled_at, targets = map(np.asarray, annotation.answers(home)[::2])
+    state = annotation.answers(home)
+    labelled_at, targets = np.asarray(state.labelled_at), np.asarray(state.targets)
     np.testing.assert_array_equal(targets[labelled_at == 0], truth[labelled_at == 0])
 
 

@@ -71,7 +71,7 @@ def compiled(tmp_path_factory):
 def peace(tmp_path_factory, monkeypatch):
     """Of one process, and nothing is compiled from here on."""
     for name, value in FAKE.items():
-        monkeypatch.setattr(_run, name, value)
+        monkeypatch.setattr(_program, name, value)
     run(folder := tmp_path_factory.mktemp("peace"))
     return outcome(folder)
 

@@ -15,7 +15,7 @@ import pytest
 import baal_jax as baal
 from baal_jax import metrics, selection, stopping, study
 from baal_jax.data import View
-from baal_jax.study import _program, _run, results
+from baal_jax.study import _program, results
 from tests.fixtures import centroids, close, clouds, loops, noted, same
 
 TRAIN, TEST = clouds()
@@ -208,8 +208,8 @@ def test_what_is_another_study_or_none_is_refused_before_anything_is_written(hom
 
 def test_a_seed_is_run_with_what_the_acquisition_and_the_criterion_read(tmp_path, monkeypatch):
     calls, loop = {}, loops(["bald"])["bald"]
-    monkeypatch.setattr(_run, "fingerprint", noted(calls, "fingerprint", "a program"))
-    monkeypatch.setattr(_run, "programs", noted(calls, "programs", noted(calls, "program", None)))
+    monkeypatch.setattr(_program, "fingerprint", noted(calls, "fingerprint", "a program"))
+    monkeypatch.setattr(_program, "programs", noted(calls, "programs", noted(calls, "program", None)))
     with pytest.raises(AttributeError):  # nothing is no program
         run(tmp_path, {"bald": loop}, target_inputs=np.zeros(2), stop_inputs=np.ones(3), stop=BUDGET["stop"], chunk=7)
     (_, rounds, data, _), (_, chunk, _) = calls["programs"], calls["program"]
