@@ -84,7 +84,7 @@ def main(folder, rank=None, port=None):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
     else:
-        vars(_run).update(FAKE)
+        vars(_program).update(FAKE)
     add = _folder.Folder.add
 
     def slowly(place, strategy, cell):
