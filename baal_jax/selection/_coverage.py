@@ -55,7 +55,7 @@ def max_herding(kernel: Similarity | None = None, *, normalise: bool = True) -> 
         >>> embeddings = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
         >>> picked = selection.max_herding().select(jax.random.key(0), embeddings, jnp.ones(4, bool), 2)
         >>> picked.indices.tolist()
-        [1, 3]
+        [2, 3]
     """
     similarity = _checked(kernel) or _rbf(1.0)
 
