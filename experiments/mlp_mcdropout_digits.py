@@ -8,7 +8,7 @@ program. The data come with scikit-learn: 1,437 images to choose from, 360 held 
 
 Median labels to 90 % accuracy: random 70, BALD 70, PowerBALD 60, margin 50. Two cores of an AMD EPYC with AVX-512,
 882 s beside other work (docs/benchmarks.md). With the dense network of the default command and 5 seeds: random 90,
-BALD 80, PowerBALD 80, margin 70.
+BALD 80, PowerBALD 70, margin 70.
 """
 
 from __future__ import annotations
