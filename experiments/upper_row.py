@@ -6,7 +6,9 @@ the lowest test loss. Strategies share first labels and keys.
 
     python experiments/upper_row.py --data digits
 
-RESULT
+Area under the accuracy curve from 20 to 100 labels on MNIST embeddings, 10 seeds, 5 batches of each strategy: oracle
+.711, then uncertainty herding .685 and random .634. On 20 principal components of the digits k-center (.811) is above
+the oracle (.793), which looks one round ahead. Two cores of an AMD EPYC, 3 to 8 minutes (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def main(config: Config) -> None:
     train, test = harness.classes(config.data, config.seed, config.pool)
     classes = int(np.max(train.targets)) + 1
     picks = {name: selection.by_name(name) for name in config.strategies}
-    head = posteriors.logistic_regression(classes, prior_precision=1.0, point_estimate=True)
+    head = posteriors.logistic_regression(classes, point_estimate=True)
     best = selection.oracle(picks, head, train.targets, test.targets, num_batches=config.num_batches)
     options: dict[str, Any] = {"query_size": config.query_size, "num_samples": config.num_samples}
     options["features"] = lambda state, inputs: inputs

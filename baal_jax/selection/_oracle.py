@@ -25,7 +25,8 @@ def oracle(
 
     In each round every strategy picks from the pool and from ``num_batches − 1`` random parts of it. A head is fitted
     to the features of what is labelled and of each batch, one after the other in one program, and the batch with the
-    lowest negative log-likelihood of the test set is labelled. It sees test labels: nothing that is to be used does.
+    lowest negative log-likelihood of the test set is labelled. It is the best of these batches for one step, and no
+    bound: what a batch is good for later it does not see. It reads test labels, so that nothing can be used of it.
 
     ``target_inputs`` of ``run`` or ``study.run`` are the test inputs. The loop needs ``features``: for a pool of
     embeddings ``lambda state, inputs: inputs``, for a network ``baal_jax.features.last_hidden(model)``.
