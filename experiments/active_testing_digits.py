@@ -93,7 +93,7 @@ def models(labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
         p[:, classifier.classes_] = classifier.predict_proba(inputs[test] / 16)
         return p / p.sum(axis=1, keepdims=True)
 
-    machine = CalibratedClassifierCV(SVC(), ensemble=False)
+    machine = CalibratedClassifierCV(SVC(), ensemble=False)  # pyright: ignore[reportArgumentType]
     forest = RandomForestClassifier(200, random_state=seed)
     model, *others = map(probabilities, (LogisticRegression(max_iter=2000), forest, machine))
     return np.log(model), np.log((model + sum(others)) / 3), np.asarray(targets)[test]
