@@ -365,11 +365,9 @@ def _init(
         raise ValueError(f"query_size={query_size} exceeds the {left - num_initial} unlabelled examples: ask for fewer")
     key_rounds, key_first = jax.random.split(key)
     if num_initial:
-        if balanced:
-            first = pools.random_query(key_first, state, num_initial, dataset.targets)
-        else:
-            first = pools.first_query(key_first, state, num_initial, acquisition, embeddings).indices
-        state = pools.label(state, first)
+        given = key_first, state, num_initial
+        cold = None if balanced else pools.first_query(*given, acquisition, embeddings).indices
+        state = pools.label(state, pools.random_query(*given, dataset.targets) if cold is None else cold)
     whole = shapes = _with_stored_targets(shapes, state)
     if sources.is_source(dataset.inputs):
         room = room_for(num_initial + int(np.sum(known >= 0)), num_examples)
