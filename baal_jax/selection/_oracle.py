@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,15 @@ def oracle(
     *,
     num_batches: int = 10,
     share: float = 0.5,
+    by: Literal["nll", "accuracy"] = "nll",
 ) -> Acquisition:
-    """The batch whose true labels make the test loss of a refitted head smallest: how far from the best is a strategy?
+    """The batch whose true labels make a refitted head best on the test set: how far from the best is a strategy?
 
     In each round every strategy picks from the pool and from ``num_batches − 1`` random parts of it. A head is fitted
     to the features of what is labelled and of each batch, one after the other in one program, and the batch with the
-    lowest negative log-likelihood of the test set is labelled. It is the best of these batches for one step, and no
-    bound: what a batch is good for later it does not see. It reads test labels, so that nothing can be used of it.
+    lowest negative log-likelihood of the test set, or the highest accuracy, is labelled. It is the best of these
+    batches for one step, and no bound: what a batch is good for later it does not see. It reads test labels, so that
+    nothing can be used of it.
 
     ``target_inputs`` of ``run`` or ``study.run`` are the test inputs. The loop needs ``features``: for a pool of
     embeddings ``lambda state, inputs: inputs``, for a network ``baal_jax.features.last_hidden(model)``.
@@ -38,12 +40,14 @@ def oracle(
         test_targets: ``int[M]``, those of the test inputs.
         num_batches: of each strategy.
         share: of the pool that a part holds.
+        by: what is best; among equal accuracies the lowest negative log-likelihood.
 
     Returns:
-        An :class:`~baal_jax.Acquisition`; the score of a pick is minus the test loss with its batch.
+        An :class:`~baal_jax.Acquisition`; the score of a pick is minus the negative log-likelihood with its batch, or
+        the accuracy and something below one test example.
 
     Raises:
-        ValueError: there is no strategy, a class is unknown or not one for each example, or a number out of its range.
+        ValueError: there is no strategy, a class is unknown or not one for each example, or an option out of its range.
 
     References:
         The best of many batches: `BoSS <https://arxiv.org/abs/2603.13109>`_, 2026.
@@ -53,6 +57,8 @@ def oracle(
     num_batches = checks.positive_int("num_batches", num_batches)
     if checks.positive_float("share", share) > 1.0:
         raise ValueError(f"share={share!r} is a part of the pool: at most 1")
+    if by not in ("nll", "accuracy"):
+        raise ValueError(f"by={by!r} must be 'nll' or 'accuracy'")
     classes, answers = (_known(*named) for named in (("targets", targets), ("test_targets", test_targets)))
 
     most = max(int(jnp.max(part)) if checks.is_concrete(part) else -1 for part in (classes, answers))
@@ -61,13 +67,16 @@ def oracle(
         kept = [one.summarise and one.summarise(predictions) for one in strategies.values()]
         return read_features(predictions), kept
 
-    def losses(features: Array, test_features: Array, known: Array) -> Array:
+    def value(features: Array, test_features: Array, known: Array) -> Array:
         state = head.fit(jax.random.key(0), Dataset(features, classes), known)
         draw = jax.tree.map(lambda leaf: leaf[0], head.sample(jax.random.key(0), state, 1))
         logits = head.apply(state, draw, test_features)
         if logits.shape[-1] <= most:
             raise ValueError(f"head has {logits.shape[-1]} classes, but targets hold class {most}: give it as many")
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, None], axis=1))
+        nll = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, None], axis=1))
+        if by == "nll":
+            return -nll
+        return jnp.mean(jnp.argmax(logits, axis=1) == answers, dtype=nll.dtype) + 1 / (1 + nll) / len(answers)
 
     def select(
         key: Key, summary: Targeted, available: Array, query_size: int, labelled: Array | None = None
@@ -88,10 +97,10 @@ def oracle(
             batches.append(jax.vmap(ask)(jax.random.split(own, num_batches), parts))
         batches = jnp.concatenate(batches)
         taken = jax.vmap(lambda ids: known.at[jnp.where(ids >= 0, ids, len(known))].set(True, mode="drop"))(batches)
-        values = jax.lax.map(lambda mask: losses(features, test_features, mask), taken)
-        best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
+        values = jax.lax.map(lambda mask: value(features, test_features, mask), taken)
+        best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
         indices = batches[best]
-        return Selection(indices, jnp.where(indices >= 0, -values[best], jnp.nan).astype(jnp.float32))
+        return Selection(indices, jnp.where(indices >= 0, values[best], jnp.nan).astype(jnp.float32))
 
     return Acquisition(summarise, compiled(select), reads_labelled=True, reads_targets=True)
 
