@@ -18,6 +18,7 @@ and the better the surrogate knows where the model is wrong, the fewer labels it
     active_testing.risk(plan, wrong, error)                          # value, low, high: accuracy is one minus these
 
 A surrogate is another model of the same labels, or several averaged; the model itself tells little of its own mistakes.
+:func:`estimates` makes the same of every round of a loop or study.
 
 References:
     Kossen, Farquhar, Gal and Rainforth, `Active testing: sample-efficient model evaluation
@@ -31,7 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from baal_jax import metrics
 from baal_jax._util import checks, numerics
+from baal_jax.metrics import MetricSet
 from baal_jax.typing import Array, Key
 
 _FLOOR = 1e-3  # of the mean weight, so that every example can be drawn
@@ -134,7 +137,7 @@ def plan(key: Key, expected: Expected) -> Plan:
     weights = np.asarray(expected.mean, np.float64)
     if weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("expected.mean must be finite numbers of at least 0, one for each test example")
-    weights = np.maximum(weights, _FLOOR * weights.mean()) if weights.any() else np.ones_like(weights)
+    weights = _weights(np, weights)
     # Gumbel-top-k: in order of these are draws in proportion to the weights.
     perturbed = np.log(weights) + np.asarray(jax.random.gumbel(key, weights.shape, jnp.float32), np.float64)
     order = np.argsort(-perturbed, kind="stable")
@@ -171,15 +174,69 @@ def risk(plan: Plan, losses: Any, expected: Expected, *, confidence: float = 0.9
     count = len(losses) if losses.ndim == 1 else 0
     if not 2 <= count <= total or not np.isfinite(losses).all():
         raise ValueError(f"losses {losses.shape} must be finite, of the first of {total} examples, two at least: [M]")
-    drawn, chances = np.arange(1, count + 1), np.asarray(plan.probabilities, np.float64)
-    left = np.maximum(total - drawn, 1)  # of none the factor before it is 0
-    weights = 1 + (total - count) / left * (1 / ((total - drawn + 1) * chances[:count]) - 1)
-    each, value = weights * losses, float(np.mean(weights * losses))
-    mean, square = (np.asarray(part, np.float64)[np.asarray(plan.indices)] for part in expected)
-    first = chances * np.concatenate([[1.0], np.cumprod(1 - chances[:-1])])  # of being drawn first
-    believed = np.sum(square / first) / total**2 - mean.mean() ** 2
-    variance = ((count - 1) * each.var(ddof=1) + _DOUBT * max(believed, 0.0)) / (count - 1 + _DOUBT)
+    order, chances = np.asarray(plan.indices), np.asarray(plan.probabilities, np.float64)
+    ordered: Any = Expected(*(np.asarray(part, np.float64)[order] for part in expected))  # pyright: ignore
+    value, width = map(float, _estimate(np, losses, chances, ordered, _quantile(count, confidence)))
+    return Estimate(value, max(value - width, 0.0), value + width, count)
+
+
+def estimates(num_labels: int, *, confidence: float = 0.95, seed: int = 0) -> MetricSet:
+    """What a loop reports of each round if only so many labels of the test set were bought: ``metrics`` of a loop.
+
+    Beside the metrics of all labels (:func:`baal_jax.metrics.classification`) there are ``"tested_accuracy"`` and the
+    ends of its interval, ``"tested_accuracy_low"`` and ``"tested_accuracy_high"``. A round draws test labels for its
+    own fit; the surrogate is the model average itself, so they save less than those of :func:`risk` may.
+
+    Args:
+        num_labels: test labels of a round, at least two and at most all.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Example:
+        >>> metric_set = active_testing.estimates(2)
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]))
+        >>> print(metric_set.compute(log_probs, jnp.array([0, 1, 0]))["tested_accuracy"])
+        1.0
+    """
+    count, of_all = checks.positive_int("num_labels", num_labels, 2), metrics.classification()
+    quantile = _quantile(count, confidence)
+
+    def compute(log_probs: Array, targets: Array) -> dict[str, Array]:
+        if log_probs.ndim != 2 or len(log_probs) < count:
+            raise ValueError(f"num_labels={count}, but the test set is {log_probs.shape}: [N, C] of as many are needed")
+        expected = expected_error(log_probs, log_probs)
+        weights = _weights(jnp, expected.mean)
+        noise = jax.random.gumbel(jax.random.key(seed), weights.shape, weights.dtype)
+        order = jnp.argsort(-(jnp.log(weights) + noise))
+        chances = weights[order] / jnp.cumsum(weights[order][::-1])[::-1]
+        wrong = jnp.argmax(log_probs, axis=1)[order[:count]] != targets[order[:count]]
+        ordered = Expected(*(part[order] for part in expected))
+        value, width = _estimate(jnp, wrong.astype(weights.dtype), chances, ordered, quantile)
+        low, high = jnp.maximum(1 - value - width, 0.0), jnp.minimum(1 - value + width, 1.0)
+        tested = {"tested_accuracy": 1 - value, "tested_accuracy_low": low, "tested_accuracy_high": high}
+        return of_all.compute(log_probs, targets) | tested
+
+    return MetricSet(of_all.summarise, compute)
+
+
+def _weights(xp: Any, expected: Any) -> Any:
+    return xp.where(xp.any(expected > 0), xp.maximum(expected, _FLOOR * xp.mean(expected)), xp.ones_like(expected))
+
+
+def _quantile(count: int, confidence: float) -> float:
     from scipy import stats  # which takes longer to load than all else here
 
-    width = stats.t.ppf((1 + confidence) / 2, count - 1) * np.sqrt(variance / count * (1 - count / total))
-    return Estimate(value, max(value - width, 0.0), value + width, count)
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1))
+
+
+def _estimate(xp: Any, losses: Any, chances: Any, ordered: Expected, quantile: float) -> tuple[Any, Any]:
+    """LURE of the losses of the first of a plan, and half the width of its interval; in NumPy or JAX (``xp``)."""
+    count, total = len(losses), len(chances)
+    drawn = xp.arange(1, count + 1, dtype=losses.dtype)
+    left = xp.maximum(total - drawn, 1)  # of none the factor before it is 0
+    weights = 1 + (total - count) / left * (1 / ((total - drawn + 1) * chances[:count]) - 1)
+    each = weights * losses
+    first = chances * xp.append(xp.ones(1, chances.dtype), xp.cumprod(1 - chances[:-1]))  # of being drawn first
+    believed = xp.sum(ordered.square / first) / total**2 - xp.mean(ordered.mean) ** 2
+    variance = ((count - 1) * xp.var(each, ddof=1) + _DOUBT * xp.maximum(believed, 0.0)) / (count - 1 + _DOUBT)
+    return xp.mean(each), quantile * xp.sqrt(variance / count * (1 - count / total))

@@ -221,7 +221,7 @@ def splits(
         state = loop.init(key, train, **first)
         return baal.run(loop, None, train, test, num_rounds=num_rounds, state=state, target_inputs=test.inputs)[1]
 
-    program = over_seeds(run_one)
+    program: Any = over_seeds(run_one)
     compiled = program.lower((keys, stacked), jnp.int32(0)).compile()
     return names, lambda name: jax.device_get(compiled((keys, stacked), jnp.int32(names.index(name))))
 

@@ -103,7 +103,7 @@ def of_set(config: Config, parts: list[tuple[baal.Dataset, baal.Dataset]], num_c
     loop = baal.active_loop(point, chosen["random"], query_size=1, **options)
     first = [np.asarray(pool.labelled(loop.init(key, part[0], 20).pool)) for key, part in zip(keys, parts, strict=True)]
     for name in ("random", "margin"):
-        curves = [svc(*part, known, name) for part, known in zip(parts, first, strict=True)]
+        curves = [svc(train, test, known, name) for (train, test), known in zip(parts, first, strict=True)]
         found[f"SVC, {name}"] = _area(np.array(curves), 1)
     return found
 

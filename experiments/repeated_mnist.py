@@ -16,6 +16,7 @@ import gzip
 import importlib.util
 import time
 from pathlib import Path
+from typing import Any
 
 import harness
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def main(config: Config) -> dict[tuple[int, int], dict[str, harness.Curves]]:
         train = once if copies == 1 else repeated_digits.repeated(once, copies, config.noise, config.seed)
         train = baal.Dataset(*map(jnp.asarray, train))
         loops = strategies(config, query_size)
-        sizes = {"query_size": query_size, "rounds": (config.num_labels - 20) // query_size + 1}
-        shared = {"seeds": config.seeds, "num_samples": config.num_samples, "seed": config.seed}
+        sizes: dict[str, Any] = {"query_size": query_size, "rounds": (config.num_labels - 20) // query_size + 1}
+        shared: dict[str, Any] = {"seeds": config.seeds, "num_samples": config.num_samples, "seed": config.seed}
         curves: dict[str, harness.Curves] = {}
         with tqdm(total=2 * sizes["rounds"] * len(loops), unit="round") as progress:
             curves |= harness.run_strategies(loops, harness.Rounds(**shared, **sizes), train, test, progress)

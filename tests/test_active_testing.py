@@ -100,3 +100,25 @@ def test_it_takes_fewer_labels_than_plain_sampling_and_intervals_cover():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(active_testing.plan(jax.random.key(0), EXPECTED))
+
+
+def test_a_loop_reports_what_few_test_labels_say():
+    """The same in a compiled round, of the same draws; an average over seeds is the accuracy, and all labels are it."""
+    model, _ = predictions(num=60)
+    log_probs, targets = jnp.asarray(model, jnp.float32), jnp.asarray(np.random.default_rng(1).integers(0, 3, 60))
+    accuracy, found = np.mean(model.argmax(axis=1) == targets), []
+    for seed in range(200):
+        compute = active_testing.estimates(12, seed=seed).compute
+        found.append(compute(log_probs, targets)["tested_accuracy"])
+    assert abs(np.mean(found) - accuracy) < 4 * np.std(found) / 200**0.5
+    compute = active_testing.estimates(60).compute
+    np.testing.assert_allclose(jax.jit(compute)(log_probs, targets)["tested_accuracy"], accuracy, rtol=1e-5)
+    # Of the draws of a plan it is the same estimate and interval.
+    expected = active_testing.expected_error(log_probs, log_probs)
+    plan = active_testing.plan(jax.random.key(0), expected)
+    wrong = model.argmax(axis=1)[plan.indices[:12]] != targets[plan.indices[:12]]
+    theirs, ours = active_testing.risk(plan, wrong, expected), active_testing.estimates(12).compute(log_probs, targets)
+    names = ("tested_accuracy", "tested_accuracy_high", "tested_accuracy_low")
+    np.testing.assert_allclose([1 - part for part in theirs[:3]], [ours[name] for name in names], rtol=1e-4)
+    with pytest.raises(ValueError, match="num_labels=61"):
+        active_testing.estimates(61).compute(log_probs, targets)

@@ -40,6 +40,28 @@ def test_of_all_single_examples_it_takes_the_best():
     np.testing.assert_allclose(losses[int(info.indices[0])], min(losses), rtol=1e-4)
 
 
+def test_by_accuracy_it_takes_the_most_accurate_and_targets_may_be_traced():
+    one = np.eye(NUM, dtype=np.float32)
+    strategies = {f"{i}": selection.precomputed(one[i]) for i in range(NUM)}
+
+    @jax.jit
+    def picked(targets, test_targets):
+        acquisition = selection.oracle(strategies, HEAD, targets, test_targets, num_batches=1, by="accuracy")
+        loop = baal.active_loop(HEAD, acquisition, query_size=1, num_samples=1, features=own)
+        state = loop.init(jax.random.key(1), baal.Dataset(TRAIN.inputs, targets), 4)
+        _, info = loop.step(state, baal.Dataset(TRAIN.inputs, targets), INPUTS)
+        return pool.labelled(state.pool), info.indices[0], info.scores[0]
+
+    def value(labelled):
+        state = HEAD.fit(jax.random.key(0), baal.Dataset(*map(jnp.asarray, TRAIN)), jnp.asarray(labelled))
+        logits = HEAD.apply(state, state.weights, INPUTS)
+        return np.mean(logits.argmax(axis=1) == TEST.targets) + 1 / (1 + loss_after(labelled)) / len(TEST.targets)
+
+    labelled, index, score = picked(*(jnp.asarray(part.targets, jnp.int32) for part in (TRAIN, TEST)))
+    values = [-np.inf if labelled[i] else value(labelled | (one[i] > 0)) for i in range(NUM)]
+    np.testing.assert_allclose([score, values[int(index)]], max(values), rtol=1e-5)
+
+
 def test_it_is_no_worse_than_any_of_its_strategies():
     strategies = {"margin": selection.top_k(heuristics.margin), "herding": selection.uncertainty_herding()}
     loop = loop_of(strategies, 4, num_batches=3)
