@@ -1,16 +1,31 @@
-"""``python -m baal_jax COMMAND``: the commands, each loaded when it is used."""
+"""``baal-jax COMMAND`` or ``python -m baal_jax COMMAND``: the commands, each loaded when it is used."""
 
+import argparse
+import dataclasses
 import importlib
+import inspect
+import re
 import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
 
-from baal_jax._util import checks
+from baal_jax._cli import _options
+from baal_jax._util import __version__
 
 COMMANDS = {
-    "study": ("baal_jax._cli._study:Study:run", "run strategies × seeds, resumed by cell, and print the statistics"),
-    "propose": ("baal_jax._cli._annotation:Propose:propose", "write what people should label next, for Label Studio"),
-    "ingest": ("baal_jax._cli._annotation:Ingest:ingest", "keep the answers of an export of Label Studio"),
-    "report": ("baal_jax._cli._study:Report:write", "write a study as one HTML page, and as figures"),
+    "study": ("Study", "_study:run", "run strategies × seeds, resumed by cell, and print the statistics"),
+    "propose": ("Propose", "_annotation:propose", "write what people should label next, for Label Studio"),
+    "ingest": ("Ingest", "_annotation:ingest", "keep the answers of an export of Label Studio"),
+    "report": ("Report", "_study:write", "write a study as one HTML page, and as figures"),
 }
+_NEEDS = "What commands use beside the library itself: pip install 'baal_jax[experiments]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:  # argparse would print the usage, which is a page
+        raise ValueError(f"{message}: see {self.prog} --help")
 
 
 def main(argv: list[str]) -> int:
@@ -20,34 +35,77 @@ def main(argv: list[str]) -> int:
         argv: its name, and what follows.
 
     Returns:
-        The exit status: 0, 1 where the command says why not, 130 after Ctrl-C, 2 where there is no such command.
+        The exit status: 0, 2 where the command says in a line why not, 130 after Ctrl-C.
     """
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print("usage: python -m baal_jax COMMAND …\n\nBayesian active learning for JAX.\n\ncommands:")
-        for command, (_, text) in COMMANDS.items():
+        print("usage: baal-jax COMMAND …\n\nBayesian active learning for JAX.\n\ncommands:")
+        for command, (*_, text) in COMMANDS.items():
             print(f"  {command:10s} {text}")
-        print("\nWhat a command takes: python -m baal_jax COMMAND --help")
+        print(f"\nWhat a command takes: baal-jax COMMAND --help. The version: baal-jax --version.\n{_NEEDS}")
+        return 0
+    if name == "--version":
+        print(f"baal_jax {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"baal_jax: {name!r} is no command: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"baal-jax: {name!r} is no command: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module, arguments, function = COMMANDS[name][0].split(":")
+    options, place, _ = COMMANDS[name]
     try:
-        command = importlib.import_module(module)
-        tyro = checks.optional_import("tyro", "experiments")
-        positional, prog = (tyro.conf.PositionalRequiredArgs,), f"python -m baal_jax {name}"
-        getattr(command, function)(tyro.cli(getattr(command, arguments), prog=prog, args=argv[1:], config=positional))
-    except (ValueError, ImportError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        wanted = _parsed(getattr(_options, options), f"baal-jax {name}", argv[1:])
+        module, _, function = place.partition(":")
+        getattr(importlib.import_module(f"baal_jax._cli.{module}"), function)(wanted)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        if isinstance(error, TypeError) and not str(error).startswith(("loop", "model", "posterior")):
+            raise  # a fault of ours
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"\n{name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130
     return 0
 
 
-if __name__ == "__main__":
+def _parsed(options: type, prog: str, argv: list[str]) -> Any:
+    """An instance of a dataclass, of a command line that its fields and its documentation make."""
+    text, _, attributes = (inspect.getdoc(options) or "").partition("\n\nAttributes:\n")
+    helps = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", attributes, re.M))
+    parser = _Parser(prog, description=text, epilog=_NEEDS, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):
+            (kind,) = kinds
+        more: dict[str, Any] = {"help": " ".join(helps[field.name].split()).replace("%", "%%")}
+        if typing.get_origin(kind) is tuple:
+            kind = typing.get_args(kind)[0]
+            more["nargs"] = "*"
+        if typing.get_origin(kind) is typing.Literal:
+            more["choices"], kind = typing.get_args(kind), str
+        more |= {"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
+        if field.default is dataclasses.MISSING:
+            more["metavar"] = field.name.upper()
+            parser.add_argument(field.name, **more)
+            continue
+        if kind is not bool and field.default is not None:
+            shown = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
+            more["help"] += f" Default: {shown}."
+        if "choices" in more:
+            del more["metavar"]
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **more)
+    found = vars(parser.parse_args(argv))
+    return options(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+
+
+def command() -> None:
+    """The console script."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # pyright: ignore  # a code page of Windows has no "−"
+    sys.path.insert(0, str(Path.cwd()))  # package.module of the folder it is called in, as with python -m
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

@@ -113,7 +113,8 @@ def heads(parts: list, width: int, num_classes: int, large: bool) -> list[tuple[
     logistic = posteriors.logistic_regression(num_classes, prior_precision=1.0)
     if large:
         free = posteriors.logistic_regression(num_classes)
-        return [("logistic", logistic, parts), ("RBF logistic", free, [rbf_features(*part, width) for part in parts])]
+        mapped = [rbf_features(train, test, width) for train, test in parts]
+        return [("logistic", logistic, parts), ("RBF logistic", free, mapped)]
     kernel = kernels.rbf(math.sqrt(width / 2))  # gamma="auto" of SVC
     process = posteriors.gaussian_process(kernel, num_classes=num_classes, scale=1.0, alpha=0.1, num_features=256)
     return [("logistic", logistic, parts), ("GP", process, parts)]

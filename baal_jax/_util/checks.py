@@ -169,12 +169,13 @@ def leading_axis(name: str, tree: Any) -> int:
     return lengths.pop()[0]
 
 
-def optional_import(module: str, extra: str) -> ModuleType:
-    """Imports what an extra of the package brings, or says how to install it."""
+def optional_import(module: str, extra: str | None = None) -> ModuleType:
+    """Imports what an extra of the package brings, or a library that none does, or says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is needed here: pip install 'baal_jax[{extra}]'") from error
+        what = f"'baal_jax[{extra}]'" if extra else module.partition(".")[0].replace("_", "-")
+        raise ImportError(f"{module} is needed here: pip install {what}") from error
 
 
 def _is_finite(value: Any) -> bool:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ FORMAT = 3  # of all that is written with a checksum: what is in the files, and 
 _COMMENT = 64  # hexadecimal digits
 _CRC = ', "crc": '
 _CURE = "delete the file and its checkpoints"
+CURE = "correct it, or save it again with numpy.savez"  # for a file of a user's own arrays
 
 
 @contextmanager
@@ -314,3 +316,21 @@ def _restored(name: str, like: Any, words: np.ndarray) -> Any:
     if leaf.dtype != array.dtype:
         raise ValueError(f"{name} becomes {leaf.dtype} in this process: set jax_enable_x64")
     return leaf
+
+
+def arrays_of(path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` of a user's own."""
+    # What a damaged header leaves out of an array is read for its checksum alone.
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        if missing := [name for name in required if name not in file]:
+            raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
+        return {name: file[name] for name in (*required, *optional) if name in file}
+
+
+def texts_of(array: np.ndarray) -> list[str]:
+    """An array of texts or whole numbers as texts."""
+    if array.ndim != 1 or array.dtype.kind not in "Uiu" or not array.itemsize:  # texts of no length take no room
+        raise ValueError(f"{array.dtype}{array.shape} is no list of texts, as numpy.array(['cat', 'dog']) is")
+    return [str(text) for text in array]

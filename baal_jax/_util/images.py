@@ -1,8 +1,10 @@
-"""Pictures as bytes: PNG written with the standard library, PNG and JPEG read by Pillow."""
+"""Pictures as bytes: PNG written with the standard library, these and others read by Pillow."""
 
+import importlib
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,11 +38,24 @@ def as_bytes(shown: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.round((shown - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
 
 
-def decode(encoded: bytes, size: tuple[int, int] | None, channels: int | None = None) -> np.ndarray:
-    """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others."""
+def are_pictures(shape: Sequence[int]) -> bool:
+    """Whether an array of this shape can be shown as images."""
+    return len(shape) == 4 and shape[-1] in (1, 3)
+
+
+def decode(
+    encoded: bytes, size: tuple[int, int] | None, channels: int | None = None, *, photo: bool = False
+) -> np.ndarray:
+    """``uint8[H, W, channels]`` from PNG or JPEG; without ``channels`` 1 for grey pictures and 3 for others.
+
+    With ``photo`` from what else people have, too, and turned as EXIF says, as every viewer shows it.
+    """
     image_module = checks.optional_import("PIL.Image", "data")
-    image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")).verify()  # checksums, which are not looked at else
-    with image_module.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+    formats = ("PNG", "JPEG", *(("WEBP", "BMP", "TIFF", "GIF", "MPO") if photo else ()))
+    image_module.open(io.BytesIO(encoded), formats=formats).verify()  # checksums, which are not looked at else
+    with image_module.open(io.BytesIO(encoded), formats=formats) as image:
+        if photo:
+            image = importlib.import_module("PIL.ImageOps").exif_transpose(image)
         if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"its pixels are {image.mode}, not bytes")
         mode = {None: "L" if image.mode in ("1", "L") else "RGB", 1: "L", 3: "RGB", 4: "RGBA"}.get(channels)

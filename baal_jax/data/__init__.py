@@ -3,7 +3,8 @@
 from baal_jax._util.sources import View
 from baal_jax.data._adapters import Regression, digits, from_arrays, from_huggingface, shard, uci
 from baal_jax.data._cifar10 import cifar10
+from baal_jax.data._open import Opened, open
 from baal_jax.data._tfds import CIFAR10_CLASSES, class_names, from_tfds
 
-__all__ = ["CIFAR10_CLASSES", "Regression", "View", "cifar10", "class_names", "digits", "from_arrays",
-           "from_huggingface", "from_tfds", "shard", "uci"]  # fmt: skip
+__all__ = ["CIFAR10_CLASSES", "Opened", "Regression", "View", "cifar10", "class_names", "digits", "from_arrays",
+           "from_huggingface", "from_tfds", "open", "shard", "uci"]  # fmt: skip

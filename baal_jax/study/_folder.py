@@ -264,7 +264,7 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
         old = results.read_description(path)
         for name in dict.fromkeys([*old, *asked]):
             if name not in results.MAY_CHANGE and old.get(name) != asked.get(name):
-                changed = f"{name}={old.get(name)!r}, but now it is {asked.get(name)!r}"
+                changed = _change(name, old.get(name), asked.get(name))
                 cure = "use another folder, or ask for the same"
                 raise ValueError(f"{path / 'study.json'} is of a study with {changed}: {cure}")
         for strategy, program in asked["programs"].items():
@@ -281,6 +281,14 @@ def _description(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     names = description["strategies"]
     description["baseline"] = description["baseline"] or ("random" if "random" in names else names[0])
     return description
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    """Of mappings the entries that differ, else both."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        differ = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+        return "; ".join(_change(f"{name}[{key!r}]", old.get(key), new.get(key)) for key in differ)
+    return f"{name}={old!r}, but now it is {new!r}"
 
 
 def _require_same_program(path: Path, old: dict[str, Any], strategy: str, program: str) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import inspect
 import itertools
 import os
+import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -303,19 +305,33 @@ def _bar(place: _folder.Folder, wanted: Any, num_rounds: int, progress: bool) ->
         return
     tqdm = checks.optional_import("tqdm", "experiments")
     rounds = {results.path_of(place.path, *cell).name: num_rounds * len(cell[1]) for cell in wanted}
-    with tqdm.tqdm(total=sum(rounds.values()), unit="round", dynamic_ncols=True) as shown:
-        looked = -np.inf
+    on_terminal, over = sys.stderr.isatty(), threading.Event()
+    with tqdm.tqdm(total=sum(rounds.values()), unit="round", dynamic_ncols=True, disable=not on_terminal) as shown:
+        looked, done, began = -np.inf, 0, time.monotonic()
 
         def advance(now: str | None = None, *, at_once: bool = False) -> None:
-            nonlocal looked
+            nonlocal looked, done
             if now:
                 shown.set_description(now)
             if at_once or time.monotonic() - looked > 2:
                 there, looked = {*os.listdir(place.path / "cells")}, time.monotonic()
-                shown.update(sum(count for name, count in rounds.items() if name in there) - shown.n)
+                done = sum(count for name, count in rounds.items() if name in there)
+                shown.update(done - shown.n)
+            if not on_terminal and now:  # a log file gets a line
+                passed = time.monotonic() - began
+                print(f"{passed:.0f} s, {done} of {sum(rounds.values())} rounds: {now}", file=sys.stderr, flush=True)
 
-        yield advance
-        advance(at_once=True)
+        def tick() -> None:
+            while not over.wait(1.0):
+                shown.refresh()  # so that the clock goes on while a program is compiled
+
+        if on_terminal:
+            threading.Thread(target=tick, daemon=True).start()
+        try:
+            yield advance
+        finally:
+            over.set()
+        advance("done" if not on_terminal else None, at_once=True)
 
 
 class _Part(NamedTuple):

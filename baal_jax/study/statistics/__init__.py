@@ -28,8 +28,8 @@ from baal_jax.study.statistics._curves import (
     shared_range,
     standard_error,
 )
-from baal_jax.study.statistics._summary import Row, Summary, Table, markdown, number, summary, table
+from baal_jax.study.statistics._summary import Row, Summary, Table, markdown, number, summary, table, text
 
 __all__ = ["Comparison", "Curve", "Ranking", "Row", "Saved", "Summary", "Table", "Verdict", "area", "compare",
            "compare_all", "holm", "is_higher_better", "labels_saved", "labels_to_target", "markdown", "mean_curve",
-           "number", "rank", "shared_range", "standard_error", "summary", "table"]  # fmt: skip
+           "number", "rank", "shared_range", "standard_error", "summary", "table", "text"]  # fmt: skip

@@ -1,6 +1,8 @@
 """Summary of a study in one metric, and its table."""
 
 import math
+import shutil
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +182,36 @@ def markdown(content: Summary | Table) -> str:
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows))
     head, *body = (f"| {' | '.join(row)} |" for row in cells)
     return "\n".join([head, "|---" * len(heads) + "|", *body, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def text(content: Summary | Table, width: int | None = None) -> str:
+    """A table for a terminal, with its notes below: columns that do not fit beside the first come under it.
+
+    Args:
+        content: from :func:`summary`, or any :class:`Table`.
+        width: of a line, by default that of the terminal.
+
+    Returns:
+        The text, ending in a newline.
+    """
+    heads, rows, notes = content if isinstance(content, Table) else table(content)
+    width = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    columns = [[cell.replace("\n", " ") for cell in column] for column in zip(heads, *rows, strict=True)]
+    sizes = [max(map(len, column)) for column in columns]
+    blocks: list[list[int]] = [[0]]
+    for place in range(1, len(columns)):
+        if len(blocks[-1]) > 1 and sum(sizes[i] + 2 for i in blocks[-1]) + sizes[place] > width:
+            blocks.append([0])
+        blocks[-1].append(place)
+    lines = []
+    for block in blocks:
+        for row in range(len(rows) + 1):
+            lines.append("  ".join(columns[i][row].ljust(sizes[i]) for i in block).rstrip())
+            lines += ["  ".join("─" * sizes[i] for i in block)] if row == 0 else []
+        lines.append("")
+    for note in notes:
+        lines += textwrap.wrap(note, max(width, 20))
+    return "\n".join(lines) + "\n"
 
 
 def number(value: float) -> str:
