@@ -11,7 +11,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from baal_jax._cli import _options
 from baal_jax._util import __version__
 
 COMMANDS = {
@@ -52,7 +51,8 @@ def main(argv: list[str]) -> int:
         return 2
     options, place, _ = COMMANDS[name]
     try:
-        wanted = _parsed(getattr(_options, options), f"baal-jax {name}", argv[1:])
+        kinds = importlib.import_module("baal_jax._cli._options")
+        wanted = _parsed(getattr(kinds, options), f"baal-jax {name}", argv[1:])
         module, _, function = place.partition(":")
         getattr(importlib.import_module(f"baal_jax._cli.{module}"), function)(wanted)
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\n{name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        print(f"{name}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130
     return 0
 
@@ -76,7 +76,7 @@ def _parsed(options: type, prog: str, argv: list[str]) -> Any:
     for field in dataclasses.fields(options):
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
         kind = hints[field.name]
-        if isinstance(kind, types.UnionType):
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
             (kind,) = kinds
         more: dict[str, Any] = {"help": " ".join(helps[field.name].split()).replace("%", "%%")}
         if typing.get_origin(kind) is tuple:

@@ -51,7 +51,7 @@ def decode(
     With ``photo`` from what else people have, too, and turned as EXIF says, as every viewer shows it.
     """
     image_module = checks.optional_import("PIL.Image", "data")
-    formats = ("PNG", "JPEG", *(("WEBP", "BMP", "TIFF", "GIF", "MPO") if photo else ()))
+    formats = ("PNG", "JPEG", *(("WEBP", "BMP", "TIFF", "GIF") if photo else ()))
     image_module.open(io.BytesIO(encoded), formats=formats).verify()  # checksums, which are not looked at else
     with image_module.open(io.BytesIO(encoded), formats=formats) as image:
         if photo:

@@ -91,6 +91,9 @@ def open(
     if not isinstance(spec, str | Path):
         return _from_rows(spec, target or "label", num_test, seed)
     name, path = str(spec), Path(spec)
+    has_columns = name.startswith("hf:") or path.is_dir() or path.suffix.lower() in _TABLES
+    if not has_columns and (target, task) != (None, None):
+        raise ValueError(f"target={target!r} and task={task!r} are of columns, but {name!r} has none: leave them out")
     if name == "digits":
         train, test = digits(image=image)
         pictures, names = np.asarray(train.inputs).reshape(-1, 8, 8, 1), tuple(map(str, range(10)))

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import baal_jax
 from baal_jax import __main__ as command_line
 from baal_jax import annotation, data, features, losses, metrics, posteriors, selection, stopping, study
-from baal_jax._cli import _annotation, _assemble, _study
+from baal_jax._cli import _annotation, _assemble
 from baal_jax._util.images import png
+from baal_jax.data import _open
 from baal_jax.study import results
+from baal_jax.typing import Posterior
 from tests.annotation.exports import NAMES, answer, refused, save
 from tests.fixtures import NnxNet, close, clouds, noted, same_key
 from tests.study.files import make_results, write_study
@@ -60,25 +63,35 @@ def called(monkeypatch, tmp_path):
     for name in ("gradient", "last_hidden"):
         monkeypatch.setattr(features, name, lambda model, name=name: (name, model))
     for name in ("swag", "laplace", "mc_dropout"):
-        monkeypatch.setitem(posteriors.REGISTRY, name, lambda model, fit, name=name: (name, model, fit))
+        monkeypatch.setitem(posteriors.REGISTRY, name, lambda model, fit, name=name: Posterior(name, model, fit))
     return calls
 
 
 def test_the_commands_are_listed_and_what_is_none_is_refused(capsys, monkeypatch):
     shown = subprocess.run([sys.executable, "-m", "baal_jax"], capture_output=True, text=True, check=True).stdout
     assert list(command_line.COMMANDS) == ["study", "propose", "ingest", "report"]
-    for name, (_, text) in command_line.COMMANDS.items():
+    for name, (*_, text) in command_line.COMMANDS.items():
         assert f"  {name:10s} {text}\n" in shown
         with pytest.raises(SystemExit) as stop:
             command_line.main([name, "--help"])
         assert stop.value.code == 0
-        assert f"usage: python -m baal_jax {name} " in capsys.readouterr().out
+        assert f"usage: baal-jax {name} " in capsys.readouterr().out
     assert command_line.main(["-h"]) == 0
     assert command_line.main(["propse"]) == 2
-    assert "baal_jax: 'propse' is no command: use one of study, propose" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert command_line.main(["report", "x"]) == 1
-    assert capsys.readouterr().err.startswith("report: ")
+    assert "baal-jax: 'propse' is no command: use one of study, propose" in capsys.readouterr().err
+    assert command_line.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"baal_jax {baal_jax.__version__}\n"
+
+
+def test_help_loads_nothing_heavy_and_names_the_extra():
+    """A bare wheel has jax, but nobody waits for it to read a page."""
+    heavy = ["jax", "numpy", "flax", "tqdm", "tyro"]
+    for command in (["--help"], ["--version"], *([name, "--help"] for name in command_line.COMMANDS)):
+        code = f"import sys; sys.argv[1:] = {command}; from baal_jax.__main__ import command as c\ntry: c()\n"
+        code += f"finally: print([name for name in {heavy} if name in sys.modules])"
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert shown.endswith("[]\n"), command
+        assert ("pip install 'baal_jax[experiments]'" in shown) == (command != ["--version"])
 
 
 def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys, monkeypatch):
@@ -93,13 +106,13 @@ def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys, monkeypatch
     written = [folder / "report.html", figures / "curves_rmse.svg", figures / "mean_score.svg"]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in written if path.exists()]
     (tmp_path / "folder.html").mkdir()
-    assert command_line.main(["report", str(folder), "--out", str(tmp_path / "folder.html")]) == 1
+    assert command_line.main(["report", str(folder), "--out", str(tmp_path / "folder.html")]) == 2
     assert capsys.readouterr().err == f"report: [Errno 21] Is a directory: '{tmp_path / 'folder.html'}'\n"
     with monkeypatch.context() as patched:
         patched.setattr(results, "read", lambda folder: signal.raise_signal(signal.SIGINT))
         assert command_line.main(["report", str(folder)]) == 130
     assert capsys.readouterr().err == "report: interrupted\n"
-    assert command_line.main(["report", str(tmp_path)]) == 1
+    assert command_line.main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"report: {tmp_path / 'study.json'} is missing: run a study there first")
 
 
@@ -108,6 +121,10 @@ def test_a_report_is_written_where_it_is_asked_for(tmp_path, capsys, monkeypatch
 
 def nnx_factory(num_outputs):
     return lambda rngs: NnxNet(rngs, num_outputs)
+
+
+def broken():
+    raise KeyError("no")
 
 
 def saved(path, **more):
@@ -130,8 +147,8 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys, cached
     assert found.runs["random"].diagnostics["reliability_accuracy"].shape == (2, 2, 15)
     assert found.description["class_names"] == ["a", "b", "c"]
     assert "Active learning on mine" in (home / "report.html").read_text()
-    assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 1
-    assert "study.json is of a study with config=" in capsys.readouterr().err
+    assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 2
+    assert "study.json is of a study with config['rate']=0.5, but now it is 0.3: use" in capsys.readouterr().err
     assert len(cached) == 2
 
 
@@ -141,11 +158,11 @@ def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
     command = f"study {tmp_path / 'home'} --data {table} --num-test 20 --strategies random lcmd "
     command += "--posteriors swag laplace --features gradient --seeds 7 --rounds 3 --num-initial 4 --query-size 1 2 "
     command += "--num-samples 6 --max-sample 30 --num-steps 11 --batch-size 8 --learning-rate 0.5 --budget 9 "
-    command += "--part 3/12 --same-device --metric mae --target 0.25 --chunk 2 --seed 5 --rate 0.125 "
+    command += "--part 3/12 --same-device --metric mae --reach 0.25 --chunk 2 --seed 5 --rate 0.125 "
     command += f"--model {HERE}:nnx_factory"
     assert command_line.main(command.split()) == 0
     by_name, picks, options = called["strategies"]
-    assert [(name, *found[::2]) for name, found in by_name.items()] == [
+    assert [(name, found[0], found[2]) for name, found in by_name.items()] == [
         (name, name, "a trainer") for name in ("swag", "laplace")
     ]
     assert picks == {"random": "picks by random", "lcmd": "picks by lcmd"}
@@ -163,6 +180,7 @@ def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
     assert options == {**sizes, "stop": stopping.labelling_budget(9)}
     assert about[:5] == ("Active learning on table", None, "mae", 0.25, None)
     # What may grow, what changes no number, and what the folder has under other names, is not compared.
+    expected |= dict.fromkeys(("target", "task", "image_size")) | {"encode": "tfidf"}
     expected |= {"data": str(table), "num_test": 20, "model": f"{HERE}:nnx_factory", "rate": 0.125}
     expected |= {"features": "gradient", "num_steps": 11, "batch_size": 8, "learning_rate": 0.5, "budget": 9}
     del expected["metrics"]
@@ -184,9 +202,28 @@ def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
 
 WRONG = [
     (["--strategies", "bld"], "name='bld' is no strategy: use one of"),
-    (["--posteriors", "mc_drop"], "posteriors=mc_drop must be names of bayes_by_backprop,"),
-    (["--posteriors"], "posteriors= must be names of"),
-    (["--model", "resnet"], "model='resnet' is unknown: use mlp or cnn, or package.module:factory"),
+    (["--strategies", "nowhere.py:pick"], "strategies='nowhere.py:pick' cannot be imported (FileNotFoundError"),
+    (["--strategies", f"{HERE}:broken"], "fails when it is called (KeyError: 'no')"),
+    (["--strategies", f"{HERE}:HERE"], "is a str: name an acquisition"),
+    (["--posteriors", "mc_drop"], "posteriors='mc_drop' is unknown: use one of bayes_by_backprop,"),
+    (["--posteriors"], "posteriors is empty: name at least one"),
+    (["--posteriors", f"{HERE}:broken"], "fails when it is called (TypeError"),
+    (["--model", "resnet"], "model='resnet' is unknown: use mlp or cnn, or file.py:name"),
+    (["--model", ":thing"], "model=':thing' must be file.py:name or package.module:name"),
+    (["--metric", f"{HERE}:broken"], "metric='tests.cli.test_cli:broken' fails when it is called"),
+    (["--metric", "acuracy"], "metric='acuracy' is not what"),
+    (["--seeds", "many"], "argument --seeds: invalid int value: 'many': see baal-jax study --help"),
+    (["--seeds", "0"], "num_seeds=0 must be an integer of at least 1"),
+    (["--sead", "1"], "unrecognized arguments: --sead 1"),
+    (["--features", "all"], "argument --features: invalid choice: 'all'"),
+    (["--rounds"], "argument --rounds: expected one argument"),
+    (["--query-size", "0"], "query_size=0"),
+    (["--target", "0.9"], "are of columns, but"),
+    (["--data", "hf:nowhere"], "datasets"),
+    (["--data", "tfds:nowhere"], "nowhere was not found. Tried:"),
+    (["--data", "photo.jpeg2000"], "data='photo.jpeg2000' does not exist: give digits"),
+    (["--data", os.devnull], "does not exist: give digits"),
+    (["--data", __file__], "is of a kind that is not known: give digits"),
     (["--model", "no.such:thing"], "cannot be imported"),
     (["--model", f"{HERE}:thing"], "cannot be imported"),
     (["--model", "builtins:int"], "made int: return a linen module"),
@@ -194,15 +231,15 @@ WRONG = [
     (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 was not found. Tried:"),
     (["--part", "3"], "part=3 must be i/n, such as 0/8"),
     (["--part", "2/2"], "part=(2, 2) does not exist: count from (0, 2) to (1, 2)"),
-    (["--data", "nowhere.npz"], "data='nowhere.npz' is neither digits, cifar10 nor a file"),
+    (["--data", "nowhere.npz"], "data='nowhere.npz' does not exist: give digits, cifar10"),
 ]
 
 
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path, capsys):
     source = saved(tmp_path / "mine.npz")
     for more, message in WRONG:
-        assert command_line.main(["study", str(tmp_path / "home"), "--data", source, *QUICK.split(), *more]) == 1
-        shown = capsys.readouterr().err
+        assert command_line.main(["study", str(tmp_path / "home"), "--data", source, *QUICK.split(), *more]) == 2
+        shown = capsys.readouterr().err.splitlines()[-1]
         assert shown.startswith("study: ")
         assert message in shown
         assert not (tmp_path / "home").exists()
@@ -211,12 +248,13 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path, capsys):
 def test_data_by_name(tmp_path, monkeypatch):
     def problem(name="a.npz", model="mlp", data_dir=None, **arrays):
         source = saved(tmp_path / name, **arrays) if name.endswith("npz") else name
-        return _assemble.problem(_study.Study(Path(), data=source, model=model, data_dir=data_dir))
+        return data.open(source, image=model == "cnn", data_dir=data_dir)
 
     found = problem()
     close((found.train, found.test), clouds())
-    assert found[2:] == (3, None, None)
-    assert problem(class_names=np.array(list("abcde")))[2:4] == (5, list("abcde"))
+    assert found[2:6] == (3, None, None, None)
+    assert found.said == "a.npz: 40 examples to choose from and 30 held out, 3 classes"
+    assert problem(class_names=np.array(list("abcde")))[2:4] == (5, tuple("abcde"))
     assert problem(train_targets=np.full(40, 7)).num_classes == 8
     ones = {"train_targets": np.zeros(40, int), "test_targets": np.zeros(30, int)}
     assert problem(**ones).num_classes == 2
@@ -243,15 +281,15 @@ def test_data_by_name(tmp_path, monkeypatch):
     for content in (shorter, whole[:-30], b"", b"PK", whole[:200] + b"x" + whole[201:]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a.npz': cannot be read .*save it again"):
-            _assemble.problem(_study.Study(Path(), data=str(path)))
+            data.open(path)
     for model, shape in (("mlp", (64,)), ("cnn", (8, 8, 1))):
         found = problem("digits", model)
         assert [found.train.inputs.shape[1:], found.num_classes] == [shape, 10]
-        assert found.class_names == [str(i) for i in range(10)]
+        assert found.class_names == tuple("0123456789")
         np.testing.assert_array_equal(found.images.reshape(len(found.images), *shape), found.train.inputs)
-    monkeypatch.setattr(data, "cifar10", lambda folder: data.digits() if folder == Path("there") else None)
+    monkeypatch.setattr(_open, "cifar10", lambda folder: data.digits() if folder == Path("there") else None)
     found = problem("cifar10", data_dir=Path("there"))
-    assert found[2:4] == (10, list(data.CIFAR10_CLASSES))
+    assert found[2:4] == (10, data.CIFAR10_CLASSES)
     assert found.images is found.train.inputs
 
 
@@ -344,7 +382,7 @@ def test_options_become_the_parts_of_a_query_and_hold_for_later_ones(called, tmp
         (["--classes", "a", "b"], f"classes=['a', 'b'], but the project was begun with {NAMES}"),
         (["--kind", "audio"], "kind='audio', but the project was begun with 'text'"),
     ):
-        assert propose(home, *said) == 1
+        assert propose(home, *said) == 2
         assert message in capsys.readouterr().err
     # People who give numbers: other defaults.
     assert propose(tmp_path / "b", "--data", tmp_path / "pool.npz") == 0
@@ -413,7 +451,7 @@ def test_what_cannot_be_proposed_is_said_in_a_line(called, tmp_path, capsys):
     for name, message, *more in (
         (None, "holds no project yet: begin one with --data"),
         ("nowhere.npz", "nowhere.npz' is neither a folder of images nor an .npz file"),
-        ("none", "holds no .png, .jpg, .jpeg files: give a folder of images"),
+        ("none", "holds no images, .bmp, .gif, .jpeg, .jpg, .png"),
         ("broken", "a.png: cannot be read (UnidentifiedImageError"),
         ("empty.npz", "lacks inputs: it has other"),
         ("nameless.npz", "lacks references: give what people are shown"),
@@ -424,15 +462,15 @@ def test_what_cannot_be_proposed_is_said_in_a_line(called, tmp_path, capsys):
         ("undecodable", "a\\udcff.png': cannot be read (UnicodeEncodeError"),
         ("short.npz", "holds 1 references for 2 inputs"),
         ("apart.npz", "holds 3 embeddings for 2 inputs"),
-        ("fine.npz", "posterior='mc' is unknown: use one of", "--posterior", "mc"),
+        ("fine.npz", "posteriors='mc' is unknown: use one of", "--posterior", "mc"),
     ):
-        assert propose(tmp_path / "new", *([] if name is None else ["--data", tmp_path / name]), *more) == 1
+        assert propose(tmp_path / "new", *([] if name is None else ["--data", tmp_path / name]), *more) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("propose: ")
         assert message in shown
         assert not (tmp_path / "new").exists()
     annotation.start(tmp_path / "python", references=["a", "b"], class_names=NAMES)
-    assert propose(tmp_path / "python") == 1
+    assert propose(tmp_path / "python") == 2
     assert "was begun from Python, with its own loop: go on from there" in capsys.readouterr().err
 
 

@@ -83,8 +83,7 @@ def pictures(kind: str) -> Callable[[Path], None]:
 
 
 def read_problem(name: str) -> Callable[[Path], Any]:
-    options = {"model": "mlp", "num_test": None, "seed": 0}
-    return lambda folder: _assemble.problem(SimpleNamespace(data=str(folder / name), **options))
+    return lambda folder: data.open(folder / name)
 
 
 def read_pool(folder: Path, name: str = "") -> Any:
