@@ -101,7 +101,8 @@ def loop_of(config: Config, acquisition: baal.Acquisition, query_size: int) -> b
     process = posteriors.gaussian_process(
         kernels.rbf(), num_classes=10, scale=16.0, alpha=0.01, max_labelled=config.num_labels, num_features=512
     )
-    return baal.active_loop(process, acquisition, query_size=query_size, num_samples=config.num_samples)
+    own: dict[str, Any] = {"features": lambda state, inputs: inputs}
+    return baal.active_loop(process, acquisition, query_size=query_size, num_samples=config.num_samples, **own)
 
 
 def strategies(config: Config, query_size: int) -> dict[str, baal.ActiveLoop]:

@@ -97,9 +97,9 @@ def main(config: Config) -> dict[str, dict[str, np.ndarray]]:
         areas[name] = of_task(config, posterior, parts, ROUNDS[name])
         lines += ["", *table(name, areas[name], unhelpful)]
     lines = [f"Areas under the accuracy curve, means of {config.seeds} runs and of theirs, 50.", *lines, "",
-             "Theirs goes on from weights that gradient steps have reached, which labels of the two clusters on one place"
-             " can lead astray; ours is the optimum of all labels under a penalty of .1, which they cannot. The oracles"
-             " differ: ours takes the best of 60 picks for one round of such an optimum."]  # fmt: skip
+             "Theirs goes on from weights that gradient steps have reached, which labels of the two clusters on one"
+             " place can lead astray; ours is the optimum of all labels under a penalty of .1, which they cannot. The"
+             " oracles differ: ours takes the best of 60 picks for one round of such an optimum."]  # fmt: skip
     seconds = time.perf_counter() - start
     print("\n".join([*lines, *unhelpful]))
     harness.write(config, seconds, areas=areas)

@@ -47,7 +47,8 @@ def read(path: Path) -> tuple[dict[str, Cells], list[str]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("@")]
     if not lines:
         raise ValueError(f"{path} is empty")
-    mark = max(";\t,|", key=lambda mark: (lines[0].count(mark) > 0) * min(line.count(mark) for line in lines[:20]))
+    often = {mark: statistics.median(line.count(mark) for line in lines[:21]) for mark in ";\t,|"}
+    mark = max(often, key=lambda mark: (lines[0].count(mark) > 0) * often[mark])
     if lines[0].count(mark) == 0:
         lines, mark = [" ".join(line.split()) for line in lines], " "
     with files.about(path, "save it as a table in UTF-8, with as many cells in each row"):
@@ -157,7 +158,8 @@ def inputs_of(columns: Mapping[str, Cells], train: np.ndarray, encode: Callable[
             left_out.append(f"{name} (one value)")
         elif is_numeric(cells):
             values = _finite(name, np.array([cell if cell is not None else "nan" for cell in cells], np.float64))
-            if not missing and (values == np.arange(values[0], values[0] + len(values))).all() and values[0] in (0, 1):
+            # The numbers of rows, of which some may be left out.
+            if not missing and values[0] in (0, 1) and (np.diff(values) >= 1).all() and values[-1] < 1.5 * len(values):
                 left_out.append(f"{name} (number of the row)")
                 continue
             kinds["columns of numbers"] += 1
