@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def run(wanted: Study) -> None:
     loops = study.strategies(several, dict(map(_assemble.pick, wanted.strategies)), **asked)
     config = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE}
     told = {"metric": metric, "target": wanted.reach, "class_names": problem.class_names, "higher_is_better": higher}
-    about = study.About(f"Active learning on {Path(wanted.data).stem}", config=config, images=problem.images, **told)
+    told |= {"config": config, "images": problem.images, "command": _command(wanted)}
+    about = study.About(f"Active learning on {Path(wanted.data).stem}", **told)
     options: dict[str, Any] = {"num_seeds": wanted.seeds, "num_rounds": wanted.rounds}
     options |= {name: getattr(wanted, name) for name in ("num_initial", "chunk", "same_device")}
     if (i_n := wanted.part) is not None and not re.fullmatch(r"\d+/\d+", i_n):
@@ -58,6 +60,17 @@ def run(wanted: Study) -> None:
     print(f"\n{wanted.folder / 'results.csv'}\n{report.write(wanted.folder)}")
 
 
+def _command(wanted: Study) -> str:
+    """The command line, without what is as it is by default or says who computes what."""
+    words = ["baal-jax", "study", str(wanted.folder)]
+    for field in dataclasses.fields(wanted):
+        value = getattr(wanted, field.name)
+        if field.name not in ("folder", "part", "same_device", "chunk") and value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
 # What study.json has under other names, what may grow, and what changes no number.
 _ELSEWHERE = {"folder", "data_dir", "strategies", "posteriors", "seeds", "rounds"}
 _ELSEWHERE |= {"num_initial", "metric", "reach", "chunk", "part", "same_device", "seed"}
@@ -66,6 +79,6 @@ _ELSEWHERE |= {"num_initial", "metric", "reach", "chunk", "part", "same_device",
 def write(wanted: Report) -> None:
     """Writes the page and the figures that a command line asks for, and prints their paths."""
     read = study.results.read(wanted.results)
-    print(report.write(read, wanted.out or wanted.results / "report.html"))
+    print(report.write(wanted.results, wanted.out or wanted.results / "report.html"))
     if wanted.figures is not None:
         print(*report.figures(read, wanted.figures, formats=wanted.formats), sep="\n")

@@ -41,6 +41,7 @@ class About(NamedTuple):
         class_names: of the ``C`` classes.
         config: whatever else describes the study; kept in ``study.json``, and refused if it changes.
         images: ``[N, H, W, 1 or 3]``, what the report shows of an example; the inputs if they have this shape.
+        command: what computes it, for the report.
     """
 
     name: str | None = None
@@ -51,6 +52,7 @@ class About(NamedTuple):
     class_names: Sequence[str] | None = None
     config: Mapping[str, Any] | None = None
     images: Any = None
+    command: str | None = None
 
 
 def strategies(
@@ -185,7 +187,7 @@ def admitted(asked: Any) -> Any:
     if not asked.loops:
         raise ValueError("loops is empty: give at least one strategy")
     checks.text("loops", [*asked.loops])
-    checks.text("about", files.plain([about.name, about.class_names]))
+    checks.text("about", files.plain([about.name, about.class_names, about.command]))
     checks.text("about.config", files.plain(about.config), lines=True)
     if about.baseline is not None and about.baseline not in asked.loops:
         raise ValueError(f"baseline={about.baseline!r} is not among the strategies: {', '.join(asked.loops)}")

@@ -23,7 +23,7 @@ from baal_jax.typing import short
 
 # What a folder may be asked for more of, what only says how it is to be looked at, and what is told by the programs.
 MAY_CHANGE = ("strategies", "seeds", "name", "baseline", "metric", "target", "class_names", "environment")
-MAY_CHANGE += ("higher_is_better", "chunk", "programs", "devices")
+MAY_CHANGE += ("higher_is_better", "command", "chunk", "programs", "devices")
 _CURE = "delete it, and the study's call computes it anew"
 _NAME = re.compile(r"([^-]+)-(\d+)-(\d+)\.npz")  # of a cell: slug, first and last seed
 

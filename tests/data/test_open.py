@@ -111,7 +111,7 @@ def test_what_a_target_is_can_be_said(tmp_path):
     nameless = data.open(written(tmp_path / "n.csv", rows(lambda i: f"{i * 3 % 31},{i % 2}")), target="2")
     assert "no names in its first line: columns are 1 to 2" in nameless.said
     years = data.open(
-        written(tmp_path / "y.csv", "2019,y\n" + rows(lambda i: f"{i * 3 % 31},{'ab'[i % 2]}")), target="y"
+        written(tmp_path / "y.csv", "2019,x,y\n" + rows(lambda i: f"{i * 3 % 31},{i % 5},{'ab'[i % 2]}")), target="y"
     )
     assert years.train.inputs.shape == (24, 2)
 

@@ -8,6 +8,7 @@ Besides the fields that :mod:`baal_jax.study.results` names, two are shown where
 ``description["class_counts"]``, how many examples of each class the pool has.
 """
 
+import time
 from pathlib import Path
 
 from baal_jax._util import files
@@ -45,4 +46,16 @@ def write(study: str | Path | Results, path: str | Path | None = None) -> Path:
     where = Path(str(study)) / "report.html" if path is None else Path(path)
     if path is not None:
         where.parent.mkdir(parents=True, exist_ok=True)
-    return files.write_text(where, page(study if isinstance(study, Results) else read(study)))
+    if isinstance(study, Results):
+        return files.write_text(where, page(study))
+    results = read(study)
+    times = sorted(cell.stat().st_mtime for cell in Path(study).glob("cells/*.npz"))
+    clock = [time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (times[:1] + times[-1:])]
+    made = f"Computed with {_made_with(results)}" + (f", cells from {clock[0]} to {clock[-1]}." if clock else ".")
+    return files.write_text(where, page(results, made))
+
+
+def _made_with(results: Results) -> str:
+    versions = results.description.get("environment") or {}
+    known = [f"{name} {versions[name]}" for name in ("baal_jax", "jax") if name in versions]
+    return ", ".join([*known, *([str(versions["device"])] if "device" in versions else [])]) or "versions unknown"

@@ -15,11 +15,11 @@ import numpy as np
 from baal_jax._util import __version__
 from baal_jax.study import plots, statistics
 from baal_jax.study.report import _content
-from baal_jax.study.results import Results
+from baal_jax.study.results import Results, table
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 400, 62, 12, 30, 42  # of the chart in page.html
 _VERDICT = 5  # its column
-_ELSEWHERE = ("environment", "programs")  # what is no setting
+_ELSEWHERE = ("environment", "programs", "command")  # what is no setting
 _SWATCH = (
     '<svg class="swatch" viewBox="0 0 30 12" aria-hidden="true">'
     '<path class="line" d="M1 6H29" stroke-dasharray="{dash}" style="stroke:{colour}"/>'
@@ -27,8 +27,8 @@ _SWATCH = (
 )
 
 
-def page(results: Results) -> str:
-    """The whole page as text."""
+def page(results: Results, made: str | None = None) -> str:
+    """The whole page as text; ``made`` says when the study was computed."""
     files = resources.files("baal_jax.study.report")
     template, css, js = (files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
@@ -42,6 +42,9 @@ def page(results: Results) -> str:
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
         "version": __version__,
+        "made": made,
+        "command": description.get("command"),
+        "csv": base64.b64encode(table(results).encode()).decode(),
         "css": css,
         "js": js,
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),  # ends no script
@@ -110,7 +113,11 @@ def _table(results: Results, metric: str, swatches: Mapping[str, str]) -> dict[s
         "error": None,
         "heads": [{"head": head, "text": i in (0, _VERDICT)} for i, head in enumerate(heads)],
         "rows": [
-            {"strategy": name, "swatch": swatches[name], "cells": [_cell(i, text) for i, text in enumerate(cells, 1)]}
+            {
+                "strategy": name,
+                "swatch": swatches[name],
+                "cells": [{**_cell(i, text), "under": heads[i]} for i, text in enumerate(cells, 1)],
+            }
             for name, *cells in rows
         ],
         "notes": [{"note": note} for note in notes],

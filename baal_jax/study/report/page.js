@@ -240,7 +240,12 @@
     );
     lineChart($("curve-chart"), () => ({ curves: data.curves[state.metric], label: labels[state.metric] }));
   }
-  lineChart($("score-chart"), () => ({ curves: data.scores, label: "mean score" }));
+  data.scores.forEach((curve, i) => {
+    if (!curve || !$("score-charts")) return;
+    const host = html("div", { class: "chart" });
+    $("score-charts").append(host);
+    lineChart(host, () => ({ curves: data.scores.map((one, k) => (k === i ? one : null)), label: strategies[i].name }));
+  });
 
   // Which classes were queried.
   multiples($("queried"), (i) => {
