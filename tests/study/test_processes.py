@@ -167,7 +167,7 @@ def test_what_others_have_claimed_is_waited_for_until_they_end_or_expire(peace, 
     begun, shown = time.monotonic(), io.StringIO()
     with contextlib.redirect_stderr(shown):
         assert len(run(tmp_path, progress=True).runs["random"].seeds) == 6
-    assert "4/4" in shown.getvalue()  # two rounds are another's
+    assert "4 of 4 rounds" in shown.getvalue()  # two rounds are another's
     assert time.monotonic() - begun > 3
     assert outcome(tmp_path) == peace
 

@@ -44,7 +44,7 @@ def page(results: Results, made: str | None = None) -> str:
         "version": __version__,
         "made": made,
         "command": description.get("command"),
-        "csv": base64.b64encode(table(results).encode()).decode(),
+        "csv": base64.b64encode(table(results).encode("utf-8", "replace")).decode(),
         "css": css,
         "js": js,
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),  # ends no script
