@@ -6,7 +6,7 @@
 Your own file holds `inputs [N, D]` and `targets int[N]`, of which `--num-test` are held out, or `train_inputs`,
 `train_targets`, `test_inputs` and `test_targets`, as `numpy.savez` writes them. Embeddings are standardised. One study
 compares all strategies with all heads, seed by seed; its folder holds a table and figures of all rounds, and
-`python -m baal_jax report FOLDER` makes a page of it.
+`baal-jax report FOLDER` makes a page of it.
 
 Accuracy with 100, 200 and 300 labels, 20 seeds: margin .798/.890/.909 with the Bayesian logistic regression and
 .831/.896/.911 with its likeliest weights alone (`--heads point`); random .755/.840/.870 and .792/.852/.876; BADGE

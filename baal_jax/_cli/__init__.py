@@ -1,1 +1,1 @@
-"""Commands of ``python -m baal_jax``: what each takes, as a dataclass, and a function that does it."""
+"""Commands of ``baal-jax``: what each takes, as a dataclass, and a function that does it."""

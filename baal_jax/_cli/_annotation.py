@@ -1,4 +1,4 @@
-"""``python -m baal_jax propose`` and ``ingest``: a labelling project from files alone."""
+"""``baal-jax propose`` and ``ingest``: a labelling project from files alone."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``python -m baal_jax study FOLDER``: strategies × seeds, resumed by cell; ``report RESULTS``: a study as a page."""
+"""``baal-jax study FOLDER``: strategies × seeds, resumed by cell; ``report RESULTS``: a study as a page."""
 
 import dataclasses
 import re

@@ -1,6 +1,7 @@
 """Atomic writes, files that know whether they are whole, journals, a lock on a folder, and what files can hold."""
 
 import hashlib
+import importlib
 import json
 import os
 import tempfile
@@ -215,14 +216,9 @@ def _lines(path: str | Path) -> Iterator[tuple[str, dict]]:
 @contextmanager
 def lock(folder: Path, name: str = "lock") -> Iterator[None]:
     """Keeps other processes out of a folder; the system takes a lock back when its process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two writers are not told apart there
-        yield
-        return
     with (folder / name).open("a+b", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(file)
         except OSError as error:
             file.seek(0)
             holder = file.read(32).decode(errors="replace").strip() or "unknown"
@@ -232,6 +228,18 @@ def lock(folder: Path, name: str = "lock") -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield
+
+
+def _hold(file: IO[bytes]) -> None:
+    """Locks a file until it is closed, or raises an OSError at once."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a locked byte cannot be read: it is one far behind the text
+        msvcrt: Any = importlib.import_module("msvcrt")
+        file.seek(1 << 20)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def plain(value: Any) -> Any:

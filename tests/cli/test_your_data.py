@@ -1,0 +1,36 @@
+"""The page on data and parts of one's own."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from baal_jax import __main__ as command_line
+from baal_jax.study import results
+from tests.annotation.exports import NAMES
+from tests.cli.test_cli import QUICK, cached
+
+__all__ = ["cached"]
+
+
+def test_the_page_on_your_data_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
+    Path("mine.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8")
+    rng, lines = np.random.default_rng(0), ["bill,island,species"]
+    for i in range(60):
+        lines.append(f"{i % 3 + rng.normal():.3f},{'uvw'[rng.integers(3)]},{NAMES[i % 3]}")
+    Path("penguins.csv").write_text("\n".join(lines), encoding="utf-8")
+    command = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[-1].replace("\\\n", " ")
+    assert command_line.main([*shlex.split(command)[1:], *QUICK.split()]) == 0
+    found = results.read(Path("runs/mine"))
+    assert [*found.runs] == ["random", "margin", "pick", "doubt"]
+    assert found.description["metric"] == "worst_class"
+    assert found.description["class_names"] == sorted(NAMES)
+    shown = capsys.readouterr()
+    assert "worst_class: higher is better" in shown.out
+    assert shown.err.startswith("penguins.csv: 48 rows to choose from and 12 held out, classes")
+    assert "baal-jax study runs/mine --data penguins.csv --target species" in Path("runs/mine/report.html").read_text(
+        "utf-8"
+    )
