@@ -9,9 +9,9 @@ import jax
 
 from baal_jax import annotation, features, selection, study
 from baal_jax._cli import _assemble
-from baal_jax._cli._options import Ingest, Propose
+from baal_jax._cli._options import Export, Ingest, Propose
 from baal_jax._util import files, images
-from baal_jax.loop import active_loop
+from baal_jax.loop import ActiveLoop, active_loop
 
 # What project.json keeps, with what counts where nothing is said.
 _SETTINGS: dict[str, Any] = {"data": None, "url_prefix": "", "image_size": 32, "model": "mlp", "rate": 0.5}
@@ -27,15 +27,7 @@ def propose(wanted: Propose) -> None:
     if known is None and wanted.data is None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
-    pool = _assemble.pool(settings, kind)
-    if pool.said:
-        print(pool.said, file=sys.stderr)
-    num_classes = None if class_names is None else len(class_names)
-    model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
-    acquisition, hidden = _assemble.pick(settings.strategy)[1], features.last_hidden(model)
-    sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
-    (posterior,) = by_name.values()
-    loop = active_loop(posterior, acquisition, features=hidden, **sizes)
+    pool, loop = _loop(settings, kind, class_names)
     about = {"class_names": class_names, "kind": kind, "config": vars(settings)}
     annotation.start(wanted.folder, references=pool.references, **about)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
@@ -44,6 +36,47 @@ def propose(wanted: Propose) -> None:
     _write_pictures(wanted.folder, pool, query)
     answered = len(query.indices) - len(query.waiting)
     print(f"round {query.round}: {len(query.indices)} examples, {answered} answered\n{query.tasks}")
+
+
+def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -> tuple[_assemble.Pool, ActiveLoop]:
+    """The pool of a project, and the loop that asks about it."""
+    pool = _assemble.pool(settings, kind)
+    if pool.said:
+        print(pool.said, file=sys.stderr)
+    num_classes = None if class_names is None else len(class_names)
+    model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
+    acquisition, hidden = _assemble.pick(settings.strategy)[1], features.last_hidden(model)
+    sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
+    (posterior,) = by_name.values()
+    return pool, active_loop(posterior, acquisition, features=hidden, **sizes)
+
+
+def export(wanted: Export) -> None:
+    """Writes tables and network of the project that a command line names, and prints their paths."""
+    known = files.read_json(wanted.folder / "project.json", "begin a project with baal-jax propose")
+    if wanted.labels_only:
+        return print(*annotation.export(wanted.folder), sep="\n")
+    study.use_compilation_cache()
+    kind, class_names, settings = _settings(Propose(wanted.folder), known)
+    pool, loop = _loop(settings, kind, class_names)
+    written = annotation.export(wanted.folder, loop, pool.inputs, key=jax.random.key(settings.seed))
+    if Path(settings.data).is_dir() and class_names is not None:
+        script = _CLASSIFY.format(size=settings.image_size, names=class_names)
+        written.append(files.write_text(wanted.folder / "classify.py", script))
+    print(*written, sep="\n")
+
+
+_CLASSIFY = """# python classify.py photo.jpg …: needs jax and Pillow.
+import pathlib, sys
+import jax.export, numpy as np
+from PIL import Image, ImageOps
+names = {names!r}
+network = jax.export.deserialize(bytearray(pathlib.Path(__file__).with_name("network.stablehlo").read_bytes()))
+for path in sys.argv[1:]:
+    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize(({size}, {size}))
+    probabilities = np.asarray(network.call(np.asarray(photo)[None]))[0]
+    print(path, names[probabilities.argmax()], f"{{probabilities.max():.4f}}")
+"""
 
 
 def ingest(wanted: Ingest) -> None:

@@ -191,3 +191,23 @@ class Ingest:
     folder: Path
     export: Path
     several: Literal["newest", "majority"] = "newest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes what a labelling project knows: its labels, predictions of everything, and the network.
+
+    labels.csv has all answers. The network is fitted to them as for the next query: predictions.csv has probabilities
+    and uncertainty of every example, network.stablehlo is the function itself, with its weights, and for a folder of
+    images classify.py reads it and classifies photographs; that script needs jax and Pillow alone.
+
+        baal-jax export cats
+        python cats/classify.py new_photo.jpg
+
+    Attributes:
+        folder: Of the project.
+        labels_only: Fits nothing.
+    """
+
+    folder: Path
+    labels_only: bool = False

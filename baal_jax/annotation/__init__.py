@@ -8,6 +8,7 @@ query-0003.json                 what was asked for in a round
 query-0003.label_studio.json    the same as tasks to import
 label_config.xml                the labelling interface of these tasks
 labels.json                     all answers so far
+labels.csv, predictions.csv     what :func:`export` writes, with network.stablehlo
 ```
 
 From Python: :func:`start` once, and then in turns :func:`propose`, whose :class:`Query` names the tasks to import, and
@@ -17,8 +18,9 @@ damaged, lost or another project's.
 The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has to be installed.
 """
 
+from baal_jax.annotation._export import export
 from baal_jax.annotation._label_studio import Annotations, from_label_studio, labelling_config, to_label_studio
 from baal_jax.annotation._project import Ingested, Query, answers, ingest, propose, start
 
-__all__ = ["Annotations", "Ingested", "Query", "answers", "from_label_studio", "ingest", "labelling_config", "propose",
-           "start", "to_label_studio"]  # fmt: skip
+__all__ = ["Annotations", "Ingested", "Query", "answers", "export", "from_label_studio", "ingest", "labelling_config",
+           "propose", "start", "to_label_studio"]  # fmt: skip

@@ -289,6 +289,12 @@ def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
     return datetime.fromisoformat(known["time"]) > datetime.fromisoformat(time)
 
 
+def read_project(folder: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """What ``project.json`` says, and answers by id: target, round, annotator and time."""
+    project = _read(folder)
+    return project.content, project.labels
+
+
 def answers(folder: str | Path) -> pool.PoolState:
     """All answers so far, as a pool that stores them.
 
