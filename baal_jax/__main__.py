@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         module, _, function = place.partition(":")
         getattr(importlib.import_module(f"baal_jax._cli.{module}"), function)(wanted)
     except (ValueError, TypeError, ImportError, OSError) as error:
-        if isinstance(error, TypeError) and not str(error).startswith(("loop", "model", "posterior")):
+        if isinstance(error, TypeError) and not str(error).startswith(("data", "loop", "model", "posterior")):
             raise  # a fault of ours
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -184,8 +184,9 @@ def estimates(num_labels: int, *, confidence: float = 0.95, seed: int = 0) -> Me
     """What a loop reports of each round if only so many labels of the test set were bought: ``metrics`` of a loop.
 
     Beside the metrics of all labels (:func:`baal_jax.metrics.classification`) there are ``"tested_accuracy"`` and the
-    ends of its interval, ``"tested_accuracy_low"`` and ``"tested_accuracy_high"``. A round draws test labels for its
-    own fit; the surrogate is the model average itself, so they save less than those of :func:`risk` may.
+    ends of its interval, ``"tested_accuracy_low"`` and ``"tested_accuracy_high"``, each kept between 0 and 1. A round
+    draws test labels for its own fit, of targets that are all known; the surrogate is the model average itself, so they
+    save less than those of :func:`risk` may.
 
     Args:
         num_labels: test labels of a round, at least two and at most all.
@@ -206,14 +207,15 @@ def estimates(num_labels: int, *, confidence: float = 0.95, seed: int = 0) -> Me
             raise ValueError(f"num_labels={count}, but the test set is {log_probs.shape}: [N, C] of as many are needed")
         expected = expected_error(log_probs, log_probs)
         weights = _weights(jnp, expected.mean)
-        noise = jax.random.gumbel(jax.random.key(seed), weights.shape, weights.dtype)
+        own = jax.lax.bitcast_convert_type(jnp.sum(log_probs).astype(jnp.float32), jnp.uint32)  # draws of each fit
+        noise = jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), own), weights.shape, weights.dtype)
         order = jnp.argsort(-(jnp.log(weights) + noise))
         chances = weights[order] / jnp.cumsum(weights[order][::-1])[::-1]
         wrong = jnp.argmax(log_probs, axis=1)[order[:count]] != targets[order[:count]]
         ordered = Expected(*(part[order] for part in expected))
         value, width = _estimate(jnp, wrong.astype(weights.dtype), chances, ordered, quantile)
-        low, high = jnp.maximum(1 - value - width, 0.0), jnp.minimum(1 - value + width, 1.0)
-        tested = {"tested_accuracy": 1 - value, "tested_accuracy_low": low, "tested_accuracy_high": high}
+        ends = {"": value, "_low": value + width, "_high": value - width}
+        tested = {f"tested_accuracy{end}": jnp.clip(1 - error, 0.0, 1.0) for end, error in ends.items()}
         return of_all.compute(log_probs, targets) | tested
 
     return MetricSet(of_all.summarise, compute)

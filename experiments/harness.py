@@ -396,15 +396,15 @@ def evidence(config: Any, seconds: float, title: str, lines: Sequence[str], unhe
     if config.evidence is None:
         return
     name, page = Path(sys.argv[0]).stem, config.evidence
-    options = [word for word in sys.argv[1:] if word not in ("--evidence", str(page))]
+    options = [word for word in sys.argv[1:] if word not in ("--evidence", str(page), f"--evidence={page}")]
     command = " ".join(["python", f"experiments/{name}.py", *options])
     made = study.environment()
     where = f"`{command}`, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s, {made['device']}, jax {made['jax']}."
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     text = _between(text, name, [f"## {title}", "", *lines, "", where])
     text = _between(text, f"{name}: unhelpful", [f"- {line}" for line in unhelpful])
     temporary = page.with_name(f".{page.name}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(page)
 
 

@@ -131,7 +131,7 @@ def report(config: Config, seconds: float, found: dict[tuple[int, int], dict[str
         lines.append(f"- ×{key[0]}, Q = {key[1]}: {order}.")
         unhelpful += [f"RepeatedMNIST ×{key[0]}, Q = {key[1]}: {name} − random {one.difference:+.4f} [{one.low:+.4f}, "
                       f"{one.high:+.4f}] at {config.num_labels} labels" for name, one in compared.items()
-                      if name != "random" and one.high < 0]  # fmt: skip
+                      if name != "random" and one.low <= 0]  # fmt: skip
     first, worst = last[COLUMNS[0]], last[COLUMNS[2]]
     for label, a, b in (("BALD − random, ×4, Q = 40", worst["BALD"], worst["random"]),
                         ("β = 4 − β = 1, ×1, Q = 10", first["power β = 4"], first["power β = 1"]),

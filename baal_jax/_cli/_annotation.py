@@ -44,7 +44,9 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
     if pool.said:
         print(pool.said, file=sys.stderr)
     num_classes = None if class_names is None else len(class_names)
-    model, by_name = _assemble.learners(settings, [settings.posterior], num_classes, pool.inputs.shape[1:])
+    model, by_name = _assemble.learners(
+        settings, [settings.posterior], num_classes, pool.inputs.shape[1:], pool.inputs.dtype
+    )
     acquisition, hidden = _assemble.pick(settings.strategy)[1], features.last_hidden(model)
     sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
     (posterior,) = by_name.values()

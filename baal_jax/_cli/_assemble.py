@@ -70,16 +70,15 @@ def named(option: str, spec: str) -> Any:
     try:
         if not place.endswith(".py"):
             return getattr(importlib.import_module(place), name)
-        found = importlib.util.spec_from_file_location(f"_given_{Path(place).stem}", place)
-        assert found is not None
-        assert found.loader is not None
-        module = sys.modules.get(found.name)
-        if module is None or module.__file__ != place:
-            module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
-        return getattr(module, name)
+        place = str(Path(place).expanduser().resolve())
+        known = f"_given_{place}"  # once, however often it is named
+        if known not in sys.modules:
+            found: Any = importlib.util.spec_from_file_location(known, place)
+            sys.modules[known] = importlib.util.module_from_spec(found)
+            found.loader.exec_module(sys.modules[known])
+        return getattr(sys.modules[known], name)
     except Exception as error:  # whatever a file of somebody's raises
-        sys.modules.pop(f"_given_{Path(place).stem}", None)
+        sys.modules.pop(f"_given_{place}", None)
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{option}={spec!r} cannot be imported ({said})") from error
 
@@ -105,6 +104,17 @@ def pick(name: str) -> tuple[str, Acquisition]:
     return name.rpartition(":")[2], found
 
 
+def picks(names: Sequence[str]) -> dict[str, Acquisition]:
+    """Strategies by name."""
+    found = {}
+    for one in names:
+        name, acquisition = pick(one)
+        if name in found:
+            raise ValueError(f"strategies={one!r} has the name of another: give it one of its own")
+        found[name] = acquisition
+    return found
+
+
 def metric_set(base: metrics.MetricSet, spec: str | None) -> tuple[metrics.MetricSet, str | None, bool | None]:
     """Metrics with one of one's own, the name of what matters most, and whether more of it is better."""
     if spec is None or ":" not in spec:
@@ -112,14 +122,24 @@ def metric_set(base: metrics.MetricSet, spec: str | None) -> tuple[metrics.Metri
     function, name = named("metric", spec), spec.rpartition(":")[2]
 
     def compute(summary: Any, targets: Any) -> dict[str, Any]:
-        return {**base.compute(summary, targets), name: _called("metric", spec, function, summary, targets)}
+        values = base.compute(summary, targets)
+        if name in values:
+            raise ValueError(f"metric={spec!r} has the name of one that there is: give it another")
+        return {**values, name: _called("metric", spec, function, summary, targets)}
 
     return metrics.MetricSet(base.summarise, compute), name, bool(getattr(function, "higher_is_better", True))
 
 
-def learners(options: Any, names: Any, num_classes: int | None, shape: Any) -> tuple[Model, dict[str, Posterior]]:
+def learners(
+    options: Any, names: Any, num_classes: int | None, shape: Any, dtype: Any
+) -> tuple[Model, dict[str, Posterior]]:
     """The network that options name, and posteriors of it and its trainer by name; without classes for numbers."""
     model = network(options.model, num_classes or 1, shape, options.rate)
+    if ":" in options.model:  # a network of somebody's that fails says so in a line
+        kind = jax.ShapeDtypeStruct((2, *shape), dtype)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        tried = lambda key, inputs: model.apply(model.init(key, inputs), inputs, key)  # noqa: E731
+        _called("model", options.model, jax.eval_shape, tried, key, kind)
     loss = losses.squared_error if num_classes is None else losses.cross_entropy
     fit = trainer(optax.adam(options.learning_rate), loss, num_steps=options.num_steps, batch_size=options.batch_size)
     found = {}
@@ -131,6 +151,8 @@ def learners(options: Any, names: Any, num_classes: int | None, shape: Any) -> t
         one = make if isinstance(make, Posterior) else _called("posteriors", name, make, model, fit)
         if not isinstance(one, Posterior):
             raise ValueError(f"posteriors={name!r} made a {type(one).__name__}: name a posterior")
+        if name.rpartition(":")[2] in found:
+            raise ValueError(f"posteriors={name!r} has the name of another: give it one of its own")
         found[name.rpartition(":")[2]] = one
     if not found:
         raise ValueError("posteriors is empty: name at least one")

@@ -28,13 +28,15 @@ def run(wanted: Study) -> None:
         cure = "label it first (baal-jax propose), or put each class into a folder of its own"
         raise ValueError(f"data={wanted.data!r} has no labels, or nothing is held out: {cure}")
     is_regression, input_shape = problem.num_classes is None, problem.train.inputs.shape[1:]
-    model, by_name = _assemble.learners(wanted, wanted.posteriors, problem.num_classes, input_shape)
+    model, by_name = _assemble.learners(
+        wanted, wanted.posteriors, problem.num_classes, input_shape, problem.train.inputs.dtype
+    )
     several = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
     asked["features"] = getattr(features, wanted.features)(model)
     base = metrics.regression() if is_regression else metrics.classification(diagnostics=True)
     asked["metrics"], metric, higher = _assemble.metric_set(base, wanted.metric)
-    loops = study.strategies(several, dict(map(_assemble.pick, wanted.strategies)), **asked)
+    loops = study.strategies(several, _assemble.picks(wanted.strategies), **asked)
     config = {name: value for name, value in dataclasses.asdict(wanted).items() if name not in _ELSEWHERE}
     told = {"metric": metric, "target": wanted.reach, "class_names": problem.class_names, "higher_is_better": higher}
     told |= {"config": config, "images": problem.images, "command": _command(wanted)}

@@ -1,5 +1,6 @@
 """One way to name data: a word, a file or a folder becomes arrays, and a line that says what was read."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,13 +9,13 @@ import numpy as np
 
 from baal_jax._util import checks, files, images
 from baal_jax.data import _tables, _tfds
-from baal_jax.data._adapters import digits, from_arrays, from_huggingface, uci
+from baal_jax.data._adapters import digits, from_arrays, from_huggingface
 from baal_jax.data._cifar10 import cifar10
 from baal_jax.typing import Dataset
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _TABLES = {".csv", ".tsv", ".txt", ".data", ".dat", ".jsonl", ".ndjson"}
-_PARTS = ("train", "test", "val", "valid", "validation")
+_TRAIN, _HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation", "dev", "eval")
 _MOST_HELD_OUT = 10_000
 _KINDS = "digits, cifar10, tfds:NAME, hf:NAME, an .npz file, a table (.csv, .tsv, .jsonl, .txt) or a folder of images"
 
@@ -88,36 +89,52 @@ def open(
         >>> data.open("digits").said
         'digits: 1437 images to choose from and 360 held out, 10 classes'
     """
+
+    def unused(kind: str, *names: str) -> None:
+        given = {"target": target, "task": task, "image_size": image_size, "num_test": num_test, "data_dir": data_dir}
+        given["encode"] = None if encode == "tfidf" else encode
+        if odd := [f"{name}={given[name]!r}" for name in names if given[name] is not None]:
+            raise ValueError(f"{', '.join(odd)}: {kind} has no use for it, leave it out")
+
     if not isinstance(spec, str | Path):
+        unused("a sequence", "task", "image_size", "data_dir", "encode")
         return _from_rows(spec, target or "label", num_test, seed)
     name, path = str(spec), Path(spec)
-    has_columns = name.startswith("hf:") or path.is_dir() or path.suffix.lower() in _TABLES
-    if not has_columns and (target, task) != (None, None):
-        raise ValueError(f"target={target!r} and task={task!r} are of columns, but {name!r} has none: leave them out")
     if name == "digits":
+        unused(name, "target", "task", "image_size", "num_test", "data_dir", "encode")
         train, test = digits(image=image)
         pictures, names = np.asarray(train.inputs).reshape(-1, 8, 8, 1), tuple(map(str, range(10)))
         return _told(Opened(train, test, 10, names, pictures), name, "images")
     if name == "cifar10":
+        unused(name, "target", "task", "image_size", "num_test", "encode")
         train, test = cifar10(data_dir)
         return _told(Opened(train, test, 10, tuple(_tfds.CIFAR10_CLASSES), train.inputs), name, "images")
     if name.startswith("tfds:"):
+        unused(name, "target", "task", "encode")
         return _from_tfds(name, image_size, num_test, seed, data_dir)
     is_saved = path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json"))
     if name.startswith("hf:") or is_saved:
+        unused("a set of Hugging Face", "image_size", "data_dir")
         return _from_hub(name.removeprefix("hf:"), target, task, encode, num_test, seed)
     if path.is_dir():
+        unused("a folder of images", "target", "task", "data_dir", "encode")
         return _from_pictures(path, image_size or 32, num_test, seed)
     if not path.is_file():
         raise ValueError(f"data={name!r} does not exist: give {_KINDS}")
     if path.suffix.lower() == ".npz":
+        unused("an .npz file", "target", "task", "image_size", "num_test", "data_dir", "encode")
         return _from_arrays(path)
     if path.suffix.lower() not in _TABLES:
         raise ValueError(f"data={name!r} is of a kind that is not known: give {_KINDS}")
-    if target is None and path.suffix.lower() in (".txt", ".data", ".dat") and task != "classification":
-        found = uci(path, num_test=num_test, seed=seed)
-        return _told(Opened(found.train, found.test), path.name, "rows", ["its last column is the target"])
+    unused("a table", "image_size", "data_dir")
     columns, said = _tables.read(path)
+    if (
+        target is None
+        and path.suffix.lower() in (".txt", ".data", ".dat")
+        and all(map(_tables.is_numeric, columns.values()))
+    ):
+        target = list(columns)[-1]
+        said = ["its last column is the target", *said]
     return _from_columns(path.name, columns, said, target, task, encode, num_test, seed)
 
 
@@ -143,8 +160,22 @@ def _split(count: int, num_test: int | None, seed: int) -> tuple[np.ndarray, np.
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def _parted(whole: Dataset, num_test: int | None, seed: int) -> tuple[Dataset, Dataset | None]:
+    train, test = _split(len(whole.targets), num_test, seed)
+    held_out = Dataset(whole.inputs[test], whole.targets[test]) if len(test) else None
+    return Dataset(whole.inputs[train], whole.targets[train]), held_out
+
+
 def _from_columns(
-    name: str, columns: dict, said: list[str], target: str | None, task: Any, encode: Any, num_test: Any, seed: int
+    name: str,
+    columns: dict,
+    said: list[str],
+    target: str | None,
+    task: Any,
+    encode: Any,
+    num_test: Any,
+    seed: int,
+    num_train: int | None = None,
 ) -> Opened:
     if target is None or target not in columns:
         given = "target is missing" if target is None else f"target={target!r} is no column of {name}"
@@ -157,6 +188,8 @@ def _from_columns(
     columns = {key: [cells[i] for i in there] for key, cells in columns.items()}
     targets, names = _tables.targets_of(target, columns.pop(target), task)
     train, test = _split(len(there), num_test, seed)
+    if num_train is not None:  # of a set with a test part of its own
+        train, test = (np.flatnonzero((np.array(there) < num_train) == side) for side in (True, False))
     made, told = _tables.inputs_of(columns, train, _encoder(encode))
     inputs = np.concatenate([part.values for part in made], axis=1)
     scaled = np.concatenate([np.full(part.values.shape[1], part.scaled) for part in made])
@@ -204,17 +237,21 @@ def _from_tfds(name: str, image_size: int | None, num_test: int | None, seed: in
             (whole,) = _tfds.from_tfds(what, data_dir=data_dir, size=size, splits=("train",))
         except (FileNotFoundError, ValueError):
             raise error from None
-        train, test = (Dataset(*(leaf[ids] for leaf in whole)) for ids in _split(len(whole.targets), num_test, seed))
+        train, test = _parted(whole, num_test, seed)
+    else:
+        if num_test is not None:
+            raise ValueError(f"num_test={num_test}, but {name} has a test part: leave it out")
     try:
         names: Any = _tfds.class_names(what, data_dir=data_dir)
     except FileNotFoundError:
         names = None
-    largest = 1 + int(max(train.targets.max(), test.targets.max()))
+    largest = 1 + int(max(part.targets.max() for part in (train, test) if part is not None))
     return _told(Opened(train, test, len(names) if names else largest, names, train.inputs), name, "images")
 
 
 def _from_hub(name: str, target: str | None, task: Any, encode: Any, num_test: int | None, seed: int) -> Opened:
-    library = checks.optional_import("datasets")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not in the cache is not looked for
+    library = checks.optional_import("datasets", "hub")
     if Path(name).is_dir():
         with files.about(f"data={name!r}", "save it again with save_to_disk"):
             found = library.load_from_disk(name)
@@ -223,7 +260,7 @@ def _from_hub(name: str, target: str | None, task: Any, encode: Any, num_test: i
             found = library.load_dataset(name, download_config=library.DownloadConfig(local_files_only=True))
     parts = dict(found) if hasattr(found, "keys") else {"train": found}
     first = parts.get("train", next(iter(parts.values())))
-    second = next((parts[part] for part in _PARTS[1:] if part in parts and parts[part] is not first), None)
+    second = next((parts[part] for part in _HELD_OUT if part in parts and parts[part] is not first), None)
     kinds = {key: type(kind).__name__ for key, kind in first.features.items()}
     label = target or next((key for key, kind in kinds.items() if kind == "ClassLabel"), None)
     picture = next((key for key, kind in kinds.items() if kind == "Image"), None)
@@ -231,24 +268,28 @@ def _from_hub(name: str, target: str | None, task: Any, encode: Any, num_test: i
     if picture is None:
         given = [first] if second is None else [first, second]
         rows = [dict(row) for part in given for row in part]
+        own = len(first) if second is not None and num_test is None else None
         for row in rows if names else ():
             row[label] = names[row[label]] if row[label] is not None and row[label] >= 0 else None
-        columns = _tables.of_rows(rows)
-        said = [] if second is None else ["its parts are read as one"]
-        return _from_columns(f"hf:{name}", columns, said, label, task, encode, num_test, seed)
+        columns = _tables.of_rows(f"hf:{name}", rows)
+        return _from_columns(f"hf:{name}", columns, [], label, task, encode, num_test, seed, own)
     if label is None:
         raise ValueError(f"target is missing: name one of {', '.join(first.column_names)}")
     if second is None:
         ids = _split(len(first), num_test, seed)
-        first, second = (first.select(part) for part in ids)
-    train, test = (from_huggingface(part, inputs=picture, label=label) for part in (first, second))
-    count = len(names) if names else 1 + int(max(train.targets.max(), test.targets.max()))
+        first, second = (first.select(part) if len(part) else None for part in ids)
+    elif num_test is not None:
+        raise ValueError(f"num_test={num_test}, but hf:{name} has a part that is held out: leave it out")
+    with files.about(f"data='hf:{name}'", "give classes as whole numbers, or as a ClassLabel"):
+        train = from_huggingface(first, inputs=picture, label=label)
+        test = None if second is None else from_huggingface(second, inputs=picture, label=label)
+    count = len(names) if names else 1 + int(max(part.targets.max() for part in (train, test) if part))
     return _told(Opened(train, test, count, names and tuple(names), train.inputs), f"hf:{name}", "images")
 
 
 def _from_pictures(folder: Path, size: int, num_test: int | None, seed: int) -> Opened:
     """Images; their classes are the folders that they are in."""
-    found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _PICTURES]
+    found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _PICTURES and file.is_file()]
     paths = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     said = [f"{len(found) - len(paths)} hidden files left out"] if len(paths) < len(found) else []
     others = sum(file.is_file() for file in folder.rglob("*")) - len(found)
@@ -263,15 +304,28 @@ def _from_pictures(folder: Path, size: int, num_test: int | None, seed: int) -> 
             inputs.append(images.decode(file.read_bytes(), (size, size), 3, photo=True))
     inputs, places = np.stack(inputs), [file.relative_to(folder).parts for file in paths]
     references = tuple("/".join(parts) for parts in places)
-    parted = all(len(parts) > 2 and parts[0].lower() in _PARTS for parts in places)
+    tops = {parts[0].lower() for parts in places if len(parts) > 1}
+    parted = all(len(parts) > 2 and parts[0].lower() in (*_TRAIN, *_HELD_OUT) for parts in places)
     classes = [parts[1 if parted else 0] if len(parts) > 1 + parted else None for parts in places]
     names = tuple(sorted({name for name in classes if name is not None}))
+    if num_test != 0 and names:  # labels are wanted: what may be meant in two ways is refused
+        if not parted and tops & {*_TRAIN, *_HELD_OUT}:
+            raise ValueError(f"data={str(folder)!r}: {', '.join(sorted(tops))} must each hold one folder a class")
+        if parted and not tops & {*_TRAIN}:
+            raise ValueError(f"data={str(folder)!r} has {', '.join(sorted(tops))}, but no train: add it")
+        if None in classes and not parted:
+            odd = references[classes.index(None)]
+            raise ValueError(
+                f"data={str(folder)!r}: {odd} is beside the folders of classes: put it into one, or remove it"
+            )
     if len(names) < 2 or None in classes:
         whole = Opened(Dataset(inputs, None), None, images=inputs, references=references)
         return _told(whole, str(folder), "images", ["no labels", *said])
     targets = np.array([names.index(str(name)) for name in classes], np.int32)
-    if parted and num_test != 0 and len({parts[0] for parts in places}) > 1:
-        is_train = np.array([parts[0].lower() == "train" for parts in places])
+    if parted and num_test != 0 and len(tops) > 1:
+        if num_test is not None:
+            raise ValueError(f"num_test={num_test}, but data={str(folder)!r} has a part that is held out: leave it out")
+        is_train = np.array([parts[0].lower() in _TRAIN for parts in places])
         ids = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     else:
         ids = _split(len(targets), num_test, seed)
@@ -305,18 +359,19 @@ def _from_rows(rows: Any, target: str, num_test: int | None, seed: int) -> Opene
         raise ValueError(f"data is a {type(rows).__name__}: give {_KINDS}, or a sequence of (input, target)")
     pairs = []
     for i in range(len(rows)):
-        row = rows[i]
+        row = rows[i] if not isinstance(rows, dict) else None
         if isinstance(row, dict):
             others = [key for key in row if key != target]
             if target not in row or len(others) != 1:
-                raise ValueError(
-                    f"target={target!r}: element {i} has {', '.join(row)}, and one entry beside it is needed"
-                )
+                told = f"element {i} has {', '.join(row)}, and one entry beside it is needed"
+                raise ValueError(f"target={target!r}: {told}")
             row = row[others[0]], row[target]
+        if not isinstance(row, tuple | list) or len(row) != 2:
+            raise ValueError(f"data is a {type(rows).__name__} whose element {i} is no (input, target)")
         pairs.append(row)
     inputs, targets = (np.stack([np.asarray(part) for part in column]) for column in zip(*pairs, strict=True))
     whole = from_arrays(inputs, targets)
-    train, test = (Dataset(whole.inputs[ids], whole.targets[ids]) for ids in _split(len(targets), num_test, seed))
+    train, test = _parted(whole, num_test, seed)
     count = 1 + int(whole.targets.max()) if whole.targets.dtype.kind == "i" else None
     shown = train.inputs if images.are_pictures(np.shape(train.inputs)) else None
     return _told(Opened(train, test, count, None, shown), type(rows).__name__, "elements")

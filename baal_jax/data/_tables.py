@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import statistics
@@ -15,8 +16,10 @@ import numpy as np
 from baal_jax._util import checks, files
 
 Cells = list[str | None]  # None where nothing is
-_NOTHING = {"", "na", "n/a", "nan", "null", "none", "?"}
+_NOTHING = {"", "na", "n/a", "nan", "null", "?"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d+)?([eE][+-]?\d+)?(?<!^)")
+_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d*)?([eE][+-]?\d+)?")
 _MOST_WORDS = 20  # of a column, each of which is a column of its own then
 _MOST_CLASSES = 20  # of whole numbers that are classes
 _TEXT = (25, 4)  # letters and words of what is read as text, on average
@@ -38,72 +41,134 @@ def read(path: Path) -> tuple[dict[str, Cells], list[str]]:
     """Columns of a file by name, and what is to be said of it."""
     content, said = path.read_bytes(), []
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("cp1252", errors="replace")
         said.append("read as Windows-1252, as it is no UTF-8")
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _of_lines(path, text), said
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("@")]
-    if not lines:
-        raise ValueError(f"{path} is empty")
-    often = {mark: statistics.median(line.count(mark) for line in lines[:21]) for mark in ";\t,|"}
-    mark = max(often, key=lambda mark: (lines[0].count(mark) > 0) * often[mark])
-    if lines[0].count(mark) == 0:
-        lines, mark = [" ".join(line.split()) for line in lines], " "
+    names = None
+    if text.lstrip().lower().startswith("@relation"):  # ARFF
+        names = re.findall(r"^@attribute\s+(\S+)", text, re.M | re.I)
+        text = re.split(r"^@data\s*$", text, maxsplit=1, flags=re.M | re.I)[-1]
+        said.append("read as ARFF")
     with files.about(path, "save it as a table in UTF-8, with as many cells in each row"):
-        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=mark, skipinitialspace=True, strict=True))
-    head, *body = rows
-    # Names stand above numbers; where each column of numbers begins with one, there are none.
-    number = lambda cell: _as_number(cell.strip(), mark) is not None  # noqa: E731
-    numeric = [column for column in zip(*rows, strict=False) if all(number(c) or _is_nothing(c) for c in column[1:])]
-    above = [number(column[0]) for column in numeric]
-    if (above and all(above)) or len({*head}) < len(head):
-        head, body = [str(i) for i in range(1, len(head) + 1)], rows
-        said.append(f"no names in its first line: columns are 1 to {len(head)}")
-    for number, row in enumerate(body, 2 if body is not rows else 1):
-        if len(row) != len(head):
-            raise ValueError(f"{path}, row {number}: {len(row)} cells, but {len(head)} names: mend the row")
-    columns: dict[str, Cells] = {}
-    for name, cells in zip(head, zip(*body, strict=True), strict=True):
-        stripped = [cell.strip() for cell in cells]
-        numbers = [_as_number(cell, mark) if not _is_nothing(cell) else None for cell in stripped]
-        there = [not _is_nothing(cell) for cell in stripped]
-        if all(number is not None for number, is_there in zip(numbers, there, strict=True) if is_there):
-            stripped = [number or "" for number in numbers]
-        columns[name.strip()] = [cell if is_there else None for cell, is_there in zip(stripped, there, strict=True)]
-    return columns, said
+        mark = _mark(text)
+        rows = [[cell.strip() for cell in row] for row in _rows(text, mark) if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise ValueError(f"{path} holds {len(rows)} rows: names and examples are needed")
+    if names is None and (names := _names(path, rows, mark)) is not None:
+        rows = rows[1:]
+    elif names is None:
+        names = [str(i) for i in range(1, len(rows[0]) + 1)]
+        said.append(f"no names in its first line: columns are 1 to {len(names)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} has several columns {twice[0]!r}: give each a name of its own")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise ValueError(f"{path}, example {number}: {len(row)} cells, but {len(names)} names: mend the row")
+    columns = zip(*rows, strict=True)
+    return {name: _cells(path, name, column, mark) for name, column in zip(names, columns, strict=True)}, said
+
+
+def _rows(text: str, mark: str) -> Iterable[list[str]]:
+    if mark == " ":
+        return (line.split() for line in text.splitlines())
+    csv.field_size_limit(1 << 30)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
+
+
+def _mark(text: str) -> str:
+    """What stands between cells: the mark by which rows have the same number of them, most often at least."""
+    best, found, head = " ", 0, text.lstrip().partition("\n")[0]
+    for mark in "\t;|,":
+        try:
+            counts = Counter(len(row) for row in itertools.islice(_rows(text, mark), 50) if any(row))
+        except csv.Error:  # which reading it by this mark will tell
+            best = mark if not found and mark in head else best
+            continue
+        width, often = max(counts.items(), key=lambda item: item[1], default=(0, 0))
+        if width > 1 and often > found:
+            best, found = mark, often
+    return best
+
+
+def _names(path: Path, rows: list[list[str]], mark: str) -> list[str] | None:
+    """The first row if it has names, which stand above numbers or are no values of their columns; else None."""
+    columns = list(zip(*(row for row in rows if len(row) == len(rows[0])), strict=True))
+    numeric = [column for column in columns if _as_numbers(column[1:], mark) is not None]
+    above = [_as_numbers(column[:1], mark) is not None or _is_nothing(column[0]) for column in numeric]
+    if not all(above):
+        return rows[0]
+    words = [column for column in columns if column not in numeric]
+    if words and not any(column[0] in column[1:] for column in words):
+        if not numeric:
+            return rows[0]
+        raise ValueError(
+            f"{path}: its first row, {', '.join(rows[0])}, may be names or an example: name columns in words"
+        )
+    return None
+
+
+def _cells(path: Path, name: str, column: Sequence[str], mark: str) -> Cells:
+    """Cells of a column, numbers as Python writes them, None where nothing is."""
+    there = [cell for cell in column if not _is_nothing(cell)]
+    numbers = _as_numbers(there, mark)
+    if numbers is None:  # is it nearly one?
+        bare = [cell.strip("%$€£ ") for cell in there]
+        wrong = [cell for cell, number in zip(there, bare, strict=True) if _as_numbers([number], mark) is None]
+        none = [cell for cell in wrong if cell.lower() == "none"]
+        if none and len(none) == len(wrong):
+            return _cells(path, name, ["" if cell.lower() == "none" else cell for cell in column], mark)
+        if len(wrong) <= len(there) / 10:
+            odd = next(cell for cell in there if _as_numbers([cell], mark) is None)
+            row = 1 + list(column).index(odd)
+            raise ValueError(f"{path}, column {name!r}, example {row}: {odd!r} is no number, but others are: mend it")
+        return [None if _is_nothing(cell) else cell for cell in column]
+    left = iter(numbers)
+    return [None if _is_nothing(cell) else next(left) for cell in column]
+
+
+def _as_numbers(cells: Sequence[str], mark: str) -> list[str] | None:
+    """Numbers of a column as Python writes them, all with the same marks; None where some are none."""
+    there = [cell for cell in cells if not _is_nothing(cell)]
+    if not there or all(_NUMBER.fullmatch(cell) for cell in there):
+        return there or None
+    decimal = all(_DECIMAL_COMMA.fullmatch(cell) for cell in there)
+    thousands = all(_THOUSANDS.fullmatch(cell) for cell in there)
+    if decimal and thousands and mark not in ";,":
+        odd = next(cell for cell in there if "," in cell)
+        raise ValueError(f"{odd!r} may have a decimal comma or one between thousands: write numbers without")
+    if decimal and (mark == ";" or not thousands):
+        return [cell.replace(".", "").replace(",", ".") for cell in there]
+    return [cell.replace(",", "") for cell in there] if thousands else None
 
 
 def _of_lines(path: Path, text: str) -> dict[str, Cells]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             with files.about(f"{path}, line {number}", "write one object of JSON a line"):
                 row = json.loads(line)
-                if not isinstance(row, dict) or any(isinstance(cell, list | dict) for cell in row.values()):
+                if not isinstance(row, dict):
                     raise ValueError("it is no object of texts and numbers")
             rows.append(row)
-    return of_rows(rows)
+    if len(rows) < 2:
+        raise ValueError(f"{path} holds {len(rows)} rows: examples are needed")
+    return of_rows(str(path), rows)
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
+def of_rows(where: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
     """Columns of rows that are mappings; what a row lacks is missing."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    texts = {name: [row.get(name) for row in rows] for name in names}
-    return {name: [None if cell is None or _is_nothing(str(cell)) else str(cell) for cell in cells]
-            for name, cells in texts.items()}  # fmt: skip
-
-
-def _as_number(cell: str, mark: str) -> str | None:
-    """A number as Python writes it, from one with a decimal comma or commas between thousands too; else None."""
-    if _NUMBER.fullmatch(cell):
-        return cell
-    if mark != "," and re.fullmatch(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+", cell):
-        return cell.replace(".", "").replace(",", ".")
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", cell):
-        return cell.replace(",", "")
-    return None
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if odd := [value for value in values if not isinstance(value, str | int | float | None)]:
+            raise ValueError(f"{where}: column {name!r} holds a {type(odd[0]).__name__}: texts and numbers are needed")
+        columns[name] = _cells(
+            Path(where), name, ["" if value is None else str(value).strip() for value in values], ","
+        )
+    return columns
 
 
 def _is_nothing(cell: str) -> bool:
@@ -138,11 +203,14 @@ def targets_of(name: str, cells: Cells, task: str | None) -> tuple[np.ndarray, l
     few = numbers is None or (whole and len(values) <= _MOST_CLASSES)
     if task == "regression" or (task is None and not few):
         assert numbers is not None
-        return _finite(name, numbers).astype(np.float32), None
+        return _finite(name, numbers), None
     if numbers is not None:
         values = sorted(values, key=float)
+        if same := [pair for pair in itertools.pairwise(values) if float(pair[0]) == float(pair[1])]:
+            raise ValueError(f"target={name!r} has {same[0][0]!r} and {same[0][1]!r}, one number: write it in one way")
     if len(values) < 2 or len(values) > max(len(cells) // 2, 2):
-        raise ValueError(f"target={name!r} has {len(values)} different values in {len(cells)} rows: no classes")
+        cure = "" if numbers is None or task else ": with task='regression' they are numbers"
+        raise ValueError(f"target={name!r} has {len(values)} different values in {len(cells)} rows, no classes{cure}")
     place = {value: i for i, value in enumerate(values)}
     return np.array([place[str(cell)] for cell in cells], np.int32), values
 
@@ -159,7 +227,8 @@ def inputs_of(columns: Mapping[str, Cells], train: np.ndarray, encode: Callable[
         elif is_numeric(cells):
             values = _finite(name, np.array([cell if cell is not None else "nan" for cell in cells], np.float64))
             # The numbers of rows, of which some may be left out.
-            if not missing and values[0] in (0, 1) and (np.diff(values) >= 1).all() and values[-1] < 1.5 * len(values):
+            counts = values[0] in (0, 1) and (np.diff(values) >= 1).all() and values[-1] < 1.5 * len(values)
+            if not missing and counts and len(columns) > 1:
                 left_out.append(f"{name} (number of the row)")
                 continue
             kinds["columns of numbers"] += 1

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from baal_jax._util import checks, meshes
+from baal_jax.metrics import model_average
 from baal_jax.selection._common import compiled, read_features
 from baal_jax.typing import Acquisition, Array, Dataset, Key, Posterior, Predictions, PyTree, Selection, Targeted
+
+_DRAWS = 32  # of a head that has more than one
 
 
 def oracle(
@@ -35,7 +38,8 @@ def oracle(
 
     Args:
         strategies: name → acquisition, of this loop's posterior.
-        head: a posterior on features, ``posteriors.logistic_regression(num_classes, point_estimate=True)``.
+        head: a posterior on features, ``posteriors.logistic_regression(num_classes, point_estimate=True)``; of one with
+            more draws the average of 32 counts.
         targets: ``int[N]``, the classes of the whole pool, compiled in unless they are traced.
         test_targets: ``int[M]``, those of the test inputs.
         num_batches: of each strategy.
@@ -69,11 +73,11 @@ def oracle(
 
     def value(features: Array, test_features: Array, known: Array) -> Array:
         state = head.fit(jax.random.key(0), Dataset(features, classes), known)
-        draw = jax.tree.map(lambda leaf: leaf[0], head.sample(jax.random.key(0), state, 1))
-        logits = head.apply(state, draw, test_features)
+        draws = head.sample(jax.random.key(0), state, head.num_draws or _DRAWS)
+        logits = model_average(jax.vmap(lambda draw: head.apply(state, draw, test_features))(draws))
         if logits.shape[-1] <= most:
             raise ValueError(f"head has {logits.shape[-1]} classes, but targets hold class {most}: give it as many")
-        nll = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[:, None], axis=1))
+        nll = -jnp.mean(jnp.take_along_axis(logits, answers[:, None], axis=1))
         if by == "nll":
             return -nll
         return jnp.mean(jnp.argmax(logits, axis=1) == answers, dtype=nll.dtype) + 1 / (1 + nll) / len(answers)

@@ -69,7 +69,7 @@ def called(monkeypatch, tmp_path):
 
 def test_the_commands_are_listed_and_what_is_none_is_refused(capsys, monkeypatch):
     shown = subprocess.run([sys.executable, "-m", "baal_jax"], capture_output=True, text=True, check=True).stdout
-    assert list(command_line.COMMANDS) == ["study", "propose", "ingest", "report"]
+    assert list(command_line.COMMANDS) == ["study", "propose", "ingest", "export", "report"]
     for name, (*_, text) in command_line.COMMANDS.items():
         assert f"  {name:10s} {text}\n" in shown
         with pytest.raises(SystemExit) as stop:
@@ -154,7 +154,7 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys, cached
 
 def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
     table = tmp_path / "table.txt"
-    np.savetxt(table, np.random.default_rng(0).normal(size=(60, 4)))
+    np.savetxt(table, np.random.default_rng(0).normal(size=(60, 5)))
     command = f"study {tmp_path / 'home'} --data {table} --num-test 20 --strategies random lcmd "
     command += "--posteriors swag laplace --features gradient --seeds 7 --rounds 3 --num-initial 4 --query-size 1 2 "
     command += "--num-samples 6 --max-sample 30 --num-steps 11 --batch-size 8 --learning-rate 0.5 --budget 9 "
@@ -218,7 +218,7 @@ WRONG = [
     (["--features", "all"], "argument --features: invalid choice: 'all'"),
     (["--rounds"], "argument --rounds: expected one argument"),
     (["--query-size", "0"], "query_size=0"),
-    (["--target", "0.9"], "are of columns, but"),
+    (["--target", "0.9"], "target='0.9': an .npz file has no use for it"),
     (["--data", "hf:nowhere"], "datasets"),
     (["--data", "tfds:nowhere"], "nowhere was not found. Tried:"),
     (["--data", "photo.jpeg2000"], "data='photo.jpeg2000' does not exist: give digits"),
@@ -332,7 +332,7 @@ def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch, capsys):
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
     inputs, truth = names["train"].inputs, names["train"].targets
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    commands = [shlex.split(line)[3:] for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
     cheap = "--model mlp --num-steps 2 --num-samples 3 --num-initial 40 --cold-start random --query-size 5"
     assert command_line.main([*commands[0], *cheap.split()]) == 0
     assert capsys.readouterr().out.startswith("round 0: 40 examples, 0 answered\n")

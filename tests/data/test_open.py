@@ -85,7 +85,7 @@ def test_what_a_target_is_can_be_said(tmp_path):
     assert data.open(path, target="y", task="regression").num_classes is None
     assert data.open(path, target="z").num_classes is None
     for options, message in (
-        ({"target": "z", "task": "classification"}, "has 40 different values in 40 rows: no classes"),
+        ({"target": "z", "task": "classification"}, "has 40 different values in 40 rows, no classes"),
         ({"target": "w"}, "target='w' is no column of t.csv: name one of x, y, z"),
         ({}, "target is missing: name one of x, y, z"),
         ({"target": "y", "task": "ranking"}, "task='ranking' must be classification or regression"),
@@ -97,9 +97,16 @@ def test_what_a_target_is_can_be_said(tmp_path):
     with pytest.raises(ValueError, match="column 'y' holds words, such as 'a'"):
         data.open(words, target="y", task="regression")
     for text, message in (
-        ("x,y\n1,2\n3\n", "row 3: 1 cells, but 2 names"),
-        ("", "is empty"),
+        ("x,y\n1,2\n3\n", "example 2: 1 cells, but 2 names"),
+        ("", "holds 0 rows"),
+        ("x,y\n", "holds 1 rows"),
+        ("x,x,y\n1,2,0\n2,3,1\n", "several columns 'x'"),
         ("x,y\n1e999,2\n2,3\n3,2\n", "column 'x' holds inf"),
+        ("x,y\n" + rows(lambda i: f"{'err' if i == 4 else i * 7 % 30},{i % 2}"), "'x', example 5: 'err' is no number"),
+        ("x,y\n" + rows(lambda i: f"{i * 7 % 30}%,{i % 2}"), "'0%' is no number"),
+        ("x\ty\n" + rows(lambda i: f"1,{100 + i}\t{i % 2}"), "'1,100' may have a decimal comma or one between"),
+        ("x;y\n" + rows(lambda i: f"{i * 7 % 30};{['1', '1.0', '2'][i % 3]}"), "has '1' and '1.0', one number"),
+        ("land,2019,2020\n" + rows(lambda i: f"{'uvw'[i % 3]},{i * 7 % 30},{i % 2}"), "may be names or an example"),
         ("x,y\n1,2\n1,3\n", "2 rows with y: at least 3"),
         ("x,y\n1,2\n1,3\n1,2\n1,3\n1,2\n", "no column is left for inputs: x .one value"),
         ('x,y\n"1,2\n1,3\n', "save it as a table"),
@@ -114,6 +121,53 @@ def test_what_a_target_is_can_be_said(tmp_path):
         written(tmp_path / "y.csv", "2019,x,y\n" + rows(lambda i: f"{i * 3 % 31},{i % 5},{'ab'[i % 2]}")), target="y"
     )
     assert years.train.inputs.shape == (24, 2)
+
+
+def test_cells_are_read_as_they_are_meant(tmp_path):
+    """Marks of a column agree, quoted cells have lines of their own, and an at sign begins no comment."""
+    line = lambda i: f'"hello\n@bob, {i} times\u2028and more words than four","{["none", "brick", "stone"][i % 3]}"'  # noqa: E731
+    opened = data.open(written(tmp_path / "a.csv", "text,y\n" + rows(line)), target="y", num_test=6)
+    assert opened.class_names == ("brick", "none", "stone")
+    assert len(raw(opened)) == 30
+    values = ["1.250", "980,5", "1.100,75", "310,25"]
+    opened = data.open(
+        written(tmp_path / "b.csv", "x;y\n" + rows(lambda i: f"{i * 7 % 30};{values[i % 4]}", 40)), target="y"
+    )
+    assert "y of mean" in opened.said
+    found = np.unique(np.round(np.concatenate([opened.train.targets, opened.test.targets]), 4))
+    spread = np.array([310.25, 980.5, 1100.75, 1250.0])
+    np.testing.assert_allclose(np.diff(found) / np.diff(found)[0], np.diff(spread) / np.diff(spread)[0], rtol=1e-3)
+    early = data.open(
+        written(tmp_path / "c.csv", "?,1,2\n" + rows(lambda i: f"{i * 7 % 30},{i % 7},{i % 2}")), target="3"
+    )
+    assert len(raw(early)) == 31
+    later = data.open(
+        written(tmp_path / "d.csv", "t,z\n" + rows(lambda i: f"{1.7e9 + i + 0.5},{i * 7 % 30}")), target="t"
+    )
+    assert len(np.unique(later.train.targets)) == 24
+    excel = data.open(
+        written(tmp_path / "e.csv", "x\ty\n" + rows(lambda i: f"{i * 7 % 30}\t{i % 2}"), "utf-16"), target="y"
+    )
+    assert len(raw(excel)) == 30
+    arff = "@relation r\n@attribute a real\n@attribute b {u,v}\n@data\n" + rows(lambda i: f"{i * 7 % 30},{'uv'[i % 2]}")
+    assert data.open(written(tmp_path / "f.dat", arff), target="b").class_names == ("u", "v")
+    blanks = written(tmp_path / "g.txt", rows(lambda i: f"{i * 7 % 30} {i * i % 31} {i / 7:.2f}"))
+    assert data.open(blanks).num_classes is None
+
+
+def test_options_of_another_kind_of_data_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.zeros(1))
+    (tmp_path / "folder").mkdir()
+    for spec, options in (
+        ("digits", {"num_test": 5}),
+        ("digits", {"encode": "words"}),
+        ("cifar10", {"target": "x"}),
+        (tmp_path / "a.npz", {"image_size": 4}),
+        (tmp_path / "folder", {"task": "regression"}),
+        ([(1, 2)], {"task": "regression"}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.* has no use for it"):
+            data.open(spec, **options)
 
 
 def test_sentences_become_numbers(tmp_path):
@@ -158,6 +212,9 @@ def test_folders_of_classes_and_of_images(tmp_path):
         assert [opened.class_names[target], abs(int(image.mean()) - 40 * place) < 4] == [name.split("/")[0], True]
     whole = data.open(tmp_path / "pets", num_test=0)
     assert [len(whole.train.inputs), whole.test] == [6, None]
+    photo(tmp_path / "pets" / "stray.png")
+    with pytest.raises(ValueError, match=r"stray.png is beside the folders of classes"):
+        data.open(tmp_path / "pets")
     # A split that is there is kept, and images without folders have no labels.
     for part, count in (("train", 3), ("test", 2)):
         for kind in "ab":
@@ -165,6 +222,14 @@ def test_folders_of_classes_and_of_images(tmp_path):
                 photo(tmp_path / "split" / part / kind / f"{i}.png")
     split = data.open(tmp_path / "split")
     assert [len(split.train.inputs), len(split.test.inputs), split.class_names] == [6, 4, ("a", "b")]
+    for half, message in (
+        ("train/a/0.png test/0.png", "must each hold one folder"),
+        ("val/a/0.png test/b/0.png", "no train"),
+    ):
+        for name in half.split():
+            photo(tmp_path / message / name)
+        with pytest.raises(ValueError, match=message):
+            data.open(tmp_path / message)
     flat = data.open(tmp_path / "split" / "train" / "a")
     assert [flat.train.targets, flat.test, flat.references] == [None, None, ("0.png", "1.png", "2.png")]
     (tmp_path / "split" / "train" / "a" / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0broken")
@@ -197,8 +262,14 @@ def test_sequences_of_pairs_and_mappings():
         assert [opened.num_classes, len(opened.test.inputs)] == [2, 5]
     with pytest.raises(ValueError, match="target='label': element 0 has a, b"):
         data.open([{"a": 1, "b": 2}])
-    with pytest.raises(ValueError, match="data is a int: give digits"):
-        data.open(3)
+    assert data.open(pairs, num_test=0).test is None
+    for given, message in (
+        (3, "data is a int: give digits"),
+        ([1, 2], "element 0 is no"),
+        ({"a": [1]}, "element 0 is no"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.open(given)
 
 
 def test_hugging_face_sets_on_disk(tmp_path):
