@@ -353,18 +353,18 @@ def write(config: Any, seconds: float, **content: Any) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     path = config.out / "results.json"
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(_plain(shared | _as_dicts(content)), indent=1, allow_nan=False))
+    temporary.write_text(json.dumps(plain(shared | _as_dicts(content)), indent=1, allow_nan=False))
     return temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: arrays become lists, paths strings, and non-finite numbers null."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else None if isinstance(value, float) and value - value else value
 
 

@@ -13,6 +13,7 @@ RESULT
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -64,8 +65,10 @@ def main(config: Config) -> dict[str, dict[str, np.ndarray]]:
     """Areas of every set and row, ``[S]`` each, of which the oracle's are fewer."""
     if unknown := [name for name in config.sets if name not in PUBLISHED]:
         raise SystemExit(f"{unknown[0]} has no published row: choose among {', '.join(PUBLISHED)}")
-    start, areas = time.perf_counter(), {}
+    start, areas = time.perf_counter(), known(config)
     for name in config.sets:
+        if name in areas:
+            continue
         inputs, classes = harness.keel(name)
         parts = [harness.standardised(inputs, classes, seed) for seed in range(config.seed, config.seed + config.seeds)]
         began = time.perf_counter()
@@ -73,8 +76,19 @@ def main(config: Config) -> dict[str, dict[str, np.ndarray]]:
         print(f"{name}, {len(classes)} examples, {time.perf_counter() - began:.0f} s")
         print(harness.table(("", "area"), [(row, harness.mean_error(one, ".4f")) for row, one in areas[name].items()]))
         harness.write(config, time.perf_counter() - start, areas=areas)
-    report(config, time.perf_counter() - start, areas)
+    report(config, time.perf_counter() - start, {name: areas[name] for name in config.sets})
     return areas
+
+
+def known(config: Config) -> dict[str, dict[str, np.ndarray]]:
+    """Areas of sets that an earlier call with the same settings has written: it goes on where it was stopped."""
+    path, same = config.out / "results.json", ("seeds", "seed", "num_samples", "strategies", "oracle_seeds")
+    if not path.exists():
+        return {}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if any(written["config"][name] != harness.plain(getattr(config, name)) for name in same):
+        raise SystemExit(f"{path} is of other settings: remove it, or give another folder as --out")
+    return {name: {row: np.array(one) for row, one in rows.items()} for name, rows in written["areas"].items()}
 
 
 def of_set(config: Config, parts: list[tuple[baal.Dataset, baal.Dataset]], num_classes: int) -> dict[str, np.ndarray]:
@@ -189,8 +203,8 @@ def report(config: Config, seconds: float, areas: dict[str, dict[str, np.ndarray
         "",
         f"- Protocol: their uniform row comes out within one of their standard deviations on {sum(same)} of {len(same)}"
         " sets.",
-        f"- With our better head margin has at least the area of theirs on {sum(enough)} of these {len(enough)} sets, and"
-        f" gains at least as much over random on {sum(gains)}.",
+        f"- With our better head margin has at least the area of theirs on {sum(enough)} of these {len(enough)} sets,"
+        f" and gains at least as much over random on {sum(gains)}.",
         f"- The oracle, whose row is of the likeliest weights, is above all strategies of logistic regression on"
         f" {sum(above)} of {len(above)} sets, each difference with an interval above 0.",
         "",
