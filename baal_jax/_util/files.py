@@ -232,14 +232,15 @@ def lock(folder: Path, name: str = "lock") -> Iterator[None]:
 
 def _hold(file: IO[bytes]) -> None:
     """Locks a file until it is closed, or raises an OSError at once."""
-    try:
+    with suppress(ImportError):
         import fcntl
-    except ImportError:  # Windows, where a locked byte cannot be read: it is one far behind the text
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    with suppress(ImportError):  # Windows, where a locked byte cannot be read: it is one far behind the text
         msvcrt: Any = importlib.import_module("msvcrt")
         file.seek(1 << 20)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def plain(value: Any) -> Any:
