@@ -113,7 +113,7 @@ def of_task(config: Config, posterior: baal.Posterior, parts: list, rounds: int)
     options: dict[str, Any] = {"query_size": 1, "num_samples": config.num_samples}
 
     def make(train: baal.Dataset, test: baal.Dataset) -> dict[str, baal.ActiveLoop]:
-        chosen = {name: picks[name] for name in ("margin", "random", "k_center")}
+        chosen = {name: selection.by_name(name) for name in ("margin", "random", "k_center")}
         best = selection.oracle(chosen, posterior, train.targets, test.targets, num_batches=10, by="accuracy")
         loops = {**picks, "oracle": best}
         return study.strategies(posterior, loops, **options, features=lambda state, inputs: inputs)

@@ -6,12 +6,14 @@ import json
 import bayesian_lenet_cifar10
 import cold_start_digits
 import harness
+import keel_benchmark
 import mlp_mcdropout_digits
 import numpy as np
 import pytest
 import rare_class
 import semi_supervised_digits
 import stochastic_batches
+import threeclust
 import upper_row
 
 TINY = {"seeds": 2, "num_steps": 3}
@@ -86,3 +88,38 @@ def test_the_lenet_experiment_writes_what_it_reports(tmp_path):
     assert results["local_reparameterization"]["epistemic"][0] > 1e-4
     with pytest.raises(SystemExit, match="--subset 0"):
         bayesian_lenet_cifar10.load(dataclasses.replace(config, subset=0))
+
+
+def test_evidence_is_written_into_its_page_by_the_experiments(tmp_path, monkeypatch, capsys):
+    """Between its own lines, whatever stands there; a page without them is refused."""
+    page = tmp_path / "evidence.md"
+    names = ("keel_benchmark", "threeclust", "repeated_mnist")
+    marks = [f"{name}{end}" for name in names for end in ("", ": unhelpful")]
+    page.write_text("".join(f"<!-- begin {mark} -->\nold\n<!-- end {mark} -->\n\n" for mark in marks), encoding="utf-8")
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(50, 3))
+    monkeypatch.setattr(harness, "keel", lambda name: (inputs, (inputs[:, 0] > 0).astype(np.int32)))
+    small = {"seeds": 3, "num_samples": 3, "evidence": page}
+    monkeypatch.setattr("sys.argv", ["experiments/keel_benchmark.py", "--evidence", str(page)])
+    few = {"sets": ("sonar",), "strategies": ("random", "margin"), "oracle_seeds": 3, "out": tmp_path / "keel"}
+    areas = keel_benchmark.main(keel_benchmark.Config(**small, **few))
+    assert set(areas["sonar"]) == {
+        f"{head}, {name}" for head in ("logistic", "GP", "SVC") for name in ("random", "margin")
+    } | {"logistic, oracle"}
+    # Paired: of the same first labels and models, the same first accuracy; and the area is theirs.
+    infos = type("Infos", (), {"num_labelled": [[20, 21, 22]], "metrics": {"accuracy": [[0.5, 0.7, 0.9]]}})
+    np.testing.assert_allclose(keel_benchmark.area(infos), (0.6 + 0.8) / 3)
+    assert keel_benchmark.known(keel_benchmark.Config(**small, **few)).keys() == {"sonar"}
+    with pytest.raises(SystemExit, match="is of other settings"):
+        keel_benchmark.known(keel_benchmark.Config(**{**small, "seeds": 4}, **few))
+    monkeypatch.setattr("sys.argv", ["experiments/threeclust.py"])
+    monkeypatch.setattr(threeclust, "ROUNDS", {"ThreeClust": 3, "DivergingSin": 2})
+    threeclust.main(threeclust.Config(**small, strategies=("random", "margin"), out=tmp_path / "three"))
+    text = page.read_text(encoding="utf-8")
+    assert text.count("old") == 2
+    for part in ("## KEEL", "`python experiments/keel_benchmark.py`", "| sonar |", "## ThreeClust", "| oracle"):
+        assert part in text
+    page.write_text("nothing", encoding="utf-8")
+    with pytest.raises(SystemExit, match="needs a line <!-- begin threeclust -->"):
+        harness.evidence(threeclust.Config(evidence=page), 1.0, "title", [])
+    assert "farther than .02" in capsys.readouterr().out
