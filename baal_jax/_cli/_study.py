@@ -51,12 +51,15 @@ def run(wanted: Study) -> None:
     try:
         results = study.run(wanted.folder, loops, problem.train, problem.test, **options)
     except KeyboardInterrupt:
-        done, cells = study.results.progress(wanted.folder)
-        kept = f"{done} of {cells} cells are kept in {wanted.folder}: the same command goes on from there"
+        kept = "nothing was computed yet"
+        if (wanted.folder / "study.json").exists():
+            done, cells = study.results.progress(wanted.folder)
+            kept = f"{done} of {cells} cells are kept in {wanted.folder}: the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
     done, cells = study.results.progress(wanted.folder)
     if done < cells:
-        return print(f"{cells - done} of {cells} cells are still missing: they are other parts'")
+        said = "other parts compute them, or a call with all seeds and strategies that the folder was asked for"
+        return print(f"{cells - done} of {cells} cells are still missing: {said}")
     summary = statistics.summary(results)
     print(statistics.text(summary) if sys.stdout.isatty() else statistics.markdown(summary))
     print(f"\n{wanted.folder / 'results.csv'}\n{report.write(wanted.folder)}")

@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
 
 from baal_jax import __main__ as command_line
+from baal_jax import study
 from baal_jax.study import results
 from tests.annotation.exports import NAMES
 from tests.cli.test_cli import QUICK, cached
@@ -34,3 +36,18 @@ def test_the_page_on_your_data_runs_as_written(tmp_path, monkeypatch, capsys):
     assert "baal-jax study runs/mine --data penguins.csv --target species" in Path("runs/mine/report.html").read_text(
         "utf-8"
     )
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "home"
+    command = ["study", str(home), "--strategies", "random", *QUICK.split()]
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert command_line.main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "study: interrupted: nothing was computed yet"
+    assert command_line.main(command) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert command_line.main(command) == 130
+    kept = f"1 of 1 cells are kept in {home}: the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == f"study: interrupted: {kept}"
