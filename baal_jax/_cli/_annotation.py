@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 
 from baal_jax import annotation, features, selection, study
 from baal_jax._cli import _assemble
-from baal_jax._cli._options import Export, Ingest, Propose
+from baal_jax._cli._options import Amend, Export, Ingest, Propose
 from baal_jax._util import files, images
 from baal_jax.loop import ActiveLoop, active_loop
 
@@ -28,6 +29,11 @@ def propose(wanted: Propose) -> None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
     pool, loop = _loop(settings, kind, class_names)
+    if known is not None:
+        pool, new = _aligned(pool, known["references"])
+        if new:
+            annotation.amend(wanted.folder, references=new)
+            print(f"{len(new)} new examples, with ids from {len(known['references'])} on", file=sys.stderr)
     about = {"class_names": class_names, "kind": kind, "config": vars(settings)}
     annotation.start(wanted.folder, references=pool.references, **about)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
@@ -53,6 +59,27 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
     return pool, active_loop(posterior, acquisition, features=hidden, **sizes)
 
 
+def _aligned(pool: _assemble.Pool, references: list[str]) -> tuple[_assemble.Pool, list[str]]:
+    """The pool in the order of its ids, and references that have none yet, which come last."""
+    place = {reference: i for i, reference in enumerate(pool.references)}
+    if gone := [reference for reference in references if reference not in place]:
+        raise ValueError(f"{gone[0]!r} of the project is not among the data any more: put it back")
+    known = {*references}
+    new = [reference for reference in pool.references if reference not in known]
+    order = np.array([place[reference] for reference in (*references, *new)])
+    rows = {"inputs": pool.inputs[order], "embeddings": pool.embeddings[order]}
+    return pool._replace(references=[*references, *new], **rows), new
+
+
+def amend(wanted: Amend) -> None:
+    """Changes the project that a command line names."""
+    pairs = [text.partition("=") for text in wanted.rename]
+    if wrong := [old + mark + new for old, mark, new in pairs if not (old and mark and new)]:
+        raise ValueError(f"rename={wrong[0]!r} must be old=new")
+    rename = {old: new for old, _, new in pairs}
+    print(annotation.amend(wanted.folder, classes=wanted.add_classes, rename=rename, exclude=wanted.exclude))
+
+
 def export(wanted: Export) -> None:
     """Writes tables and network of the project that a command line names, and prints their paths."""
     known = files.read_json(wanted.folder / "project.json", "begin a project with baal-jax propose")
@@ -61,6 +88,9 @@ def export(wanted: Export) -> None:
     study.use_compilation_cache()
     kind, class_names, settings = _settings(Propose(wanted.folder), known)
     pool, loop = _loop(settings, kind, class_names)
+    pool, new = _aligned(pool, known["references"])
+    if new:
+        raise ValueError(f"data={settings.data!r} has {len(new)} new examples, such as {new[0]!r}: propose first")
     written = annotation.export(wanted.folder, loop, pool.inputs, key=jax.random.key(settings.seed))
     if Path(settings.data).is_dir() and class_names is not None:
         script = _CLASSIFY.format(size=settings.image_size, names=class_names)

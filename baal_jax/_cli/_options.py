@@ -121,6 +121,7 @@ class Propose:
 
     The first call begins the project and needs --data and, for classes, --classes. Later calls need the folder alone:
     they fit to the answers that `ingest` has kept and ask for the best that is left, or again for what is missing.
+    Photographs that have come into the folder of --data since then are added, and said.
     Compiled programs are kept in baal_jax of your folder of caches (~/.cache).
 
         baal-jax propose cats --data photos/ --classes cat dog --model cnn
@@ -211,3 +212,24 @@ class Export:
 
     folder: Path
     labels_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Amend:
+    """Changes a labelling project that has begun; no label is lost, and exports of earlier tasks are still read.
+
+        baal-jax amend cats --add-classes bird --rename cat=kitten --exclude 3 17
+
+    New photographs need no command: put them into the folder of --data, and propose again.
+
+    Attributes:
+        folder: Of the project.
+        add_classes: New classes.
+        rename: old=new, for classes.
+        exclude: Ids (baal_index) that are neither asked for nor trained on any more.
+    """
+
+    folder: Path
+    add_classes: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+    exclude: tuple[int, ...] = ()

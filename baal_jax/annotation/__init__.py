@@ -11,6 +11,8 @@ labels.json                     all answers so far
 labels.csv, predictions.csv     what :func:`export` writes, with network.stablehlo
 ```
 
+A project that has begun is changed by :func:`amend`: new examples and classes, other names, exclusions.
+
 From Python: :func:`start` once, and then in turns :func:`propose`, whose :class:`Query` names the tasks to import, and
 :func:`ingest`, which reads the export. A ``ValueError`` refuses a folder without a project, or with a file that is
 damaged, lost or another project's.
@@ -20,7 +22,7 @@ The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has 
 
 from baal_jax.annotation._export import export
 from baal_jax.annotation._label_studio import Annotations, from_label_studio, labelling_config, to_label_studio
-from baal_jax.annotation._project import Ingested, Query, answers, ingest, propose, start
+from baal_jax.annotation._project import Ingested, Query, amend, answers, ingest, propose, start
 
-__all__ = ["Annotations", "Ingested", "Query", "answers", "export", "from_label_studio", "ingest", "labelling_config",
-           "propose", "start", "to_label_studio"]  # fmt: skip
+__all__ = ["Annotations", "Ingested", "Query", "amend", "answers", "export", "from_label_studio", "ingest",
+           "labelling_config", "propose", "start", "to_label_studio"]  # fmt: skip

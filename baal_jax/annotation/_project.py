@@ -22,6 +22,7 @@ from baal_jax.training import tasks
 from baal_jax.typing import Acquisition, Dataset, Key, LoopState, PyTree
 
 _CURE = "restore it from a backup"
+_KEPT = ("id", "name", "formerly", "excluded")  # of a project that was amended
 
 
 class Query(NamedTuple):
@@ -66,7 +67,7 @@ class _Project(NamedTuple):
     """All that is in the folder of a project."""
 
     content: dict[str, Any]  # of project.json
-    id: str  # its digest, which the other files carry
+    id: str  # the digest that it began with, which the other files carry
     queries: list[dict[str, Any]]
     labels: dict[int, dict[str, Any]]  # id → target, round, annotator and time
     skipped: dict[int, dict[str, Any]]  # id → round and time
@@ -80,7 +81,8 @@ class _Project(NamedTuple):
     def waiting(self) -> list[int]:
         """Ids of the last query, if any, that have no answer."""
         indices = self.queries[-1]["indices"] if self.queries else []
-        return [index for index in indices if index not in self.labels and index not in self.skipped]
+        over = {*self.labels, *self.skipped, *self.content.get("excluded", ())}
+        return [index for index in indices if index not in over]
 
 
 def start(
@@ -122,14 +124,67 @@ def start(
             if old.get(name) != value:
                 shown = "" if name == "references" else f" ({old.get(name)!r}, now {value!r})"
                 raise ValueError(f"{path} is of a project with other {name}{shown}: use another folder")
+        content |= {name: old[name] for name in _KEPT if name in old}
     elif written:
         raise ValueError(f"{written[0]} is there, but no {path.name}: {_CURE}, or use another folder")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, content)
     files.write_text(folder / "label_config.xml", interface + "\n")
     if not written:  # nothing was asked for yet
-        _write_labels(folder, files.digest(files.read_json(path, _CURE)), {}, {})
+        _write_labels(folder, _id(files.read_json(path, _CURE)), {}, {})
     return path
+
+
+def amend(
+    folder: str | Path,
+    *,
+    references: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    exclude: Sequence[int] = (),
+) -> Path:
+    """Changes a project that has begun: nothing is lost, no id changes, and every label stays where it is.
+
+    Exports of tasks that were written before are read as they would be now, under the names that classes have now.
+
+    Args:
+        folder: of the project.
+        references: of new examples, which get the ids from ``N`` on; later calls of :func:`propose` get inputs of all.
+        classes: names of new classes, after those that there are.
+        rename: name of a class → its new name.
+        exclude: ids that are neither asked for nor trained on any more; what was said of them is kept.
+
+    Returns:
+        The path of ``project.json``, which is written last.
+
+    Raises:
+        ValueError: no project, a reference that it has, a class that it lacks or has, or an id beyond its examples.
+    """
+    folder = Path(folder)
+    project = _read(folder)
+    content, rename = {**project.content, "id": project.id, "name": _name(project.content)}, dict(rename or {})
+    known, new = content["references"], [str(reference) for reference in references]
+    if twice := [one for i, one in enumerate(new) if one in known or one in new[:i]]:
+        raise ValueError(f"references holds {twice[0]!r}, which the project has: give new ones")
+    content["references"] = [*known, *new]
+    names = content["class_names"]
+    if classes or rename:
+        if names is None:
+            raise ValueError("classes cannot change where people give numbers")
+        if unknown := [old for old in rename if old not in names]:
+            raise ValueError(f"rename={unknown[0]!r} is none of the classes {', '.join(names)}")
+        names = [*(rename.get(name, name) for name in names), *map(str, classes)]
+        content["class_names"] = names
+        before = {old: rename.get(new, new) for old, new in content.get("formerly", {}).items()}
+        content["formerly"] = {old: new for old, new in (before | rename).items() if old not in names}
+    checks.indices("exclude", np.array(exclude, np.int64), len(content["references"]))
+    content["excluded"] = sorted({*content.get("excluded", []), *(int(index) for index in exclude if index >= 0)})
+    for name in ("class_names", "references"):
+        checks.text(name, content[name], lines=name != "class_names")
+    files.write_text(folder / "label_config.xml", labelling_config(names, content["kind"]) + "\n")
+    for query in project.queries[-1:]:
+        files.write_text(folder / f"query-{query['round']:04d}.label_studio.json", _tasks(content, query))
+    return files.write_json(folder / "project.json", content)
 
 
 def propose(
@@ -255,6 +310,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     rounds = project.rounds
     of_project = {"kind": content["kind"], "project": _name(content), "num_examples": len(content["references"])}
     of_project |= {"proposed": rounds, "source": export.name}
+    tasks = _renamed(tasks, content.get("formerly", {}))
     annotations = from_label_studio(tasks, content["class_names"], several=several, **of_project)
     checks.text(f"{export.name}: annotators", annotations.annotators)
     changes: dict[str, list[int]] = {name: [] for name in Ingested._fields}
@@ -280,6 +336,18 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     _write_labels(folder, project.id, labels, skipped)
     changes["waiting"] = project.waiting
     return Ingested(*(np.array(changes[name], np.int32) for name in Ingested._fields))
+
+
+def _renamed(tasks: Any, formerly: Mapping[str, str]) -> Any:
+    """An export, whose classes have the names that they have now."""
+    if isinstance(tasks, list):
+        return [_renamed(one, formerly) for one in tasks]
+    if isinstance(tasks, dict):
+        told = {name: _renamed(one, formerly) for name, one in tasks.items()}
+        if isinstance(choices := told.get("choices"), list):
+            told["choices"] = [formerly.get(one, one) if isinstance(one, str) else one for one in choices]
+        return told
+    return tasks
 
 
 def _is_newer(known: Mapping[str, Any] | None, time: str | None) -> bool:
@@ -312,17 +380,19 @@ def _answers(project: _Project) -> pool.PoolState:
     num_examples, is_number = len(project.content["references"]), project.content["class_names"] is None
     targets = np.full(num_examples, np.nan if is_number else -1, np.float32 if is_number else np.int32)
     labelled_at = np.full(num_examples, -1, np.int32)
+    excluded = {*project.content.get("excluded", ())}
     for index, label in project.labels.items():
-        targets[index], labelled_at[index] = label["target"], label["round"]
+        if index not in excluded:
+            targets[index], labelled_at[index] = label["target"], label["round"]
     number = jnp.asarray(len(project.queries), jnp.int32)
     state = pool.PoolState(jnp.asarray(labelled_at), number, jax.device_put(targets))
-    return pool.exclude(state, np.array(sorted(project.skipped), np.int32))
+    return pool.exclude(state, np.array(sorted({*project.skipped, *excluded}), np.int32))
 
 
 def _read(folder: Path) -> _Project:
     """Reads and looks at all files of a project."""
     content = files.read_json(folder / "project.json", "start a project first, or restore it from a backup")
-    project = _Project(content, files.digest(content), [], {}, {})
+    project = _Project(content, _id(content), [], {}, {})
     for number in range(sum(bool(re.fullmatch(r"query-\d{4,}\.json", path.name)) for path in folder.iterdir())):
         path = folder / f"query-{number:04d}.json"
         query = files.read_json(path, _CURE, project.id)
@@ -346,9 +416,13 @@ def _read(folder: Path) -> _Project:
     return project
 
 
+def _id(content: Mapping[str, Any]) -> str:
+    return content.get("id") or files.digest(content)
+
+
 def _name(project: Mapping[str, Any]) -> str:
     """A name for the tasks of a project: ids mean the same wherever references, classes and what is shown agree."""
-    return files.digest([project[name] for name in ("kind", "class_names", "references")])[:16]
+    return project.get("name") or files.digest([project[name] for name in ("kind", "class_names", "references")])[:16]
 
 
 def _as_query(folder: Path, project: _Project) -> Query:
@@ -362,7 +436,10 @@ def _as_query(folder: Path, project: _Project) -> Query:
 
 
 def _tasks(project: Mapping[str, Any], query: Mapping[str, Any]) -> str:
-    told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": query["predictions"]}
+    guesses = query["predictions"]
+    if guesses and project["class_names"]:  # a class that came later was not guessed
+        guesses = [[*row, *[0.0] * (len(project["class_names"]) - len(row))] for row in guesses]
+    told: dict[str, Any] = {"kind": project["kind"], "project": _name(project), "predictions": guesses}
     scores = np.array(query["scores"], float)  # None is NaN
     tasks = to_label_studio(query["indices"], query["references"], project["class_names"], scores=scores, **told)
     return json.dumps(tasks, indent=1, ensure_ascii=False) + "\n"

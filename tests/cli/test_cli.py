@@ -69,7 +69,7 @@ def called(monkeypatch, tmp_path):
 
 def test_the_commands_are_listed_and_what_is_none_is_refused(capsys, monkeypatch):
     shown = subprocess.run([sys.executable, "-m", "baal_jax"], capture_output=True, text=True, check=True).stdout
-    assert list(command_line.COMMANDS) == ["study", "propose", "ingest", "export", "report"]
+    assert list(command_line.COMMANDS) == ["study", "propose", "ingest", "amend", "export", "report"]
     for name, (*_, text) in command_line.COMMANDS.items():
         assert f"  {name:10s} {text}\n" in shown
         with pytest.raises(SystemExit) as stop:
