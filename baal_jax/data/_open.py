@@ -289,7 +289,7 @@ def _from_hub(name: str, target: str | None, task: Any, encode: Any, num_test: i
 
 def _from_pictures(folder: Path, size: int, num_test: int | None, seed: int) -> Opened:
     """Images; their classes are the folders that they are in."""
-    found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _PICTURES and file.is_file()]
+    found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _PICTURES]
     paths = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     said = [f"{len(found) - len(paths)} hidden files left out"] if len(paths) < len(found) else []
     others = sum(file.is_file() for file in folder.rglob("*")) - len(found)
