@@ -66,9 +66,9 @@ def logistic_regression(
               + \tfrac\tau2 \|W\|^2, \qquad q(W) = \mathcal N\bigl(W_*, (H + \tau I)^{-1}\bigr)
 
     with a constant, penalised like all else, beside the features in :math:`\tilde x` and the Hessian ``H`` of the first
-    term. It is scikit-learn's ``LogisticRegression(C=1 / τ, fit_intercept=False)`` on that design (of two classes, where
-    that has one vector of weights, ``C=2 / τ``), found by Newton's method at a cost by the labels. Features should be of
-    the order of 1. What a draw adds to all logits is left out.
+    term. It is scikit-learn's ``LogisticRegression(C=1 / τ, fit_intercept=False)`` on that design (of two classes, for
+    which that has one vector of weights, ``C=2 / τ``), found by Newton's method at a cost by the labels. Features
+    should be of the order of 1. What a draw adds to all logits is left out.
 
     With ``"evidence"``, :math:`\tau` is the power of 2 that a climb from the one of the round before (at first 1) ends
     at, where neither twice nor half of it has a marginal likelihood that is .01 nats larger,
