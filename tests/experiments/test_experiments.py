@@ -109,7 +109,7 @@ def test_evidence_is_written_into_its_page_by_the_experiments(tmp_path, monkeypa
     # Paired: of the same first labels and models, the same first accuracy; and the area is theirs.
     infos = type("Infos", (), {"num_labelled": [[20, 21, 22]], "metrics": {"accuracy": [[0.5, 0.7, 0.9]]}})
     np.testing.assert_allclose(keel_benchmark.area(infos), (0.6 + 0.8) / 3)
-    assert keel_benchmark.known(keel_benchmark.Config(**small, **few)).keys() == {"sonar"}
+    assert keel_benchmark.known(keel_benchmark.Config(**small, **few))[0].keys() == {"sonar"}
     with pytest.raises(SystemExit, match="is of other settings"):
         keel_benchmark.known(keel_benchmark.Config(**{**small, "seeds": 4}, **few))
     monkeypatch.setattr("sys.argv", ["experiments/threeclust.py"])
