@@ -22,7 +22,12 @@ def run(wanted: Study) -> None:
     names = ("target", "task", "image_size", "num_test", "seed", "data_dir")
     encode = _assemble.named("encode", wanted.encode) if ".py:" in wanted.encode else wanted.encode
     chosen = {name: getattr(wanted, name) for name in names} | {"encode": encode, "image": wanted.model == "cnn"}
-    problem = data.open(wanted.data, **chosen)
+    try:
+        problem = data.open(wanted.data, **chosen)
+    except ValueError as error:
+        if wanted.target is None or not re.fullmatch(r"[\d.]+", wanted.target):
+            raise
+        raise ValueError(f"{error} (a value to reach is --reach)") from error
     print(problem.said, file=sys.stderr)
     if problem.test is None:
         cure = "label it first (baal-jax propose), or put each class into a folder of its own"

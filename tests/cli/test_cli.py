@@ -218,7 +218,7 @@ WRONG = [
     (["--features", "all"], "argument --features: invalid choice: 'all'"),
     (["--rounds"], "argument --rounds: expected one argument"),
     (["--query-size", "0"], "query_size=0"),
-    (["--target", "0.9"], "target='0.9': an .npz file has no use for it"),
+    (["--target", "0.9"], "no use for it, leave it out (a value to reach is --reach)"),
     (["--data", "hf:nowhere"], "datasets"),
     (["--data", "tfds:nowhere"], "nowhere was not found. Tried:"),
     (["--data", "photo.jpeg2000"], "data='photo.jpeg2000' does not exist: give digits"),
