@@ -44,6 +44,12 @@ def browse(page: Path, width: int, *options: str) -> subprocess.CompletedProcess
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("study"), make_results(seeds=4, rounds=5))
+    blank = folder / "blank.html"
+    blank.write_text("<title>here</title>", encoding="utf-8")
+    try:
+        assert "here" in browse(blank, 500, "--dump-dom").stdout
+    except (subprocess.SubprocessError, OSError, AssertionError) as error:
+        pytest.skip(f"{BROWSER} does not start here: {error}")
     return report.write(folder)
 
 
