@@ -1,5 +1,6 @@
 """``baal-jax propose`` and ``ingest``: a labelling project from files alone."""
 
+import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,28 +21,53 @@ _SETTINGS |= {"posterior": "mc_dropout", "strategy": "power_bald", "num_initial"
 _SETTINGS |= {"query_size": 20, "num_samples": 20, "num_steps": 500, "batch_size": 32, "learning_rate": 1e-3, "seed": 0}
 
 
+_SAID_AGAIN = ("data", "image_size", "model", "rate", "posterior", "strategy", "query_size", "num_samples", "num_steps")
+_SAID_AGAIN += ("batch_size", "learning_rate")  # what may change in a project that has begun
+_SHOWN = 5  # reasons that are printed
+
+
 def propose(wanted: Propose) -> None:
     """Writes the next query of the project that a command line names, and prints where its tasks are."""
-    study.use_compilation_cache()
+    _begin()
     path = wanted.folder / "project.json"
     known = files.read_json(path, "restore it from a backup") if path.exists() else None
     if known is None and wanted.data is None:
         raise ValueError(f"folder={str(wanted.folder)!r} holds no project yet: begin one with --data")
     kind, class_names, settings = _settings(wanted, known)
     pool, loop = _loop(settings, kind, class_names)
-    if known is not None:
+    config = {name: value for name, value in vars(settings).items() if name != "multi_label"}
+    if known is None:
+        about = {"class_names": class_names, "kind": kind, "multi_label": settings.multi_label, "config": config}
+        annotation.start(wanted.folder, references=pool.references, **about)
+    else:
         pool, new = _aligned(pool, known["references"])
+        changed = [f"{name}: {known['config'][name]} → {config[name]}" for name in config
+                   if files.plain(config[name]) != known["config"][name]]  # fmt: skip
+        if new or changed:
+            annotation.amend(wanted.folder, references=new, config=config)
         if new:
-            annotation.amend(wanted.folder, references=new)
-            print(f"{len(new)} new examples, with ids from {len(known['references'])} on", file=sys.stderr)
-    about = {"class_names": class_names, "kind": kind, "config": vars(settings)}
-    annotation.start(wanted.folder, references=pool.references, **about)
+            changed.append(f"{len(new)} new examples, with ids from {len(known['references'])} on")
+        print(*changed, sep="\n", end="\n" * bool(changed), file=sys.stderr)
     first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
     first |= {"num_initial": settings.num_initial, "key": jax.random.key(settings.seed)}
-    query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, **first)
+    query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, review=wanted.review, **first)
     _write_pictures(wanted.folder, pool, query)
     answered = len(query.indices) - len(query.waiting)
-    print(f"round {query.round}: {len(query.indices)} examples, {answered} answered\n{query.tasks}")
+    print(f"round {query.round}: {len(query.indices)} examples, {answered} answered")
+    for index, reason in list(zip(query.indices.tolist(), query.reasons, strict=False))[:_SHOWN]:
+        print(f"  {index} {pool.references[index][:60]}: {reason}")
+    if len(query.reasons) > _SHOWN:
+        print(f"  … and {len(query.reasons) - _SHOWN} more, in the column why of the tasks")
+    print(query.tasks)
+
+
+def _begin() -> None:
+    """Programs are kept, and what is being done is said."""
+    study.use_compilation_cache()
+    logger = logging.getLogger("baal_jax")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())  # whatever stderr is
 
 
 def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -> tuple[_assemble.Pool, ActiveLoop]:
@@ -53,7 +79,8 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
     model, by_name = _assemble.learners(
         settings, [settings.posterior], num_classes, pool.inputs.shape[1:], pool.inputs.dtype
     )
-    acquisition, hidden = _assemble.pick(settings.strategy)[1], features.last_hidden(model)
+    acquisition = _assemble.pick(settings.strategy, multi_label=settings.multi_label)[1]
+    hidden = features.last_hidden(model)
     sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
     (posterior,) = by_name.values()
     return pool, active_loop(posterior, acquisition, features=hidden, **sizes)
@@ -61,12 +88,17 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
 
 def _aligned(pool: _assemble.Pool, references: list[str]) -> tuple[_assemble.Pool, list[str]]:
     """The pool in the order of its ids, and references that have none yet, which come last."""
-    place = {reference: i for i, reference in enumerate(pool.references)}
-    if gone := [reference for reference in references if reference not in place]:
-        raise ValueError(f"{gone[0]!r} of the project is not among the data any more: put it back")
+    places: dict[str, list[int]] = {}
+    for i, reference in enumerate(pool.references):
+        places.setdefault(reference, []).append(i)
+    order = []
+    for reference in references:  # of equal texts each is there as often as it was
+        if not places.get(reference):
+            raise ValueError(f"{reference!r} of the project is not among the data any more: put it back")
+        order.append(places[reference].pop(0))
     known = {*references}
-    new = [reference for reference in pool.references if reference not in known]
-    order = np.array([place[reference] for reference in (*references, *new)])
+    new = [reference for reference in dict.fromkeys(pool.references) if reference not in known]
+    order = np.array(order + [places[reference][0] for reference in new])
     rows = {"inputs": pool.inputs[order], "embeddings": pool.embeddings[order]}
     return pool._replace(references=[*references, *new], **rows), new
 
@@ -85,17 +117,24 @@ def export(wanted: Export) -> None:
     known = files.read_json(wanted.folder / "project.json", "begin a project with baal-jax propose")
     if wanted.labels_only:
         return print(*annotation.export(wanted.folder), sep="\n")
-    study.use_compilation_cache()
+    _begin()
     kind, class_names, settings = _settings(Propose(wanted.folder), known)
     pool, loop = _loop(settings, kind, class_names)
     pool, new = _aligned(pool, known["references"])
     if new:
         raise ValueError(f"data={settings.data!r} has {len(new)} new examples, such as {new[0]!r}: propose first")
-    written = annotation.export(wanted.folder, loop, pool.inputs, key=jax.random.key(settings.seed))
+    written = annotation.export(wanted.folder, loop, pool.inputs, key=jax.random.key(settings.seed), folds=wanted.folds)
     if Path(settings.data).is_dir() and class_names is not None:
-        script = _CLASSIFY.format(size=settings.image_size, names=class_names)
+        told = _SEVERAL if settings.multi_label else _ONE
+        script = _CLASSIFY.format(size=settings.image_size, names=class_names, told=told)
         written.append(files.write_text(wanted.folder / "classify.py", script))
     print(*written, sep="\n")
+    if (path := wanted.folder / "learning_curve.csv") in written:
+        labels, score, error, first = path.read_text(encoding="utf-8").splitlines()[-1].split(",")
+        metric = path.read_text(encoding="utf-8").partition("\n")[0].split(",")[1]
+        of_first = "" if first == "nan" else f", {float(first):.3g} of the first query alone"
+        told = f"{metric} {float(score):.3g} ± {float(error):.2g} of {labels} labels"
+        print(f"{told}, each left out of one of {wanted.folds} fits{of_first}")
 
 
 _CLASSIFY = """# python classify.py photo.jpg …: needs jax and Pillow.
@@ -107,8 +146,10 @@ network = jax.export.deserialize(bytearray(pathlib.Path(__file__).with_name("net
 for path in sys.argv[1:]:
     photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize(({size}, {size}))
     probabilities = np.asarray(network.call(np.asarray(photo)[None]))[0]
-    print(path, names[probabilities.argmax()], f"{{probabilities.max():.4f}}")
+    print({told})
 """
+_ONE = 'path, names[probabilities.argmax()], f"{probabilities.max():.4f}"'
+_SEVERAL = 'path, *(f"{name} {probability:.4f}" for name, probability in zip(names, probabilities))'
 
 
 def ingest(wanted: Ingest) -> None:
@@ -119,22 +160,25 @@ def ingest(wanted: Ingest) -> None:
 
 def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[str] | None, SimpleNamespace]:
     """What was said when the project began, or is said now; both must agree."""
-    options = {name: value for name, value in vars(wanted).items() if name not in ("folder", "give_up")}
-    said = {name: files.plain(value) for name, value in options.items() if value is not None}
+    options = {name: value for name, value in vars(wanted).items() if name not in ("folder", "give_up", "review")}
+    said = {name: files.plain(value) for name, value in options.items() if value not in (None, False)}
     if known is None:
         class_names = said.pop("classes", None)
-        kind = said.pop("kind", "image")
+        kind = said.pop("kind", "text" if _assemble.is_table(wanted.data) else "image")
         if class_names is None:
             said.setdefault("strategy", "variance")
-        return kind, class_names, SimpleNamespace(**_SETTINGS | said)
+        return kind, class_names, SimpleNamespace(**_SETTINGS | {"multi_label": False} | said)
     if known["config"].keys() != _SETTINGS.keys():
         raise ValueError(f"folder={str(wanted.folder)!r} was begun from Python, with its own loop: go on from there")
     was = {**known["config"], "kind": known["kind"], "classes": known["class_names"]}
+    was["multi_label"] = known.get("multi_label", False)
     for name, value in said.items():
-        if was.get(name) != value:
+        if was.get(name) != value and name not in _SAID_AGAIN:
             begun = f"the project was begun with {was.get(name)!r}"
             raise ValueError(f"{name}={value!r}, but {begun}: leave it out, or use another folder")
-    return known["kind"], known["class_names"], SimpleNamespace(**known["config"])
+    changed = {name: value for name, value in said.items() if name in _SAID_AGAIN}
+    settings = SimpleNamespace(**known["config"] | changed, multi_label=was["multi_label"])
+    return known["kind"], known["class_names"], settings
 
 
 def _write_pictures(folder: Path, pool: _assemble.Pool, query: annotation.Query) -> None:

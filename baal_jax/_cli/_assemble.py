@@ -39,8 +39,14 @@ def pool(options: Any, kind: str) -> Pool:
         names = [options.url_prefix + quote(file) if options.url_prefix else file for file in found.references or ()]
         inputs = np.asarray(found.train.inputs)  # names are quoted where they are part of a URL
         return Pool(inputs, names, _flat(inputs), found.said)
+    if is_table(name):
+        found = data.open(path, num_test=0)
+        if kind != "text":
+            raise ValueError(f"data={name!r} is a table, which is shown as text: use --kind text, or an .npz file")
+        inputs = np.asarray(found.train.inputs)
+        return Pool(inputs, [*(found.references or ())], _flat(inputs), found.said)
     if not path.is_file() or path.suffix != ".npz":
-        raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file")
+        raise ValueError(f"data={name!r} is neither a folder of images nor an .npz file, nor a table")
     with files.about(f"data={name!r}", files.CURE):
         arrays = files.arrays_of(path, ["inputs"], ["references", "embeddings"])
         inputs = np.asarray(data.from_arrays(arrays["inputs"]).inputs)
@@ -54,6 +60,11 @@ def pool(options: Any, kind: str) -> Pool:
         if len(rows) != len(inputs):
             raise ValueError(f"data={name!r} holds {len(rows)} {what} for {len(inputs)} inputs")
     return Pool(inputs, references, _flat(embeddings))
+
+
+def is_table(name: Any) -> bool:
+    """Whether a pool is one of rows, which are shown as text."""
+    return Path(name).suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:
@@ -90,10 +101,10 @@ def _called(option: str, spec: str, function: Any, *given: Any, **more: Any) -> 
         raise ValueError(f"{option}={spec!r} fails when it is called ({type(error).__name__}: {error})") from error
 
 
-def pick(name: str) -> tuple[str, Acquisition]:
+def pick(name: str, *, multi_label: bool = False) -> tuple[str, Acquisition]:
     """A strategy by its name, or of one's own."""
     if ":" not in name:
-        return name, selection.by_name(name)
+        return name, selection.by_name(name, multi_label=multi_label)
     found: Any = named("strategies", name)
     if callable(found) and not isinstance(found, Acquisition):
         function: Any = found
@@ -141,6 +152,7 @@ def learners(
         tried = lambda key, inputs: model.apply(model.init(key, inputs), inputs, key)  # noqa: E731
         _called("model", options.model, jax.eval_shape, tried, key, kind)
     loss = losses.squared_error if num_classes is None else losses.cross_entropy
+    loss = losses.binary_cross_entropy if getattr(options, "multi_label", False) else loss
     fit = trainer(optax.adam(options.learning_rate), loss, num_steps=options.num_steps, batch_size=options.batch_size)
     found = {}
     for name in names:

@@ -121,7 +121,8 @@ class Propose:
 
     The first call begins the project and needs --data and, for classes, --classes. Later calls need the folder alone:
     they fit to the answers that `ingest` has kept and ask for the best that is left, or again for what is missing.
-    Photographs that have come into the folder of --data since then are added, and said.
+    Photographs and rows that have come into --data since then are added, and said; so are settings that change:
+    --model, --posterior, --strategy, --query-size, and those of the fit.
     Compiled programs are kept in baal_jax of your folder of caches (~/.cache).
 
         baal-jax propose cats --data photos/ --classes cat dog --model cnn
@@ -131,11 +132,13 @@ class Propose:
 
     Attributes:
         folder: Of the project.
-        data: The pool: a folder of images, or an .npz file with `inputs` and perhaps `references` (what
+        data: The pool: a folder of images; a table of rows without labels (.csv, .tsv, .jsonl), whose text people are
+            shown; or an .npz file with `inputs` and perhaps `references` (what
             people are shown: URLs, or texts) and `embeddings` (a row of numbers for each, for --cold-start). Inputs
             that are images are written as PNG files where there are no references.
         classes: Names of the classes; without them people give numbers.
-        kind: Of what people are shown; image by default.
+        multi_label: Any number of classes may be right, or none.
+        kind: Of what people are shown; image by default, of a table text.
         url_prefix: Put before names of image files, for Label Studio's local storage: /data/local-files/?d=photos/.
         image_size: Images of a folder are resized to this many pixels on each side; 32 by default.
         model: mlp by default, cnn, or file.py:name or package.module:name of a network, as of study.
@@ -152,11 +155,13 @@ class Propose:
         learning_rate: Of Adam; 0.001 by default.
         seed: Of everything; 0 by default.
         give_up: Does not wait for what is unanswered in the last query.
+        review: Asks again for the labels that are least certain, by fits that did not see them.
     """
 
     folder: Path
     data: Path | None = None
     classes: tuple[str, ...] | None = None
+    multi_label: bool = False
     kind: Literal["image", "text", "audio"] | None = None
     url_prefix: str | None = None
     image_size: int | None = None
@@ -173,6 +178,7 @@ class Propose:
     learning_rate: float | None = None
     seed: int | None = None
     give_up: bool = False
+    review: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +186,14 @@ class Ingest:
     """Keeps the answers of an export of Label Studio: all of them or, where something is wrong, none.
 
     Skipped tasks are not asked for again. An export may hold any part of what was asked for; a later one corrects it.
+    A table brings labels from elsewhere: columns id or reference, label, and perhaps annotator and time.
 
         baal-jax ingest cats export.json
+        baal-jax ingest cats labels.csv
 
     Attributes:
         folder: Of the project.
-        export: The file that Label Studio exported as JSON (not JSON-MIN).
+        export: The file that Label Studio exported as JSON (not JSON-MIN), or a table (.csv).
         several: What counts where several people answered.
     """
 
@@ -198,9 +206,11 @@ class Ingest:
 class Export:
     """Writes what a labelling project knows: its labels, predictions of everything, and the network.
 
-    labels.csv has all answers. The network is fitted to them as for the next query: predictions.csv has probabilities
-    and uncertainty of every example, network.stablehlo is the function itself, with its weights, and for a folder of
-    images classify.py reads it and classifies photographs; that script needs jax and Pillow alone.
+    labels.csv has all answers, disagreements.csv those of several people who do not agree. The network is fitted to all
+    answers as for the next query: predictions.csv has probabilities and uncertainty of every example, network.stablehlo
+    is the function itself, with its weights, and for a folder of images classify.py reads it and classifies
+    photographs; that script needs jax and Pillow alone. learning_curve.csv says how good fits to the first labels are,
+    on labels that they did not see (cross-validation).
 
         baal-jax export cats
         python cats/classify.py new_photo.jpg
@@ -208,10 +218,12 @@ class Export:
     Attributes:
         folder: Of the project.
         labels_only: Fits nothing.
+        folds: Of the cross-validation; 0 for none.
     """
 
     folder: Path
     labels_only: bool = False
+    folds: int = 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,12 @@ damaged, lost or another project's.
 The format is that of `Label Studio <https://labelstud.io>`_; nothing of it has to be installed.
 """
 
+from baal_jax.annotation._assess import Assessment, assess
 from baal_jax.annotation._export import export
+from baal_jax.annotation._ingest import Ingested, ingest
 from baal_jax.annotation._label_studio import Annotations, from_label_studio, labelling_config, to_label_studio
-from baal_jax.annotation._project import Ingested, Query, amend, answers, ingest, propose, start
+from baal_jax.annotation._project import amend, answers, start
+from baal_jax.annotation._propose import Query, propose
 
-__all__ = ["Annotations", "Ingested", "Query", "amend", "answers", "export", "from_label_studio", "ingest",
-           "labelling_config", "propose", "start", "to_label_studio"]  # fmt: skip
+__all__ = ["Annotations", "Assessment", "Ingested", "Query", "amend", "answers", "assess", "export",
+           "from_label_studio", "ingest", "labelling_config", "propose", "start", "to_label_studio"]  # fmt: skip

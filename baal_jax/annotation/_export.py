@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import heuristics, pool
-from baal_jax._util import checks, files, sources
-from baal_jax.annotation._project import answers, read_project
+from baal_jax._util import checks, files
+from baal_jax.annotation._assess import Assessment, assessed, rows_of
+from baal_jax.annotation._project import Project, answers_of, means_of, read
+from baal_jax.annotation._propose import fitted_to, num_inputs
 from baal_jax.loop import ActiveLoop
-from baal_jax.loop import query as query_pool
-from baal_jax.metrics import model_average
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, Key, LoopState, PyTree
 
@@ -23,21 +23,29 @@ _ROWS = 512  # predicted at a time
 
 
 def export(
-    folder: str | Path, loop: ActiveLoop | None = None, inputs: PyTree = None, *, key: Key | None = None
+    folder: str | Path,
+    loop: ActiveLoop | None = None,
+    inputs: PyTree = None,
+    *,
+    key: Key | None = None,
+    folds: int = 5,
 ) -> list[Path]:
     """Writes what a project knows as tables, and with a loop what its network says of everything, and the network.
 
-    ``labels.csv`` has a line for every answer: id, reference, label, annotator, time, round. With ``loop``, fitted to
+    ``labels.csv`` has a line for every answer: id, reference, label (of several a JSON list), annotator, time, round;
+    ``disagreements.csv`` one for each annotator of an answer about which they do not agree. With ``loop``, fitted to
     all answers as for the next query, ``predictions.csv`` has a line for every example: the label if there is one, the
     predicted class, entropy and mutual information in nats, and all probabilities (numbers: mean and standard
-    deviation over draws); and ``network.stablehlo`` is the function from one input ``[1, …]`` to these probabilities
-    ``[1, C]`` (or means), weights and draws included, which ``jax.export.deserialize`` reads without this package.
+    deviation over draws); ``network.stablehlo`` is the function from one input ``[1, …]`` to these probabilities
+    ``[1, C]`` (or means), weights and draws included, which ``jax.export.deserialize`` reads without this package; and
+    ``learning_curve.csv`` says how good fits to the labels of the first rounds are, by :func:`assess`.
 
     Args:
         folder: of the project.
         loop: as of :func:`propose`.
         inputs: ``[N, …]`` of the pool, or a source on the host.
         key: a typed key, of the whole project.
+        folds: of the cross-validation; 0 for no learning curve, and there is none of fewer than four labels.
 
     Returns:
         The files that were written, in the folder.
@@ -47,58 +55,67 @@ def export(
         ImportError: flatbuffers is not installed.
     """
     folder = Path(folder)
-    content, labels = read_project(folder)
-    names, references = content["class_names"], content["references"]
-    shown = {index: label["target"] if names is None else names[label["target"]] for index, label in labels.items()}
-    rows = [[i, references[i], shown[i], said["annotator"], said["time"], said["round"]] for i, said in labels.items()]
-    heads = ["id", "reference", "label", "annotator", "time", "round"]
-    written = [_write(folder / "labels.csv", heads, sorted(rows, key=lambda row: row[0]))]
+    project = read(folder)
+    references, labels = project.content["references"], project.labels
+    heads = ["id", "reference", "label", "annotator", "time"]
+    rows = [[i, references[i], _cell(project, said["target"]), said["annotator"], said["time"], said["round"]]
+            for i, said in sorted(labels.items())]  # fmt: skip
+    written = [_write(folder / "labels.csv", [*heads, "round"], rows)]
+    if any("said" in said for said in labels.values()):
+        rows = [[i, references[i], _cell(project, target), who, when]
+                for i, said in sorted(labels.items()) for who, target, when in said.get("said", ())]  # fmt: skip
+        written.append(_write(folder / "disagreements.csv", heads, rows))
     if loop is None:
         return written
     if inputs is None or key is None:
         raise ValueError("loop is given, but not inputs or key: predictions need all of them")
-    answered = answers(folder)
-    on_host = sources.is_source(inputs)
-    given = len(inputs) if on_host else checks.leading_axis("inputs", inputs)
-    if given != len(references):
-        raise ValueError(f"inputs holds {given} examples, but the project {len(references)}: pass its pool")
-    if not int(pool.num_labelled(answered)):
+    num_inputs(project, inputs)
+    answered = answers_of(project)
+    if not (num_labels := int(pool.num_labelled(answered))):
         raise ValueError(f"folder={str(folder)!r} has no answers yet: ingest some before predictions are made")
     checks.optional_import("flatbuffers", "experiments")  # in which jax.export writes
     tasks.admit("pool", Dataset(inputs))
     # The keys of the next query, so that the network is the one that it asks.
-    state = LoopState(jax.random.split(key)[0], answered, None, step=jnp.maximum(answered.round - 1, 0))
-    fitted, selection, _ = query_pool(loop, state, Dataset(inputs))
-    after = loop.round.advance(state, fitted, selection)
+    after, *_ = fitted_to(project, loop, inputs, key, answered)
+    written.append(_write_predictions(folder, project, loop, after, inputs))
+    kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), rows_of(inputs, [0]))
+    platforms = list(dict.fromkeys(["cpu", jax.default_backend()]))
+    network = jax.jit(lambda one: means_of(project.content, loop.predict(after, one)))
+    exported = jax.export.export(network, platforms=platforms)(kinds)
+    written.append(files.write_bytes(folder / "network.stablehlo", bytes(exported.serialize())))
+    if folds and num_labels >= 4:
+        found = assessed(project, loop, inputs, key=key, folds=folds, points=4)
+        written.append(_write(folder / "learning_curve.csv", _curve_heads(found), found.curve))
+    return written
 
-    def outputs_of(one: PyTree) -> jax.Array:
-        outputs = loop.predict(after, one)
-        if names is not None:
-            return jnp.exp(model_average(outputs))
-        return jnp.mean(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0)[:, None]
 
-    table = []
-    for start in range(0, given, _ROWS):
-        ids = np.arange(start, min(start + _ROWS, given))
-        some = sources.load(inputs, ids) if on_host else jax.tree.map(lambda leaf, ids=ids: leaf[ids], inputs)
-        outputs = loop.predict(after, some)
-        means = np.asarray(outputs_of(some), np.float64)
+def _curve_heads(found: Assessment) -> list[str]:
+    return ["labels", found.metric, "standard_error", f"{found.metric}_of_the_first_query"]
+
+
+def _cell(project: Project, target: Any) -> Any:
+    return target if project.names is None else project.text(target)
+
+
+def _write_predictions(folder: Path, project: Project, loop: ActiveLoop, after: LoopState, inputs: PyTree) -> Path:
+    names, references, table = project.names, project.content["references"], []
+    scores = heuristics.entropy, heuristics.bald
+    if project.is_multi_label:
+        scores = tuple(map(heuristics.multi_label, scores))
+    for start in range(0, len(references), _ROWS):
+        outputs = loop.predict(after, rows_of(inputs, np.arange(start, min(start + _ROWS, len(references)))))
+        means = np.asarray(means_of(project.content, outputs), np.float64)
         if names is None:
             spread = np.asarray(jnp.std(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0), np.float64)
-            table += [[means[i, 0], spread[i]] for i in range(len(ids))]
+            table += np.stack([means[:, 0], spread], axis=1).tolist()
             continue
-        doubts = [np.asarray(score(outputs), np.float64) for score in (heuristics.entropy, heuristics.bald)]
-        best = means.argmax(axis=1)
-        table += [[names[best[i]], doubts[0][i], doubts[1][i], *means[i]] for i in range(len(ids))]
+        doubts = [np.asarray(score(outputs), np.float64) for score in scores]
+        best = means >= 0.5 if project.is_multi_label else means.argmax(axis=1)
+        table += [[project.text(best[i]), doubts[0][i], doubts[1][i], *means[i]] for i in range(len(means))]
     heads = ["mean", "deviation"] if names is None else ["predicted", "entropy", "mutual_information", *names]
+    shown = {i: _cell(project, said["target"]) for i, said in project.labels.items()}
     lines = ([i, references[i], shown.get(i, ""), *row] for i, row in enumerate(table))
-    written.append(_write(folder / "predictions.csv", ["id", "reference", "label", *heads], lines))
-    first = sources.load(inputs, np.arange(1)) if on_host else jax.tree.map(lambda leaf: leaf[:1], inputs)
-    kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
-    platforms = list(dict.fromkeys(["cpu", jax.default_backend()]))
-    exported = jax.export.export(jax.jit(outputs_of), platforms=platforms)(kinds)
-    written.append(files.write_bytes(folder / "network.stablehlo", bytes(exported.serialize())))
-    return written
+    return _write(folder / "predictions.csv", ["id", "reference", "label", *heads], lines)
 
 
 def _write(path: Path, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

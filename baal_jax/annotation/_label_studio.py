@@ -17,6 +17,7 @@ Kind = Literal["image", "text", "audio"]
 _TAGS = {"image": "Image", "text": "Text", "audio": "Audio"}
 _INDEX = "baal_index"
 _PROJECT = "baal_project"
+_REVIEW = "baal_review"
 
 
 class Annotations(NamedTuple):
@@ -24,11 +25,13 @@ class Annotations(NamedTuple):
 
     Attributes:
         indices: ``int[K]`` ids that have an answer, ascending.
-        targets: ``[K]``: ``int32`` classes, or ``float32`` numbers.
+        targets: ``int32[K]`` classes, ``int32[K, C]`` labels that are there (1) or not (0), or ``float32[K]`` numbers.
         skipped: ``int[M]`` ids that nobody would answer: all their annotations are cancelled.
         unanswered: ``int[U]`` ids without an annotation, or with an empty one.
         annotators: of every answer, who gave it (or the newest of those that count), as the export has it; or None.
         times: id → when it was answered or skipped last, ISO 8601 in UTC; ids without a time are left out.
+        disputed: id → what each annotator said last, as ``(annotator, target, time)``, where they do not agree.
+        reviewed: id → the latest review in which somebody answered or skipped it.
     """
 
     indices: np.ndarray
@@ -37,20 +40,24 @@ class Annotations(NamedTuple):
     unanswered: np.ndarray
     annotators: tuple[str | None, ...]
     times: dict[int, str]
+    disputed: dict[int, list[tuple[str | None, Any, str | None]]]
+    reviewed: dict[int, int]
 
 
-def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") -> str:
+def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image", *, multi_label: bool = False) -> str:
     """The labelling interface of the tasks of :func:`to_label_studio`.
 
     Args:
         class_names: names of the classes, of which one is chosen; None for a number.
         kind: of what is shown.
+        multi_label: any number of classes are chosen, or none.
 
     Returns:
         XML, for the settings of a Label Studio project.
 
     Raises:
-        ValueError: fewer than two classes, a name twice, empty or nothing that XML can hold, or an unknown kind.
+        ValueError: fewer than two classes (one, of several labels), a name twice, empty or nothing that XML can hold,
+            or an unknown kind.
 
     Example:
         >>> print(annotation.labelling_config(["cat", "dog"]))
@@ -62,13 +69,14 @@ def labelling_config(class_names: Sequence[str] | None, kind: Kind = "image") ->
           </Choices>
         </View>
     """
-    class_names = _checked_names(class_names)
+    class_names = _checked_names(class_names, multi_label)
     lines = [f'  <{_tag(kind)} name="{kind}" value="${kind}"/>']
     if class_names is None:
         lines.append(f'  <Number name="label" toName="{kind}" required="true"/>')
     else:
         choices = [f"    <Choice value={quoteattr(name)}/>" for name in class_names]
-        lines += [f'  <Choices name="label" toName="{kind}" choice="single" required="true">', *choices, "  </Choices>"]
+        how = 'choice="multiple"' if multi_label else 'choice="single" required="true"'
+        lines += [f'  <Choices name="label" toName="{kind}" {how}>', *choices, "  </Choices>"]
     return "\n".join(["<View>", *lines, "</View>"])
 
 
@@ -78,9 +86,12 @@ def to_label_studio(
     class_names: Sequence[str] | None,
     *,
     kind: Kind = "image",
+    multi_label: bool = False,
     predictions: Any = None,
     scores: Any = None,
+    reasons: Sequence[str] | None = None,
     project: str | None = None,
+    review: int | None = None,
 ) -> list[dict[str, Any]]:
     """Examples as tasks to import. The network's guess comes with each, and its score to sort by.
 
@@ -89,9 +100,12 @@ def to_label_studio(
         references: ``Q`` of them: what is shown. URLs or paths of images, or texts.
         class_names: names of the classes; None for a number.
         kind: of what is shown.
+        multi_label: any number of classes are right; those with a probability from ½ on are the guess.
         predictions: ``[Q, C]`` probabilities of classes, or ``[Q]`` numbers, where they are finite; None for none.
         scores: ``[Q]`` of the acquisition; None for none. NaN is left out.
+        reasons: ``Q`` texts, why each is asked for: a column ``why`` of the tool's tables.
         project: a name that goes into every task, so that :func:`from_label_studio` can refuse those of others.
+        review: number of a review, so that these tasks may stand beside the first ones of the same examples.
 
     Returns:
         A list of ``Q`` tasks, which ``json.dump`` takes.
@@ -104,11 +118,12 @@ def to_label_studio(
         >>> task
         {'data': {'image': 'pool/42.png', 'baal_index': 42, 'acquisition': 0.33}}
     """
-    class_names = _checked_names(class_names)
+    class_names = _checked_names(class_names, multi_label)
     _tag(kind)
     ids = np.atleast_1d(np.asarray(indices))
     checks.indices("indices", ids, 2**31 - 1)
-    for name, value in (("references", references), ("predictions", predictions), ("scores", scores)):
+    given = {"references": references, "predictions": predictions, "scores": scores, "reasons": reasons}
+    for name, value in given.items():
         if value is not None and len(value) != len(ids):
             raise ValueError(f"{name} holds {len(value)} for {len(ids)} indices: pass one for each")
     tasks = []
@@ -118,10 +133,14 @@ def to_label_studio(
         task: dict[str, Any] = {"data": {kind: str(references[row]), _INDEX: index}}
         if project is not None:
             task["data"][_PROJECT] = project
+        if review is not None:
+            task["data"][_REVIEW] = review
+        if reasons is not None:
+            task["data"]["why"] = reasons[row]
         if scores is not None and math.isfinite(scores[row]):
             task["data"]["acquisition"] = _rounded(scores[row])
         if predictions is not None:
-            guess = _prediction(np.asarray(predictions[row], np.float64), class_names, kind)
+            guess = _prediction(np.asarray(predictions[row], np.float64), class_names, kind, multi_label)
             if guess is not None:
                 task["predictions"] = [guess]
         tasks.append(task)
@@ -134,6 +153,7 @@ def from_label_studio(
     *,
     num_examples: int,
     kind: Kind = "image",
+    multi_label: bool = False,
     proposed: Collection[int] | None = None,
     several: Literal["newest", "majority"] = "newest",
     project: str | None = None,
@@ -142,22 +162,25 @@ def from_label_studio(
     """An export in JSON, checked as a whole.
 
     Predictions, drafts and controls other than ``label`` are not read. Annotations that were cancelled ("skip") do not
-    count beside others; where there are no others the example is skipped. Annotations without an answer do not count.
+    count beside others; where there are no others the example is skipped. Annotations without an answer do not count;
+    where any number of labels may be right, an empty list of results says that none is, and null is no answer.
 
     Args:
         export: a list of tasks, as ``json.load`` gives it.
         class_names: as they were given to :func:`labelling_config`.
         num_examples: ``N`` of the pool.
         kind: of what is shown.
+        multi_label: any number of classes were chosen.
         proposed: ids that have been asked for; None for all.
         several: of several annotations of one example, the newest counts, or the class most of them name (the newest
-            among equals; of numbers, the mean). An annotator has one vote, for what they said last.
+            among equals; of numbers, the mean; of several labels, each by itself). An annotator has one vote, for what
+            they said last.
         project: the name that every task has to carry; None for any.
         source: a name for messages.
 
     Raises:
         ValueError, which names the task: it has no annotations or is of another project, its ``baal_index`` is missing,
-            out of range, never asked for or there twice, or an answer does not fit the labelling interface.
+            out of range, never asked for or there twice (in one review), or an answer does not fit the interface.
 
     Example:
         >>> export = [{
@@ -169,34 +192,49 @@ def from_label_studio(
         >>> answered.indices.tolist(), answered.targets.tolist()
         ([42], [1])
     """
-    class_names = _checked_names(class_names)
+    class_names = _checked_names(class_names, multi_label)
     _tag(kind)
     if several not in ("newest", "majority"):
         raise ValueError(f"several={several!r} is unknown: choose newest or majority")
     if not isinstance(export, list):
         raise ValueError(f"{source} holds a {type(export).__name__}, not a list of tasks: export as JSON")
-    answered: dict[int, _Answer] = {}
-    skipped: dict[int, datetime | None] = {}
-    unanswered: dict[int, None] = {}
+    said: dict[int, list[_Answer]] = {}
+    cancelled: dict[int, list[datetime | None]] = {}
+    seen: set[tuple[int, int | None]] = set()
+    reviewed: dict[int, int] = {}
     for number, task in enumerate(export):
         where = f"{source}, task {number}"
         index = _index_of(task, where, num_examples, proposed, project)
-        if index in answered or index in skipped or index in unanswered:
+        review = _review_of(task, where)
+        if (index, review) in seen:
             why = "a query was imported twice, or two exports were joined; remove one of the two tasks and export again"
             raise ValueError(f"{where}: {_INDEX} {index} is there a second time: {why}")
-        answers, cancelled = _answers_of(task, where, class_names, kind)
-        if answers:
-            answered[index] = _agreed(answers, several, class_names is None)
-        elif cancelled:
-            skipped[index] = max((time for time in cancelled if time is not None), default=None)
-        else:
-            unanswered[index] = None
-    indices, refused, left = (np.array(sorted(ids), np.int32) for ids in (answered, skipped, unanswered))
-    said = [answered[index] for index in sorted(answered)]
-    targets = np.array([answer.value for answer in said], np.float32 if class_names is None else np.int32)
-    times = {index: answered[index].time for index in sorted(answered)} | skipped
+        seen.add((index, review))
+        answers, refusals = _answers_of(task, where, class_names, kind, multi_label)
+        said.setdefault(index, []).extend(answers)
+        cancelled.setdefault(index, []).extend(refusals)
+        if review is not None and (answers or refusals):
+            reviewed[index] = max(review, reviewed.get(index, 0))
+    for answers in said.values():
+        answers.sort(key=lambda answer: answer.time or datetime.min.replace(tzinfo=UTC))
+    indices = [index for index in sorted(said) if said[index]]
+    refused = [index for index in sorted(said) if not said[index] and cancelled[index]]
+    left = [index for index in sorted(said) if not said[index] and not cancelled[index]]
+    agreed = {index: _agreed(said[index], several, class_names is None) for index in indices}
+    targets = np.array([answer.value for answer in agreed.values()], np.float32 if class_names is None else np.int32)
+    if multi_label and class_names:
+        targets = targets.reshape(-1, len(class_names))
+    times = {index: answer.time for index, answer in agreed.items()}
+    times |= {index: max((time for time in cancelled[index] if time), default=None) for index in refused}
     when = {index: time.isoformat() for index, time in times.items() if time is not None}
-    return Annotations(indices, targets, refused, left, tuple(answer.annotator for answer in said), when)
+    disputed = {}
+    for index in indices:
+        votes = _votes(said[index])
+        if len({vote.value for vote in votes}) > 1:
+            disputed[index] = [(vote.annotator, vote.value, vote.time and vote.time.isoformat()) for vote in votes]
+    ids = [np.array(some, np.int32) for some in (indices, refused, left)]
+    people = tuple(answer.annotator for answer in agreed.values())
+    return Annotations(ids[0], targets, ids[1], ids[2], people, when, disputed, reviewed)
 
 
 class _Answer(NamedTuple):
@@ -207,12 +245,14 @@ class _Answer(NamedTuple):
     time: datetime | None
 
 
-def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
+def _checked_names(class_names: Sequence[str] | None, multi_label: bool) -> list[str] | None:
     if class_names is None:
+        if multi_label:
+            raise ValueError("multi_label=True needs class_names: name the labels that may be right")
         return None
     names = [str(name) for name in class_names]
-    if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
-        raise ValueError(f"class_names={names} must be at least two names, none twice or empty")
+    if len(names) < 2 - multi_label or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise ValueError(f"class_names={names} must be at least {2 - multi_label} names, none twice or empty")
     for name in names:
         if unfit := re.search("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", name):
             raise ValueError(f"class_names holds {_shown(name)}: leave out {unfit[0]!r}, which XML cannot hold")
@@ -229,7 +269,9 @@ def _rounded(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) -> dict[str, Any] | None:
+def _prediction(
+    values: np.ndarray, class_names: list[str] | None, kind: str, multi_label: bool
+) -> dict[str, Any] | None:
     if class_names is None:
         if values.size != 1:
             raise ValueError(f"predictions of shape {values.shape} do not fit a number for each: pass [Q]")
@@ -237,9 +279,11 @@ def _prediction(values: np.ndarray, class_names: list[str] | None, kind: str) ->
     else:
         if values.shape != (len(class_names),):
             raise ValueError(f"predictions of shape {values.shape} do not fit {len(class_names)} classes: pass [Q, C]")
-        control, value = "choices", [class_names[int(np.argmax(values))]]
-        score = {"score": _rounded(np.max(values))}
-    if not np.isfinite(values).all():
+        there = np.flatnonzero(values >= 0.5) if multi_label else [int(np.argmax(values))]
+        control, value = "choices", [class_names[i] for i in there]
+        # Of several labels the least sure one.
+        score = {"score": _rounded(np.min(np.maximum(values, 1.0 - values)) if multi_label else np.max(values))}
+    if not np.isfinite(values).all() or value == []:
         return None
     result = [{"from_name": "label", "to_name": kind, "type": control, "value": {control: value}}]
     return {"model_version": "baal_jax", "result": result, **score}
@@ -261,8 +305,17 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
     return index
 
 
-def _answers_of(task: Any, where: str, class_names: list[str] | None, kind: str) -> tuple[list[_Answer], list[Any]]:
-    """Answers of a task, newest last, and when somebody refused to give one."""
+def _review_of(task: Mapping[str, Any], where: str) -> int | None:
+    number = task["data"].get(_REVIEW)
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31):
+        raise ValueError(f"{where} has {_REVIEW}={_shown(number)}, not a number: it comes from other tasks than ours")
+    return number
+
+
+def _answers_of(
+    task: Any, where: str, class_names: list[str] | None, kind: str, multi_label: bool
+) -> tuple[list[_Answer], list[Any]]:
+    """Answers of a task, and when somebody refused to give one."""
     annotations = task.get("annotations")
     if not isinstance(annotations, list):
         raise ValueError(f"{where} has no annotations: export as JSON, tasks with their annotations")
@@ -275,9 +328,9 @@ def _answers_of(task: Any, where: str, class_names: list[str] | None, kind: str)
                 raise ValueError(f"was_cancelled is {_shown(annotation['was_cancelled'])}")
             if annotation.get("was_cancelled"):
                 cancelled.append(time)
-            elif (answer := _answer_of(annotation["result"], place, class_names, kind)) is not None:
+            elif (answer := _answer_of(annotation["result"], place, class_names, kind, multi_label)) is not None:
                 said.append(_Answer(answer, _annotator_of(annotation), time))
-    return sorted(said, key=lambda answer: answer.time or datetime.min.replace(tzinfo=UTC)), cancelled
+    return said, cancelled
 
 
 def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
@@ -289,11 +342,16 @@ def _annotator_of(annotation: Mapping[str, Any]) -> str | None:
     return None if who is None else str(who).encode("utf-8").decode("utf-8")
 
 
-def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kind: str) -> Any:
+def _answer_of(
+    result: list[Any] | None, where: str, class_names: list[str] | None, kind: str, multi_label: bool
+) -> Any:
+    """A class, a number, or a tuple of 0 and 1 for each of several labels; None for no answer."""
+    if result is None:
+        return None
     if not isinstance(result, list):
         raise ValueError("the result is not a list of regions")
     if not result:
-        return None
+        return (0,) * len(class_names) if multi_label and class_names else None
     labels = [item for item in result if item.get("from_name") == "label"]
     if not labels:
         others = ", ".join(sorted({str(item.get("from_name")) for item in result}))
@@ -311,11 +369,13 @@ def _answer_of(result: list[Any], where: str, class_names: list[str] | None, kin
         if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 3.4e38:
             raise ValueError(f"{where} has the number {_shown(number)}: correct it and export again")
         return float(number)
-    if not isinstance(choices, list) or len(choices) != 1:
-        raise ValueError(f"{where} has the choices {_shown(choices)}, but one is asked for: correct it, export again")
-    if choices[0] not in class_names:
-        raise ValueError(f"{where} has the class {_shown(choices[0])}: the classes are {', '.join(class_names)}")
-    return class_names.index(choices[0])
+    if not isinstance(choices, list) or (len(choices) != 1 and not multi_label):
+        asked = "a list is" if multi_label else "one is"
+        raise ValueError(f"{where} has the choices {_shown(choices)}, but {asked} asked for: correct it, export again")
+    for choice in choices:
+        if choice not in class_names:
+            raise ValueError(f"{where} has the class {_shown(choice)}: the classes are {', '.join(class_names)}")
+    return tuple(int(name in choices) for name in class_names) if multi_label else class_names.index(choices[0])
 
 
 def _time_of(annotation: Mapping[str, Any]) -> datetime | None:
@@ -326,15 +386,23 @@ def _time_of(annotation: Mapping[str, Any]) -> datetime | None:
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
+def _votes(answers: list[_Answer]) -> list[_Answer]:
+    """Of what one annotator said the last; those without a name are all different people."""
+    return list({answer.annotator or position: answer for position, answer in enumerate(answers)}.values())
+
+
 def _agreed(answers: list[_Answer], several: str, is_number: bool) -> _Answer:
     """One answer of several, which are in order of age. It is as new as the newest of them: that one had a say."""
     newest = answers[-1]
     if several == "newest":
         return newest
-    # Of what one annotator said the last; those without a name are all different people.
-    votes = list({answer.annotator or position: answer for position, answer in enumerate(answers)}.values())
+    votes = _votes(answers)
     if is_number:
         return newest._replace(value=float(np.mean([vote.value for vote in votes])))
+    if isinstance(newest.value, tuple):  # each label by itself
+        ages = [answer for answer in answers if answer in votes]
+        parts = [[answer._replace(value=answer.value[i]) for answer in ages] for i in range(len(newest.value))]
+        return newest._replace(value=tuple(_agreed(part, several, False).value for part in parts))
     counts = Counter(vote.value for vote in votes)
     most = max(counts.values())
     agreed = next(answer for answer in reversed(answers) if counts[answer.value] == most and answer in votes)

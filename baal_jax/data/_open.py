@@ -67,7 +67,8 @@ def open(
             ``test_targets`` and perhaps ``class_names``; of a table; of a folder with one folder a class (in ``train``
             and ``test``, if there are those), or of images without labels. Or a Grain ``MapDataset`` or a sequence
             whose elements are ``(input, target)``, or mappings of which ``target`` names one entry.
-        target: the column to predict; may be left out where there is a column of classes in a Hugging Face set, and in
+        target: the column to predict; may be left out with ``num_test=0`` (rows without labels, whose text is in
+            ``references``), where there is a column of classes in a Hugging Face set, and in
             a table of numbers (``.txt``, ``.data``), whose last column it is then.
         task: what to do, where the kind of the target does not say.
         encode: of columns of sentences: ``"tfidf"``, 100 numbers; ``"sentence:MODEL"`` of sentence-transformers; or a
@@ -130,6 +131,7 @@ def open(
     columns, said = _tables.read(path)
     if (
         target is None
+        and num_test != 0
         and path.suffix.lower() in (".txt", ".data", ".dat")
         and all(map(_tables.is_numeric, columns.values()))
     ):
@@ -177,6 +179,15 @@ def _from_columns(
     seed: int,
     num_train: int | None = None,
 ) -> Opened:
+    if target is None and num_test == 0:  # nothing is known yet
+        (words, *others), ids = columns.values(), np.arange(len(next(iter(columns.values()))))
+        inputs, told = _numbers(columns, ids, encode)
+        lines = [", ".join(f"{key}: {cell}" for key, cell in zip(columns, row, strict=True) if cell is not None)
+                 for row in zip(*columns.values(), strict=True)]  # fmt: skip
+        shown = lines if others else [cell or "" for cell in words]
+        return _told(
+            Opened(Dataset(inputs, None), None, references=tuple(shown)), name, "rows", ["no labels", *told, *said]
+        )
     if target is None or target not in columns:
         given = "target is missing" if target is None else f"target={target!r} is no column of {name}"
         raise ValueError(f"{given}: name one of {', '.join(columns)}")
@@ -190,11 +201,7 @@ def _from_columns(
     train, test = _split(len(there), num_test, seed)
     if num_train is not None:  # of a set with a test part of its own
         train, test = (np.flatnonzero((np.array(there) < num_train) == side) for side in (True, False))
-    made, told = _tables.inputs_of(columns, train, _encoder(encode))
-    inputs = np.concatenate([part.values for part in made], axis=1)
-    scaled = np.concatenate([np.full(part.values.shape[1], part.scaled) for part in made])
-    mean, std = inputs[train].mean(axis=0), inputs[train].std(axis=0)
-    inputs = np.where(scaled, (inputs - mean) / np.where(std > 0, std, 1.0), inputs).astype(np.float32)
+    inputs, told = _numbers(columns, train, encode)
     if names is None:
         centre, width = float(targets[train].mean()), float(targets[train].std()) or 1.0
         targets = ((targets - centre) / width).astype(np.float32)
@@ -207,6 +214,15 @@ def _from_columns(
         "rows",
         [*told, *said],
     )
+
+
+def _numbers(columns: dict, train: np.ndarray, encode: Any) -> tuple[np.ndarray, list[str]]:
+    """``float32[N, D]``, standardised by the rows ``train``, and what is to be said of them."""
+    made, told = _tables.inputs_of(columns, train, _encoder(encode))
+    inputs = np.concatenate([part.values for part in made], axis=1)
+    scaled = np.concatenate([np.full(part.values.shape[1], part.scaled) for part in made])
+    mean, std = inputs[train].mean(axis=0), inputs[train].std(axis=0)
+    return np.where(scaled, (inputs - mean) / np.where(std > 0, std, 1.0), inputs).astype(np.float32), told
 
 
 def _encoder(encode: Any) -> Callable[[list[str], np.ndarray], np.ndarray]:

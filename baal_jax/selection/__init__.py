@@ -22,6 +22,7 @@ from baal_jax.selection._k_means import drop_query, k_means
 from baal_jax.selection._oracle import oracle
 from baal_jax.selection._rank import power, precomputed, random, softmax, softrank, top_k, top_k_epig
 from baal_jax.selection._typiclust import typiclust
+from baal_jax.selection.sets import feature_maps
 from baal_jax.selection.sets._acquisitions import (
     badge,
     bait,
@@ -55,7 +56,7 @@ __all__ = ["REGISTRY", "badge", "bait", "balanced_margin", "batch_bald", "batch_
            "uncertainty_herding"]  # fmt: skip
 
 
-def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Acquisition:
+def by_name(name: str, *, coldness: float | Literal["auto"] | None = None, multi_label: bool = False) -> Acquisition:
     """The acquisition of a name, with its default settings.
 
     Args:
@@ -63,6 +64,7 @@ def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Ac
             is labelled then (``"bald"``, ``"margin"``, …); or a ranking and a heuristic joined by an underscore
             (``"top_k_bald"``, ``"power_bald"``, ``"softrank_entropy"``, …).
         coldness: of a stochastic ranking; None for its default, ``"auto"`` but for ``softrank``.
+        multi_label: of outputs that are several labels, each there or not: heuristics are summed over them.
 
     Returns:
         An :class:`~baal_jax.Acquisition`.
@@ -75,6 +77,8 @@ def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Ac
         False
     """
     whole = [key for key in REGISTRY if key not in ("grid", *_RANKINGS)]
+    if name == "badge" and multi_label:
+        return REGISTRY[name](features=feature_maps.badge_multi_label)
     if name in whole:
         return REGISTRY[name]()
     how = next((how for how in _RANKINGS if name.startswith(f"{how}_")), "")
@@ -83,6 +87,7 @@ def by_name(name: str, *, coldness: float | Literal["auto"] | None = None) -> Ac
         known = ", ".join([*whole, *heuristics.REGISTRY])
         cure = f"use one of {known}, or a heuristic behind top_k_, power_, softmax_ or softrank_"
         raise ValueError(f"name={name!r} is no strategy: {cure}")
+    score_fn = heuristics.multi_label(score_fn) if multi_label else score_fn
     options = {} if coldness is None else {"coldness": coldness}
     return top_k(score_fn) if how in ("", "top_k") else REGISTRY[how](score_fn, **options)
 

@@ -289,6 +289,8 @@ def test_of_two_exports_the_newer_answer_holds_and_who_said_what_and_when_is_kep
     tell(home, query, refused(4), part=slice(1, 2))
     kept, times = json.loads(path.read_text()), [f"2026-01-0{day}T12:00:00+00:00" for day in (3, 4)]
     expected = {"target": 2, "round": 0, "annotator": "ann@example.org", "time": times[0]}
+    days = [f"2026-01-0{day}T12:00:00+00:00" for day in (1, 2, 3)]
+    expected["said"] = [["1", 1, days[0]], ["3", 1, days[1]], ["ann@example.org", 2, days[2]]]
     assert kept["labels"][str(index)] == expected
     assert kept["skipped"] == {str(query.indices[-2]): {"round": 0, "time": times[1]}}
     several = answer("ape", 4), answer("ape", 5, who=2), answer("bee", 6, who=3)

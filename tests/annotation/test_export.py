@@ -58,7 +58,8 @@ def test_tables_and_the_network_say_what_the_loop_predicts(tmp_path):
         annotation.export(tmp_path / "a", loop_of(), TRAIN.inputs, key=KEY)
     answered(tmp_path / "a", [NAMES[target] for target in TRAIN.targets])
     written = annotation.export(tmp_path / "a", loop_of(), TRAIN.inputs, key=KEY)
-    assert [path.name for path in written] == ["labels.csv", "predictions.csv", "network.stablehlo"]
+    names = ["labels.csv", "predictions.csv", "network.stablehlo", "learning_curve.csv"]
+    assert [path.name for path in written] == names
     labels = table(written[0])
     assert [int(row["id"]) for row in labels] == sorted(ids.tolist())
     assert {row["label"] for row in labels} <= {*NAMES}

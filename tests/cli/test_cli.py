@@ -59,7 +59,7 @@ def called(monkeypatch, tmp_path):
     ):
         monkeypatch.setattr(place, name, noted(calls, name, result))
     monkeypatch.setattr(_assemble.optax, "adam", lambda rate: f"Adam of {rate}")
-    monkeypatch.setattr(selection, "by_name", lambda name: f"picks by {name}")
+    monkeypatch.setattr(selection, "by_name", lambda name, **_: f"picks by {name}")
     for name in ("gradient", "last_hidden"):
         monkeypatch.setattr(features, name, lambda model, name=name: (name, model))
     for name in ("swag", "laplace", "mc_dropout"):
@@ -346,9 +346,16 @@ def test_the_page_on_digits_runs_as_written(tmp_path, monkeypatch, capsys):
     tasks[1]["annotations"].insert(0, answer("7", 1, who=2))
     save(tmp_path, tasks[::-1])
     assert command_line.main(commands[1]) == 0
-    assert capsys.readouterr().out == "39 new, 0 corrected, 0 unchanged, 1 skipped, 0 waiting, 0 outdated\n"
+    assert capsys.readouterr().out == "39 new, 0 corrected, 0 unchanged, 1 skipped, 0 waiting, 1 disputed, 0 outdated\n"
     assert command_line.main(commands[2]) == 0
-    assert capsys.readouterr().out == "round 1: 5 examples, 0 answered\ndigits/query-0001.label_studio.json\n"
+    said = capsys.readouterr()
+    assert re.fullmatch(
+        r"round 1: 5 examples, 0 answered\n"
+        r"(  \d+ images/\d+.png: \d 0\.\d\d, \d 0\.\d\d; score \S+ \(what is left has \S+ on average\)\n){5}"
+        r"digits/query-0001.label_studio.json\n",
+        said.out,
+    )
+    assert re.search(r"fits to 39 labels, scores 1397 examples\ntook \d+\.\d s", said.err)
     state = annotation.answers(home)
     labelled_at, targets = np.asarray(state.labelled_at), np.asarray(state.targets)
     np.testing.assert_array_equal(targets[labelled_at == 0], truth[labelled_at == 0])
@@ -373,7 +380,7 @@ def test_options_become_the_parts_of_a_query_and_hold_for_later_ones(called, tmp
         np.testing.assert_array_equal(rows, inputs)
         np.testing.assert_array_equal(found.pop("embeddings"), embeddings.reshape(4, 6).astype(np.float32))
         same_key(found.pop("key"), jax.random.key(9))
-        assert found == {"num_initial": 3, "cold_start": "picks by k_means", "give_up": give_up}
+        assert found == {"num_initial": 3, "cold_start": "picks by k_means", "give_up": give_up, "review": False}
         assert capsys.readouterr().out == f"round 0: 2 examples, 1 answered\n{tmp_path / 'tasks.json'}\n"
     assert content(home).items() >= {"kind": "text", "class_names": NAMES, "references": texts}.items()
     assert not (home / "images").exists()
@@ -475,9 +482,9 @@ def test_what_cannot_be_proposed_is_said_in_a_line(called, tmp_path, capsys):
 
 
 def test_ingest_passes_on_what_counts_of_several(monkeypatch, tmp_path, capsys):
-    calls, brought = {}, annotation.Ingested(*([0] * count for count in range(6)))
+    calls, brought = {}, annotation.Ingested(*([0] * count for count in range(7)))
     monkeypatch.setattr(annotation, "ingest", noted(calls, "ingest", brought))
     for options, several in (([], "newest"), (["--several", "majority"], "majority")):
         assert command_line.main(["ingest", str(tmp_path), "x.json", *options]) == 0
         assert calls["ingest"] == (tmp_path, Path("x.json"), {"several": several})
-    assert "0 new, 1 corrected, 2 unchanged, 3 skipped, 4 waiting, 5 outdated\n" in capsys.readouterr().out
+    assert "0 new, 1 corrected, 2 unchanged, 3 skipped, 4 waiting, 5 disputed, 6 outdated\n" in capsys.readouterr().out
