@@ -306,7 +306,7 @@ def _why(project: Project, query: Mapping[str, Any], row: int, guesses: Sequence
         parts.append(", ".join(f"{project.names[i]} {values[i]:.2f}" for i in order))
     if query.get("review"):
         return f"labelled {project.text(query['given'][row])}; a fit without it says {parts[0]}"
-    if score is not None:
+    if guesses and score is not None:
         left = "" if mean is None else f" (what is left has {mean:.3g} on average)"
         parts.append(f"score {score:.3g}{left}")
     return "; ".join(parts) or f"chosen before there was a fit, pick {row + 1} of {len(query['indices'])}"
