@@ -80,8 +80,11 @@ def export(
     written.append(_write_predictions(folder, project, loop, after, inputs))
     kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), rows_of(inputs, [0]))
     platforms = list(dict.fromkeys(["cpu", jax.default_backend()]))
-    network = jax.jit(lambda one: means_of(project.content, loop.predict(after, one)))
-    exported = jax.export.export(network, platforms=platforms)(kinds)
+
+    def network(one: PyTree) -> jax.Array:
+        return means_of(project.content, loop.predict(after, one))
+
+    exported = jax.export.export(jax.jit(network), platforms=platforms)(kinds)
     written.append(files.write_bytes(folder / "network.stablehlo", bytes(exported.serialize())))
     if folds and num_labels >= 4:
         found = assessed(project, loop, inputs, key=key, folds=folds, points=4)

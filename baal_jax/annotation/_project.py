@@ -182,7 +182,8 @@ def amend(
         before = {old: rename.get(new, new) for old, new in content.get("formerly", {}).items()}
         content["formerly"] = {old: new for old, new in (before | rename).items() if old not in names}
         since = {rename.get(name, name): time for name, time in content.get("since", {}).items()}
-        content["since"] = since | dict.fromkeys(map(str, classes), datetime.now(UTC).isoformat())
+        if project.is_multi_label:
+            content["since"] = since | dict.fromkeys(map(str, classes), datetime.now(UTC).isoformat())
     checks.indices("exclude", np.array(exclude, np.int64), len(content["references"]))
     content["excluded"] = sorted({*content.get("excluded", []), *(int(index) for index in exclude if index >= 0)})
     if config is not None:

@@ -2,6 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+
+import baal_jax as baal
+from baal_jax import selection
+from baal_jax.training import tasks
+
 NAMES = ["ape", "bee", "cat"]
 
 
@@ -31,3 +38,20 @@ def save(folder, tasks):
     path = folder / "export.json"
     path.write_text(json.dumps(tasks))
     return path
+
+
+def frequencies(num_classes, query_size=3, **options):
+    """A loop whose posterior counts labels by the sign of the first input: what it predicts is known."""
+
+    def fit(key, dataset, labelled, previous=None):
+        hot = jax.nn.one_hot(dataset.targets, num_classes)
+        side = dataset.inputs[:, 0] > 0
+        parts = [jnp.sum(jnp.where((labelled & one)[:, None], hot, 0.0), axis=0) for one in (~side, side)]
+        counts = jnp.stack(parts) + 1.0
+        return jnp.log(counts / jnp.sum(counts, axis=1, keepdims=True))
+
+    def apply(state, draw, inputs):
+        return state[(inputs[:, 0] > 0).astype(jnp.int32)]
+
+    posterior = baal.Posterior(fit, lambda key, state, num: jnp.zeros(num), apply, task=tasks.classification)
+    return baal.active_loop(posterior, selection.random(), query_size=query_size, num_samples=1, **options)

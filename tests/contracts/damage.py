@@ -29,8 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from baal_jax import annotation, checkpoint, features
+from baal_jax._util import files
 from baal_jax.features import _encode
 from baal_jax.study import _folder, results
+from tests.annotation import exports
 from tests.fixtures import same
 from tests.study.files import make_results
 
@@ -307,7 +309,44 @@ def skipped(folder):
         annotation.ingest(folder, export)
 
 
-PROGRAMS = {"study": whole_study, "steps": steps, "project": skipped, "embeddings": embedded}
+LOOPS = {number: exports.frequencies(number) for number in (2, 3)}
+PHOTOS = np.random.default_rng(0).normal(size=(17, 2)).astype(np.float32)
+
+
+def living(folder):
+    """A project that changes while it is labelled: photographs come, a class comes and one is renamed, one goes."""
+    names, key = [f"photo {i}.png" for i in range(17)], jax.random.key(1)
+    if not (folder / "project.json").exists() or not list(folder.glob("query-*.json")):
+        annotation.start(folder, references=names[:12], class_names=["cat", "dog"])
+    content = lambda: json.loads((folder / "project.json").read_text())  # noqa: E731
+    while True:
+        now = content()
+        loop, pool = LOOPS[len(now["class_names"])], PHOTOS[: len(now["references"])]
+        try:
+            query = annotation.propose(folder, loop, pool, key=key, num_initial=6)
+        except ValueError as error:
+            if "have been answered" not in str(error):
+                raise
+            annotation.export(folder, loop, pool, key=key)
+            (folder / "network.stablehlo").unlink()  # the same function, but not the same bytes
+            return
+        said = [exports.answer(content()["class_names"][i % len(content()["class_names"])], 1) for i in range(17)]
+        tasks = json.loads(query.tasks.read_text())
+        if query.round == 0 and len(query.waiting) == 6:  # half of them, and then all this
+            tasks = tasks[:3]
+        elif query.round == 0 and len(now["references"]) == 12:
+            annotation.amend(folder, references=names[12:], config={"network": "another"})
+            continue
+        elif query.round == 0 and "bird" not in now["class_names"]:
+            annotation.amend(
+                folder, classes=["bird"], rename={"cat": "kitten"}, exclude=[tasks[0]["data"]["baal_index"]]
+            )
+            continue
+        tasks = [task | {"annotations": [said[task["data"]["baal_index"]]]} for task in tasks]
+        annotation.ingest(folder, files.write_text(folder / "export.json", json.dumps(tasks)))
+
+
+PROGRAMS = {"study": whole_study, "steps": steps, "project": skipped, "living project": living, "embeddings": embedded}
 
 
 def contents(folder):
@@ -320,14 +359,16 @@ def kills(name: str, number: int, seed: int, home: Path) -> Iterator[bool]:
     """Kills a program at random moments, lets it go on, and says whether it ended as if in peace."""
     chance, peace = random.Random(f"{name} {seed}"), home / "peace"
     peace.mkdir()
+    began = time.monotonic()
     PROGRAMS[name](peace)
+    within = max(0.5, 0.8 * (time.monotonic() - began))
     for _ in range(number):
         folder = home / f"killed{_}"
         folder.mkdir()
         command = [sys.executable, "-m", "tests.contracts.damage", "--go-on", name, str(folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout.readline() == b"ready\n"
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(chance.uniform(0, within))
             process.kill()
         PROGRAMS[name](folder)
         yield contents(folder) == contents(peace)
