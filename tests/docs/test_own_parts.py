@@ -27,5 +27,7 @@ def test_the_parts_of_the_tutorial_pass_the_suites(tmp_path):
     words += ["-rA", "-n", "0", "-p", "no:cacheprovider"]
     run = subprocess.run(words, cwd=HOME, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-3000:]
-    counts = {name: len(re.findall(rf"PASSED .*\[{name}", run.stdout)) for name in ("resolved", "coin", "gaussian_means")}
+    counts = {
+        name: len(re.findall(rf"PASSED .*\[{name}", run.stdout)) for name in ("resolved", "coin", "gaussian_means")
+    }
     assert all(counts.values()), counts  # each was asked something
