@@ -132,7 +132,7 @@ def export(wanted: Export) -> None:
     if (path := wanted.folder / "learning_curve.csv") in written:
         labels, score, error, first = path.read_text(encoding="utf-8").splitlines()[-1].split(",")
         metric = path.read_text(encoding="utf-8").partition("\n")[0].split(",")[1]
-        of_first = "" if first == "nan" else f", {float(first):.3g} of the first query alone"
+        of_first = "" if first == "nan" else f"; {float(first):.3g} on those of the first query"
         told = f"{metric} {float(score):.3g} ± {float(error):.2g} of {labels} labels"
         print(f"{told}, each left out of one of {wanted.folds} fits{of_first}")
 

@@ -283,7 +283,7 @@ def test_a_table_of_texts_grows_and_settings_change_by_the_command(tmp_path, mon
     assert "seed=7, but the project was begun with 0" in capsys.readouterr().err
     assert call("export", "home", "--folds", "2") == 0
     shown = capsys.readouterr().out
-    assert "labels, each left out of one of 2 fits, " in shown
+    assert "labels, each left out of one of 2 fits; " in shown
     assert table(home / "learning_curve.csv")[0].keys() == {
         "labels", "accuracy", "standard_error", "accuracy_of_the_first_query"
     }  # fmt: skip
