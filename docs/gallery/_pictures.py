@@ -119,6 +119,7 @@ OPTIONS = {  # where a default is made for larger pools
     "cluster_margin": {"num_clusters": 24},
     "prob_cover": {"num_classes": 3},
 }
+SURVIVORS = "k_center, blind to labels, of the 60 with most BALD"
 ORACLE = "It reads true labels and a test set, and its batches are those of other selections."
 
 
@@ -129,7 +130,7 @@ def selections() -> list[Member]:
             "precomputed", lambda: selection.precomputed(blobs().inputs[:, 0]), "scores: the horizontal axis"
         ),
         "survivors": Member(
-            "survivors", lambda: selection.survivors(selection.k_center(), 60), "k_center of the 60 with most BALD"
+            "survivors", lambda: selection.survivors(selection.k_center(use_labelled=False), 60), SURVIVORS
         ),
         "oracle": Member("oracle", None, ORACLE),
     }
