@@ -1,7 +1,8 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-No network is needed. Pages with code are executed on the CPU, and an error in one of them fails the build. Their outputs are
-kept until the page, the package or a library that computes changes. ``BAAL_JAX_INTERSPHINX=1`` links to other projects' pages.
+No network is needed. Pages with code are executed on the CPU, and an error in one of them fails the build. Their
+outputs are kept until the page, the package or a library that computes changes, in ``BAAL_JAX_DOCS_CACHE`` if that names
+a folder. ``BAAL_JAX_INTERSPHINX=1`` links to the pages of other projects, and needs a network.
 """
 
 import hashlib
@@ -17,13 +18,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The notebooks compile much and compute little.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
-import baal_jax
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import _reference
 
+import baal_jax
+
+HERE = Path(__file__).parent
 _reference.write(HERE / "reference")
 
 project = "baal_jax"
