@@ -60,7 +60,8 @@ def shard(dataset: Dataset, mesh: Mesh, *, axis: str | tuple[str, ...] | None = 
         axis: of the mesh, over which the examples are split, or several; by default all.
 
     Returns:
-        A :class:`~baal_jax.Dataset`; a :class:`~baal_jax.typing.PaddedDataset` where ``N`` is no multiple of the devices.
+        A :class:`~baal_jax.Dataset`, or where ``N`` is no multiple of the devices a
+        :class:`~baal_jax.typing.PaddedDataset`.
 
     Raises:
         TypeError: the data are no arrays.

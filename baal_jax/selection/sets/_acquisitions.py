@@ -126,7 +126,7 @@ def lcmd(
 ) -> Acquisition:
     """Largest cluster, maximum distance: :func:`~baal_jax.selection.sets.selectors.lcmd` over features.
 
-    The best of the benchmark of Holzmüller et al. (2022), with ``features=baal_jax.features.gradient(model)`` of a loop.
+    The best of the benchmark of Holzmüller et al. (2022), with ``features=baal_jax.features.gradient(model)``.
 
     Args:
         features: a feature map.
