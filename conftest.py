@@ -1,4 +1,4 @@
-"""What the examples in docstrings may use without importing it, as docs/api.md says."""
+"""What the examples in docstrings may use without importing it, as docs/reference/index.md says."""
 
 import tempfile
 
