@@ -105,6 +105,11 @@ def expected_nll(log_probs: Any, surrogate: Any) -> Expected:
     Args:
         log_probs: ``[N, C]`` of the model (or logits).
         surrogate: ``[N, C]`` of the surrogate, likewise.
+
+    Example:
+        >>> given = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.8, 0.2]]))
+        >>> [f"{nats:.3f}" for nats in active_testing.expected_nll(*given).mean]
+        ['0.693']
     """
     model, other = _both(log_probs, surrogate)
     weights = jnp.exp(other)
@@ -132,6 +137,11 @@ def plan(key: Key, expected: Expected) -> Plan:
 
     Raises:
         ValueError: an expectation is negative or not finite.
+
+    Example:
+        >>> expected = active_testing.Expected(jnp.array([0.1, 0.9, 0.5]), jnp.array([0.1, 0.9, 0.5]))
+        >>> sorted(active_testing.plan(jax.random.key(0), expected).indices.tolist())
+        [0, 1, 2]
     """
     checks.typed_key("key", key)
     weights = np.asarray(expected.mean, np.float64)

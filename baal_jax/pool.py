@@ -150,6 +150,11 @@ def annotate(state: PoolState, indices: Any, targets: Any) -> PoolState:
 
     Raises:
         ValueError: the pool stores no targets, the lengths differ, or ids are repeated or out of range.
+
+    Example:
+        >>> state = pool.init(3, targets=jnp.full(3, -1))
+        >>> pool.annotate(state, [1], [7]).targets.tolist()
+        [-1, 7, -1]
     """
     indices = _as_ids(state, indices)
     if state.targets is None:
@@ -174,6 +179,10 @@ def random_query(key: Key, state: PoolState, num: int, balanced: Any = None) -> 
 
     Raises:
         ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is available).
+
+    Example:
+        >>> sorted(pool.random_query(jax.random.key(0), pool.exclude(pool.init(4), [2]), 3).tolist())
+        [0, 1, 3]
     """
     num = checks.positive_int("num", num, least=0)
     if num > (left := num_left(state)):
@@ -207,6 +216,10 @@ def label_randomly(key: Key, state: PoolState, num: int) -> PoolState:
 
     Raises:
         ValueError: ``num`` is negative or exceeds what the pool holds (eagerly: what is available).
+
+    Example:
+        >>> int(pool.num_labelled(pool.label_randomly(jax.random.key(0), pool.init(9), 4)))
+        4
     """
     return _label(state, random_query(key, state, num), advance=True)
 
@@ -223,6 +236,11 @@ def unlabel(state: PoolState, indices: Any) -> PoolState:
 
     Raises:
         ValueError: repeated or out-of-range ids.
+
+    Example:
+        >>> state = pool.unlabel(pool.label(pool.init(3), [0, 2]), [0])
+        >>> pool.labelled(state).tolist()
+        [False, False, True]
     """
     return _unlabel(state, _as_ids(state, indices))
 
@@ -382,6 +400,12 @@ def within_quota(
         size: ``Q``.
         labelled: ``bool[N]``.
         on_host: whether what is picked from stays in NumPy.
+
+    Example:
+        >>> ask = lambda available, size, labelled: selection.random().select(jax.random.key(0), None, available, size)
+        >>> groups, room, every = jnp.array([0, 0, 1], jnp.int32), jnp.array([1, 1], jnp.int32), jnp.ones(3, bool)
+        >>> jnp.sort(groups[pool.within_quota(ask, groups, room, every, 2, ~every).indices]).tolist()
+        [0, 1]
     """
 
     def more(carry: tuple) -> Array:
@@ -434,6 +458,11 @@ def first_query(
 
     Raises:
         ValueError: the acquisition reads embeddings and there are none, or not one for every example.
+
+    Example:
+        >>> picked = pool.first_query(jax.random.key(0), pool.exclude(pool.init(3), [1]), 2)
+        >>> sorted(picked.indices.tolist())
+        [0, 2]
     """
     free = available(state)
     if acquisition is None:

@@ -74,6 +74,13 @@ def score(
 
     Raises:
         ValueError: as in :func:`predict`.
+
+    Example:
+        >>> posterior = posteriors.logistic_regression(2)
+        >>> train = baal.Dataset(jnp.array([[-1.0], [1.0], [0.2]]), jnp.array([0, 1, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, True, False]))
+        >>> baal.score(jax.random.key(1), posterior, state, train.inputs, heuristics.entropy).shape
+        (3,)
     """
     num_samples = distinct(posterior, num_samples)
     if sources.is_source(inputs):
@@ -111,6 +118,13 @@ def evaluate(
     Raises:
         TypeError: ``dataset`` is none.
         ValueError: as in :func:`predict`, or targets are not right, or do not tell what is learnt.
+
+    Example:
+        >>> posterior = posteriors.logistic_regression(2)
+        >>> train = baal.Dataset(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.ones(2, bool))
+        >>> float(baal.evaluate(jax.random.key(1), posterior, state, train)["accuracy"])
+        1.0
     """
     metrics = metrics_of("dataset", posterior, state, dataset, metrics)
     num_samples = distinct(posterior, num_samples)
@@ -177,6 +191,13 @@ def summarise(
 
     Returns:
         Pytree ``[N, …]``.
+
+    Example:
+        >>> posterior, inputs = posteriors.logistic_regression(2), jnp.eye(3)
+        >>> state = posterior.fit(jax.random.key(0), baal.Dataset(inputs, jnp.array([0, 1, 1])), jnp.ones(3, bool))
+        >>> score, options = selection.top_k().summarise, {"num_samples": 5, "batch_size": None}
+        >>> baal.prediction.summarise(jax.random.key(1), posterior, state, inputs, score, **options).shape
+        (3,)
     """
     num_examples = checks.leading_axis("inputs", inputs)
     if not isinstance(state, Drawn):
@@ -247,6 +268,14 @@ def predict_stream(
 
     Raises:
         ValueError: the source is empty, or a number is not positive.
+
+    Example:
+        >>> sample = lambda key, state, num_samples: jax.random.normal(key, (num_samples,))
+        >>> scaled = baal.Posterior(fit=None, sample=sample, apply=lambda state, draw, inputs: inputs * draw)
+        >>> inputs = np.ones((5, 3), np.float32)
+        >>> parts = baal.predict_stream(jax.random.key(0), scaled, None, inputs, num_samples=4, batch_size=2)
+        >>> [part.shape for part in parts]
+        [(4, 2, 3), (4, 2, 3), (4, 1, 3)]
     """
     drawn = _drawn(key, posterior, state, num_samples)
     run = partial(predict, key, posterior, drawn, num_samples=num_samples, batch_size=None)

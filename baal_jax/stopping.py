@@ -73,6 +73,11 @@ def cost_budget(budget: float) -> Criterion:
 
     Args:
         budget: in the unit of ``pool.init(…, costs=…)``.
+
+    Example:
+        >>> rule, state = stopping.cost_budget(2.5), pool.init(3, costs=[1.0, 2.0, 4.0])
+        >>> bool(rule.update((), stopping.Outcome(pool.label(state, [0, 1]), None))[1])
+        True
     """
     budget = checks.positive_float("budget", budget)
     return Criterion(lambda _: (), lambda memory, outcome: (memory, total_cost(outcome.pool) >= budget))
@@ -84,6 +89,13 @@ def low_uncertainty(threshold: float) -> Criterion:
 
     Args:
         threshold: in the units of the heuristic. NaN, the mean of acquisitions without a score, never stops.
+
+    Example:
+        >>> loop = baal.active_loop(posteriors.logistic_regression(2), selection.top_k(), query_size=1)
+        >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
+        >>> options = {"num_initial": 2, "num_rounds": 3, "stop": stopping.low_uncertainty(1.0)}
+        >>> baal.run(loop, jax.random.key(0), train, train, **options)[1].stopped.tolist()
+        [False, True, True]
     """
     threshold = float(threshold)
     return Criterion(lambda _: (), lambda memory, outcome: (memory, outcome.info.mean_score < threshold))
@@ -107,6 +119,13 @@ def plateau(metric: str, patience: int = 10, atol: float = 1e-4, rtol: float = 1
         patience: ``p``. Fewer values than that never stop, nor do NaN.
         atol: ``a``.
         rtol: ``r``.
+
+    Example:
+        >>> loop = baal.active_loop(posteriors.logistic_regression(2), selection.random(), query_size=1)
+        >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
+        >>> options = {"num_initial": 2, "num_rounds": 3, "stop": stopping.plateau("accuracy", patience=2, atol=1.0)}
+        >>> baal.run(loop, jax.random.key(0), train, train, **options)[1].stopped.tolist()
+        [False, False, True]
     """
     patience = checks.positive_int("patience", patience)
 
@@ -150,6 +169,13 @@ def stabilising_predictions(threshold: float = 0.99, window: int = 3) -> Criteri
     References:
         Bloodgood and Vijay-Shanker, `A method for stopping active learning based on stabilizing predictions and the
         need for user-adjustable stopping <https://arxiv.org/abs/1409.5165>`_, 2009.
+
+    Example:
+        >>> rule = stopping.stabilising_predictions(window=1)
+        >>> outcome = stopping.Outcome(None, None, jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])))
+        >>> memory, _ = rule.update(rule.init(outcome), outcome)
+        >>> bool(rule.update(memory, outcome)[1])
+        True
     """
     window = checks.positive_int("window", window)
     threshold = float(threshold)
@@ -187,6 +213,12 @@ def all_of(*criteria: Criterion) -> Criterion:
 
     Args:
         criteria: two or more.
+
+    Example:
+        >>> stop = stopping.all_of(stopping.labelling_budget(2), stopping.labelling_budget(3))
+        >>> outcome = stopping.Outcome(pool.label(pool.init(5), [0, 3]), None)
+        >>> bool(stop.update(stop.init(outcome), outcome)[1])
+        False
     """
     return _combined(criteria, jnp.all)
 

@@ -1,7 +1,8 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-No network is needed. Pages with code are executed on the CPU, and an error in one of them fails the build. Their outputs are
-kept until the page, the package or a library that computes changes. ``BAAL_JAX_INTERSPHINX=1`` links to other projects' pages.
+No network is needed. Pages with code are executed on the CPU, and an error in one of them fails the build. Their
+outputs are kept until the page, the package or a library that computes changes, in the folder
+``BAAL_JAX_DOCS_CACHE``. ``BAAL_JAX_INTERSPHINX=1`` links to the pages of other projects, and needs a network.
 """
 
 import hashlib
@@ -17,13 +18,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The notebooks compile much and compute little.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
-import baal_jax
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import _reference
 
+import baal_jax
+
+HERE = Path(__file__).parent
 _reference.write(HERE / "reference")
 
 project = "baal_jax"
@@ -52,7 +53,7 @@ def _digest():
     """Of all that outputs of a page depend on, the page aside."""
     package = Path(baal_jax.__file__).parent
     found = hashlib.sha256(sys.version.encode())
-    for path in sorted([*package.rglob("*.py"), *HERE.rglob("_[a-z]*.py"), Path(__file__)]):
+    for path in sorted([*package.rglob("*.py"), *HERE.glob("*/_[a-z]*.py"), Path(__file__)]):
         found.update(path.name.encode() + path.read_bytes())
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib"):
         found.update(f"{name} {importlib.metadata.version(name)}".encode())

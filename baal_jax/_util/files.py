@@ -145,6 +145,12 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
     Args:
         path: the journal; made if it does not exist, in a folder that does.
         record: mapping; arrays become lists, and non-finite numbers null. A checksum of it and all before is added.
+
+    Example:
+        >>> path = tempfile.mkdtemp() + "/log.jsonl"
+        >>> checkpoint.append_line(path, {"round": 1})
+        >>> checkpoint.read_lines(path)
+        [{'round': 1}]
     """
     if not isinstance(record, Mapping):
         raise TypeError(f"record is a {type(record).__name__}: pass a mapping")
@@ -177,6 +183,10 @@ def read_lines(path: str | Path) -> list[dict]:
 
     Raises:
         ValueError: a complete line is damaged, lost, there twice or at another place.
+
+    Example:
+        >>> checkpoint.read_lines(tempfile.mkdtemp() + "/none.jsonl")
+        []
     """
     return [record for _, record in _lines(path)]
 
@@ -190,6 +200,14 @@ def keep_lines(path: str | Path, count: int) -> None:
 
     Raises:
         ValueError: there are fewer lines than that, or one of these is damaged.
+
+    Example:
+        >>> path = tempfile.mkdtemp() + "/log.jsonl"
+        >>> for number in range(3):
+        ...     checkpoint.append_line(path, {"round": number})
+        >>> checkpoint.keep_lines(path, 2)
+        >>> checkpoint.read_lines(path)
+        [{'round': 0}, {'round': 1}]
     """
     if count < 0:
         raise ValueError(f"count={count} must be at least 0")

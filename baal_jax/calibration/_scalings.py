@@ -77,7 +77,7 @@ def temperature(*, penalty: float | None = None, bounds: tuple[float, float] = o
 
 
 def vector(*, penalty: float | None = None) -> Scaling:
-    r"""Vector scaling, by Guo et al. as :func:`temperature`: a scale and an offset for each class.
+    r"""Vector scaling, by Guo et al. (2017) as :func:`temperature`: a scale and an offset for each class.
 
     .. math:: g(z)_c = w_c z_c + b_c, \qquad
               \text{penalty} = \lambda\, \Bigl(\tfrac1C \sum_c (w_c - 1)^2 + \tfrac1C \sum_c b_c^2\Bigr)

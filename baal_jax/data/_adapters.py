@@ -60,7 +60,8 @@ def shard(dataset: Dataset, mesh: Mesh, *, axis: str | tuple[str, ...] | None = 
         axis: of the mesh, over which the examples are split, or several; by default all.
 
     Returns:
-        A :class:`~baal_jax.Dataset`, or where ``N`` is no multiple of the devices a :class:`~baal_jax.typing.PaddedDataset`.
+        A :class:`~baal_jax.Dataset`, or where ``N`` is no multiple of the devices a
+        :class:`~baal_jax.typing.PaddedDataset`.
 
     Raises:
         TypeError: the data are no arrays.
@@ -103,6 +104,10 @@ def from_huggingface(dataset: Any, *, inputs: str = "image", label: str | None =
 
     Raises:
         ValueError: a column does not exist, or its rows differ in shape.
+
+    Example:
+        >>> import datasets  # doctest: +SKIP
+        >>> train = data.from_huggingface(datasets.load_from_disk("mnist")["train"])  # doctest: +SKIP
     """
     names = [inputs] if label is None else [inputs, label]
     for name in names:
@@ -192,6 +197,9 @@ def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regr
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line has another number of columns, or a value is not a finite number.
+
+    Example:
+        >>> train, test = data.uci("yacht_hydrodynamics.data")  # doctest: +SKIP
     """
     rows = _rows(Path(path))
     num_test = max(len(rows) // 10, 1) if num_test is None else checks.positive_int("num_test", num_test)

@@ -41,6 +41,9 @@ def cifar10(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
         FileNotFoundError: it is nowhere; the message names all that was tried and the command that brings it.
         ValueError: it is damaged; the message names the file and the record. Unpacked binary batches have no checksum:
             of the original ones, the number of images of each class is compared.
+
+    Example:
+        >>> train, test = data.cifar10(data_dir="~/tensorflow_datasets")  # doctest: +SKIP
     """
     tried: list[str] = []
     datasets = _tfds.prepared(_tfds.Source("cifar10", data_dir), tried) or _archives(_tfds.root_of(data_dir), tried)

@@ -47,6 +47,9 @@ def from_tfds(
     Raises:
         FileNotFoundError: there is no such set; the message says where it was looked for and how to get it.
         ValueError: a file or a record is damaged, pictures differ in size, or a label is out of range.
+
+    Example:
+        >>> train, test = data.from_tfds("mnist", data_dir="~/tensorflow_datasets")  # doctest: +SKIP
     """
     tried: list[str] = []
     datasets = prepared(Source(name, data_dir, splits, image, label, size), tried)
@@ -69,6 +72,9 @@ def class_names(name: str, *, data_dir: str | Path | None = None, label: str = "
     Raises:
         FileNotFoundError: there is no such set, or its classes have no names.
         ValueError: a name is blank or there twice, or there are more or fewer than ``features.json`` declares.
+
+    Example:
+        >>> data.class_names("mnist", data_dir="~/tensorflow_datasets")  # doctest: +SKIP
     """
     folder = _newest_version(name, root_of(data_dir))
     names = None if folder is None else _names(name, folder, label)

@@ -141,6 +141,12 @@ def hidden_and_outputs(model: Model, variables: Variables, inputs: PyTree) -> tu
 
     Returns:
         ``(h [B, D], outputs)``, both in at least float32.
+
+    Example:
+        >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> [part.shape for part in baal.features.hidden_and_outputs(model, variables, jnp.ones((2, 4)))]
+        [(2, 5), (2, 3)]
     """
 
     def one(example: PyTree) -> tuple[Array, Array]:
@@ -160,6 +166,12 @@ def head(model: Model, variables: Variables, example: PyTree) -> Head:
         model: a network with one array of outputs, ``[B, C]`` or ``[B]``.
         variables: its weights.
         example: one input, without a leading axis; ``vmap`` over those of a batch.
+
+    Example:
+        >>> model = baal.from_linen(nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]))
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+        >>> baal.features.head(model, variables, jnp.ones(4)).outputs.shape
+        (3,)
     """
     program, layer = _read_network(model, variables, example)
     product = layer.equation.outvars[0].aval

@@ -223,6 +223,13 @@ def query(
 
     Returns:
         ``(fitted, selection, info)``; ``loop.round.advance(state, fitted, selection)`` is the next round's state.
+
+    Example:
+        >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
+        >>> loop = baal.active_loop(posteriors.logistic_regression(2), selection.top_k(heuristics.margin), query_size=2)
+        >>> fitted, picked, info = baal.loop.query(loop, loop.init(jax.random.key(0), train, num_initial=2), train)
+        >>> picked.indices.shape
+        (2,)
     """
     parts, keys = loop.round, round_keys(state.key, state.pool.round)
     if not sources.is_source(dataset.inputs):

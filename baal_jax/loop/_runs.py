@@ -59,6 +59,13 @@ def run(
 
     Raises:
         ValueError: a number is not positive, ``key`` and ``state`` are both or neither there, or of another criterion.
+
+    Example:
+        >>> train = baal.Dataset(jnp.eye(6), jnp.array([0, 1, 0, 1, 0, 1]))
+        >>> loop = baal.active_loop(posteriors.logistic_regression(2), selection.top_k(heuristics.margin), query_size=1)
+        >>> state, infos = baal.run(loop, jax.random.key(0), train, train, num_initial=2, num_rounds=3)
+        >>> infos.num_labelled.tolist(), infos.metrics["accuracy"].shape
+        ([2, 3, 4], (3,))
     """
     if not isinstance(loop, ActiveLoop):
         raise TypeError(f"loop is a {type(loop).__name__}: make one with baal_jax.active_loop(posterior, acquisition)")

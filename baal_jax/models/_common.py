@@ -90,6 +90,10 @@ def require_stochastic(model: Model, variables: Variables, inputs: PyTree, why: 
         variables: its arrays (values are not read).
         inputs: ``[B, …]`` (values are not read).
         why: what is wrong then, and the cure; by default that of MC-dropout.
+
+    Example:
+        >>> model, inputs = baal.from_linen(nn.Dropout(0.5, deterministic=False)), jnp.ones((1, 3))
+        >>> baal.models.require_stochastic(model, model.init(jax.random.key(0), inputs), inputs)
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, inputs))
     if not _reads_last_argument(jax.make_jaxpr(model.apply)(*shapes, jax.random.key(0))):

@@ -70,6 +70,12 @@ def from_blackjax(
         Welling and Teh, `Bayesian learning via stochastic gradient Langevin dynamics
         <https://icml.cc/2011/papers/398_icmlpaper.pdf>`_, 2011. Cabezas et al., `BlackJAX: composable Bayesian
         inference in JAX <https://arxiv.org/abs/2402.10797>`_, 2024.
+
+    Example:
+        >>> import blackjax  # doctest: +SKIP
+        >>> posterior = posteriors.from_blackjax(
+        ...     model, trainer, blackjax.sgld, losses.cross_entropy, step_size=1e-4
+        ... )  # doctest: +SKIP
     """
     num_kept, thinning = checks.positive_int("num_kept", num_kept), checks.positive_int("thinning", thinning)
     batch_size, burn_in = checks.positive_int("batch_size", batch_size), checks.positive_int("burn_in", burn_in, 0)

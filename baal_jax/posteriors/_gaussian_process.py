@@ -209,6 +209,14 @@ def gaussian_process_moments(kernel: Kernel, state: GaussianProcessState, inputs
 
     Returns:
         ``(mean float32[B, C], variance float32[B, C])``, the variance without noise.
+
+    Example:
+        >>> kernel = kernels.rbf(1.0)
+        >>> posterior = posteriors.gaussian_process(kernel, scale=1.0, noise=0.1)
+        >>> train = baal.Dataset(jnp.array([[0.0], [9.0]]), jnp.array([1.0, 0.0]))
+        >>> state = posterior.fit(jax.random.key(0), train, jnp.array([True, False]))
+        >>> [part.shape for part in jax.tree.leaves(posteriors.gaussian_process_moments(kernel, state, train.inputs))]
+        [(2, 1), (2, 1)]
     """
     inputs = _in_units(kernel, state, inputs)
     covariance = jnp.where(state.known[None], state.scale * kernel.gram(inputs, state.inputs), 0.0)

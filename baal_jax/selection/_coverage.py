@@ -89,6 +89,13 @@ def uncertainty_herding(
     References:
         Bae, Oliveira and Sutherland, `Uncertainty herding: one active learning method for all label budgets
         <https://arxiv.org/abs/2412.20644>`_, 2025.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]]))
+        >>> predictions = baal.Predictions(logits, jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+        >>> acquisition, options = selection.uncertainty_herding(), {"query_size": 2, "labelled": jnp.zeros(3, bool)}
+        >>> baal.select(jax.random.key(0), acquisition, predictions, **options).indices.tolist()
+        [1, 0]
     """
     fixed, weigh = _checked(kernel), _one_minus_margin if score_fn is None else score_fn
     checks.function("score_fn", weigh, "heuristics.entropy")

@@ -86,6 +86,12 @@ def drop_query(candidates_per_pick: int = 25, num_iterations: int = 100) -> Acqu
     References:
         Gupte et al., `Revisiting active learning in the era of vision foundation models
         <https://arxiv.org/abs/2401.14555>`_, 2024.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]]))
+        >>> predictions = baal.Predictions(logits, jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+        >>> baal.select(jax.random.key(0), selection.drop_query(), predictions, query_size=1).indices.tolist()
+        [1]
     """
     candidates_per_pick = checks.positive_int("candidates_per_pick", candidates_per_pick)
     num_iterations = checks.positive_int("num_iterations", num_iterations)

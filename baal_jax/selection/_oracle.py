@@ -55,6 +55,12 @@ def oracle(
 
     References:
         The best of many batches: `BoSS <https://arxiv.org/abs/2603.13109>`_, 2026.
+
+    Example:
+        >>> head = posteriors.logistic_regression(2, point_estimate=True)
+        >>> picks = {"margin": selection.top_k(heuristics.margin), "k_center": selection.k_center()}
+        >>> selection.oracle(picks, head, jnp.array([0, 1, 1, 0]), jnp.array([0, 1])).reads_labelled
+        True
     """
     if not strategies or not all(isinstance(one, Acquisition) for one in strategies.values()):
         raise ValueError(f"strategies={[*strategies]} must be acquisitions by name, at least one")

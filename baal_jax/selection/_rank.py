@@ -48,6 +48,12 @@ def top_k_epig(score_fn: Callable[[Array, Array], Array] = heuristics.epig) -> A
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are nats, as of :func:`~baal_jax.heuristics.epig`, with its paper.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]]))
+        >>> predictions = baal.Predictions(logits, target_logits=logits[:, :1])
+        >>> baal.select(jax.random.key(0), selection.top_k_epig(), predictions, query_size=1).indices.tolist()
+        [0]
     """
     summarise = lambda predictions: score_fn(predictions.logits, predictions.target_logits)  # noqa: E731
     return top_k()._replace(summarise=summarise, tasks=heuristics.tasks_of(score_fn))
@@ -145,6 +151,11 @@ def softmax(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["auto
 
     Returns:
         An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
+
+    Example:
+        >>> acquisition = selection.softmax(heuristics.bald, coldness=100.0)
+        >>> acquisition.select(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3, bool), 1).indices.tolist()
+        [1]
     """
     return _sampled(softmax_log_weights, score_fn, coldness)
 
@@ -162,6 +173,11 @@ def softrank(score_fn: ScoreFn = heuristics.bald, coldness: float | Literal["aut
 
     Returns:
         An :class:`~baal_jax.Acquisition`, of the same paper and with the same errors as :func:`power`.
+
+    Example:
+        >>> acquisition = selection.softrank(heuristics.bald, coldness=50.0)
+        >>> acquisition.select(jax.random.key(0), jnp.array([0.1, 0.3, 0.2]), jnp.ones(3, bool), 2).indices.tolist()
+        [1, 2]
     """
     return _sampled(softrank_log_weights, score_fn, coldness)
 

@@ -43,6 +43,10 @@ def environment() -> dict[str, str]:
 
     Returns:
         Name → version, with ``python``, ``platform`` and ``device`` among them.
+
+    Example:
+        >>> sorted(study.environment())
+        ['baal_jax', 'device', 'flax', 'jax', 'jaxlib', 'numpy', 'optax', 'platform', 'python']
     """
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     machine = {"python": platform.python_version(), "platform": platform.platform()}

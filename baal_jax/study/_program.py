@@ -76,6 +76,9 @@ def use_all_cores(num_cores: int | None = None) -> int:
 
     Raises:
         ValueError: JAX has computed something already, or the number is not positive.
+
+    Example:
+        >>> study.use_all_cores()  # doctest: +SKIP
     """
     cores = os.cpu_count() or 1 if num_cores is None else checks.positive_int("num_cores", num_cores)
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):

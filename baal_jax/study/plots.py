@@ -73,6 +73,10 @@ def styles_of(strategies: Iterable[str], baseline: str | None = None) -> dict[st
 
     Returns:
         Name → :class:`Style`.
+
+    Example:
+        >>> list(plots.styles_of(["random", "bald"], baseline="random"))
+        ['random', 'bald']
     """
     others = (i for i in itertools.count() if i != _BLACK)
     return {name: _style(_BLACK if name == baseline else next(others)) for name in strategies}
@@ -88,6 +92,11 @@ def plot_learning_curves(
         metric: which metric.
         ax: matplotlib axes to draw on; new ones by default.
         styles: name → :class:`Style`; by default :func:`styles_of` the names.
+
+    Example:
+        >>> curves = plots.Curves(np.array([10, 20]), {"accuracy": np.array([[0.5, 0.8], [0.6, 0.9]])})
+        >>> plots.plot_learning_curves({"random": curves}).get_ylabel()
+        'accuracy'
     """
     ax, styles, means = _axes(ax, 5, 3.5), styles or styles_of(curves), []
     for name, (labels, metrics) in curves.items():
@@ -130,6 +139,11 @@ def plot_reliability(bins: Mapping[str, Any], ax: Any = None, *, styles: Styles 
         bins: name → :class:`~baal_jax.metrics.Reliability`, or its three arrays; a leading axis of seeds is averaged.
         ax: as in :func:`plot_learning_curves`.
         styles: likewise.
+
+    Example:
+        >>> bins = {"network": (np.array([4, 6]), np.array([0.3, 0.8]), np.array([0.25, 0.9]))}
+        >>> plots.plot_reliability(bins).get_xlabel()
+        'confidence'
     """
     ax, styles = _axes(ax, 4, 3.8), styles or styles_of(bins)
     ax.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
@@ -158,6 +172,10 @@ def plot_class_histogram(
         class_names: ``C`` names.
         ax: as in :func:`plot_learning_curves`.
         styles: likewise.
+
+    Example:
+        >>> plots.plot_class_histogram({"random": np.array([3, 4])}, ["cat", "dog"]).get_ylabel()
+        'labels queried'
     """
     ax, styles, width = _axes(ax, 6, 3.2), styles or styles_of(counts), 0.8 / len(counts)
     for i, (name, labels) in enumerate(counts.items()):
@@ -174,6 +192,10 @@ def plot_gallery(rows: Mapping[str, tuple[np.ndarray, Sequence[str]]], figure: A
     Args:
         rows: title → (images ``[n, H, W, 1 or 3]``, integers or floats between 0 and 1; ``n`` captions).
         figure: matplotlib figure to draw on; a new one by default.
+
+    Example:
+        >>> len(plots.plot_gallery({"random": (np.zeros((2, 4, 4, 1)), ["cat", "dog"])}).axes)
+        2
     """
     if figure is None:
         figure = checks.optional_import("matplotlib.pyplot", "plot").figure(layout="constrained")

@@ -113,6 +113,10 @@ def read(folder: str | Path) -> Results:
 
     Raises:
         ValueError: there is no study in the folder, it is of another format, or a file is damaged or of another study.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> list(digits.runs)  # doctest: +SKIP
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -129,6 +133,9 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
     Returns:
         How many are there, and of how many.
+
+    Example:
+        >>> results.progress("runs/digits")  # doctest: +SKIP
     """
     description = read_description(Path(folder))
     every = cells_of(description["strategies"], len(description["seeds"]), description["chunk"])
@@ -153,6 +160,10 @@ def table(results: Results) -> str:
 
     Returns:
         The text of ``results.csv``. Numbers have nine significant digits, which is all of a float32.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> print(results.table(digits))  # doctest: +SKIP
     """
     metrics = list(dict.fromkeys(name for runs in results.runs.values() for name in runs.metrics))
     text = io.StringIO()

@@ -69,8 +69,8 @@ def trainer(
         unlabelled_batch_size: ``U``, by default ``batch_size``.
         task: what a loss of your own learns, one of :mod:`baal_jax.training.tasks`; ours are known.
         trainable: ``path -> bool``, which parameters are trained, by the names and numbers on the way to them:
-            ``lambda path: path[0] == "head"``. The rest, in ``frozen`` of :class:`~baal_jax.Variables`, keeps the values of
-            ``model.init``, without gradient, optimizer state, batch normalisation at work or spread in posteriors.
+            ``lambda path: path[0] == "head"``. The rest, ``frozen`` in :class:`~baal_jax.Variables`, keeps the values
+            of ``model.init``, without gradient, optimizer state, batch normalisation at work or spread in posteriors.
         class_weights: ``"balanced"`` multiplies the loss of an example of class ``c`` by ``n / (K n_c)``, with ``n_c``
             of the ``n`` labels of this fit and ``K`` classes among them, so that all weigh as much; for ``int[N]``.
 

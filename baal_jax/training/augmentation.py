@@ -42,6 +42,11 @@ def flip(probability: float = 0.5) -> Augmentation:
 
     Args:
         probability: of each example to be mirrored, between 0 and 1.
+
+    Example:
+        >>> batch = baal.Dataset(jnp.arange(4.0).reshape(1, 2, 2, 1), jnp.array([0]))
+        >>> augmentation.flip(1.0)(jax.random.key(0), batch).inputs[0, :, :, 0].tolist()
+        [[1.0, 0.0], [3.0, 2.0]]
     """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability={probability} must lie between 0 and 1")
@@ -60,6 +65,11 @@ def shift(pixels: int) -> Augmentation:
 
     Args:
         pixels: largest shift; every shift from ``-pixels`` to ``pixels`` is as likely.
+
+    Example:
+        >>> batch = baal.Dataset(jnp.arange(4.0).reshape(1, 2, 2, 1), jnp.array([0]))
+        >>> augmentation.shift(1)(jax.random.key(0), batch).inputs.shape
+        (1, 2, 2, 1)
     """
     pixels = checks.positive_int("pixels", pixels)
 
@@ -82,6 +92,11 @@ def cutout(size: int) -> Augmentation:
     References:
         DeVries and Taylor, `Improved regularization of convolutional neural networks with cutout
         <https://arxiv.org/abs/1708.04552>`_, 2017.
+
+    Example:
+        >>> batch = baal.Dataset(jnp.ones((1, 2, 2, 1)), jnp.array([0]))
+        >>> augmentation.cutout(4)(jax.random.key(0), batch).inputs[0, :, :, 0].tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
     """
     size = checks.positive_int("size", size)
 

@@ -22,6 +22,11 @@ def running_mean(average: PyTree, params: PyTree, before: Array) -> PyTree:
         average: mean so far.
         params: the next weights, a tree like ``average``.
         before: ``int32[]``, how many weights the mean holds already; while it is negative, nothing is added.
+
+    Example:
+        >>> from baal_jax.training import averaging
+        >>> averaging.running_mean({"w": jnp.array(1.0)}, {"w": jnp.array(4.0)}, jnp.array(2))
+        {'w': Array(2., dtype=float32, weak_type=True)}
     """
     import optax
 
@@ -43,6 +48,16 @@ def with_new_statistics(
         variables: the weights, and batch statistics of others.
         inputs_of: ``index int32[] -> (key, inputs [B, …])``, a batch and the key of its pass.
         num_batches: how many batches to estimate from.
+
+    Example:
+        >>> from baal_jax.training import averaging
+        >>> options = {"train_kwargs": {"use_running_average": False}, "predict_kwargs": {"use_running_average": True}}
+        >>> model, inputs = baal.from_linen(nn.BatchNorm(momentum=0.9), **options), jnp.array([[1.0], [3.0]])
+        >>> variables = model.init(jax.random.key(0), inputs)
+        >>> batch = lambda index: (jax.random.key(0), inputs)
+        >>> new = averaging.with_new_statistics(model, variables, batch, num_batches=3)
+        >>> [f"{leaf[0]:.1f}" for leaf in jax.tree.leaves(new.collections)]
+        ['2.0', '1.0']
     """
     old = variables.collections
     if not jax.tree.leaves(old):

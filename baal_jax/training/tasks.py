@@ -112,6 +112,11 @@ def admit(
     Raises:
         TypeError: what came in is no data set of arrays.
         ValueError: rows that are not right, with their values and the cure.
+
+    Example:
+        >>> digits = baal.Dataset(jnp.eye(3), jnp.array([0, 1, 1]))
+        >>> baal.tasks.admit("digits", digits, baal.tasks.classification).name
+        'classification'
     """
     if not isinstance(dataset, Dataset | PaddedDataset):
         raise TypeError(f"{name} is a {type(dataset).__name__}: pass baal_jax.Dataset(inputs, targets)")

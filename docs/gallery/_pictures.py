@@ -222,7 +222,8 @@ def langevin(gradient: Callable) -> Any:
         leaves, tree = jax.tree.flatten(position)
         scale = jnp.sqrt(2 * step_size * temperature)
         noise = [
-            scale * jax.random.normal(one, leaf.shape) for one, leaf in zip(jax.random.split(key, len(leaves)), leaves)
+            scale * jax.random.normal(one, leaf.shape)
+            for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
         ]
         moved = jax.tree.map(lambda leaf, slope: leaf + step_size * slope, position, gradient(position, batch))
         return jax.tree.map(jnp.add, moved, tree.unflatten(noise))

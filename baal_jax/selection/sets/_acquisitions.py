@@ -73,7 +73,7 @@ def _rows(leaf: Array) -> Array:
 
 
 def max_diag(features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = ()) -> Acquisition:
-    """The largest ``k(x, x)``, blind to redundancy: a ``grid`` with ``selectors.max_diag``."""
+    """The largest ``k(x, x)``, blind to redundancy (Holzmüller et al. 2022): ``selectors.max_diag`` in a ``grid``."""
     return grid(features, transforms, selectors.max_diag(), reads_labelled=bool(transforms))
 
 
@@ -84,7 +84,7 @@ def max_det(
     *,
     use_labelled: bool = True,
 ) -> Acquisition:
-    """Greedy determinant maximisation: ``selectors.max_det`` in a ``grid``, by default given the labels."""
+    """Greedy determinants (Holzmüller et al. 2022): ``selectors.max_det`` in a ``grid``, given the labels."""
     return grid(features, transforms, selectors.max_det(noise, use_labelled=use_labelled))
 
 
@@ -116,7 +116,7 @@ def k_center(
 def k_means_pp(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = True
 ) -> Acquisition:
-    """Sampling by squared distance: a ``grid`` with ``selectors.k_means_pp``; scores are distances."""
+    """Sampling by squared distance (Arthur and Vassilvitskii 2007): ``selectors.k_means_pp`` in a ``grid``."""
     selector = selectors.k_means_pp(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
@@ -126,7 +126,7 @@ def lcmd(
 ) -> Acquisition:
     """Largest cluster, maximum distance: :func:`~baal_jax.selection.sets.selectors.lcmd` over features.
 
-    The best of the benchmark of Holzmüller et al. with ``features=baal_jax.features.gradient(model)`` in the loop.
+    The best of the benchmark of Holzmüller et al. (2022), with ``features=baal_jax.features.gradient(model)``.
 
     Args:
         features: a feature map.
@@ -135,6 +135,12 @@ def lcmd(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are distances.
+
+    Example:
+        >>> line = jnp.array([[0.0], [1.0], [5.0], [9.0]])
+        >>> labelled = jnp.array([True, False, False, False])
+        >>> selection.lcmd().select(jax.random.key(0), line, ~labelled, 2, labelled).indices.tolist()
+        [3, 2]
     """
     selector = selectors.lcmd(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
@@ -143,7 +149,7 @@ def lcmd(
 def frank_wolfe(
     features: FeatureMap = feature_maps.embedding, transforms: Sequence[Transform] = (), *, use_labelled: bool = False
 ) -> Acquisition:
-    """Sparse approximation of the sum of all features: a ``grid`` with ``selectors.frank_wolfe``."""
+    """Sparse approximation of the sum of features (Pinsler et al. 2019): ``selectors.frank_wolfe`` in a ``grid``."""
     selector = selectors.frank_wolfe(use_labelled=use_labelled)
     return grid(features, transforms, selector, reads_labelled=use_labelled or bool(transforms))
 
@@ -169,6 +175,13 @@ def bait(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are decreases of the mean variance's trace.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]]))
+        >>> predictions = baal.Predictions(logits, jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+        >>> options = {"query_size": 2, "labelled": jnp.zeros(3, bool)}
+        >>> baal.select(jax.random.key(0), selection.bait(), predictions, **options).indices.tolist()
+        [1, 2]
     """
     return grid(features, transforms, selectors.bait(noise, use_labelled=use_labelled, oversampling=oversampling))
 
@@ -189,6 +202,12 @@ def badge(transforms: Sequence[Transform] = (), *, features: FeatureMap = featur
     References:
         Ash et al., `Deep batch active learning by diverse, uncertain gradient lower bounds
         <https://arxiv.org/abs/1906.03671>`_, 2020.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]]))
+        >>> predictions = baal.Predictions(logits, jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+        >>> baal.select(jax.random.key(0), selection.badge(), predictions, query_size=1).indices.tolist()
+        [1]
     """
     selector = selectors.k_means_pp(use_labelled=False, largest_first=True)
     tasks: dict[FeatureMap, tuple[str, ...]] = {feature_maps.badge: ("classification",)}
@@ -215,6 +234,11 @@ def batch_bald_gaussian(
 
     Returns:
         An :class:`~baal_jax.Acquisition`; scores are the gains in nats, which do not increase, up to rounding.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]]]))
+        >>> baal.select(jax.random.key(0), selection.batch_bald_gaussian(), logits, query_size=2).indices.tolist()
+        [1, 0]
     """
     noise = checks.positive_float("noise", noise)
     determinant = selectors.max_det(noise, use_labelled=use_labelled)

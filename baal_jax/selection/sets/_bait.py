@@ -56,6 +56,12 @@ def bait(
     References:
         Ash et al., `Gone fishing: neural active learning with Fisher embeddings <https://arxiv.org/abs/2106.09675>`_,
         2021; Holzmüller et al. 2022, of :func:`~baal_jax.selection.grid`.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.bait()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [3, 2]
     """
     noise = checks.positive_float("noise", noise)
     oversampling = checks.finite_float("oversampling", oversampling, 1.0)

@@ -35,6 +35,12 @@ def itl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
     References:
         Hübotter et al., `Transductive active learning: theory and applications <https://arxiv.org/abs/2402.15898>`_,
         2024.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> pool = jnp.array([True, True, True, False])  # the last row is a target
+        >>> selectors.itl()(jax.random.key(0), line._replace(num_targets=1), pool, 1, jnp.zeros(4, bool))[0].tolist()
+        [2]
     """
     noise = checks.positive_float("noise", noise)
 
@@ -68,6 +74,12 @@ def vtl(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
 
     Returns:
         A selector; scores are how much the sum falls.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> pool = jnp.array([True, True, True, False])  # the last row is a target
+        >>> selectors.vtl()(jax.random.key(0), line._replace(num_targets=1), pool, 1, jnp.zeros(4, bool))[0].tolist()
+        [2]
     """
     return bait(noise, use_labelled=use_labelled, oversampling=1.0, toward_targets=True)
 
@@ -89,6 +101,12 @@ def epig(noise: float = 0.1, *, use_labelled: bool = True) -> Selector:
 
     References:
         Bickford Smith et al., `Prediction-oriented Bayesian active learning <https://arxiv.org/abs/2304.08151>`_, 2023.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> pool = jnp.array([True, True, True, False])  # the last row is a target
+        >>> selectors.epig()(jax.random.key(0), line._replace(num_targets=1), pool, 1, jnp.zeros(4, bool))[0].tolist()
+        [2]
     """
     noise = checks.positive_float("noise", noise)
 

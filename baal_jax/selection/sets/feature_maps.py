@@ -27,6 +27,10 @@ def embedding(predictions: Predictions) -> PyTree:
 
     Returns:
         ``[B, D]``, or the tuple of them.
+
+    Example:
+        >>> feature_maps.embedding(baal.Predictions(None, jnp.ones((3, 4)))).shape
+        (3, 4)
     """
     return read_features(predictions)
 
@@ -41,6 +45,10 @@ def draws(predictions: Predictions) -> Array:
 
     Returns:
         ``[B, S·C]``.
+
+    Example:
+        >>> feature_maps.draws(baal.Predictions(jnp.ones((5, 3, 2)))).shape
+        (3, 10)
     """
     return _centred_draws(_three_axes(predictions))
 
@@ -53,6 +61,10 @@ def probability_draws(predictions: Predictions) -> Array:
 
     Returns:
         ``[B, S·C]``.
+
+    Example:
+        >>> feature_maps.probability_draws(baal.Predictions(jnp.ones((5, 3, 2)))).shape
+        (3, 10)
     """
     checks.classes("logits", predictions.logits)
     return _centred_draws(jnp.exp(numerics.log_probs(_three_axes(predictions))))
@@ -70,6 +82,10 @@ def badge(predictions: Predictions) -> tuple[Array, Array]:
 
     Returns:
         ``([B, C], [B, D])``.
+
+    Example:
+        >>> [part.shape for part in feature_maps.badge(baal.Predictions(jnp.ones((5, 3, 2)), jnp.ones((3, 4))))]
+        [(3, 2), (3, 4)]
     """
     checks.classes("logits", predictions.logits)
     mean = _mean_probabilities(predictions)
@@ -87,6 +103,11 @@ def badge_multi_label(predictions: Predictions) -> tuple[Array, Array]:
 
     Returns:
         ``([B, C], [B, D])``.
+
+    Example:
+        >>> predictions = baal.Predictions(jnp.ones((5, 3, 2)), jnp.ones((3, 4)))
+        >>> [part.shape for part in feature_maps.badge_multi_label(predictions)]
+        [(3, 2), (3, 4)]
     """
     mean = jnp.mean(jax.nn.sigmoid(_three_axes(predictions)), axis=0)
     return mean - (mean > 0.5).astype(mean.dtype), _one_array(read_features(predictions))
@@ -108,6 +129,10 @@ def fisher(predictions: Predictions, sketch_size: int | None = 512, num_classes:
 
     Returns:
         ``[B, C, K]``, one row a class, most probable first where some are left out; ``[B, D]`` for a single output.
+
+    Example:
+        >>> feature_maps.fisher(baal.Predictions(jnp.ones((5, 3, 2)), jnp.ones((3, 4)))).shape
+        (3, 2, 8)
     """
     sketch_size = checks.optional_int("sketch_size", sketch_size)
     mean = _mean_probabilities(predictions)

@@ -28,6 +28,12 @@ def max_diag() -> Selector:
 
     Returns:
         A selector; scores are ``k(x, x)``.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.max_diag()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [3, 2]
     """
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:
@@ -55,6 +61,12 @@ def max_det(noise: float = 0.0, *, use_labelled: bool = False) -> Selector:
 
     Raises:
         ValueError: ``noise`` is negative, or 0 with ``use_labelled``.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.max_det()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [3, 2]
     """
     noise = checks.positive_float("noise", noise) if use_labelled else checks.finite_float("noise", noise, 0.0)
 
@@ -94,6 +106,12 @@ def k_center(*, use_labelled: bool = True) -> Selector:
         Gonzalez, `Clustering to minimize the maximum intercluster distance
         <https://doi.org/10.1016/0304-3975(85)90224-5>`_, 1985; Sener and Savarese, `Active learning for convolutional
         neural networks: a core-set approach <https://arxiv.org/abs/1708.00489>`_, 2018.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.k_center()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [3, 0]
     """
     return _from_centres(lambda nearest, available, left, uniform: best_of(nearest.distances, left), use_labelled)
 
@@ -110,6 +128,12 @@ def lcmd(*, use_labelled: bool = True) -> Selector:
 
     Returns:
         A selector; scores are distances, as in :func:`k_center`. The paper is that of :func:`~baal_jax.selection.grid`.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.lcmd()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [3, 0]
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
@@ -139,6 +163,12 @@ def k_means_pp(*, use_labelled: bool = True, largest_first: bool = False) -> Sel
     References:
         Arthur and Vassilvitskii, `k-means++: the advantages of careful seeding
         <https://dl.acm.org/doi/10.5555/1283383.1283494>`_, 2007.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [0.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(3, bool)
+        >>> 2 in selectors.k_means_pp()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        True
     """
 
     def choose(nearest: Nearest, available: Array, left: Array, uniform: Array) -> Array:
@@ -163,6 +193,12 @@ def frank_wolfe(*, use_labelled: bool = False) -> Selector:
     References:
         Pinsler et al., `Bayesian batch active learning as sparse subset approximation
         <https://arxiv.org/abs/1908.02144>`_, 2019.
+
+    Example:
+        >>> line = transforms.Features((jnp.array([[0.0], [1.0], [5.0], [9.0]]),), jnp.float32(0))
+        >>> every = jnp.ones(4, bool)
+        >>> selectors.frank_wolfe()(jax.random.key(0), line, every, 2, ~every)[0].tolist()
+        [1, 0]
     """
 
     def select(key: Key, features: Features, available: Array, query_size: int, labelled: Array) -> tuple[Array, Array]:

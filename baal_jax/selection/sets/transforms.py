@@ -19,6 +19,11 @@ def scale() -> Transform:
     r"""Divide the kernel by its mean diagonal over what is labelled (over all rows while nothing is).
 
     A Gaussian process then starts with a mean variance of one, so that ``noise`` means the same for any network.
+
+    Example:
+        >>> features, every = transforms.Features((jnp.array([[2.0], [2.0]]),), jnp.float32(0)), jnp.ones(2, bool)
+        >>> transforms.scale()(jax.random.key(0), features, every, every).factors[0].tolist()
+        [[1.0], [1.0]]
     """
 
     def transform(key: Array, features: Features, labelled: Array, counted: Array) -> Features:
@@ -56,6 +61,12 @@ def sketch(size: int = 512) -> Transform:
 
     Args:
         size: ``K``.
+
+    Example:
+        >>> features = transforms.Features((jnp.ones((2, 3)), jnp.ones((2, 5))), jnp.float32(0))
+        >>> every = jnp.ones(2, bool)
+        >>> [part.shape for part in transforms.sketch(4)(jax.random.key(0), features, every, every).factors]
+        [(2, 4)]
     """
     size = checks.positive_int("size", size)
     return lambda key, features, labelled, counted: features._replace(factors=(sketched(features.factors, size, key),))
@@ -69,6 +80,13 @@ def posterior(noise: float = 1.0) -> Transform:
 
     Args:
         noise: ``σ``, the standard deviation of observation noise.
+
+    Example:
+        >>> features = transforms.Features((jnp.array([[2.0], [1.0]]),), jnp.float32(0))
+        >>> labelled = jnp.array([True, False])
+        >>> after = transforms.posterior(noise=1.0)(jax.random.key(0), features, labelled, jnp.ones(2, bool))
+        >>> [f"{row[0] ** 2:.1f}" for row in after.factors[0]]
+        ['0.8', '0.2']
     """
     noise = checks.positive_float("noise", noise)
     return lambda key, features, labelled, counted: conditioned(features, labelled, noise, "transforms.posterior")
@@ -79,6 +97,11 @@ def predictive(noise: float = 1.0) -> Transform:
 
     Args:
         noise: ``σ``, its standard deviation.
+
+    Example:
+        >>> features, every = transforms.Features((jnp.array([[2.0], [1.0]]),), jnp.float32(0)), jnp.ones(2, bool)
+        >>> float(transforms.predictive(noise=2.0)(jax.random.key(0), features, every, every).noise)
+        4.0
     """
     noise = checks.positive_float("noise", noise)
     return lambda key, features, labelled, counted: features._replace(noise=features.noise + jnp.float32(noise) ** 2)

@@ -32,6 +32,10 @@ def figures(study: str | Path | Results, out: str | Path, *, formats: Sequence[s
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: there is no study in the folder, or no run in the study, or matplotlib does not know a format.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> report.figures(digits, "figures")  # doctest: +SKIP
     """
     matplotlib = checks.optional_import("matplotlib", "plot")
     canvas = checks.optional_import("matplotlib.backend_bases", "plot").FigureCanvasBase

@@ -89,6 +89,10 @@ def standard_error(values: Any) -> np.ndarray:
 
     Returns:
         The array without its first axis; NaN where there are fewer than two values.
+
+    Example:
+        >>> f"{statistics.standard_error(np.array([1.0, 2.0, 3.0])):.3f}"
+        '0.577'
     """
     return mean_and_error(np.asarray(values, np.float64))[1]
 
@@ -111,6 +115,10 @@ def shared_range(runs: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarra
 
     Returns:
         ``low`` and ``high``, ``float[seeds]``; NaN for a seed without values, ``low`` above ``high`` without overlap.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> low, high = statistics.shared_range(digits.runs)  # doctest: +SKIP
     """
     ends = [_ends(*_checked(num_labelled, values)) for num_labelled, values in runs]
     if not ends:

@@ -161,6 +161,10 @@ def table(summary: Summary) -> Table:
 
     Returns:
         A :class:`Table`, a row for every strategy.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> statistics.table(statistics.summary(digits, "nll")).heads  # doctest: +SKIP
     """
     share = f"{summary.confidence * 100:.3g}%"
     compared = f"difference of area [{share}]", "adjusted p", f"against {summary.baseline}"
@@ -177,6 +181,10 @@ def markdown(content: Summary | Table) -> str:
 
     Returns:
         The text, ending in a newline.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> print(statistics.markdown(statistics.summary(digits, "nll")))  # doctest: +SKIP
     """
     heads, rows, notes = content if isinstance(content, Table) else table(content)
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows))
@@ -193,6 +201,10 @@ def text(content: Summary | Table, width: int | None = None) -> str:
 
     Returns:
         The text, ending in a newline.
+
+    Example:
+        >>> digits = results.read("runs/digits")  # doctest: +SKIP
+        >>> print(statistics.text(statistics.summary(digits, "nll")))  # doctest: +SKIP
     """
     heads, rows, notes = content if isinstance(content, Table) else table(content)
     width = shutil.get_terminal_size((100, 24)).columns if width is None else width
