@@ -1,12 +1,10 @@
 """When to stop labelling: criteria that a compiled run, or a loop in Python, asks at the end of every round.
 
 A criterion is two pure functions. ``run(…, stop=criterion)`` asks it in every round; what it remembers travels in the
-:class:`~baal_jax.LoopState`, so a run that continues decides as one that was never interrupted. By hand:
+:class:`~baal_jax.LoopState`, so a run that continues decides as one that was never interrupted. By hand::
 
-```python
-memory = criterion.init(round)
-memory, stop = criterion.update(memory, stopping.Outcome(state.pool, info))
-```
+    memory = criterion.init(round)
+    memory, stop = criterion.update(memory, stopping.Outcome(state.pool, info))
 
 Numbers out of their range are refused with a ``ValueError``, and so is a run without the metric or the inputs it needs.
 """

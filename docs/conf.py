@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -52,8 +53,8 @@ myst_heading_anchors = 3
 def _digest():
     """Of all that outputs of a page depend on, the page aside."""
     package = Path(baal_jax.__file__).parent
-    found = hashlib.sha256(sys.version.encode())
-    for path in sorted([*package.rglob("*.py"), *HERE.glob("*/_[a-z]*.py"), Path(__file__)]):
+    found = hashlib.sha256(f"{sys.version} {os.environ['XLA_FLAGS']}".encode())
+    for path in sorted([*package.rglob("*.py"), *HERE.glob("*/_[a-z]*.py")]):
         found.update(path.name.encode() + path.read_bytes())
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib"):
         found.update(f"{name} {importlib.metadata.version(name)}".encode())
@@ -114,7 +115,8 @@ def _name_again(app, env):
     objects = env.domains["py"].objects
     for entry in _reference.entries():
         for name in entry.others:
-            objects[name] = objects[entry.name]._replace(aliased=True)
+            if entry.name in objects:  # not in a build of some pages alone
+                objects[name] = objects[entry.name]._replace(aliased=True)
 
 
 def _find(app, env, node, contnode):
@@ -126,16 +128,31 @@ def _find(app, env, node, contnode):
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, node["reftype"], found[0], node, contnode)
 
 
+def _back(app, pagename, templatename, context, doctree):
+    """From code to its entry: viewcode takes all names of a file for those of one module."""
+
+    def entry(match):
+        page, parts = match[1], match[2].split(".")
+        names = (f"{page}.{'.'.join(parts[first:])}" for first in range(1, len(parts)))
+        return f"reference/{page}.html#{next((name for name in names if name in own), match[2])}"
+
+    own = {name for name, found in app.env.domains["py"].objects.items() if not found.aliased}
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r"reference/(baal_jax[\w.]*)\.html#(baal_jax[\w.]*)", entry, context["body"])
+
+
 def setup(app):
     """Leaves out the fields of records, which their docstrings list, and links all names."""
     app.connect("missing-reference", _find)
     app.connect("autodoc-skip-member", lambda app, what, name, member, skip, options: skip or _is_field(member))
     app.connect("env-updated", _name_again)
+    app.connect("html-page-context", _back)
     app.connect("build-finished", _copy_mathjax)
 
 
 html_theme = "sphinx_book_theme"
 html_title = f"baal_jax {version}"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False

@@ -60,6 +60,6 @@ def looking(text: str) -> str:
 
 def seen(dom: str) -> list:
     """Pixels that a page is too wide, boxes that are cut off, and serious or critical findings of axe."""
-    found = re.search(r'<pre id="seen">([^<]*)</pre>', dom)
+    found = re.search(r'<pre id="seen"[^>]*>([^<]*)</pre>', dom)
     assert found is not None
     return json.loads(base64.b64decode(found[1]))

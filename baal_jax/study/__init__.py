@@ -1,14 +1,12 @@
 """A whole study: strategies × seeds as compiled programs, all of it on disk and resumed by cell.
 
-"Does this acquisition help?" takes many seeds of strategies that share first labels and random numbers. It is a call:
+"Does this acquisition help?" takes many seeds of strategies that share first labels and random numbers. It is a call::
 
-```python
-picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
-loops = study.strategies(posterior, picks, query_size=10)
-results = study.run("runs/digits", loops, train, test, num_seeds=20, num_rounds=15, num_initial=20, key=key)
-print(statistics.markdown(statistics.summary(results)))
-report.write("runs/digits")
-```
+    picks = {"random": selection.random(), "bald": selection.top_k(heuristics.bald)}
+    loops = study.strategies(posterior, picks, query_size=10)
+    results = study.run("runs/digits", loops, train, test, num_seeds=20, num_rounds=15, num_initial=20, key=key)
+    print(statistics.markdown(statistics.summary(results)))
+    report.write("runs/digits")
 
 Killed anywhere, the same call finishes what is missing. What is in the folder: :mod:`baal_jax.study.results`.
 """
