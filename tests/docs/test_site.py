@@ -50,6 +50,7 @@ def address(tmp_path_factory):
     server.server_close()
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_browser_shows_it_without_a_fault(address, page, width, tmp_path):
@@ -60,6 +61,20 @@ def test_a_browser_shows_it_without_a_fault(address, page, width, tmp_path):
     said = [line for line in plain.stderr.splitlines() if "CONSOLE" in line and not TOLD.search(line)]
     assert said == []
     looked = browser.browse(f"{address}/{page}.html?look", tmp_path, width, "--dump-dom")
+=======
+@pytest.mark.parametrize(("width", "mode"), [(390, "light"), (1280, "light"), (1280, "dark")])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_browser_shows_it_without_a_fault(address, page, width, mode, tmp_path):
+    options = ["--dump-dom", *(["--blink-settings=preferredColorScheme=0"] if mode == "dark" else [])]
+    for mark in browser.NEEDED:
+        if mark.args[0]:
+            pytest.skip(mark.kwargs["reason"])
+    plain = browser.browse(f"{address}/{page}.html", tmp_path, width, *options)
+    said = [line for line in plain.stderr.splitlines() if "CONSOLE" in line and not TOLD.search(line)]
+    assert said == []
+    looked = browser.browse(f"{address}/{page}.html?look", tmp_path, width, *options)
+    assert f'data-theme="{mode}"' in looked.stdout
+>>>>>>> docs-a
     assert browser.seen(looked.stdout) == [0, [], []]
 
 
