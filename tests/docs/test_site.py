@@ -50,18 +50,6 @@ def address(tmp_path_factory):
     server.server_close()
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("page", PAGES)
-def test_a_browser_shows_it_without_a_fault(address, page, width, tmp_path):
-    for mark in browser.NEEDED:
-        if mark.args[0]:
-            pytest.skip(mark.kwargs["reason"])
-    plain = browser.browse(f"{address}/{page}.html", tmp_path, width, "--dump-dom")
-    said = [line for line in plain.stderr.splitlines() if "CONSOLE" in line and not TOLD.search(line)]
-    assert said == []
-    looked = browser.browse(f"{address}/{page}.html?look", tmp_path, width, "--dump-dom")
-=======
 @pytest.mark.parametrize(("width", "mode"), [(390, "light"), (1280, "light"), (1280, "dark")])
 @pytest.mark.parametrize("page", PAGES)
 def test_a_browser_shows_it_without_a_fault(address, page, width, mode, tmp_path):
@@ -74,7 +62,6 @@ def test_a_browser_shows_it_without_a_fault(address, page, width, mode, tmp_path
     assert said == []
     looked = browser.browse(f"{address}/{page}.html?look", tmp_path, width, *options)
     assert f'data-theme="{mode}"' in looked.stdout
->>>>>>> docs-a
     assert browser.seen(looked.stdout) == [0, [], []]
 
 
