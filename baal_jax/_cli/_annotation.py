@@ -23,6 +23,7 @@ _SETTINGS |= {"query_size": 20, "num_samples": 20, "num_steps": 500, "batch_size
 
 _SAID_AGAIN = ("data", "image_size", "model", "rate", "posterior", "strategy", "query_size", "num_samples", "num_steps")
 _SAID_AGAIN += ("batch_size", "learning_rate")  # what may change in a project that has begun
+_HANDLER = logging.StreamHandler()
 _SHOWN = 5  # reasons that are printed
 
 
@@ -40,7 +41,10 @@ def propose(wanted: Propose) -> None:
         about = {"class_names": class_names, "kind": kind, "multi_label": settings.multi_label, "config": config}
         annotation.start(wanted.folder, references=pool.references, **about)
     else:
-        pool, new = _aligned(pool, known["references"])
+        # A command that was killed may have left less; what is there stays.
+        about = {"class_names": class_names, "kind": kind, "multi_label": settings.multi_label}
+        annotation.start(wanted.folder, references=known["references"], config=known["config"], **about)
+        pool, new = _aligned(pool, known)
         changed = [f"{name}: {known['config'][name]} → {config[name]}" for name in config
                    if files.plain(config[name]) != known["config"][name]]  # fmt: skip
         if new or changed:
@@ -48,7 +52,9 @@ def propose(wanted: Propose) -> None:
         if new:
             changed.append(f"{len(new)} new examples, with ids from {len(known['references'])} on")
         print(*changed, sep="\n", end="\n" * bool(changed), file=sys.stderr)
-    first: dict[str, Any] = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
+    first: dict[str, Any] = {}
+    if settings.cold_start != "random":
+        first = {"cold_start": selection.by_name(settings.cold_start), "embeddings": pool.embeddings}
     first |= {"num_initial": settings.num_initial, "key": jax.random.key(settings.seed)}
     query = annotation.propose(wanted.folder, loop, pool.inputs, give_up=wanted.give_up, review=wanted.review, **first)
     _write_pictures(wanted.folder, pool, query)
@@ -66,8 +72,8 @@ def _begin() -> None:
     study.use_compilation_cache()
     logger = logging.getLogger("baal_jax")
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())  # whatever stderr is
+    _HANDLER.stream = sys.stderr  # whatever that is now
+    logger.addHandler(_HANDLER)
 
 
 def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -> tuple[_assemble.Pool, ActiveLoop]:
@@ -83,24 +89,33 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
     hidden = features.last_hidden(model)
     sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}
     (posterior,) = by_name.values()
+    _assemble.check(settings, posterior, pool.inputs, num_classes)
+    if num_classes is None:
+        posterior, hidden = _assemble.standardised(posterior), _assemble.of_standardised(hidden)
     return pool, active_loop(posterior, acquisition, features=hidden, **sizes)
 
 
-def _aligned(pool: _assemble.Pool, references: list[str]) -> tuple[_assemble.Pool, list[str]]:
+def _aligned(pool: _assemble.Pool, known: dict[str, Any]) -> tuple[_assemble.Pool, list[str]]:
     """The pool in the order of its ids, and references that have none yet, which come last."""
     places: dict[str, list[int]] = {}
     for i, reference in enumerate(pool.references):
         places.setdefault(reference, []).append(i)
     order = []
-    for reference in references:  # of equal texts each is there as often as it was
-        if not places.get(reference):
-            raise ValueError(f"{reference!r} of the project is not among the data any more: put it back")
-        order.append(places[reference].pop(0))
-    known = {*references}
-    new = [reference for reference in dict.fromkeys(pool.references) if reference not in known]
+    for index, reference in enumerate(known["references"]):  # of equal texts each is there as often as it was
+        if places.get(reference):
+            order.append(places[reference].pop(0))
+        elif index in known.get("excluded", ()):
+            order.append(0)  # which nobody reads
+        else:
+            cure = f"put it back, or leave it out: baal-jax amend … --exclude {index}"
+            raise ValueError(f"{reference!r} of the project is not among the data any more: {cure}")
+    there = {*known["references"]}
+    new = [reference for reference in places if reference not in there]
+    if again := len(pool.references) - len(order) - len(new):
+        print(f"{again} rows left out, of which there are equal ones", file=sys.stderr)
     order = np.array(order + [places[reference][0] for reference in new])
     rows = {"inputs": pool.inputs[order], "embeddings": pool.embeddings[order]}
-    return pool._replace(references=[*references, *new], **rows), new
+    return pool._replace(references=[*known["references"], *new], **rows), new
 
 
 def amend(wanted: Amend) -> None:
@@ -120,7 +135,7 @@ def export(wanted: Export) -> None:
     _begin()
     kind, class_names, settings = _settings(Propose(wanted.folder), known)
     pool, loop = _loop(settings, kind, class_names)
-    pool, new = _aligned(pool, known["references"])
+    pool, new = _aligned(pool, known)
     if new:
         raise ValueError(f"data={settings.data!r} has {len(new)} new examples, such as {new[0]!r}: propose first")
     written = annotation.export(wanted.folder, loop, pool.inputs, key=jax.random.key(settings.seed), folds=wanted.folds)
@@ -161,7 +176,7 @@ def ingest(wanted: Ingest) -> None:
 def _settings(wanted: Propose, known: dict[str, Any] | None) -> tuple[Any, list[str] | None, SimpleNamespace]:
     """What was said when the project began, or is said now; both must agree."""
     options = {name: value for name, value in vars(wanted).items() if name not in ("folder", "give_up", "review")}
-    said = {name: files.plain(value) for name, value in options.items() if value not in (None, False)}
+    said = {name: files.plain(value) for name, value in options.items() if value is not None and value is not False}
     if known is None:
         class_names = said.pop("classes", None)
         kind = said.pop("kind", "text" if _assemble.is_table(wanted.data) else "image")

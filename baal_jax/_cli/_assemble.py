@@ -19,7 +19,7 @@ from flax import nnx
 from baal_jax import data, losses, metrics, models, posteriors, selection
 from baal_jax._util import files, images
 from baal_jax.training import trainer
-from baal_jax.typing import Acquisition, Model, Posterior
+from baal_jax.typing import Acquisition, Dataset, Model, Posterior
 
 
 class Pool(NamedTuple):
@@ -169,6 +169,48 @@ def learners(
     if not found:
         raise ValueError("posteriors is empty: name at least one")
     return model, found
+
+
+class _Standardised(NamedTuple):
+    """A fit to targets of mean 0 and variance 1."""
+
+    members: Any
+    centre: jax.Array
+    width: jax.Array
+
+
+def standardised(posterior: Posterior) -> Posterior:
+    """The posterior of numbers in units of their own spread, which networks learn whatever they measure."""
+
+    def fit(key: Any, dataset: Any, labelled: jax.Array, previous: Any = None) -> _Standardised:
+        count = jnp.maximum(jnp.sum(labelled), 1)
+        known = jnp.where(labelled, dataset.targets, 0.0)
+        centre = jnp.sum(known) / count
+        spread = jnp.sqrt(jnp.sum(jnp.where(labelled, (known - centre) ** 2, 0.0)) / count)
+        width = jnp.where(spread > 0, spread, 1.0)
+        scaled = dataset._replace(targets=(dataset.targets - centre) / width)
+        inner = previous.members if previous is not None else None
+        return _Standardised(posterior.fit(key, scaled, labelled, inner), centre, width)
+
+    def apply(state: _Standardised, draw: Any, inputs: Any) -> Any:
+        return posterior.apply(state.members, draw, inputs) * state.width + state.centre
+
+    sample = lambda key, state, count: posterior.sample(key, state.members, count)  # noqa: E731
+    return posterior._replace(fit=fit, sample=sample, apply=apply)
+
+
+def of_standardised(features: Any) -> Any:
+    """What reads the state of a posterior, for one of :func:`standardised`."""
+    return lambda state, inputs: features(state.members, inputs)
+
+
+def check(options: Any, posterior: Posterior, inputs: np.ndarray, num_classes: int | None) -> None:
+    """Refuses a posterior that cannot learn such targets, before people are asked."""
+    shape = (4, num_classes) if getattr(options, "multi_label", False) else (4,)
+    targets = jax.ShapeDtypeStruct(shape, np.float32 if num_classes is None else np.int32)
+    dataset = Dataset(jax.ShapeDtypeStruct((4, *inputs.shape[1:]), inputs.dtype), targets)
+    key, labelled = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((4,), np.bool_)
+    _called("posterior", options.posterior, jax.eval_shape, posterior.fit, key, dataset, labelled)
 
 
 def network(name: str, num_outputs: int, input_shape: Sequence[int], rate: float) -> Model:

@@ -26,8 +26,8 @@ class Assessment(NamedTuple):
         metric: ``"accuracy"`` (of several labels, of each by itself) or ``"rmse"``.
         score: its value on labels that the fit did not see.
         error: a standard error of it.
-        first: the same over the first query alone, which is a random sample of the pool if it was drawn at random: the
-            others were chosen because they are hard, or typical. NaN where there are none.
+        first: the same over the first query alone, if it was drawn at random: a fair sample of the pool, which others,
+            chosen because they are hard or typical, are not. NaN where there is none.
         curve: ``(labels, score, error, first)`` of the labels of the first rounds, on the same left-out examples.
         indices: ``int[L]`` ids with an answer, ascending.
         doubts: ``float[L]``: one minus the probability that the fit to others gives the label (of several, the least
@@ -65,7 +65,7 @@ def assess(
         An :class:`Assessment`.
 
     Raises:
-        ValueError: no project, fewer than four labels, other inputs, or fewer than two folds.
+        ValueError: no project, fewer than four labels, other inputs, fewer than two folds, or fits that are not finite.
     """
     return assessed(read(Path(folder)), loop, inputs, key=key, folds=folds, points=points)
 
@@ -86,10 +86,15 @@ def assessed(project: Project, loop: ActiveLoop, inputs: PyTree, *, key: Key, fo
     key_folds, key_fits = jax.random.split(jax.random.fold_in(key, 1))
     of_fold = _folds(key_folds, targets, folds)
     ends = sorted({int(end) for end in np.linspace(0, rounds.max(), points + 1)[1:]} | {int(rounds.max())})
+    start = project.asked[0] if project.asked else {}
+    fair = [
+        i for i in start.get("indices", ()) if start.get("random") and not project.labels.get(i, {}).get("imported")
+    ]
+    first = np.isin(indices, fair)
     curve, scored = [], None
     for end in ends:
         sees = rounds <= end
-        if sees.sum() < _LEAST:
+        if sees.sum() < _LEAST or any(not (sees & (of_fold != fold)).any() for fold in range(folds)):
             continue
         outputs: Any = None
         for fold in range(folds):
@@ -106,7 +111,9 @@ def assessed(project: Project, loop: ActiveLoop, inputs: PyTree, *, key: Key, fo
             means = np.asarray(means, np.float64)[: len(indices)]
             outputs = np.zeros_like(means) if outputs is None else outputs
             outputs[left_out] = means[left_out]
-        scored = _scored(project, outputs, targets, rounds == 0)
+        if not np.isfinite(outputs).all():
+            raise ValueError("loop predicts what is not finite: look at the learning rate and the loss")
+        scored = _scored(project, outputs, targets, first)
         curve.append((int(sees.sum()), *scored[1:4]))
     if scored is None:
         raise AssertionError("the last point has all labels")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,14 @@ def export(
 ) -> list[Path]:
     """Writes what a project knows as tables, and with a loop what its network says of everything, and the network.
 
-    ``labels.csv`` has a line for every answer: id, reference, label (of several a JSON list), annotator, time, round;
-    ``disagreements.csv`` one for each annotator of an answer about which they do not agree. With ``loop``, fitted to
-    all answers as for the next query, ``predictions.csv`` has a line for every example: the label if there is one, the
-    predicted class, entropy and mutual information in nats, and all probabilities (numbers: mean and standard
-    deviation over draws); ``network.stablehlo`` is the function from one input ``[1, …]`` to these probabilities
-    ``[1, C]`` (or means), weights and draws included, which ``jax.export.deserialize`` reads without this package; and
-    ``learning_curve.csv`` says how good fits to the labels of the first rounds are, by :func:`assess`.
+    ``labels.csv`` has a line for every answer: id, reference, label (of several a JSON list, and a column of those that
+    are unknown), annotator, time, round; ``disagreements.csv`` one for each annotator of an answer about which they do
+    not agree. With ``loop``, fitted to all answers as for the next query, ``predictions.csv`` has a line for every
+    example: the label if there is one, the predicted class, entropy and mutual information in nats, and all
+    probabilities (numbers: mean and standard deviation over draws); ``network.stablehlo`` is the function from one
+    input ``[1, …]`` to these probabilities ``[1, C]`` (or means), weights and draws included, which
+    ``jax.export.deserialize`` reads without this package; and ``learning_curve.csv`` says how good fits to the labels
+    of the first rounds are, by :func:`assess`.
 
     Args:
         folder: of the project.
@@ -56,11 +58,21 @@ def export(
     """
     folder = Path(folder)
     project = read(folder)
+    if folds < 0 or folds == 1:
+        raise ValueError(f"folds={folds} leaves nothing out: give 0, or at least 2")
+    for name in ("disagreements.csv", "learning_curve.csv"):  # of before, if it is not written anew
+        (folder / name).unlink(missing_ok=True)
     references, labels = project.content["references"], project.labels
     heads = ["id", "reference", "label", "annotator", "time"]
     rows = [[i, references[i], _cell(project, said["target"]), said["annotator"], said["time"], said["round"]]
             for i, said in sorted(labels.items())]  # fmt: skip
-    written = [_write(folder / "labels.csv", [*heads, "round"], rows)]
+    more = ["round"]
+    if names := project.is_multi_label and project.names:
+        more.append("unknown")
+        for row, said in zip(rows, (labels[i]["target"] for i in sorted(labels)), strict=True):
+            left = [name for i, name in enumerate(names) if i >= len(said) or said[i] < 0]
+            row.append(json.dumps(left, ensure_ascii=False) if left else "")
+    written = [_write(folder / "labels.csv", [*heads, *more], rows)]
     if any("said" in said for said in labels.values()):
         rows = [[i, references[i], _cell(project, target), who, when]
                 for i, said in sorted(labels.items()) for who, target, when in said.get("said", ())]  # fmt: skip
@@ -108,6 +120,8 @@ def _write_predictions(folder: Path, project: Project, loop: ActiveLoop, after: 
     for start in range(0, len(references), _ROWS):
         outputs = loop.predict(after, rows_of(inputs, np.arange(start, min(start + _ROWS, len(references)))))
         means = np.asarray(means_of(project.content, outputs), np.float64)
+        if not np.isfinite(means).all():
+            raise ValueError("loop predicts what is not finite: look at the learning rate and the loss")
         if names is None:
             spread = np.asarray(jnp.std(outputs.reshape(*outputs.shape[:2], -1)[..., 0], axis=0), np.float64)
             table += np.stack([means[:, 0], spread], axis=1).tolist()

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,8 +46,9 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     part of what was asked for. An earlier one that is late undoes nothing: of two answers with times the newer is kept.
 
     A table (``.csv``) brings labels from elsewhere, of examples that were never asked for, too: columns ``id`` or
-    ``reference`` and ``label`` (of several labels a JSON list), and if there are such ``annotator`` and ``time``, as in
-    the ``labels.csv`` of :func:`export`. Rows without a label say nothing.
+    ``reference`` and ``label`` (of several labels a JSON list, and a column ``unknown`` of those that nobody was asked
+    for), and if there are such ``annotator`` and ``time``, as in the ``labels.csv`` of :func:`export`. Rows without a
+    label say nothing.
 
     Args:
         folder: of the project.
@@ -71,7 +74,7 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
         text = export.read_text(encoding="utf-8-sig")
         tasks = _of_table(text, export, project) if is_table else json.loads(text)
     of_project = {"kind": content["kind"], "project": name_of(content), "num_examples": len(content["references"])}
-    of_project |= {"multi_label": project.is_multi_label, "source": export.name}
+    of_project |= {"multi_label": project.is_multi_label, "source": export.name, "since": content.get("since")}
     if not is_table:
         tasks = _renamed(tasks, content.get("formerly", {}))
         of_project["proposed"] = {index for query in project.queries for index in query["indices"]}
@@ -81,23 +84,32 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     for place, index in enumerate(annotations.indices.tolist()):
         label = _label(project, annotations, place, index)
         old = labels.get(index)
-        same = old is not None and old["target"] == label["target"]
+        same = old is not None and _padded(project, old["target"]) == label["target"]
         if _is_newer(old or skipped.get(index), label["time"]):
             changes["unchanged" if same else "outdated"].append(index)
+            if old is not None and "reviewed" in label:
+                old["reviewed"] = label["reviewed"]
             continue
+        if same and old is not None and old["time"] == label["time"] and "said" in old:
+            label.setdefault("said", old["said"])  # a table of ours has one answer of several
         changes["new" if old is None else "unchanged" if same else "corrected"].append(index)
         changes["disputed"] += [index] if "said" in label else []
         labels[index] = label
         skipped.pop(index, None)
     for index in annotations.skipped.tolist():
         time = annotations.times.get(index)
+        if index in labels and index in annotations.reviewed:  # a review that was skipped leaves the label as it is
+            labels[index]["reviewed"] = _review(project, annotations.reviewed[index], index)
+            changes["unchanged"].append(index)
+            continue
         if _is_newer(labels.get(index) or skipped.get(index), time):
             changes["skipped" if index in skipped else "outdated"].append(index)
             continue
         changes["skipped"].append(index)
-        was = labels.pop(index, None) or {}
-        kept = {name: was[name] for name in ("imported",) if name in was}
-        skipped[index] = {"round": project.rounds.get(index, 0), "time": time, **kept}
+        labels.pop(index, None)
+        skipped[index] = {"round": project.rounds.get(index, 0), "time": time}
+        if index not in project.rounds:
+            skipped[index]["imported"] = True
     write_labels(folder, project.id, labels, skipped)
     changes["waiting"] = project.waiting
     return Ingested(*(np.array(changes[name], np.int32) for name in Ingested._fields))
@@ -106,29 +118,28 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
 def _label(project: Project, annotations: Annotations, place: int, index: int) -> dict[str, Any]:
     """What ``labels.json`` keeps of an answer."""
     rounds, old, time = project.rounds, project.labels.get(index, {}), annotations.times.get(index)
-    told = {"target": _known(project, annotations.targets[place].tolist(), time), "round": rounds.get(index, 0)}
+    told = {"target": annotations.targets[place].tolist(), "round": rounds.get(index, 0)}
     told |= {"annotator": annotations.annotators[place], "time": time}
     if index not in rounds:
         told["imported"] = True
     number = annotations.reviewed.get(index, old.get("reviewed"))
     if number is not None:
-        query = project.queries[number] if number < len(project.queries) else {}
-        if not query.get("review") or index not in query["indices"]:
-            raise ValueError(f"there was no review {number} of {index}: is it an export of this project?")
-        told["reviewed"] = number
+        told["reviewed"] = _review(project, number, index)
     if index in annotations.disputed:
-        votes = annotations.disputed[index]
-        told["said"] = [[who, _known(project, files.plain(target), when), when] for who, target, when in votes]
+        told["said"] = [[who, files.plain(target), when] for who, target, when in annotations.disputed[index]]
     return told
 
 
-def _known(project: Project, target: Any, time: str | None) -> Any:
-    """An answer; of labels that came after it, it says nothing."""
-    if not project.is_multi_label or time is None:
-        return target
-    since, said = project.content.get("since", {}), datetime.fromisoformat(time)
-    came = [name in since and said < datetime.fromisoformat(since[name]) for name in project.names or ()]
-    return [-1 if late and not value else value for value, late in zip(target, came, strict=True)]
+def _review(project: Project, number: int, index: int) -> int:
+    query = project.queries[number] if number < len(project.queries) else {}
+    if not query.get("review") or index not in query["indices"]:
+        raise ValueError(f"there was no review {number} of {index}: is it an export of this project?")
+    return number
+
+
+def _padded(project: Project, target: Any) -> Any:
+    """A target from before labels were added, which it does not know."""
+    return [*target, *[-1] * (len(project.names or ()) - len(target))] if project.is_multi_label else target
 
 
 def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]:
@@ -138,15 +149,17 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
     for index, reference in enumerate(references):
         places.setdefault(reference, []).append(index)
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    heads = rows.fieldnames or []
-    if "label" not in heads or not {"id", "reference"} & {*heads}:
+    heads = list(rows.fieldnames or [])
+    if heads.count("label") != 1 or not {"id", "reference"} & {*heads}:
         raise ValueError(f"{source} has the columns {', '.join(heads)}: name them id or reference, and label")
     for number, row in enumerate(rows, 2):
         where, label = f"row {number} of {source}", (row["label"] or "").strip()
+        if None in row or None in row.values():
+            raise ValueError(f"{where} has not {len(heads)} cells: correct it")
         if not label:
             continue
         if row.get("id"):
-            if not row["id"].strip().isdigit() or int(row["id"]) >= len(references):
+            if not re.fullmatch("[0-9]+", row["id"].strip()) or int(row["id"]) >= len(references):
                 raise ValueError(f"{where} has the id {row['id']!r}, of {len(references)} examples: correct it")
             index = int(row["id"])
             if row.get("reference") and row["reference"] != references[index]:
@@ -158,30 +171,40 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
             raise ValueError(f"{where} has the reference {row.get('reference')!r}, {why}")
         else:
             index = same[0]
-        result = {"from_name": "label", "to_name": kind, **_result(project, label, where)}
+        with files.about(where, "write it as 2026-01-31T12:00:00"):
+            datetime.fromisoformat(row.get("time") or "2026-01-01")
+        result = {"from_name": "label", "to_name": kind, **_result(project, label, row.get("unknown") or "", where)}
         said = {"result": [result], "completed_by": row.get("annotator") or None, "created_at": row.get("time") or None}
         data = {"baal_index": index, "baal_project": name_of(project.content)}
         found.setdefault(index, {"data": data, "annotations": []})["annotations"].append(said)
     return list(found.values())
 
 
-def _result(project: Project, label: str, where: str) -> dict[str, Any]:
-    names, formerly = project.names, project.content.get("formerly", {})
-    if names is None:
+def _result(project: Project, label: str, unknown: str, where: str) -> dict[str, Any]:
+    if project.names is None:
         try:
             return {"type": "number", "value": {"number": float(label)}}
         except ValueError:
             raise ValueError(f"{where} has the label {label!r}, which is no number: correct it") from None
-    labels = [label]
-    if project.is_multi_label and label not in names:
-        try:
-            labels = [str(name) for name in json.loads(label)]
-        except (ValueError, TypeError):
-            raise ValueError(f'{where} has the label {label!r}: write a list such as ["a", "b"]') from None
-    labels = [formerly.get(name, name) for name in labels]
-    if unknown := [name for name in labels if name not in names]:
-        raise ValueError(f"{where} has the label {unknown[0]!r}: the classes are {', '.join(names)}")
-    return {"type": "choices", "value": {"choices": labels}}
+    choices = _names(project, label, where) if project.is_multi_label else [label]
+    known = project.content.get("formerly", {})
+    parts = {"choices": choices} | ({"unknown": _names(project, unknown, where)} if unknown else {})
+    parts = {key: [known.get(name, name) for name in names] for key, names in parts.items()}
+    for name in (name for names in parts.values() for name in names):
+        if name not in project.names:
+            raise ValueError(f"{where} has the label {name!r}: the classes are {', '.join(project.names)}")
+    return {"type": "choices", "value": parts}
+
+
+def _names(project: Project, cell: str, where: str) -> list[str]:
+    """Names in a cell: a list in JSON, or one."""
+    if cell in (project.names or ()):
+        return [cell]
+    with suppress(ValueError):
+        found = json.loads(cell)
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            return found
+    raise ValueError(f'{where} has the label {cell!r}: write a list such as ["a", "b"]')
 
 
 def _renamed(tasks: Any, formerly: Mapping[str, str]) -> Any:

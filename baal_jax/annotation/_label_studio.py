@@ -25,7 +25,8 @@ class Annotations(NamedTuple):
 
     Attributes:
         indices: ``int[K]`` ids that have an answer, ascending.
-        targets: ``int32[K]`` classes, ``int32[K, C]`` labels that are there (1) or not (0), or ``float32[K]`` numbers.
+        targets: ``int32[K]`` classes, ``float64[K]`` numbers, or ``int32[K, C]`` labels that are there (1), not there
+            (0) or unknown (−1).
         skipped: ``int[M]`` ids that nobody would answer: all their annotations are cancelled.
         unanswered: ``int[U]`` ids without an annotation, or with an empty one.
         annotators: of every answer, who gave it (or the newest of those that count), as the export has it; or None.
@@ -157,6 +158,7 @@ def from_label_studio(
     proposed: Collection[int] | None = None,
     several: Literal["newest", "majority"] = "newest",
     project: str | None = None,
+    since: Mapping[str, str] | None = None,
     source: str = "export",
 ) -> Annotations:
     """An export in JSON, checked as a whole.
@@ -176,6 +178,7 @@ def from_label_studio(
             among equals; of numbers, the mean; of several labels, each by itself). An annotator has one vote, for what
             they said last.
         project: the name that every task has to carry; None for any.
+        since: class → ISO 8601 time when it was added: what was said before, or nobody knows when, leaves it unknown.
         source: a name for messages.
 
     Raises:
@@ -210,7 +213,7 @@ def from_label_studio(
             why = "a query was imported twice, or two exports were joined; remove one of the two tasks and export again"
             raise ValueError(f"{where}: {_INDEX} {index} is there a second time: {why}")
         seen.add((index, review))
-        answers, refusals = _answers_of(task, where, class_names, kind, multi_label)
+        answers, refusals = _answers_of(task, where, class_names, kind, multi_label, since or {})
         said.setdefault(index, []).extend(answers)
         cancelled.setdefault(index, []).extend(refusals)
         if review is not None and (answers or refusals):
@@ -221,7 +224,7 @@ def from_label_studio(
     refused = [index for index in sorted(said) if not said[index] and cancelled[index]]
     left = [index for index in sorted(said) if not said[index] and not cancelled[index]]
     agreed = {index: _agreed(said[index], several, class_names is None) for index in indices}
-    targets = np.array([answer.value for answer in agreed.values()], np.float32 if class_names is None else np.int32)
+    targets = np.array([answer.value for answer in agreed.values()], np.float64 if class_names is None else np.int32)
     if multi_label and class_names:
         targets = targets.reshape(-1, len(class_names))
     times = {index: answer.time for index, answer in agreed.items()}
@@ -230,7 +233,8 @@ def from_label_studio(
     disputed = {}
     for index in indices:
         votes = _votes(said[index])
-        if len({vote.value for vote in votes}) > 1:
+        parts = zip(*(vote.value for vote in votes), strict=True) if multi_label else [[vote.value for vote in votes]]
+        if any(len({*part} - ({-1} if multi_label else set())) > 1 for part in parts):
             disputed[index] = [(vote.annotator, vote.value, vote.time and vote.time.isoformat()) for vote in votes]
     ids = [np.array(some, np.int32) for some in (indices, refused, left)]
     people = tuple(answer.annotator for answer in agreed.values())
@@ -313,7 +317,7 @@ def _review_of(task: Mapping[str, Any], where: str) -> int | None:
 
 
 def _answers_of(
-    task: Any, where: str, class_names: list[str] | None, kind: str, multi_label: bool
+    task: Any, where: str, class_names: list[str] | None, kind: str, multi_label: bool, since: Mapping[str, str]
 ) -> tuple[list[_Answer], list[Any]]:
     """Answers of a task, and when somebody refused to give one."""
     annotations = task.get("annotations")
@@ -329,6 +333,14 @@ def _answers_of(
             if annotation.get("was_cancelled"):
                 cancelled.append(time)
             elif (answer := _answer_of(annotation["result"], place, class_names, kind, multi_label)) is not None:
+                if multi_label and class_names:
+                    came = (
+                        name in since and (not time or time < datetime.fromisoformat(since[name]))
+                        for name in class_names
+                    )
+                    answer = tuple(
+                        -1 if late and not value else value for late, value in zip(came, answer, strict=True)
+                    )
                 said.append(_Answer(answer, _annotator_of(annotation), time))
     return said, cancelled
 
@@ -375,7 +387,10 @@ def _answer_of(
     for choice in choices:
         if choice not in class_names:
             raise ValueError(f"{where} has the class {_shown(choice)}: the classes are {', '.join(class_names)}")
-    return tuple(int(name in choices) for name in class_names) if multi_label else class_names.index(choices[0])
+    if not multi_label:
+        return class_names.index(choices[0])
+    unknown = item["value"].get("unknown", ())  # of a table of ours
+    return tuple(1 if name in choices else -1 if name in unknown else 0 for name in class_names)
 
 
 def _time_of(annotation: Mapping[str, Any]) -> datetime | None:
@@ -403,6 +418,7 @@ def _agreed(answers: list[_Answer], several: str, is_number: bool) -> _Answer:
         ages = [answer for answer in answers if answer in votes]
         parts = [[answer._replace(value=answer.value[i]) for answer in ages] for i in range(len(newest.value))]
         return newest._replace(value=tuple(_agreed(part, several, False).value for part in parts))
+    votes = [vote for vote in votes if vote.value != -1] or votes  # who does not know has no say
     counts = Counter(vote.value for vote in votes)
     most = max(counts.values())
     agreed = next(answer for answer in reversed(answers) if counts[answer.value] == most and answer in votes)

@@ -177,9 +177,14 @@ def amend(
             raise ValueError("classes cannot change where people give numbers")
         if unknown := [old for old in rename if old not in names]:
             raise ValueError(f"rename={unknown[0]!r} is none of the classes {', '.join(names)}")
+        before = content.get("formerly", {})
+        for new in (*rename.values(), *map(str, classes)):  # an old export would be read wrongly
+            owner = before.get(new, new if new in names else None)
+            if owner is not None and rename.get(owner) != new:
+                raise ValueError(f"{new!r} is or was the name of the class {owner!r}: choose another")
         names = [*(rename.get(name, name) for name in names), *map(str, classes)]
         content["class_names"] = names
-        before = {old: rename.get(new, new) for old, new in content.get("formerly", {}).items()}
+        before = {old: rename.get(new, new) for old, new in before.items()}
         content["formerly"] = {old: new for old, new in (before | rename).items() if old not in names}
         since = {rename.get(name, name): time for name, time in content.get("since", {}).items()}
         if project.is_multi_label:
@@ -303,7 +308,11 @@ def _why(project: Project, query: Mapping[str, Any], row: int, guesses: Sequence
         parts.append(f"about {float(np.ravel(guesses[row])[0]):.4g}")
     elif guesses and project.names:
         values = np.array(guesses[row], float)
-        order = np.argsort(np.abs(values - 0.5) if project.is_multi_label else -values, kind="stable")[:2]
+        given = np.array(query["given"][row]) if query.get("review") and project.is_multi_label else None
+        near = (
+            np.abs(values - 0.5) if given is None else np.where(given < 0, 0.0, -np.abs(values[: len(given)] - given))
+        )
+        order = np.argsort(near if project.is_multi_label else -values, kind="stable")[:2]
         parts.append(", ".join(f"{project.names[i]} {values[i]:.2f}" for i in order))
     if query.get("review"):
         return f"labelled {project.text(query['given'][row])}; a fit without it says {parts[0]}"

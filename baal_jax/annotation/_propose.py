@@ -90,6 +90,9 @@ def propose(
     checks.typed_key("key", key)
     num_examples = num_inputs(project, inputs)
     if project.waiting and not give_up:
+        if review and not project.queries[-1].get("review"):
+            cure = "ingest them, or give them up"
+            raise ValueError(f"review=True, but the last query waits for {len(project.waiting)} answers: {cure}")
         return _as_query(folder, project)
     tasks.admit("pool", Dataset(inputs))
     if review:
@@ -116,6 +119,7 @@ def propose(
         mean = float(info.mean_score)
     kept = np.asarray(selection.indices) >= 0
     query = {"indices": np.asarray(selection.indices)[kept], "mean_score": mean}
+    query["random"] = shown is None and cold_start is None
     query["scores"] = np.asarray(selection.scores, np.float64)[kept]
     query["predictions"] = None if shown is None else _squeezed(project, np.asarray(shown, np.float64)[kept])
     return _ask(folder, project, query)

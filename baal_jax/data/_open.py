@@ -180,14 +180,7 @@ def _from_columns(
     num_train: int | None = None,
 ) -> Opened:
     if target is None and num_test == 0:  # nothing is known yet
-        (words, *others), ids = columns.values(), np.arange(len(next(iter(columns.values()))))
-        inputs, told = _numbers(columns, ids, encode)
-        lines = [", ".join(f"{key}: {cell}" for key, cell in zip(columns, row, strict=True) if cell is not None)
-                 for row in zip(*columns.values(), strict=True)]  # fmt: skip
-        shown = lines if others else [cell or "" for cell in words]
-        return _told(
-            Opened(Dataset(inputs, None), None, references=tuple(shown)), name, "rows", ["no labels", *told, *said]
-        )
+        return _unlabelled(name, columns, said, encode)
     if target is None or target not in columns:
         given = "target is missing" if target is None else f"target={target!r} is no column of {name}"
         raise ValueError(f"{given}: name one of {', '.join(columns)}")
@@ -214,6 +207,24 @@ def _from_columns(
         "rows",
         [*told, *said],
     )
+
+
+def _unlabelled(name: str, columns: dict, said: list[str], encode: Any) -> Opened:
+    """Rows that nobody has labelled, and their text."""
+    rows = zip(*columns.values(), strict=True)
+    kept = [i for i, row in enumerate(rows) if any(cell is not None for cell in row)]
+    if empty := len(next(iter(columns.values()))) - len(kept):
+        said = [*said, f"{empty} empty rows left out"]
+    columns = {key: [cells[i] for i in kept] for key, cells in columns.items()}
+    ids, (words, *others) = np.arange(len(kept)), columns.values()
+    if not others and not _tables.is_numeric(words):  # texts, however short they are
+        inputs, told = np.asarray(_encoder(encode)(words, ids), np.float32), []
+    else:
+        inputs, told = _numbers(columns, ids, encode)
+    lines = [", ".join(f"{key}: {cell}" for key, cell in zip(columns, row, strict=True) if cell is not None)
+             for row in zip(*columns.values(), strict=True)]  # fmt: skip
+    told = ["no labels", f"columns {', '.join(columns)}", *told, *said]
+    return _told(Opened(Dataset(inputs, None), None, references=tuple(lines if others else words)), name, "rows", told)
 
 
 def _numbers(columns: dict, train: np.ndarray, encode: Any) -> tuple[np.ndarray, list[str]]:

@@ -54,8 +54,9 @@ def read(path: Path) -> tuple[dict[str, Cells], list[str]]:
         said.append("read as ARFF")
     with files.about(path, "save it as a table in UTF-8, with as many cells in each row"):
         mark = _mark(text)
-        if mark == " " and path.suffix.lower() in (".csv", ".tsv") and len({*map(len, _rows(text, mark))} - {0}) > 1:
-            mark = ","  # one column, of sentences
+        if mark == " " and path.suffix.lower() in (".csv", ".tsv"):
+            ragged = len({*map(len, _rows(text, mark))} - {0}) > 1
+            mark = "," if ragged or '"' in text else mark  # one column, of sentences
         rows = [[cell.strip() for cell in row] for row in _rows(text, mark) if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         raise ValueError(f"{path} holds {len(rows)} rows: names and examples are needed")

@@ -85,7 +85,7 @@ def test_answers_come_sorted_and_tasks_fit():
     found = annotation.from_label_studio(tasks, NAMES, num_examples=5)
     assert [found.indices.tolist(), found.targets.tolist()] == [[2, 3, 4], [2, 0, 1]]
     assert [part.dtype for part in found[:4]] == [np.int32] * 4
-    assert read(numbered((2.5, "a"))[0], names=None).targets.dtype == np.float32
+    assert read(numbered((2.5, "a"))[0], names=None).targets.dtype == np.float64
     for wrong in (["a"], ["a", "a"], ["a", " "]):
         rejects("class_names=", annotation.labelling_config, wrong)
     rejects("kind='video' is unknown: choose one of image, text, audio", annotation.labelling_config, NAMES, "video")

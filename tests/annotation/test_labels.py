@@ -5,6 +5,7 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -308,3 +309,156 @@ def test_nothing_is_trained_where_nothing_is_left(tmp_path):
     assert not called
     annotation.assess(tmp_path / "a", counted, ROWS, key=KEY, folds=2, points=1)
     assert len(called) == 2
+
+
+def test_a_label_that_came_later_is_unknown_to_those_who_spoke_before(tmp_path):
+    home = tmp_path / "a"
+    annotation.start(home, references=["x", "y", "z"], class_names=["a", "b"], multi_label=True)
+    query = annotation.propose(home, None, ROWS[:3], key=KEY, num_initial=3)
+
+    def given(names, day, who):
+        one = answer("a", day, who)
+        one["result"][0]["value"]["choices"] = names
+        return one
+
+    untimed = [given(["a"], None, 1)]
+    told(home, query, lambda i: untimed)
+    annotation.amend(home, classes=["c"])
+    assert told(home, query, lambda i: untimed).unchanged.tolist() == [0, 1, 2]  # and not absent now
+    assert np.asarray(annotation.answers(home).targets).tolist() == [[1, 0, -1]] * 3
+    late = given(["a", "c"], 5, 3) | {"created_at": "2999-01-01T00:00:00Z"}
+    votes = [given(["a"], 1, 1), given(["a"], 2, 2), late]
+    brought = told(home, query, lambda i: votes, several="majority")
+    assert np.asarray(annotation.answers(home).targets).tolist() == [[1, 0, 1]] * 3  # who could not see it has no say
+    assert not brought.disputed.size
+    told(home, query, lambda i: [given(["b"], 3, 1)] if i == 0 else [], several="majority")
+    # A table keeps what is unknown.
+    other = tmp_path / "b"
+    annotation.start(other, references=["x", "y", "z"], class_names=["a", "b", "c"], multi_label=True)
+    path = tmp_path / "labels.csv"
+    path.write_text('id,label,unknown\n0,"[""a""]","[""c""]"\n1,[],\n')
+    annotation.ingest(other, path)
+    targets = [[1, 0, -1], [0, 0, 0], [-1, -1, -1]]
+    assert np.asarray(annotation.answers(other).targets).tolist() == targets
+    (written,) = annotation.export(other)
+    third = tmp_path / "c"
+    annotation.start(third, references=["x", "y", "z"], class_names=["a", "b", "c"], multi_label=True)
+    annotation.ingest(third, written)
+    assert np.asarray(annotation.answers(third).targets).tolist() == targets
+    for cell in ('{"a": false}', '"ab"', "[1]"):
+        path.write_text("id,label\n0,'" + cell.replace('"', '""') + "'\n")
+        with pytest.raises(ValueError, match="write a list such as"):
+            annotation.ingest(third, path)
+
+
+def test_a_name_that_a_class_had_is_not_that_of_another(tmp_path):
+    annotation.start(tmp_path / "a", references=["x"], class_names=["cat", "dog"])
+    for change, new, owner in (
+        ({"rename": {"cat": "dog", "dog": "cat"}}, "dog", "dog"),
+        ({"classes": ["cat"]}, "cat", "cat"),
+    ):
+        with pytest.raises(ValueError, match=f"'{new}' is or was the name of the class '{owner}': choose another"):
+            annotation.amend(tmp_path / "a", **change)
+    annotation.amend(tmp_path / "a", rename={"cat": "kitten"})
+    for change in ({"classes": ["cat"]}, {"rename": {"dog": "cat"}}):
+        with pytest.raises(ValueError, match="'cat' is or was the name of the class 'kitten'"):
+            annotation.amend(tmp_path / "a", **change)
+    annotation.amend(tmp_path / "a", rename={"kitten": "cat"})  # its own name again
+
+
+def test_a_review_that_is_skipped_or_late_leaves_the_label_and_ends(tmp_path):
+    home = tmp_path / "a"
+    path = tmp_path / "labels.csv"
+    rows = [f"{i},{NAMES[SIDE[i]]},2026-01-20T12:00:00,{'ann' if i else 'bob'}\n" for i in range(8)]
+    annotation.start(home, references=[f"{i}.png" for i in range(24)], class_names=NAMES)
+    path.write_text("id,label,time,annotator\n" + "".join(rows))
+    annotation.ingest(home, path)
+    assert np.isnan(annotation.assess(home, frequencies(2), ROWS, key=KEY, folds=2, points=1).first)  # none was drawn
+    review = annotation.propose(home, frequencies(2), ROWS, key=KEY, review=True)
+    before = np.asarray(annotation.answers(home).targets)
+    for say in ([answer("x", 1, was_cancelled=True, result=[])], [answer("left", 19)]):
+        (home / "labels.json").write_bytes((home / "labels.json").read_bytes())
+        brought = told(home, review, lambda i, say=say: say)
+        assert not len(brought.waiting)
+        np.testing.assert_array_equal(annotation.answers(home).targets, before)
+    # What was never asked for is skipped as often as one likes.
+    again = annotation.propose(home, frequencies(2), ROWS, key=KEY)
+    for _ in range(2):
+        told(home, again, lambda i: [answer("x", 25, was_cancelled=True, result=[])])
+    waits = annotation.propose(home, frequencies(2), ROWS, key=KEY)
+    with pytest.raises(ValueError, match=f"review=True, but the last query waits for {len(waits.waiting)} answers"):
+        annotation.propose(home, frequencies(2), ROWS, key=KEY, review=True)
+
+
+def test_what_is_not_finite_is_no_accuracy(tmp_path):
+    query = begun(tmp_path / "a")
+    told(tmp_path / "a", query, lambda i: [answer(NAMES[SIDE[i]], 1)])
+    loop = frequencies(2)
+    broken = loop._replace(predict=lambda state, inputs: loop.predict(state, inputs) * jnp.nan)
+    with jax.debug_nans(False):
+        for call in (annotation.assess, annotation.export):
+            with pytest.raises(ValueError, match="loop predicts what is not finite: look at the learning rate"):
+                call(tmp_path / "a", broken, ROWS, key=KEY)
+    assert not (tmp_path / "a" / "predictions.csv").exists()
+    for folds in (1, -1):
+        with pytest.raises(ValueError, match=f"folds={folds} leaves nothing out"):
+            annotation.export(tmp_path / "a", loop, ROWS, key=KEY, folds=folds)
+
+
+def test_large_numbers_are_learnt_and_zero_is_a_setting(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "use_compilation_cache", lambda: None)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(24, 2)).astype(np.float32)
+    np.savez("pool.npz", inputs=inputs, references=[f"row {i}" for i in range(24)])
+    cheap = ["--num-initial", "16", "--num-steps", "200", "--num-samples", "4", "--rate", "0.1", "--kind", "text"]
+    call = lambda *given: command_line.main([*given])  # noqa: E731
+    assert call("propose", "home", "--data", "pool.npz", *cheap, "--seed", "3") == 0
+    home = tmp_path / "home"
+    (home / "labels.json").unlink()  # killed before it was there
+    for path in home.glob("query-*"):
+        path.unlink()
+    (home / "label_config.xml").unlink()
+    assert call("propose", "home") == 0
+    assert (home / "label_config.xml").exists()
+    assert call("propose", "home", "--rate", "0") == 2
+    assert (
+        "mc_dropout' fails when it is called (ValueError: the model's output does not depend" in capsys.readouterr().err
+    )
+    assert call("propose", "home", "--seed", "0") == 2
+    assert call("propose", "home", "--query-size", "0") == 2
+    tasks = json.loads((home / "query-0000.label_studio.json").read_text())
+    value = lambda i: 1000.0 + 10.0 * float(inputs[i, 0])  # noqa: E731
+    for task in tasks:
+        one = answer("", 1, number=value(task["data"]["baal_index"]))
+        one["result"][0]["to_name"] = "text"
+        task["annotations"] = [one]
+    save(tmp_path, tasks)
+    assert call("ingest", "home", "export.json") == 0
+    assert call("export", "home", "--folds", "0") == 0
+    rows = table(home / "predictions.csv")
+    error = np.array([float(row["mean"]) - value(i) for i, row in enumerate(rows)])
+    assert np.sqrt(np.mean(error**2)) < 8
+    labels = table(home / "labels.csv")
+    assert float(labels[0]["label"]) == value(int(labels[0]["id"]))
+    # A posterior that cannot learn such targets is refused before people are asked.
+    capsys.readouterr()
+    made = ["--data", "pool.npz", "--kind", "text", "--classes", "a", "b", "--multi-label", "--posterior", "laplace"]
+    assert call("propose", "other", *made) == 2
+    assert "posterior='laplace' fails when it is called" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_texts_of_a_table_are_texts(tmp_path):
+    path = tmp_path / "texts.csv"
+    for rows, said in (
+        (["good movie", "bad movie", "", "NA", "fine day"], "1 empty rows left out"),
+        (["one two three"] * 3 + ["four five six"] * 3, "columns words"),
+    ):
+        path.write_text("words\n" + "".join(f'"{row}"\n' for row in rows))
+        found = baal.data.open(path, num_test=0)
+        assert [*found.references] == [row for row in rows if row not in ("", "NA")]
+        assert said in found.said
+        assert found.train.inputs.shape[1] > 1
+    path.write_text("title,size\nfirst,3\nsecond,\n")
+    assert baal.data.open(path, num_test=0).references == ("title: first, size: 3", "title: second")

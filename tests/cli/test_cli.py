@@ -56,8 +56,11 @@ def called(monkeypatch, tmp_path):
         (annotation, "propose", asked),
         (_annotation, "active_loop", "a loop"),
         (_assemble, "trainer", "a trainer"),
+        (_assemble, "check", None),
     ):
         monkeypatch.setattr(place, name, noted(calls, name, result))
+    for name in ("standardised", "of_standardised"):
+        monkeypatch.setattr(_assemble, name, lambda part: part)
     monkeypatch.setattr(_assemble.optax, "adam", lambda rate: f"Adam of {rate}")
     monkeypatch.setattr(selection, "by_name", lambda name, **_: f"picks by {name}")
     for name in ("gradient", "last_hidden"):
@@ -415,6 +418,7 @@ def test_names_of_files_are_quoted_in_urls_alone_and_pictures_resized_or_written
     for prefix in ("", "/data/local-files/?d=photos/"):
         home = tmp_path / f"home{len(prefix)}"
         wanted = ["--data", pictures, "--classes", *NAMES, "--url-prefix", prefix, "--image-size", "2"]
+        wanted += ["--cold-start", "k_means"]
         assert propose(home, *wanted) == 0
         found[prefix] = content(home)["references"]
         rows, options = called["propose"][2:]
