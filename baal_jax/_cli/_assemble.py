@@ -183,7 +183,7 @@ def standardised(posterior: Posterior) -> Posterior:
     """The posterior of numbers in units of their own spread, which networks learn whatever they measure."""
 
     def fit(key: Any, dataset: Any, labelled: jax.Array, previous: Any = None) -> _Standardised:
-        count = jnp.maximum(jnp.sum(labelled), 1)
+        count = jnp.maximum(jnp.sum(labelled, dtype=jnp.float32), 1.0)
         known = jnp.where(labelled, dataset.targets, 0.0)
         centre = jnp.sum(known) / count
         spread = jnp.sqrt(jnp.sum(jnp.where(labelled, (known - centre) ** 2, 0.0)) / count)
