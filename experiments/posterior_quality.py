@@ -108,7 +108,7 @@ def problems(config: Config) -> list[Problem]:
     module = MLP(hidden=(128, 128), rate=0.2)
     chosen = [Problem(f"digits, {n} labels", module, train, test, n, 400, 32) for n in config.labels]
     if config.casp is not None:
-        train, test, *_ = baal.data.uci(config.casp, num_test=2000)
+        train, test = harness.uci(config.casp, num_test=2000)
         module = MLP(num_classes=1, hidden=(128, 128), rate=0.05)
         chosen.append(Problem("CASP, 512 labels", module, on_device(train, 8000), on_device(test), 512, 600, 64))
     if config.cifar10:

@@ -152,7 +152,7 @@ def run(name: str, path: Path, config: Config, progress: tqdm) -> harness.Curves
 
     splits = []
     for split in range(config.seeds):
-        train, test, *_ = baal.data.uci(path, num_test=config.num_test, seed=config.seed + split)
+        train, test = harness.uci(path, num_test=config.num_test, seed=config.seed + split)
         order = np.random.default_rng(split).permutation(len(train.targets))
         parts = np.split(order[: config.num_validation + config.pool_size], [config.num_validation])
         validation, train = (baal.Dataset(train.inputs[part], train.targets[part]) for part in parts)

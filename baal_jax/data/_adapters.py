@@ -1,20 +1,17 @@
-"""Data sets from arrays, from Hugging Face, from scikit-learn (handwritten digits), and from text (UCI regression)."""
+"""Data sets from arrays, from Hugging Face, and from scikit-learn (handwritten digits)."""
 
 import math
-import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from baal_jax._util import checks, files, meshes
+from baal_jax._util import checks, meshes
 from baal_jax.training import tasks
 from baal_jax.typing import Dataset, PaddedDataset, PyTree
 
 _ROWS = 4096  # of a Hugging Face data set in memory at a time
-_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _CURE = "map a resize over the data set first"
 
 
@@ -163,74 +160,6 @@ def digits(num_test: int = 360, seed: int = 0, *, image: bool = False) -> tuple[
     held_out = by_class[np.linspace(0, len(targets) - 1, num_test).round().astype(int)]
     kept = np.setdiff1d(order, held_out)
     return Dataset(inputs[kept], targets[kept]), Dataset(inputs[held_out], targets[held_out])
-
-
-class Regression(NamedTuple):
-    """A standardised regression set.
-
-    Attributes:
-        train: ``float32[N, D]`` inputs and ``float32[N]`` targets, of mean 0 and standard deviation 1.
-        test: the same, by the statistics of the training part.
-        target_mean: mean of the training targets, in their own unit.
-        target_std: their standard deviation: multiply an RMSE by it to have it in that unit.
-    """
-
-    train: Dataset
-    test: Dataset
-    target_mean: float
-    target_std: float
-
-
-def uci(path: str | Path, *, num_test: int | None = None, seed: int = 0) -> Regression:
-    """A regression set from a text file; the last column is the target.
-
-    Inputs and targets are standardised by the training part alone, so that nothing is known of the test part.
-
-    Args:
-        path: text with one example a line, columns apart by white space or commas; a first line of names is skipped.
-        num_test: how many examples are held out, by default a tenth.
-        seed: of the split.
-
-    Returns:
-        A :class:`Regression`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line has another number of columns, or a value is not a finite number.
-
-    Example:
-        >>> train, test = data.uci("yacht_hydrodynamics.data")  # doctest: +SKIP
-    """
-    rows = _rows(Path(path))
-    num_test = max(len(rows) // 10, 1) if num_test is None else checks.positive_int("num_test", num_test)
-    if num_test >= len(rows) - 1:
-        raise ValueError(f"num_test={num_test} leaves too little to train on: there are {len(rows)} examples")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    train, test = rows[np.sort(order[num_test:])], rows[np.sort(order[:num_test])]
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    std = np.where(std > 0, std, 1.0)  # a column that never changes says nothing
-    parts = [((part - mean) / std).astype(np.float32) for part in (train, test)]
-    train, test = (Dataset(part[:, :-1], part[:, -1]) for part in parts)
-    return Regression(train, test, float(mean[-1]), float(std[-1]))
-
-
-def _rows(path: Path) -> np.ndarray:
-    with files.about(path, "save it as text in UTF-8"):
-        lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
-    numbered = [(i + 1, line) for i, line in enumerate(lines) if line]
-    if numbered and not any(_NUMBER.fullmatch(cell) for cell in numbered[0][1]):
-        numbered = numbered[1:]
-    if len(numbered) < 3:
-        raise ValueError(f"{path} holds {len(numbered)} examples: at least 3 are needed")
-    if (width := len(numbered[0][1])) < 2:
-        raise ValueError(f"{path} has one column: inputs and a target are needed")
-    for number, line in numbered:
-        if len(line) != width:
-            raise ValueError(f"{path}, line {number}: {len(line)} columns, but {width} in the lines before it")
-        for column, cell in enumerate(line):
-            if not _NUMBER.fullmatch(cell) or not abs(float(cell)) < 3.4e38:  # what float32 holds
-                raise ValueError(f"{path}, line {number}, column {column + 1}: {cell!r} is not a finite number")
-    return np.array([line for _, line in numbered], np.float64)
 
 
 def _positions(targets: Any) -> tuple[int, ...]:

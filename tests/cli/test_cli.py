@@ -175,7 +175,8 @@ def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):
     assert called["trainer"] == ("Adam of 0.5", losses.squared_error, {"num_steps": 11, "batch_size": 8})
     folder, loops, train, test, options = called["run"]
     assert [folder, loops] == [tmp_path / "home", "loops"]
-    close((train, test), data.uci(table, num_test=20, seed=5)[:2])
+    opened = data.open(table, num_test=20, seed=5)
+    close((train, test), (opened.train, opened.test))
     same_key(options.pop("key"), jax.random.key(5))
     about = options.pop("about")
     sizes = {"num_seeds": 7, "num_rounds": 3, "num_initial": 4, "chunk": 2, "progress": True}

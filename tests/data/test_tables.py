@@ -29,44 +29,6 @@ def test_digits_are_split_by_class():
         refused(f"num_test={wrong}", data.digits, wrong)
 
 
-def test_uci_is_standardised_by_the_training_part(tmp_path):
-    rows = np.random.default_rng(0).normal(3.0, 2.0, (50, 4))
-    rows[:, 1] = 7.0  # says nothing
-    path = tmp_path / "set.txt"
-    np.savetxt(path, rows)
-    found = data.uci(path, num_test=10, seed=1)
-    order = np.random.default_rng(1).permutation(50)
-    kept, held_out = rows[np.sort(order[10:])], rows[np.sort(order[:10])]
-    scale = np.array([*kept.std(axis=0)]) * [1, 0, 1, 1] + [0, 1, 0, 0]
-    for part, expected in ((found.train, kept), (found.test, held_out)):
-        expected = (expected - kept.mean(axis=0)) / scale
-        np.testing.assert_allclose(part.inputs, expected[:, :3], atol=1e-6)
-        np.testing.assert_allclose(part.targets, expected[:, 3], atol=1e-6)
-        assert part.inputs.dtype == part.targets.dtype == np.float32
-    np.testing.assert_allclose(found[2:], [kept[:, 3].mean(), scale[3]])
-    assert data.uci(path).test.targets.shape == (5,)  # a tenth
-    path.write_text("a,b,y\n" + "\n".join(",".join(map(str, row)) for row in rows[:9, 1:]))
-    assert data.uci(path).test.inputs.shape == (1, 2)
-    refused("num_test=8 leaves too little to train on: there are 9", data.uci, path, num_test=8)
-    assert len(data.uci(path, num_test=7).train.targets) == 2
-
-
-def test_bad_text_is_named_by_line(tmp_path):
-    for text, message in (
-        ("1 2\n3 4\n5 x\n6 7", "line 3, column 2: 'x' is not a finite number"),
-        ("1 2\n3 4\n5 1_0\n6 7", "line 3, column 2: '1_0' is not a finite number"),
-        ("1 2\n3 4\n5 1e39\n6 7", "line 3, column 2: '1e39' is not a finite number"),
-        ("1 2\n3 4\n5 \udcff\n6 7", r"set.txt: cannot be read \(UnicodeDecodeError.*save it as text"),
-        ("", "holds 0 examples"),
-        ("a b\n1 2\n3 4 5\n6 7", "line 3: 3 columns, but 2"),
-        ("1 2\n\nnan 4\n5 6", "line 3, column 1: 'nan'"),
-        ("1\n2\n3", "one column"),
-        ("a b\n1 2\n3 4", "holds 2 examples: at least 3"),
-    ):
-        (tmp_path / "set.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
-        refused(message, data.uci, tmp_path / "set.txt")
-
-
 def test_arrays_are_checked_and_cast():
     kinds = np.zeros((3, 2)), np.ones((3, 4), np.uint8), jnp.ones(3, jnp.bfloat16), np.ones(3, bool)
     found = data.from_arrays(kinds, np.array([0, -1, 2], np.int8), num_classes=3)
