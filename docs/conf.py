@@ -18,6 +18,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The notebooks compile much and compute little.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # newer ones lack it
 
 sys.path.insert(0, str(Path(__file__).parent))
 

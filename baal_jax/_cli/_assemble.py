@@ -157,8 +157,12 @@ def learners(
     found = {}
     for name in names:
         make = posteriors.REGISTRY.get(name) if ":" not in name else named("posteriors", name)
+        if name == "logistic_regression":
+            if num_classes is None or len(shape) != 1:
+                raise ValueError(f"posteriors={name!r} is for classes and rows of numbers, such as embeddings")
+            make = posteriors.logistic_regression(num_classes)
         if make is None:
-            known = ", ".join(posteriors.REGISTRY)
+            known = ", ".join([*posteriors.REGISTRY, "logistic_regression"])
             raise ValueError(f"posteriors={name!r} is unknown: use one of {known}, or file.py:name")
         one = make if isinstance(make, Posterior) else _called("posteriors", name, make, model, fit)
         if not isinstance(one, Posterior):
@@ -197,6 +201,16 @@ def standardised(posterior: Posterior) -> Posterior:
 
     sample = lambda key, state, count: posterior.sample(key, state.members, count)  # noqa: E731
     return posterior._replace(fit=fit, sample=sample, apply=apply)
+
+
+def of_any(features: Any) -> Any:
+    """Features of a network; of a head that has none, its inputs."""
+
+    def read(state: Any, inputs: Any) -> Any:
+        has_network = hasattr(getattr(state, "members", state), "variables")
+        return features(state, inputs) if has_network else inputs
+
+    return read
 
 
 def of_standardised(features: Any) -> Any:

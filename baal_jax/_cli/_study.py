@@ -39,6 +39,8 @@ def run(wanted: Study) -> None:
     several = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
     asked["features"] = getattr(features, wanted.features)(model)
+    if any(":" in name or name == "logistic_regression" for name in wanted.posteriors):
+        asked["features"] = _assemble.of_any(asked["features"])
     base = metrics.regression() if is_regression else metrics.classification(diagnostics=True)
     asked["metrics"], metric, higher = _assemble.metric_set(base, wanted.metric)
     loops = study.strategies(several, _assemble.picks(wanted.strategies), **asked)

@@ -87,6 +87,7 @@ def read_features(predictions: Predictions) -> PyTree:
     """The features ``[B, D]``; longer axes are flattened."""
     if predictions.features is None:
         ways = "features=baal_jax.features.last_hidden(model) to active_loop, embeddings to loop.init"
+        ways += ", features=lambda state, inputs: inputs where inputs are embeddings"
         raise ValueError(f"features is None: pass {ways}, or Predictions(logits, features) to select")
     rows = checks.leading_axis("features", predictions.features)
     if isinstance(predictions.logits, jax.Array) and predictions.logits.shape[1] != rows:
