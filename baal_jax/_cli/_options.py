@@ -34,8 +34,8 @@ class Study:
             is labelled; a ranking and a heuristic, such as power_bald; or file.py:name of an acquisition, of a function
             without arguments that makes one, or of a heuristic, a function of logits [S, N, C]. Random, or else the
             first, is the baseline.
-        posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; logistic_regression, a head with no
-            network, which is right for embeddings and fast; or file.py:name of a posterior or a function (model,
+        posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; logistic_regression, a head with
+            no network, right for embeddings and fast; or file.py:name of a posterior or a function (model,
             trainer) that makes one; all strategies run with each.
         model: mlp, cnn, or file.py:name or package.module:name of a network: a linen or nnx module, a class of one
             (called with the number of outputs, of nnx with rngs=, too), or a function of the number of outputs that

@@ -44,7 +44,9 @@ class Head(NamedTuple):
 
 
 def variables_of(state: Any) -> Variables:
-    """Where features find the network in the state of a posterior."""
+    """Where features find the network in the state of a posterior, or weights by themselves."""
+    if isinstance(state, Variables):
+        return state
     if not hasattr(state, "variables"):
         raise ValueError(f"state is a {type(state).__name__} without variables: pass variables=(state) -> Variables")
     return state.variables
