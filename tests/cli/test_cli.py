@@ -239,15 +239,6 @@ WRONG = [
 ]
 
 
-def test_a_head_without_a_network_reads_its_inputs(tmp_path, capsys):
-    source = saved(tmp_path / "mine.npz")
-    command = ["study", str(tmp_path / "home"), "--data", source, "--posteriors", "logistic_regression", *QUICK.split()]
-    assert command_line.main([*command, "--strategies", "random", "margin", "badge"]) == 0
-    assert "| badge |" in capsys.readouterr().out
-    assert command_line.main([*command[:-1], "2", "--data", "digits", "--model", "cnn"]) == 2
-    assert "posteriors='logistic_regression' is for classes and rows of numbers" in capsys.readouterr().err
-
-
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path, capsys):
     source = saved(tmp_path / "mine.npz")
     for more, message in WRONG:

@@ -12,6 +12,7 @@ from baal_jax import study
 from baal_jax.study import results
 from tests.annotation.exports import NAMES
 from tests.cli.test_cli import QUICK, cached
+from tests.fixtures import clouds
 
 __all__ = ["cached"]
 
@@ -51,3 +52,17 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch, capsys):
         assert command_line.main(command) == 130
     kept = f"1 of 1 cells are kept in {home}: the same command goes on from there"
     assert capsys.readouterr().err.splitlines()[-1] == f"study: interrupted: {kept}"
+
+
+def test_a_head_without_a_network_reads_its_inputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "use_compilation_cache", lambda: None)
+    train, test = clouds()
+    arrays = {"train_inputs": train.inputs, "train_targets": train.targets}
+    np.savez(tmp_path / "mine.npz", **arrays, test_inputs=test.inputs, test_targets=test.targets)
+    command = ["study", str(tmp_path / "home"), "--posteriors", "logistic_regression", "--seeds", "2", "--rounds", "2"]
+    command += ["--num-initial", "4", "--query-size", "2", "--num-samples", "2"]
+    wanted = ["--data", str(tmp_path / "mine.npz"), "--strategies", "random", "margin", "badge"]
+    assert command_line.main([*command, *wanted]) == 0
+    assert "| badge |" in capsys.readouterr().out
+    assert command_line.main([*command, "--model", "cnn"]) == 2
+    assert "posteriors='logistic_regression' is for classes and rows of numbers" in capsys.readouterr().err
