@@ -91,7 +91,7 @@ def assessed(project: Project, loop: ActiveLoop, inputs: PyTree, *, key: Key, fo
         i for i in start.get("indices", ()) if start.get("random") and not project.labels.get(i, {}).get("imported")
     ]
     first = np.isin(indices, fair)
-    curve, scored = [], None
+    curve, scored, count = [], None, 0
     for end in ends:
         sees = rounds <= end
         if sees.sum() < _LEAST or any(not (sees & (of_fold != fold)).any() for fold in range(folds)):
@@ -100,9 +100,9 @@ def assessed(project: Project, loop: ActiveLoop, inputs: PyTree, *, key: Key, fo
         for fold in range(folds):
             if not (left_out := of_fold == fold).any():
                 continue
-            _LOG.info(
-                "fit %d of %d to %d labels, for those that it does not see", fold + 1, folds, (sees & ~left_out).sum()
-            )
+            count += 1
+            seeing = int((sees & ~left_out).sum())
+            _LOG.info("cross-validation: fit %d of %d, to %d labels", count, folds * len(ends), seeing)
             seen = np.full(size, -1, np.int32)
             seen[: len(indices)][sees & ~left_out] = 0
             state = LoopState(key_fits, pool.PoolState(jnp.asarray(seen), jnp.int32(1)), None, jnp.int32(0))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -147,7 +148,9 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
     references, kind, found = project.content["references"], project.content["kind"], {}
     places: dict[str, list[int]] = {}
     for index, reference in enumerate(references):
-        places.setdefault(reference, []).append(index)
+        file = unquote(reference).rpartition("/")[2]  # a name by itself will do, where it is that of one example
+        for name in {reference, file} - {""}:
+            places.setdefault(name, []).append(index)
     rows = csv.DictReader(io.StringIO(text, newline=""))
     heads = list(rows.fieldnames or [])
     if heads.count("label") != 1 or not {"id", "reference"} & {*heads}:
@@ -167,7 +170,11 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
                     f"{where} has {index} as {row['reference']!r}, which is {references[index]!r}: correct it"
                 )
         elif len(same := places.get(row.get("reference") or "", [])) != 1:
-            why = "that of several examples: name the id" if same else "that of no example: correct it"
+            why = (
+                "that of several examples: name the id"
+                if same
+                else f"that of none, such as {references[0]!r}: correct it"
+            )
             raise ValueError(f"{where} has the reference {row.get('reference')!r}, {why}")
         else:
             index = same[0]

@@ -227,7 +227,7 @@ def test_labels_come_from_a_table_and_go_into_one(tmp_path):
         ("id,label\n24,left\n", "row 2 of .*labels.csv has the id '24', of 24 examples"),
         ("id,label\n-1,left\n", "has the id '-1'"),
         ("id,reference,label\n3,4.png,left\n", "row 2 of .* has 3 as '4.png', which is '3.png'"),
-        ("reference,label\n99.png,left\n", "has the reference '99.png', that of no example"),
+        ("reference,label\n99.png,left\n", "has the reference '99.png', that of none, such as '0.png'"),
         ("id,label\n1,left\n2,middle\n", "row 3 of .* has the label 'middle': the classes are left, right"),
     ):
         path.write_text(text)
@@ -235,6 +235,15 @@ def test_labels_come_from_a_table_and_go_into_one(tmp_path):
         with pytest.raises(ValueError, match=message):
             annotation.ingest(homes[0], path)
         assert (homes[0] / "labels.json").read_bytes() == before
+    named = tmp_path / "e"
+    annotation.start(
+        named, references=["/data/?d=a/x%20y.png", "/data/?d=b/z.png", "/data/?d=c/z.png"], class_names=NAMES
+    )
+    path.write_text("reference,label\nx y.png,left\n/data/?d=c/z.png,right\n")
+    assert annotation.ingest(named, path).new.tolist() == [0, 2]
+    path.write_text("reference,label\nz.png,left\n")
+    with pytest.raises(ValueError, match="that of several examples: name the id"):
+        annotation.ingest(named, path)
     several, numbers = tmp_path / "c", tmp_path / "d"
     annotation.start(several, references=["x", "x"], class_names=NAMES, multi_label=True)
     path.write_text('id,label\n0,"[""left"", ""right""]"\n1,left\n')
