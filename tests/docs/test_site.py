@@ -15,7 +15,7 @@ from tests import browser
 
 SITE = os.environ.get("BAAL_JAX_SITE")
 pytestmark = pytest.mark.skipif(not SITE, reason="no built site: BAAL_JAX_SITE names none")
-PAGES = ["index", "quickstart", "reference/index", "reference/baal_jax.heuristics", "gallery/selections"]
+PAGES = ["index", "tutorials/01_first_loop", "reference/index", "reference/baal_jax.heuristics", "gallery/selections"]
 PAGES += ["gallery/posteriors", "how_the_pieces_fit"]
 
 
