@@ -129,12 +129,8 @@ def open(
         raise ValueError(f"data={name!r} is of a kind that is not known: give {_KINDS}")
     unused("a table", "image_size", "data_dir")
     columns, said = _tables.read(path)
-    if (
-        target is None
-        and num_test != 0
-        and path.suffix.lower() in (".txt", ".data", ".dat")
-        and all(map(_tables.is_numeric, columns.values()))
-    ):
+    of_numbers = path.suffix.lower() in (".txt", ".data", ".dat") and all(map(_tables.is_numeric, columns.values()))
+    if target is None and num_test != 0 and of_numbers:
         target = list(columns)[-1]
         said = ["its last column is the target", *said]
     return _from_columns(path.name, columns, said, target, task, encode, num_test, seed)
