@@ -148,7 +148,7 @@ def fitted_to(
 def num_inputs(project: Project, inputs: PyTree) -> int:
     """How many examples there are; refuses a pool that is not that of the project."""
     held = len(project.content["references"])
-    given = len(inputs) if sources.is_source(inputs) else checks.leading_axis("inputs", inputs)
+    given = sources.length(inputs)
     if given != held:
         raise ValueError(f"inputs holds {given} examples, but the project {held}: pass its pool")
     return held
