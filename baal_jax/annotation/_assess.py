@@ -66,6 +66,17 @@ def assess(
 
     Raises:
         ValueError: no project, fewer than four labels, other inputs, fewer than two folds, or fits that are not finite.
+
+    Example:
+        >>> folder, inputs = tempfile.mkdtemp(), jnp.arange(8.0)[:, None] - 3.5
+        >>> _ = annotation.start(folder, references=list("abcdefgh"), class_names=["low", "high"])
+        >>> rows = [[str(i), "high" if i > 3 else "low"] for i in range(8)]
+        >>> np.savetxt(f"{folder}/said.csv", [["id", "label"], *rows], fmt="%s", delimiter=",")
+        >>> _ = annotation.ingest(folder, f"{folder}/said.csv")
+        >>> posterior, acquisition = posteriors.logistic_regression(2), selection.top_k(heuristics.margin)
+        >>> loop = baal.active_loop(posterior, acquisition, query_size=1)
+        >>> annotation.assess(folder, loop, inputs, key=jax.random.key(0), folds=2, points=1).score
+        1.0
     """
     return assessed(read(Path(folder)), loop, inputs, key=key, folds=folds, points=points)
 

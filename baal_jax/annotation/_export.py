@@ -55,6 +55,14 @@ def export(
     Raises:
         ValueError: no project, no answer to fit to, other inputs, or only a part of ``loop``, ``inputs`` and ``key``.
         ImportError: flatbuffers is not installed.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"])
+        >>> np.savetxt(f"{folder}/said.csv", [["id", "label"], ["1", "dog"]], fmt="%s", delimiter=",")
+        >>> _ = annotation.ingest(folder, f"{folder}/said.csv")
+        >>> [path.name for path in annotation.export(folder)]
+        ['labels.csv']
     """
     folder = Path(folder)
     project = read(folder)

@@ -62,6 +62,13 @@ def ingest(folder: str | Path, export: str | Path, *, several: Literal["newest",
     Raises:
         ValueError: no project, nothing asked for, a damaged file, or a wrong export; the message names file and task
             or row.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"])
+        >>> np.savetxt(f"{folder}/said.csv", [["reference", "label"], ["b.png", "dog"]], fmt="%s", delimiter=",")
+        >>> annotation.ingest(folder, f"{folder}/said.csv").new
+        array([1], dtype=int32)
     """
     folder, export = Path(folder), Path(export)
     project = read(folder)
@@ -148,8 +155,8 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
     references, kind, found = project.content["references"], project.content["kind"], {}
     places: dict[str, list[int]] = {}
     for index, reference in enumerate(references):
-        file = unquote(reference).rpartition("/")[2]  # a name by itself will do, where it is that of one example
-        for name in {reference, file} - {""}:
+        path = "" if kind == "text" else unquote(reference)  # whose end will do, where it is that of one example
+        for name in {reference, path, *(path[mark.end() :] for mark in re.finditer("[/=]", path))} - {""}:
             places.setdefault(name, []).append(index)
     rows = csv.DictReader(io.StringIO(text, newline=""))
     heads = list(rows.fieldnames or [])
@@ -170,11 +177,8 @@ def _of_table(text: str, source: Path, project: Project) -> list[dict[str, Any]]
                     f"{where} has {index} as {row['reference']!r}, which is {references[index]!r}: correct it"
                 )
         elif len(same := places.get(row.get("reference") or "", [])) != 1:
-            why = (
-                "that of several examples: name the id"
-                if same
-                else f"that of none, such as {references[0]!r}: correct it"
-            )
+            why = "which several examples have: name the id"
+            why = why if same else f"which no example has; they are such as {references[0]!r}: correct it"
             raise ValueError(f"{where} has the reference {row.get('reference')!r}, {why}")
         else:
             index = same[0]

@@ -305,7 +305,8 @@ def _index_of(task: Any, where: str, num_examples: int, proposed: Collection[int
     if not 0 <= index < num_examples:
         raise ValueError(f"{where} has {_INDEX} {_shown(index)}, outside of the {num_examples} examples: is it ours?")
     if proposed is not None and index not in proposed:
-        raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: is it this project's export?")
+        cure = "is it this project's export? Labels from another come as a table, its labels.csv"
+        raise ValueError(f"{where} has {_INDEX} {index}, which was never asked for: {cure}")
     return index
 
 

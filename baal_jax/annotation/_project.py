@@ -107,6 +107,11 @@ def start(
 
     Raises:
         ValueError: the folder holds another project or what is left of one, or text is missing or cannot be written.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"]).name
+        'project.json'
     """
     folder = Path(folder)
     names = None if class_names is None else [str(name) for name in class_names]
@@ -163,6 +168,13 @@ def amend(
 
     Raises:
         ValueError: no project, a reference that it has, a class that it lacks or has, or an id beyond its examples.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"])
+        >>> _ = annotation.amend(folder, references=["c.png"], classes=["fox"], exclude=[0])
+        >>> annotation.answers(folder).labelled_at.tolist()  # excluded, and two that are available
+        [-2, -1, -1]
     """
     folder = Path(folder)
     project = read(folder)
@@ -216,6 +228,14 @@ def answers(folder: str | Path) -> pool.PoolState:
         A :class:`~baal_jax.PoolState` that stores targets, −1 (numbers: NaN) where there is no answer; ``labelled_at``
         holds the query that asked, reviews aside, 0 for labels from a table. What was skipped is excluded: neither
         trained on nor queried again.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"])
+        >>> np.savetxt(f"{folder}/said.csv", [["id", "label"], ["1", "dog"]], fmt="%s", delimiter=",")
+        >>> _ = annotation.ingest(folder, f"{folder}/said.csv")
+        >>> annotation.answers(folder).targets.tolist()
+        [-1, 1]
     """
     return answers_of(read(Path(folder)))
 

@@ -84,6 +84,15 @@ def propose(
     Raises:
         ValueError: no project, a file of it is damaged, lost or another's (named), other inputs, or nothing is left.
         ValueError: of a review: fewer than four labels, or all of them have been reviewed.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = annotation.start(folder, references=["a.png", "b.png"], class_names=["cat", "dog"])
+        >>> acquisition = selection.top_k(heuristics.margin)
+        >>> loop = baal.active_loop(posteriors.logistic_regression(2), acquisition, query_size=1)
+        >>> query = annotation.propose(folder, loop, jnp.eye(2), key=jax.random.key(0), num_initial=1)
+        >>> query.tasks.name
+        'query-0000.label_studio.json'
     """
     folder = Path(folder)
     project = read(folder)

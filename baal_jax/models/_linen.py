@@ -88,6 +88,10 @@ def from_linen(
         with among(mode, variables, [] if seen is None else seen):
             returned, after = told(mode).apply(arrays, *args, rngs=streams(key), mutable=mutable, **kwargs)
         after = nn.unbox(after)
+        if "batch_stats" in after:  # flax makes new ones of what is not there: means of 0, and variances of 1
+            statistics = {"batch_stats": variables.collections.get("batch_stats", {})}
+            cure = "pass baal.Variables(params, {'batch_stats': …})"
+            _pretrained.require_all({"batch_stats": after["batch_stats"]}, statistics, cure)
         state = {name: after.get(name, old) for name, old in variables.collections.items()}
         return returned, _common.with_losses(state, after.get("losses") if mode is _flags.Mode.TRAIN else None)
 

@@ -11,6 +11,8 @@ from baal_jax.models import _common, _flags, _pretrained
 from baal_jax.models._linen import intercepted
 from baal_jax.typing import Key, Model, PyTree, Variables
 
+_OF_MODULE = "pass baal.Variables(nnx.state(net, nnx.Param), nnx.state(net, nnx.BatchStat))"
+
 
 def from_nnx(
     module: Any,
@@ -39,7 +41,7 @@ def from_nnx(
         train_kwargs: keywords of ``__call__`` in training, in place of those flags.
         predict_kwargs: keywords of ``__call__`` in prediction, by default those of training.
         variables: pretrained parameters of a function's module, all or a part (without a head, say), by their names:
-            a nested dict or ``nnx.State``; with batch statistics, :class:`~baal_jax.Variables` of two.
+            a nested dict or ``nnx.State``, or :class:`~baal_jax.Variables` of two, the second with batch statistics.
         outputs: what to take of what the module returns, such as ``lambda out: out["logits"]``.
 
     Returns:
@@ -78,10 +80,20 @@ def from_nnx(
         network: Any = nnx.clone(module) if given else make(nnx.Rngs(0))
         for _, layer in nnx.iter_modules(network):
             _set(layer, _flags.of_layer(layer, True))
-        graph, _, streams, _, _, rest = split(network)
+        graph, params, streams, _, _, rest = split(network)
         arrays = [path for path, leaf in nnx.to_flat_state(rest) if not isinstance(leaf, nnx.Variable)]
         static[:] = graph, type(network), arrays, _flags.keywords(network, type(network).__call__, *asked)
+        kept = {"params": nnx.to_pure_dict(params), "collections": nnx.to_pure_dict(rest)}
+        static.append(jax.tree.map(lambda _: 0, kept))
         return nnx.to_pure_dict(streams)
+
+    def of_states(variables: Variables) -> Variables:
+        """Variables as dicts, of States as a trained module has them; its random streams are left out."""
+        states = [part for part in variables[:2] if isinstance(part, nnx.State)]
+        if not states:
+            return variables
+        parts = nnx.split_state(nnx.merge_state(*states), nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+        return Variables(nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[3]))
 
     static: list = []
     asked = train_kwargs, predict_kwargs
@@ -91,7 +103,7 @@ def from_nnx(
     except TypeError:  # a plain array among the attributes, which flax takes for static where it is traced
         streams = pieces()
     stream_leaves, stream_structure = jax.tree.flatten(streams)
-    graph, cls, plain, keywords = static
+    graph, cls, plain, keywords, places = static
     call = cls.__call__
     asks = inspect.signature(call).parameters.get("rngs")
     as_key = asks is not None and any(kind in str(asks.annotation) for kind in ("Array", "Key"))
@@ -105,7 +117,11 @@ def from_nnx(
             else:
                 leaves.append(jnp.zeros(leaf.shape, leaf.dtype))
         parts = (variables.params, variables.collections, jax.tree.unflatten(stream_structure, leaves))
-        return nnx.merge(graph, *(nnx.State(part) for part in parts))
+        try:
+            return nnx.merge(graph, *(nnx.State(part) for part in parts))
+        except (TypeError, ValueError):
+            _pretrained.require_all(places, dict(zip(("params", "collections"), parts, strict=False)), _OF_MODULE)
+            raise
 
     def variables_of(network: Any) -> tuple[Variables, PyTree]:
         _, params, _, lost, _, rest = split(network)
@@ -125,6 +141,7 @@ def from_nnx(
         return fresh
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
+        variables = of_states(variables)
         network, seen = build(variables, key), [] if seen is None else seen
         own_key = jax.random.fold_in(key, len(stream_leaves))
         spare = nnx.Rngs(jax.random.fold_in(own_key, 1))  # for layers that were made without a stream
@@ -145,8 +162,8 @@ def from_nnx(
 
     if not given and variables is None:
         return _common.model_of(init, run, outputs, _common.OWN_LAYERS)
-    pure = nnx.to_pure_dict(variables) if isinstance(variables, nnx.State) else variables
-    pure = variables_of(module)[0] if given else pure if isinstance(pure, Variables) else Variables(pure, {})
+    pure = variables if isinstance(variables, Variables) else Variables(variables, {})
+    pure = variables_of(module)[0] if given else of_states(pure)
     return _common.model_of(_pretrained.starting_from(init, pure), run, outputs, _common.OWN_LAYERS)
 
 

@@ -54,6 +54,9 @@ def frozen(model: Model, trainable: Callable[[tuple], bool]) -> Model:
 
 def merged(variables: Variables) -> Variables:
     """Variables with what is not trained in its place among the parameters."""
+    if not isinstance(variables, Variables):
+        cure = "pass baal.Variables(params, collections), collections such as {'batch_stats': …}, or of nnx its States"
+        raise TypeError(f"variables is a {type(variables).__name__}: {cure}")
     if variables.frozen is None:
         return variables
     pick = lambda trained, rest: rest if trained is None else trained  # noqa: E731
@@ -68,6 +71,18 @@ def rests(variables: Variables, path: tuple) -> bool:
             break
         rest = rest[name]
     return rest is not None and None not in jax.tree.leaves(rest, is_leaf=_is_none)
+
+
+def require_all(needed: PyTree, given: PyTree, cure: str) -> None:
+    """Refuses variables that lack some of what a network keeps, or have more."""
+    paths = [
+        {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (needed, given)
+    ]
+    for verb, these in (("lacks", paths[0] - paths[1]), ("has", paths[1] - paths[0])):
+        if these:
+            other = ", which the network has" if verb == "lacks" else ", which the network has not"
+            raise ValueError(f"variables {verb} {', '.join(sorted(these)[:3])}{' …' * (len(these) > 3)}{other}: {cure}")
 
 
 def names(path: tuple) -> tuple:

@@ -14,7 +14,7 @@ from baal_jax.typing import Array, Dataset, Key, Model, Posterior, PyTree, Train
 Select = Callable[[str, Array], bool]  # ("Dense_0/kernel", leaf) -> whether to drop entries of it
 
 
-def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> Posterior:
+def mc_dropout(model: Model, trainer: Trainer | None = None, *, shared_masks: bool = True) -> Posterior:
     """Monte-Carlo dropout: dropout masks as draws from an approximate posterior.
 
     A draw is a key, and so a set of dropout masks that the whole pool shares: one draw is one function. Layers before
@@ -27,14 +27,16 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
 
     Args:
         model: from :func:`~baal_jax.from_linen`, :func:`~baal_jax.from_nnx` or :func:`~baal_jax.from_functions`.
-        trainer: from :func:`~baal_jax.trainer`.
+        trainer: from :func:`~baal_jax.trainer`; None for a network that you train: the state is its
+            :class:`~baal_jax.Variables` then.
         shared_masks: whether all examples have the same masks in a draw. Training has masks for every example anyhow.
 
     Returns:
         A :class:`~baal_jax.Posterior` whose state is a :class:`~baal_jax.TrainState`.
 
     Raises:
-        ValueError: when it is first used, if the output of ``model`` does not depend on the key.
+        ValueError: when it is first used, if the output of ``model`` does not depend on the key; or ``fit`` is called
+            without a trainer.
 
     References:
         Gal and Ghahramani, `Dropout as a Bayesian approximation <https://arxiv.org/abs/1506.02142>`_, 2016.
@@ -48,9 +50,11 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
         >>> baal.predict(jax.random.key(1), posterior, state, train.inputs, num_samples=5).shape
         (5, 4, 2)
     """
-    train = trainer(model)
+    train = None if trainer is None else trainer(model)
 
     def fit(key: Key, dataset: Dataset, labelled: Array, previous: TrainState | None = None) -> TrainState:
+        if train is None:
+            raise ValueError("trainer is None, so nothing can be fitted: pass one, or predict from Variables of yours")
         row = jax.tree.map(lambda leaf: leaf[:1], dataset.inputs)
         require_stochastic(model, jax.eval_shape(model.init, key, row), row)
         return train(key, dataset, labelled, previous)
@@ -58,11 +62,12 @@ def mc_dropout(model: Model, trainer: Trainer, *, shared_masks: bool = True) -> 
     def sample(key: Key, state: TrainState, num_samples: int) -> Key:
         return random.split(key, num_samples)
 
-    def apply(state: TrainState, draw: Key, inputs: PyTree) -> PyTree:
-        require_stochastic(model, state.variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
+    def apply(state: TrainState | Variables, draw: Key, inputs: PyTree) -> PyTree:
+        variables = getattr(state, "variables", state)
+        require_stochastic(model, variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
         if shared_masks:
-            return model.apply(state.variables, inputs, draw)
-        own = lambda row: model.apply(state.variables, row, random.of_example(draw, row))  # noqa: E731
+            return model.apply(variables, inputs, draw)
+        own = lambda row: model.apply(variables, row, random.of_example(draw, row))  # noqa: E731
         outputs = jax.vmap(own)(jax.tree.map(lambda leaf: leaf[:, None], inputs))
         return jax.tree.map(lambda leaf: leaf[:, 0], outputs)
 

@@ -227,7 +227,7 @@ def test_labels_come_from_a_table_and_go_into_one(tmp_path):
         ("id,label\n24,left\n", "row 2 of .*labels.csv has the id '24', of 24 examples"),
         ("id,label\n-1,left\n", "has the id '-1'"),
         ("id,reference,label\n3,4.png,left\n", "row 2 of .* has 3 as '4.png', which is '3.png'"),
-        ("reference,label\n99.png,left\n", "has the reference '99.png', that of none, such as '0.png'"),
+        ("reference,label\n99.png,left\n", "has the reference '99.png', which no example has; they are such as '0.png'"),
         ("id,label\n1,left\n2,middle\n", "row 3 of .* has the label 'middle': the classes are left, right"),
     ):
         path.write_text(text)
@@ -239,10 +239,10 @@ def test_labels_come_from_a_table_and_go_into_one(tmp_path):
     annotation.start(
         named, references=["/data/?d=a/x%20y.png", "/data/?d=b/z.png", "/data/?d=c/z.png"], class_names=NAMES
     )
-    path.write_text("reference,label\nx y.png,left\n/data/?d=c/z.png,right\n")
+    path.write_text("reference,label\na/x y.png,left\n/data/?d=c/z.png,right\n")
     assert annotation.ingest(named, path).new.tolist() == [0, 2]
     path.write_text("reference,label\nz.png,left\n")
-    with pytest.raises(ValueError, match="that of several examples: name the id"):
+    with pytest.raises(ValueError, match="which several examples have: name the id"):
         annotation.ingest(named, path)
     several, numbers = tmp_path / "c", tmp_path / "d"
     annotation.start(several, references=["x", "x"], class_names=NAMES, multi_label=True)
@@ -255,7 +255,7 @@ def test_labels_come_from_a_table_and_go_into_one(tmp_path):
         with pytest.raises(ValueError, match=message):
             annotation.ingest(numbers, path)
     path.write_text("reference,label\nx,left\n")
-    with pytest.raises(ValueError, match="'x', that of several examples: name the id"):
+    with pytest.raises(ValueError, match="'x', which several examples have: name the id"):
         annotation.ingest(several, path)
 
 
@@ -291,6 +291,8 @@ def test_a_table_of_texts_grows_and_settings_change_by_the_command(tmp_path, mon
     assert [config["num_steps"], config["strategy"]] == [4, "margin"]
     assert call("propose", "home", "--seed", "7") == 2
     assert "seed=7, but the project was begun with 0" in capsys.readouterr().err
+    light = ["--give-up", "--posterior", "logistic_regression"]  # which has no network to read features of
+    assert call("propose", "home", *light) == 0
     assert call("export", "home", "--folds", "2") == 0
     shown = capsys.readouterr().out
     assert "labels, each left out of one of 2 fits; " in shown
