@@ -38,7 +38,7 @@ def pool(options: Any, kind: str) -> Pool:
         found = data.open(path, image_size=options.image_size, num_test=0)
         names = [options.url_prefix + quote(file) if options.url_prefix else file for file in found.references or ()]
         inputs = np.asarray(found.train.inputs)  # names are quoted where they are part of a URL
-        said = found.said.replace(f", {found.num_classes} classes", ", folders among them, whose names are no labels here")
+        said = found.said.replace(f", {found.num_classes} classes", ", in folders whose names are no labels here")
         return Pool(inputs, names, _flat(inputs), said)
     if is_table(name):
         found = data.open(path, num_test=0)

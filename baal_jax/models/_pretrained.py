@@ -75,10 +75,8 @@ def rests(variables: Variables, path: tuple) -> bool:
 
 def require_all(needed: PyTree, given: PyTree, cure: str) -> None:
     """Refuses variables that lack some of what a network keeps, or have more."""
-    paths = [
-        {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (needed, given)
-    ]
+    with_paths = [jax.tree_util.tree_leaves_with_path(tree) for tree in (needed, given)]
+    paths = [{jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in tree} for tree in with_paths]
     for verb, these in (("lacks", paths[0] - paths[1]), ("has", paths[1] - paths[0])):
         if these:
             other = ", which the network has" if verb == "lacks" else ", which the network has not"
