@@ -1,12 +1,10 @@
 """Which embeddings to label first, with heads that need no tuning: logistic regression and a Gaussian process.
 
-    python experiments/embeddings_mnist.py                                  # MNIST, ten numbers an image
-    python experiments/embeddings_mnist.py --npz embeddings.npz             # your own
+    python experiments/embeddings_mnist.py --npz mnist_vae.npz
 
-Your own file holds `inputs [N, D]` and `targets int[N]`, of which `--num-test` are held out, or `train_inputs`,
-`train_targets`, `test_inputs` and `test_targets`, as `numpy.savez` writes them. Embeddings are standardised. One study
-compares all strategies with all heads, seed by seed; its folder holds a table and figures of all rounds, and
-`baal-jax report FOLDER` makes a page of it.
+MNIST as ten numbers an image, each standardised. One study compares all strategies with all heads, seed by seed; its
+folder holds a table and figures of all rounds, and `baal-jax report FOLDER` makes a page of it. Embeddings of your own
+are compared by `baal-jax study FOLDER --data embeddings.npz --posteriors logistic_regression_point`.
 
 Accuracy with 100, 200 and 300 labels, 20 seeds: margin .798/.890/.909 with the Bayesian logistic regression and
 .831/.896/.911 with its likeliest weights alone (`--heads point`); random .755/.840/.870 and .792/.852/.876; BADGE
@@ -23,7 +21,6 @@ import time
 from pathlib import Path
 
 import harness
-import numpy as np
 import tyro
 
 import baal_jax as baal
@@ -38,14 +35,12 @@ class Config(harness.Rounds):
     Attributes:
         strategies: selections by name; "random" is what the others are compared with.
         heads: of logistic (Bayesian, its prior the likeliest), point (its likeliest weights alone) and gp.
-        npz: embeddings and labels.
-        num_test: examples held out, of a file that has no test set.
+        npz: `train_inputs`, `train_targets`, `test_inputs` and `test_targets`.
     """
 
     strategies: tuple[str, ...] = ("random", "margin", "bald", "badge", "typiclust", "lcmd")
     heads: tuple[str, ...] = ("logistic", "gp")
     npz: Path = Path("../shared/data/mnist_vae.npz")
-    num_test: int = 1000
     seeds: int = 20
     rounds: int = 29
     out: Path = Path("results/embeddings_mnist")
@@ -89,24 +84,12 @@ def main(config: Config) -> study.results.Results:
 def read(config: Config) -> tuple[baal.Dataset, baal.Dataset]:
     """Standardised embeddings to choose from, and those held out."""
     try:
-        with np.load(config.npz) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"--npz {config.npz}: {error}") from None
-    if {"inputs", "targets"} <= {*arrays}:
-        total = len(arrays["targets"])
-        if not 0 < config.num_test < total:
-            raise SystemExit(f"--num-test {config.num_test} must lie between 1 and the {total} examples there are")
-        order = np.random.default_rng(config.seed).permutation(total)
-        for part, ids in (("test", order[: config.num_test]), ("train", order[config.num_test :])):
-            arrays |= {f"{part}_{name}": arrays[name][ids] for name in ("inputs", "targets")}
-    names = "train_inputs", "train_targets", "test_inputs", "test_targets"
-    if missing := {*names} - {*arrays}:
-        raise SystemExit(f"--npz {config.npz} holds {', '.join(arrays)}, but not {', '.join(sorted(missing))}")
-    inputs, targets, test_inputs, test_targets = (arrays[name] for name in names)
-    mean, std = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
-    standard = [((part - mean) / std).astype(np.float32) for part in (inputs, test_inputs)]
-    return baal.Dataset(standard[0], targets.astype(np.int32)), baal.Dataset(standard[1], test_targets.astype(np.int32))
+        opened = baal.data.open(config.npz)
+    except ValueError as error:
+        raise SystemExit(f"--npz: {error}") from None
+    mean, std = opened.train.inputs.mean(axis=0), opened.train.inputs.std(axis=0) + 1e-6
+    train, test = (part._replace(inputs=(part.inputs - mean) / std) for part in (opened.train, opened.test))
+    return train, test
 
 
 if __name__ == "__main__":

@@ -220,6 +220,42 @@ def test_an_nnx_object_is_left_alone_and_every_init_returns_to_its_weights(key):
     assert [module.dropout.deterministic, module.norm.use_running_average] == [False, False]
 
 
+def test_weights_of_a_training_loop_of_ones_own_are_read_as_they_are_kept(key):
+    """A trained nnx module as States, however they are parted, and arrays of a linen one; what lacks is refused."""
+    module = networks.NnxConv(nnx.Rngs(5))
+    module(INPUTS, train=True)  # moves the batch statistics
+    params, statistics, rest = (nnx.state(module, kind) for kind in (nnx.Param, nnx.BatchStat, nnx.Not(nnx.Param)))
+    model = baal.from_nnx(networks.NnxConv)
+    expected = model.deterministic(baal.from_nnx(module).init(key, None), INPUTS)
+    for variables in (Variables(params, statistics), Variables(params, rest), Variables(nnx.state(module), {})):
+        same(model.deterministic(variables, INPUTS), expected)
+        started = baal.from_nnx(networks.NnxConv, variables=variables).init(key, INPUTS)
+        same(started.collections["norm"], nnx.to_pure_dict(statistics)["norm"])
+    posterior = baal.posteriors.mc_dropout(model)
+    drawn = baal.predict(key, posterior, Variables(params, statistics), INPUTS, num_samples=2, batch_size=4)
+    close(drawn[1], model.apply(Variables(params, statistics), INPUTS, jax.random.split(key, 2)[1]), rtol=1e-5)
+    with pytest.raises(ValueError, match="trainer is None, so nothing can be fitted"):
+        posterior.fit(key, baal.Dataset(INPUTS, np.arange(6) % 3), np.ones(6, bool))
+    linen = baal.from_linen(networks.LinenConv())
+    arrays = linen.init(key, INPUTS)
+    pure = [nnx.to_pure_dict(part) for part in (params, rest)]
+    for network, variables, error, message in (
+        (model, Variables(params, {}), ValueError, "lacks collections/norm/mean, .* pass .*nnx.BatchStat"),
+        (
+            model,
+            Variables(*pure),
+            ValueError,
+            "has collections/channels/rngs/count, .* which the network has not: pass",
+        ),
+        (model, module, TypeError, "variables is a NnxConv: pass baal.Variables"),
+        (linen, Variables(arrays.params, {}), ValueError, "lacks batch_stats/.*mean.* pass .*'batch_stats': …}"),
+        (linen, {"params": arrays.params, **arrays.collections}, TypeError, "variables is a dict: pass baal.Variables"),
+    ):
+        for predict in (network.apply, lambda given, inputs, _, of=network: of.deterministic(given, inputs)):
+            with pytest.raises(error, match=message):
+                predict(variables, INPUTS, key)
+
+
 def test_functions_get_parameters_and_keys_and_one_example_at_a_time_in_prediction(key):
     seen = []
 

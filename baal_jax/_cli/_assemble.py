@@ -21,6 +21,8 @@ from baal_jax._util import files, images
 from baal_jax.training import trainer
 from baal_jax.typing import Acquisition, Dataset, Model, Posterior
 
+HEADS = ("logistic_regression", "logistic_regression_point")  # of rows of numbers, without a network
+
 
 class Pool(NamedTuple):
     """What people may be asked to label."""
@@ -158,12 +160,12 @@ def learners(
     found = {}
     for name in names:
         make = posteriors.REGISTRY.get(name) if ":" not in name else named("posteriors", name)
-        if name == "logistic_regression":
+        if name in HEADS:
             if num_classes is None or len(shape) != 1:
                 raise ValueError(f"posteriors={name!r} is for classes and rows of numbers, such as embeddings")
-            make = posteriors.logistic_regression(num_classes)
+            make = posteriors.logistic_regression(num_classes, point_estimate=name == HEADS[1])
         if make is None:
-            known = ", ".join([*posteriors.REGISTRY, "logistic_regression"])
+            known = ", ".join([*posteriors.REGISTRY, *HEADS])
             raise ValueError(f"posteriors={name!r} is unknown: use one of {known}, or file.py:name")
         one = make if isinstance(make, Posterior) else _called("posteriors", name, make, model, fit)
         if not isinstance(one, Posterior):
@@ -204,8 +206,10 @@ def standardised(posterior: Posterior) -> Posterior:
     return posterior._replace(fit=fit, sample=sample, apply=apply)
 
 
-def of_any(features: Any) -> Any:
-    """Features of a network; of a head that has none, its inputs."""
+def of_any(features: Any, names: Sequence[str]) -> Any:
+    """Features of a network; of a head that has none, its inputs. ``names`` are those of the posteriors."""
+    if not any(":" in name or name in HEADS for name in names):
+        return features
 
     def read(state: Any, inputs: Any) -> Any:
         has_network = hasattr(getattr(state, "members", state), "variables")

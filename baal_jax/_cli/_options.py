@@ -35,15 +35,16 @@ class Study:
             without arguments that makes one, or of a heuristic, a function of logits [S, N, C]. Random, or else the
             first, is the baseline.
         posteriors: How predictions vary: mc_dropout, deep_ensemble, swag, laplace, …; logistic_regression, a head with
-            no network, right for embeddings and fast; or file.py:name of a posterior or a function (model,
-            trainer) that makes one; all strategies run with each.
+            no network, right for embeddings, or its likeliest weights alone, logistic_regression_point, better for
+            margin and badge than 20 draws; or file.py:name of a posterior or a function (model, trainer) that makes
+            one; all strategies run with each.
         model: mlp, cnn, or file.py:name or package.module:name of a network: a linen or nnx module, a class of one
             (called with the number of outputs, of nnx with rngs=, too), or a function of the number of outputs that
             gives a linen module or a function rngs -> nnx module.
         rate: Dropout of mlp and cnn.
         features: What badge and other selections of sets read.
         seeds: Runs of every strategy.
-        rounds: Fits of every run.
+        rounds: Fits of every run: num_initial + (rounds - 1) * query_size labels at the last one.
         num_initial: Labels drawn at random before the first round.
         query_size: Labels added in a round; several numbers are a schedule, whose last one holds for all later rounds.
         num_samples: Draws of the posterior, for scores and for evaluation.

@@ -38,9 +38,7 @@ def run(wanted: Study) -> None:
     )
     several = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
-    asked["features"] = getattr(features, wanted.features)(model)
-    if any(":" in name or name == "logistic_regression" for name in wanted.posteriors):
-        asked["features"] = _assemble.of_any(asked["features"])
+    asked["features"] = _assemble.of_any(getattr(features, wanted.features)(model), wanted.posteriors)
     base = metrics.regression() if is_regression else metrics.classification(diagnostics=True)
     asked["metrics"], metric, higher = _assemble.metric_set(base, wanted.metric)
     loops = study.strategies(several, _assemble.picks(wanted.strategies), **asked)
@@ -64,12 +62,16 @@ def run(wanted: Study) -> None:
             kept = f"{done} of {cells} cells are kept in {wanted.folder}: the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
     done, cells = study.results.progress(wanted.folder)
+    if is_complete := all(name in results.runs and len(results.runs[name].seeds) >= wanted.seeds for name in loops):
+        asked_for = results._replace(runs={name: results.runs[name] for name in loops}) if done < cells else results
+        summary = statistics.summary(asked_for)
+        print(statistics.text(summary) if sys.stdout.isatty() else statistics.markdown(summary))
     if done < cells:
         said = "other parts compute them, or a call with all seeds and strategies that the folder was asked for"
-        return print(f"{cells - done} of {cells} cells are still missing: {said}")
-    summary = statistics.summary(results)
-    print(statistics.text(summary) if sys.stdout.isatty() else statistics.markdown(summary))
-    print(f"\n{wanted.folder / 'results.csv'}\n{report.write(wanted.folder)}")
+        print(f"{cells - done} of {cells} cells are still missing: {said}")
+    if is_complete:
+        rows = [wanted.folder / "results.csv"] if done == cells else []
+        print("", *rows, report.write(wanted.folder), sep="\n")
 
 
 def _command(wanted: Study) -> str:

@@ -352,7 +352,9 @@ def arrays_of(path: Path, required: Sequence[str], optional: Sequence[str]) -> d
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
         if missing := [name for name in required if name not in file]:
-            raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {', '.join(file) or 'no arrays'}")
+            cure = f"numpy.savez(path, {', '.join(f'{name}=…' for name in required)})"
+            there = ", ".join(file) or "no arrays"
+            raise ValueError(f"data={str(path)!r} lacks {', '.join(missing)}: it has {there}; {cure} names them")
         return {name: file[name] for name in (*required, *optional) if name in file}
 
 

@@ -1,6 +1,7 @@
 """One way to name data: a word, a file or a folder becomes arrays, and a line that says what was read."""
 
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,10 +64,11 @@ def open(
 
     Args:
         spec: ``"digits"``; ``"cifar10"``; ``"tfds:NAME"``; ``"hf:NAME"`` of the cache or ``"hf:FOLDER"`` of
-            ``save_to_disk``; a path of an ``.npz`` with ``train_inputs``, ``train_targets``, ``test_inputs``,
-            ``test_targets`` and perhaps ``class_names``; of a table; of a folder with one folder a class (in ``train``
-            and ``test``, if there are those), or of images without labels. Or a Grain ``MapDataset`` or a sequence
-            whose elements are ``(input, target)``, or mappings of which ``target`` names one entry.
+            ``save_to_disk``; a path of an ``.npz`` with ``inputs`` and ``targets`` (numbers or words), or with
+            ``train_inputs``, ``train_targets``, ``test_inputs`` and ``test_targets``, and perhaps ``class_names``; of a
+            table; of a folder with one folder a class (in ``train`` and ``test``, if there are those), or of images
+            without labels. Or a Grain ``MapDataset`` or a sequence whose elements are ``(input, target)``, or mappings
+            of which ``target`` names one entry.
         target: the column to predict; may be left out with ``num_test=0`` (rows without labels, whose text is in
             ``references``), where there is a column of classes in a Hugging Face set, and in
             a table of numbers (``.txt``, ``.data``), whose last column it is then.
@@ -123,8 +125,8 @@ def open(
     if not path.is_file():
         raise ValueError(f"data={name!r} does not exist: give {_KINDS}")
     if path.suffix.lower() == ".npz":
-        unused("an .npz file", "target", "task", "image_size", "num_test", "data_dir", "encode")
-        return _from_arrays(path)
+        unused("an .npz file", "target", "task", "image_size", "data_dir", "encode")
+        return _from_arrays(path, num_test, seed)
     if path.suffix.lower() not in _TABLES:
         raise ValueError(f"data={name!r} is of a kind that is not known: give {_KINDS}")
     unused("a table", "image_size", "data_dir")
@@ -358,18 +360,32 @@ def _from_pictures(folder: Path, size: int, num_test: int | None, seed: int) -> 
     return _told(Opened(train, test, len(names), names, train.inputs, kept), str(folder), "images", said)
 
 
-def _from_arrays(path: Path) -> Opened:
-    names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+def _from_arrays(path: Path, num_test: int | None, seed: int) -> Opened:
+    parts = [("train_inputs", "train_targets"), ("test_inputs", "test_targets")]
     with files.about(f"data={str(path)!r}", files.CURE):
-        arrays = files.arrays_of(path, names, ["class_names"])
-        train, test = (from_arrays(*(arrays[name] for name in part)) for part in (names[:2], names[2:]))
-        kinds = [(part.inputs.shape[1:], part.targets.shape[1:], part.targets.dtype.kind) for part in (train, test)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"train and test differ in the shapes or the kind of an example: {kinds}")
+        with zipfile.ZipFile(path) as archive:
+            if not any(f"{name}.npy" in archive.namelist() for part in parts for name in part):
+                parts = [("inputs", "targets")]
+        arrays = files.arrays_of(path, [name for part in parts for name in part], ["class_names"])
         class_names = tuple(files.texts_of(arrays["class_names"])) if "class_names" in arrays else None
+        words = [name for _, name in parts if arrays[name].dtype.kind == "U" and arrays[name].ndim == 1]
+        if len(words) == len(parts):
+            class_names = class_names or tuple(sorted({word for name in words for word in arrays[name].tolist()}))
+            place = {name: i for i, name in enumerate(class_names)}
+            for name in words:
+                if odd := [word for word in arrays[name].tolist() if word not in place]:
+                    raise ValueError(f"{name} has {odd[0]!r}, which is none of class_names")
+                arrays[name] = np.array([place[word] for word in arrays[name].tolist()], np.int32)
+        datasets = [from_arrays(*(arrays[name] for name in part)) for part in parts]
+        kinds = [(part.inputs.shape[1:], part.targets.shape[1:], part.targets.dtype.kind) for part in datasets]
+        if kinds[0] != kinds[-1]:
+            raise ValueError(f"train and test differ in the shapes or the kind of an example: {kinds}")
+        if len(parts) > 1 and num_test is not None:
+            raise ValueError(f"num_test={num_test}, but there are test_inputs: leave it out")
+        train, test = datasets if len(parts) > 1 else _parted(datasets[0], num_test, seed)
         num_classes = None
         if kinds[0][2] == "i":
-            num_classes = max(2, int(max(train.targets.max(), test.targets.max())) + 1, len(class_names or ()))
+            num_classes = max(2, 1 + int(max(part.targets.max() for part in datasets)), len(class_names or ()))
             if class_names and (len({*class_names}) < num_classes or not all(name.strip() for name in class_names)):
                 raise ValueError(f"class_names={[*class_names]} are not {num_classes} different names, none empty")
     shown = train.inputs if images.are_pictures(np.shape(train.inputs)) else None

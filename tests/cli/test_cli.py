@@ -152,7 +152,12 @@ def test_a_study_from_a_file_with_a_network_of_ones_own(tmp_path, capsys, cached
     assert "Active learning on mine" in (home / "report.html").read_text()
     assert command_line.main([*command, "--strategies", "random", "--rate", "0.3"]) == 2
     assert "study.json is of a study with config['rate']=0.5, but now it is 0.3: use" in capsys.readouterr().err
-    assert len(cached) == 2
+    assert command_line.main([*command, "--strategies", "random", "margin"]) == 0
+    sorted(home.glob("cells/*margin*"))[0].unlink()
+    capsys.readouterr()
+    assert command_line.main([*command, "--strategies", "random"]) == 0
+    shown = capsys.readouterr().out
+    assert ["| random |" in shown, "| margin |" in shown, "cells are still missing" in shown] == [True, False, True]
 
 
 def test_options_become_the_parts_of_a_study(called, tmp_path, capsys):

@@ -288,3 +288,28 @@ def test_hugging_face_sets_on_disk(tmp_path):
     parts = datasets.DatasetDict(train=datasets.Dataset.from_dict(table, features=kinds))
     parts.save_to_disk(tmp_path / "table")
     assert data.open(tmp_path / "table").class_names == ("a", "b")
+
+
+def test_arrays_without_a_test_set_are_parted_and_words_are_classes(tmp_path):
+    inputs, words = np.arange(20.0).reshape(10, 2), np.array(["low"] * 5 + ["high"] * 5)
+    np.savez(tmp_path / "a.npz", inputs=inputs, targets=words)
+    opened = data.open(tmp_path / "a.npz", num_test=4)
+    assert opened.class_names == ("high", "low")
+    parts = [opened.train, opened.test]
+    assert [len(part.targets) for part in parts] == [6, 4]
+    for part in parts:
+        np.testing.assert_array_equal(part.targets, part.inputs[:, 0] < 10)
+    assert data.open(tmp_path / "a.npz", num_test=0).test is None
+    np.savez(tmp_path / "b.npz", inputs=inputs, targets=words, class_names=["low", "high"])
+    assert data.open(tmp_path / "b.npz", num_test=0).train.targets.tolist() == [0] * 5 + [1] * 5
+    np.savez(tmp_path / "c.npz", inputs=inputs, targets=words, class_names=["low", "mid"])
+    np.savez(tmp_path / "d.npz", features=inputs, label=words)
+    parted = {f"{part}_{name}": inputs for part in ("train", "test") for name in ("inputs", "targets")}
+    np.savez(tmp_path / "e.npz", **parted)
+    for name, message in (
+        ("c", "targets has 'high', which is none of class_names"),
+        ("d", "lacks inputs, targets: it has features, label; numpy.savez.*inputs=…, targets=….* names them"),
+        ("e", "num_test=4, but there are test_inputs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.open(tmp_path / f"{name}.npz", num_test=4)
