@@ -87,6 +87,7 @@ def read(config: Config) -> tuple[baal.Dataset, baal.Dataset]:
         opened = baal.data.open(config.npz)
     except ValueError as error:
         raise SystemExit(f"--npz: {error}") from None
+    assert opened.test is not None
     mean, std = opened.train.inputs.mean(axis=0), opened.train.inputs.std(axis=0) + 1e-6
     train, test = (part._replace(inputs=(part.inputs - mean) / std) for part in (opened.train, opened.test))
     return train, test

@@ -63,7 +63,7 @@ def mc_dropout(model: Model, trainer: Trainer | None = None, *, shared_masks: bo
         return random.split(key, num_samples)
 
     def apply(state: TrainState | Variables, draw: Key, inputs: PyTree) -> PyTree:
-        variables = getattr(state, "variables", state)
+        variables = state if isinstance(state, Variables) else state.variables
         require_stochastic(model, variables, jax.tree.map(lambda leaf: leaf[:1], inputs))
         if shared_masks:
             return model.apply(variables, inputs, draw)

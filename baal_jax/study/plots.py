@@ -24,7 +24,7 @@ _MARKERS = (
     ("D", "M0 -4.6L4.6 0L0 4.6L-4.6 0Z"),
     ("v", "M0 4.4L4.2 -3.2H-4.2Z"),
     ("P", "M-1.4 -4.2H1.4V-1.4H4.2V1.4H1.4V4.2H-1.4V1.4H-4.2V-1.4H-1.4Z"),
-    ("o", "M-3.6 0A3.6 3.6 0 1 0 3.6 0A3.6 3.6 0 1 0 -3.6 0Z"),
+    ("X", "M0 -2L2 -4L4 -2L2 0L4 2L2 4L0 2L-2 4L-4 2L-2 0L-4 -2L-2 -4Z"),
     ("p", "M0 -4.4L4.2 -1.4L2.6 3.6H-2.6L-4.2 -1.4Z"),
 )
 _LABELS = {"nll": "NLL (nats)", "ece": "expected calibration error", "brier": "Brier score", "miou": "mean IoU"}

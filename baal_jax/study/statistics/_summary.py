@@ -264,6 +264,8 @@ def _notes(summary: Summary) -> list[str]:
     if any(math.isinf(saved.baseline_median) for _, _, saved in others):
         missed = f"Half of the runs of {baseline} or more did not reach {number(summary.target)}"
         notes.append(f"{missed}: what share of its labels others need is not known.")
+    if others and all(row.labels <= summary.low for row in rows):
+        notes.append(f"All begin with {number(summary.target)} or better: shares of labels say nothing here.")
     if few := [one.comparison.least_p_value for _, one, _ in others if one.verdict.startswith("too few")]:
         least = np.fmax.reduce(few)
         why = "there is no pair of seeds" if math.isnan(least) else f"no p-value can be below {least:.2g}, uncorrected"
