@@ -227,7 +227,13 @@ def test_weights_of_a_training_loop_of_ones_own_are_read_as_they_are_kept(key):
     params, statistics, rest = (nnx.state(module, kind) for kind in (nnx.Param, nnx.BatchStat, nnx.Not(nnx.Param)))
     model = baal.from_nnx(networks.NnxConv)
     expected = model.deterministic(baal.from_nnx(module).init(key, None), INPUTS)
-    for variables in (Variables(params, statistics), Variables(params, rest), Variables(nnx.state(module), {})):
+    for variables in (
+        Variables(params, statistics),
+        Variables(params, rest),
+        Variables(nnx.state(module), {}),
+        Variables(nnx.to_pure_dict(params), statistics),
+        Variables(params, nnx.to_pure_dict(statistics)),
+    ):
         same(model.deterministic(variables, INPUTS), expected)
         started = baal.from_nnx(networks.NnxConv, variables=variables).init(key, INPUTS)
         same(started.collections["norm"], nnx.to_pure_dict(statistics)["norm"])

@@ -93,7 +93,9 @@ def from_nnx(
         if not states:
             return variables
         parts = nnx.split_state(nnx.merge_state(*states), nnx.Param, nnx.RngState, nnx.Intermediate, ...)
-        return Variables(nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[3]))
+        pure = [{} if isinstance(part, nnx.State) else part for part in variables[:2]]  # of two kinds both count
+        params, rest = ({**nnx.to_pure_dict(part), **own} for part, own in zip((parts[0], parts[3]), pure, strict=True))
+        return Variables(params, rest)
 
     static: list = []
     asked = train_kwargs, predict_kwargs

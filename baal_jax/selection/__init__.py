@@ -107,7 +107,8 @@ def select(
         key: a typed key, of what is random in the acquisition.
         acquisition: of :mod:`baal_jax.selection`.
         predictions: logits (or regression outputs) ``[S, N, …, C]`` of all examples, or
-            :class:`~baal_jax.Predictions`, with features ``[N, D]`` beside them or in their place.
+            :class:`~baal_jax.Predictions`, with features ``[N, D]`` beside them or in their place; None for what reads
+            none, such as :func:`random`, where ``available`` tells ``N``.
         available: ``bool[N]``, what can be picked; None for all.
         query_size: ``Q``, at most ``N``.
         labelled: ``bool[N]``, for acquisitions that read the labelled rows too.
