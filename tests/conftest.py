@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import signal
 import sys
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts tests in its background
 gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and little garbage
 jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")

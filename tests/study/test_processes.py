@@ -55,7 +55,9 @@ FAKE = {"programs": programs, "fingerprint": lambda *given: "a program"}
 
 
 def outcome(folder):
-    """All that must not depend on who computed it."""
+    """All that must not depend on who computed it, and when."""
+    for cell in folder.glob("cells/*.npz"):
+        os.utime(cell, (0, 0))  # the report says when
     report.write(folder)
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -264,7 +264,8 @@ jax.jit(lambda x: x**2 + 1).lower(1.0).compile()
 print(place, study.use_compilation_cache(sys.argv[1] + "-elsewhere") == place, "cache_hits" in seen)
 """
     try_it = [sys.executable, "-c", code, str(tmp_path / "programs")]
-    tried = [subprocess.run(try_it, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    own = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    tried = [subprocess.run(try_it, env=own, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     first, second = map(str.split, tried)
     assert first[0] == second[0]
     if first[0] == "None":  # programs of the disk are refused by this processor
