@@ -146,7 +146,7 @@ def test_every_seed_stops_for_itself_and_a_bar_shows_what_is_left(stopped):
     expected |= {"class_counts": np.bincount(TRAIN.targets).tolist(), "key": [0, 0], "class_names": None}
     assert found.description.items() >= expected.items()
     assert found.description["environment"]["jax"] == jax.__version__
-    assert "bald (compiling)" in shown
+    assert "bald (compiling, first seeds)" in shown
     assert "12 of 12 rounds: done" in shown  # no terminal: lines, not a bar
 
 

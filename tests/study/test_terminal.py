@@ -34,9 +34,9 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
     (tmp_path / "cells").mkdir()
     monkeypatch.setattr(sys, "stderr", shown := Terminal())
     with _run._bar(SimpleNamespace(path=tmp_path), [("random", range(2))], 3, True) as advance:
-        advance("random (compiling)")
+        advance("random (first seeds)")
         _run.results.path_of(tmp_path, "random", range(2)).touch()
     text = shown.getvalue()
-    assert "random (compiling)" in text
+    assert "random (first seeds)" in text
     assert "6/6" in text
     assert "rounds:" not in text
