@@ -274,7 +274,8 @@ def _compute(study: Any) -> Results:
                 try:
                     if cell.exists():
                         continue
-                    advance(strategy if total[strategy] else f"{strategy} ({'' if total else 'compiling, '}first seeds)")
+                    first = "first seeds" if total else "compiling, first seeds"
+                    advance(strategy if total[strategy] else f"{strategy} ({first})")
                     program, now = program_of(study.loops[strategy], place.description["chunk"]), np.asarray(seeds)
                     # Padded to one shape, whatever is left to do.
                     initial, infos = program.call(np.pad(now, (0, (program.size or len(now)) - len(now)), mode="edge"))
