@@ -107,14 +107,13 @@ def check(function, *arguments, **options):
 
 
 def check_loop(loop, data, test, target_inputs=None):
-    """A step, a run, and seeds at once, as accelerators have them in a study."""
+    """A run, which is steps, and seeds at once, as accelerators have them in a study."""
     state = loop.init(jax.random.key(0), data, num_initial=5)
 
     def run(state, data, test, target_inputs):
         options = {"state": state, "num_rounds": ROUNDS, "target_inputs": target_inputs}
         return baal.run(loop, None, data, test, **options)
 
-    check(loop.step, state, data, target_inputs)
     check(run, state, data, test, target_inputs)
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), state)
     check(jax.vmap(run, (0, None, None, None)), states, data, test, target_inputs, platforms=("cuda",))
