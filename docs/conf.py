@@ -16,8 +16,8 @@ from pathlib import Path
 
 # Inherited by the notebook kernels: the same numbers on every machine, and no two kernels that share an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The notebooks compile much and compute little.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# The notebooks compile much and compute little; threads of BLAS in two of them at once wait for each other.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # newer ones lack it

@@ -19,6 +19,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Tests compile thousands of small programs and run each once or twice: compiling is what they wait for. One step of
 # .ci/run sets this to 0 and runs a part of them as users do. The environment reaches processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of BLAS in two workers wait for each other
 
 import hypothesis
 import jax
