@@ -87,16 +87,6 @@ def from_nnx(
         static.append(jax.tree.map(lambda _: 0, kept))
         return nnx.to_pure_dict(streams)
 
-    def of_states(variables: Variables) -> Variables:
-        """Variables as dicts, of States as a trained module has them; its random streams are left out."""
-        states = [part for part in variables[:2] if isinstance(part, nnx.State)]
-        if not states:
-            return variables
-        parts = nnx.split_state(nnx.merge_state(*states), nnx.Param, nnx.RngState, nnx.Intermediate, ...)
-        pure = [{} if isinstance(part, nnx.State) else part for part in variables[:2]]  # of two kinds both count
-        params, rest = ({**nnx.to_pure_dict(part), **own} for part, own in zip((parts[0], parts[3]), pure, strict=True))
-        return Variables(params, rest)
-
     static: list = []
     asked = train_kwargs, predict_kwargs
     streams = pieces() if given else jax.eval_shape(pieces)
@@ -143,7 +133,7 @@ def from_nnx(
         return fresh
 
     def run(variables: Variables, inputs: PyTree, key: Key, mode: _flags.Mode, seen: list | None = None) -> tuple:
-        variables = of_states(variables)
+        variables = _of_states(variables)
         network, seen = build(variables, key), [] if seen is None else seen
         own_key = jax.random.fold_in(key, len(stream_leaves))
         spare = nnx.Rngs(jax.random.fold_in(own_key, 1))  # for layers that were made without a stream
@@ -165,8 +155,21 @@ def from_nnx(
     if not given and variables is None:
         return _common.model_of(init, run, outputs, _common.OWN_LAYERS)
     pure = variables if isinstance(variables, Variables) else Variables(variables, {})
-    pure = variables_of(module)[0] if given else of_states(pure)
+    pure = variables_of(module)[0] if given else _of_states(pure)
     return _common.model_of(_pretrained.starting_from(init, pure), run, outputs, _common.OWN_LAYERS)
+
+
+def _of_states(variables: Variables) -> Variables:
+    """Variables as dicts, of States as a trained module has them; its random streams are left out."""
+    from flax import nnx
+
+    states = [part for part in variables[:2] if isinstance(part, nnx.State)]
+    if not states:
+        return variables
+    parts = nnx.split_state(nnx.merge_state(*states), nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    pure = [{} if isinstance(part, nnx.State) else part for part in variables[:2]]  # of two kinds both count
+    params, rest = ({**nnx.to_pure_dict(part), **own} for part, own in zip((parts[0], parts[3]), pure, strict=True))
+    return Variables(params, rest)
 
 
 def _set(layer: Any, attributes: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from baal_jax import __main__ as command_line
-from baal_jax import study
+from baal_jax import data, study
 from baal_jax.study import results
 from tests.annotation.exports import NAMES
 from tests.cli.test_cli import QUICK, cached
@@ -20,8 +20,12 @@ __all__ = ["cached"]
 def test_the_page_on_your_data_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
-    Path("mine.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8")
+    scaled, mine = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    Path("mine.py").write_text(mine, encoding="utf-8")
     rng, lines = np.random.default_rng(0), ["bill,island,species"]
+    exec(scaled, {"np": np, "inputs": 9 + 5 * rng.normal(size=(30, 4)), "targets": np.array(NAMES)[np.arange(30) % 3]})
+    opened = data.open("embeddings.npz")
+    assert [opened.num_classes, round(float(opened.train.inputs.std()))] == [3, 1]
     for i in range(60):
         lines.append(f"{i % 3 + rng.normal():.3f},{'uvw'[rng.integers(3)]},{NAMES[i % 3]}")
     Path("penguins.csv").write_text("\n".join(lines), encoding="utf-8")

@@ -273,7 +273,7 @@ print(place, study.use_compilation_cache(sys.argv[1] + "-elsewhere") == place, "
     assert [first[1:], second[1:]] == [["True", "False"], ["True", "True"]]
     assert first[0].startswith(str(tmp_path / "programs" / "jaxlib-"))
     (Path(first[0]) / "verdict.txt").write_text("refused")
-    assert subprocess.run(try_it, capture_output=True, text=True, check=True).stdout.startswith("None")
+    assert subprocess.run(try_it, env=own, capture_output=True, text=True, check=True).stdout.startswith("None")
 
 
 def test_strategies_that_report_other_types_are_programs_of_their_own(tmp_path):
