@@ -85,6 +85,7 @@ def _loop(settings: SimpleNamespace, kind: str, class_names: list[str] | None) -
     model, by_name = _assemble.learners(
         settings, [settings.posterior], num_classes, pool.inputs.shape[1:], pool.inputs.dtype
     )
+    _assemble.require_draws(by_name, [settings.strategy])
     acquisition = _assemble.pick(settings.strategy, multi_label=settings.multi_label)[1]
     hidden = _assemble.of_any(features.last_hidden(model), [settings.posterior])
     sizes: dict[str, Any] = {"query_size": settings.query_size, "num_samples": settings.num_samples}

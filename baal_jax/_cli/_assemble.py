@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from baal_jax.training import trainer
 from baal_jax.typing import Acquisition, Dataset, Model, Posterior
 
 HEADS = ("logistic_regression", "logistic_regression_point")  # of rows of numbers, without a network
+_OF_DRAWS = ("bald", "epig", "mean_std", "variation_ratio", "variance")  # 0 wherever there is one draw
 
 
 class Pool(NamedTuple):
@@ -176,6 +177,14 @@ def learners(
     if not found:
         raise ValueError("posteriors is empty: name at least one")
     return model, found
+
+
+def require_draws(by_name: Mapping[str, Posterior], strategies: Sequence[str]) -> None:
+    """Refuses strategies that ask whether draws disagree, of a posterior that has one: all their scores are equal."""
+    for name, posterior in by_name.items():
+        if posterior.num_draws == 1 and (blind := [one for one in strategies if one.endswith(_OF_DRAWS)]):
+            cure = f"take margin, or another posterior, such as {HEADS[0]}"
+            raise ValueError(f"{blind[0]!r} asks whether draws disagree, but {name} has one draw alone: {cure}")
 
 
 class _Standardised(NamedTuple):

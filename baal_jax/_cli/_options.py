@@ -22,8 +22,8 @@ class Study:
     Attributes:
         folder: Where the study is or will be.
         data: digits (comes with scikit-learn); cifar10; tfds:NAME; hf:NAME of the cache or hf:FOLDER; an .npz file with
-            train_inputs, train_targets, test_inputs and test_targets; a table (.csv, .tsv, .jsonl; of numbers .txt);
-            or a folder with a folder of images for each class. What was read is printed.
+            inputs and targets, or train_inputs, train_targets, test_inputs and test_targets; a table (.csv, .tsv,
+            .jsonl; of numbers .txt); or a folder with a folder of images for each class. What was read is printed.
         target: The column of a table that is to be predicted.
         task: What to do, where the kind of the target does not say: words and up to 20 whole numbers are classes.
         encode: Columns of sentences as numbers: tfidf, sentence:MODEL, or file.py:function of a list of texts.

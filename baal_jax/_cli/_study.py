@@ -36,6 +36,7 @@ def run(wanted: Study) -> None:
     model, by_name = _assemble.learners(
         wanted, wanted.posteriors, problem.num_classes, input_shape, problem.train.inputs.dtype
     )
+    _assemble.require_draws(by_name, wanted.strategies)
     several = by_name if len(by_name) > 1 else next(iter(by_name.values()))
     asked = {name: getattr(wanted, name) for name in ("query_size", "num_samples", "max_sample")}
     asked["features"] = _assemble.of_any(getattr(features, wanted.features)(model), wanted.posteriors)

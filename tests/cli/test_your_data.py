@@ -70,3 +70,13 @@ def test_a_head_without_a_network_reads_its_inputs(tmp_path, monkeypatch, capsys
     assert "| badge |" in capsys.readouterr().out
     assert command_line.main([*command, "--model", "cnn"]) == 2
     assert "posteriors='logistic_regression' is for classes and rows of numbers" in capsys.readouterr().err
+    # One draw cannot disagree: all scores would be equal, and the first rows of the file the query.
+    blind = ["--strategies", "random", "power_bald", "--posteriors", "logistic_regression_point"]
+    assert command_line.main([*command, *wanted[:2], *blind]) == 2
+    assert "'power_bald' asks whether draws disagree, but logistic_regression_point has one" in capsys.readouterr().err
+    start = ["propose", str(tmp_path / "p"), "--data", "pool.npz", "--classes", "a", "b", *blind[3:]]
+    np.savez(tmp_path / "pool.npz", inputs=train.inputs, references=[str(i) for i in range(len(train.inputs))])
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main([part.replace("--posteriors", "--posterior") for part in start]) == 2
+    assert "'power_bald' asks whether draws disagree" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
